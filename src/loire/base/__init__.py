@@ -1,0 +1,4 @@
+"""Values that every layer shares: errors, sampling parameters, configuration, step plans.
+
+Standard library only.
+"""

@@ -1,0 +1,187 @@
+"""Configuration: what the user asked for, what is known, and the one function that settles it.
+
+EngineOptions is the request, ModelFacts and MachineFacts are the circumstances, EngineConfig is
+the frozen answer. Nothing changes a setting after resolve().
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loire.base.errors import CapacityError, ConfigError
+
+DType = Literal["bfloat16", "float16", "float32"]
+Policy = Literal["sequential", "static", "orca", "paged"]
+Reserve = Literal["max-tokens", "window"]
+
+DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+BLOCK_SIZES = (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Settings as the user gives them; None means: find out.
+
+    Attributes:
+        dtype: of weights and KV; "auto" is bfloat16, or float32 where bfloat16 is unknown.
+        device: a torch device such as "cpu" or "cuda:0"; "auto" takes the best one present.
+        max_model_len: window of a request, prompt and output together, in tokens.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: token budget of a step.
+        block_size: tokens per KV block.
+        enable_prefix_caching: reuse KV blocks of equal prefixes; on by default under `paged`.
+        kv_cache_memory_bytes: size of the KV pool; by default a share of the free memory.
+        policy: preset of batching policy and KV allocator.
+        reserve: what the reserved allocator sets aside per request.
+        kernels: "auto" or the name of a backend in loire.kernels.
+        num_threads: of the CPU kernels; by default the cores this process may use.
+        pipeline_depth: 2 schedules a step while the one before it computes; 1 does not.
+        seed: from which the seeds of unseeded requests are drawn; random by default.
+    """
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    enable_prefix_caching: bool | None = None
+    kv_cache_memory_bytes: int | None = None
+    policy: Policy = "paged"
+    reserve: Reserve = "max-tokens"
+    kernels: str = "auto"
+    num_threads: int | None = None
+    pipeline_depth: Literal[1, 2] = 1
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What resolve() must know about the model."""
+
+    name: str
+    max_positions: int
+    """Longest window the model is meant for, in tokens."""
+    kv_elements_per_token: int
+    """KV elements per token: 2 * layers * KV heads * head_dim."""
+    weight_bytes: int
+    """Bytes of weights as held in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """What resolve() must know about the machine, after the weights are loaded."""
+
+    device: str
+    available_memory_bytes: int
+    """Memory that could be taken now without pushing anything out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settled configuration of an engine. Sizes in tokens, blocks or bytes, as named."""
+
+    model: str
+    dtype: DType
+    device: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    kv_bytes_per_token: int
+    enable_prefix_caching: bool
+    policy: Policy
+    reserve: Reserve
+    pipeline_depth: int
+    seed: int | None
+
+    @property
+    def kv_pool_tokens(self) -> int:
+        """Tokens that the KV pool holds."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def kv_pool_bytes(self) -> int:
+        """Bytes of the KV pool."""
+        return self.kv_pool_tokens * self.kv_bytes_per_token
+
+
+KV_MEMORY_SHARE = 0.5
+"""Share of the available memory that the KV pool takes at most when no size is given."""
+
+
+def resolve(
+    options: EngineOptions, dtype: DType, model: ModelFacts, machine: MachineFacts
+) -> EngineConfig:
+    """Settle the configuration: pure, and the only place that decides.
+
+    The KV pool takes ``kv_cache_memory_bytes`` if given, else KV_MEMORY_SHARE of the available
+    memory, but never more than max_num_seqs full windows need.
+
+    Raises ConfigError for values that cannot work and CapacityError if one request of
+    max_model_len does not fit into the pool alone.
+    """
+    _check_options(options)
+    max_model_len = options.max_model_len or model.max_positions
+    if max_model_len > model.max_positions:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}, but {model.name} is made for at most "
+            f"{model.max_positions} positions; ask for no more than that"
+        )
+    kv_bytes_per_token = model.kv_elements_per_token * DTYPE_BYTES[dtype]
+    block_bytes = kv_bytes_per_token * options.block_size
+    blocks_per_window = -(-max_model_len // options.block_size)
+    if options.kv_cache_memory_bytes is not None:
+        num_blocks = options.kv_cache_memory_bytes // block_bytes
+    else:
+        affordable = int(machine.available_memory_bytes * KV_MEMORY_SHARE) // block_bytes
+        num_blocks = min(affordable, blocks_per_window * options.max_num_seqs)
+        if options.max_model_len is None and 0 < num_blocks < blocks_per_window:
+            # Nobody asked for the full window: serve the longest one that fits.
+            max_model_len = num_blocks * options.block_size
+            blocks_per_window = num_blocks
+    if num_blocks < blocks_per_window:
+        raise CapacityError(
+            f"one request of max_model_len = {max_model_len} tokens needs "
+            f"{blocks_per_window} KV blocks of {options.block_size} tokens "
+            f"({_mib(blocks_per_window * block_bytes)}), but the pool has {num_blocks} "
+            f"({_mib(num_blocks * block_bytes)}); raise kv_cache_memory_bytes or lower "
+            f"max_model_len to at most {num_blocks * options.block_size}"
+        )
+    caching = options.enable_prefix_caching
+    return EngineConfig(
+        model=model.name,
+        dtype=dtype,
+        device=machine.device,
+        max_model_len=max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        block_size=options.block_size,
+        num_blocks=num_blocks,
+        kv_bytes_per_token=kv_bytes_per_token,
+        enable_prefix_caching=options.policy == "paged" if caching is None else caching,
+        policy=options.policy,
+        reserve=options.reserve,
+        pipeline_depth=options.pipeline_depth,
+        seed=options.seed,
+    )
+
+
+def _check_options(options: EngineOptions) -> None:
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, but is {value}")
+    if options.block_size not in BLOCK_SIZES:
+        raise ConfigError(f"block_size must be one of {BLOCK_SIZES}, but is {options.block_size}")
+    if options.pipeline_depth not in (1, 2):
+        raise ConfigError(f"pipeline_depth must be 1 or 2, but is {options.pipeline_depth}")
+    if options.enable_prefix_caching and options.policy != "paged":
+        raise ConfigError(
+            f"prefix caching needs blocks that can be shared: it works with policy 'paged', "
+            f"not with {options.policy!r}, which reserves memory per request"
+        )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

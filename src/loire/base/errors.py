@@ -1,0 +1,62 @@
+"""The exceptions that Loire raises on purpose.
+
+    LoireError
+    ├── ConfigError                    a setting that cannot work (also a ValueError)
+    │   └── CapacityError              ... because the memory is too small
+    ├── ModelError                     a model that cannot be loaded
+    │   ├── UnsupportedModelError      ... because Loire has no code for it
+    │   ├── CheckpointError            ... because a file is damaged, truncated or lies
+    │   └── ModelNotFoundError         ... because nothing of that name is here or can be fetched
+    ├── RequestError                   a request that cannot be accepted (also a ValueError)
+    │   └── PromptTooLongError         ... because it does not fit
+    └── EngineError                    the engine cannot go on (stopped, or its step failed)
+
+Every message says what was wrong, with the numbers, and what to do about it.
+"""
+
+
+class LoireError(Exception):
+    """Base of all exceptions that Loire raises on purpose."""
+
+
+class ConfigError(LoireError, ValueError):
+    """A setting that cannot work."""
+
+
+class CapacityError(ConfigError):
+    """The memory is too small for what was asked."""
+
+
+class ModelError(LoireError):
+    """A model that cannot be loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """An architecture, or a feature of one, that Loire has no code for."""
+
+
+class CheckpointError(ModelError):
+    """A model file that is damaged, truncated, incomplete or inconsistent."""
+
+
+class ModelNotFoundError(ModelError):
+    """No model of that name is on this machine or can be fetched."""
+
+
+class RequestError(LoireError, ValueError):
+    """A request that cannot be accepted.
+
+    ``param`` names the offending field, where there is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLongError(RequestError):
+    """A prompt (with the output it asks for) that exceeds the model's window."""
+
+
+class EngineError(LoireError):
+    """The engine cannot go on: it was closed, or a step failed as a whole."""

@@ -1,0 +1,44 @@
+"""What crosses between the engine and its client: plain values, fit for a socket.
+
+The client keeps the ledger (prompt, parameters, tokens received), detokenizes and matches stop
+strings; the engine sees token ids alone.
+"""
+
+from dataclasses import dataclass
+
+from loire.base.outputs import FinishReason
+from loire.base.sampling import SamplingParams
+from loire.base.step import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request on its way to the engine: token ids and resolved parameters."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: tuple[int, ...] = ()
+    """All token ids that end it: the model's own (unless ignore_eos) and the request's."""
+    cache_salt: str = ""
+    adapter: str = ""
+    output_token_ids: tuple[tuple[int, ...], ...] = ()
+    """Per choice, tokens generated earlier, when a request is resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
+    """News of one sequence, on its way from the engine to its client."""
+
+    request_id: str
+    choice: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    first_scheduled_s: float | None = None
+    """Monotonic time of the step that first computed the request."""

@@ -1,0 +1,68 @@
+"""A model on disk, whatever its file format: description, tensors, tokenizer, chat template.
+
+Tensor names are those of Hugging Face's Llama, for every format and family:
+
+    model.embed_tokens.weight
+    model.layers.N.input_layernorm.weight
+    model.layers.N.self_attn.{q,k,v,o}_proj.{weight,bias}   or  self_attn.qkv_proj.weight
+    model.layers.N.self_attn.{q,k}_norm.weight
+    model.layers.N.post_attention_layernorm.weight
+    model.layers.N.{pre,post}_feedforward_layernorm.weight  (sandwich norms)
+    model.layers.N.mlp.{gate,up,down}_proj.{weight,bias}    or  mlp.gate_up_proj.weight
+    model.norm.weight
+    lm_head.weight
+
+With sandwich norms, post_attention_layernorm follows attention, as in Gemma; otherwise it precedes
+the MLP, as in Llama.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.formats import WeightFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Where one tensor lies. The range has been checked against the size of its file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as in torch: [out_features, in_features] for a linear weight."""
+    format: WeightFormat
+    path: Path
+    offset: int
+    """Bytes from the start of the file."""
+    num_bytes: int
+    interleaved_heads: int = 0
+    """If not 0: the rows are that many heads whose rotary pairs stand side by side (GGUF files of
+    the Llama family); the loader puts them back into halves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSource:
+    """Where the tokenizer comes from: a tokenizer.json, or a GGUF file's metadata."""
+
+    tokenizer_json: Path | None = None
+    tokenizer_config: Mapping[str, object] = field(default_factory=dict)
+    """Parsed tokenizer_config.json (special tokens, add_bos_token, ...), or empty."""
+    gguf_metadata: Mapping[str, object] | None = None
+    """All keys of a GGUF file; arrays as lists or numpy arrays, strings as str."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model on disk. open_checkpoint() makes one; nothing of the weights is read before use."""
+
+    path: Path
+    description: ModelDescription
+    tensors: Mapping[str, TensorInfo]
+    tokenizer: TokenizerSource
+    chat_template: str | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors as they lie on disk."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())

@@ -1,0 +1,168 @@
+"""The operations of a forward pass that cost time, as one protocol.
+
+Letters in shapes:
+    T  tokens in the step (flat, rows one after another, no padding)
+    R  rows in the step (one per sequence)
+    M  most blocks in a row's block table
+    E  hidden size        I  intermediate size       V  vocabulary size
+    H  query heads        K  key/value heads         D  head dimension
+    N  blocks in the KV pool                         S  tokens per block
+
+plan_attention() is called once per step, attend() once per layer with its plan (as FlashInfer
+does), so that whatever the layers share is worked out once.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loire.checkpoint.description import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """The rows of a step, flattened. Row r owns tokens query_starts[r] up to query_starts[r + 1].
+
+    The token at index i of row r stands at position context_lens[r] - query_lens[r] + i and sees
+    all keys up to itself; the keys of this step's own tokens are in the cache before attend().
+    """
+
+    positions: Tensor
+    """int64 [T]: position of each token in its sequence."""
+    slots: Tensor
+    """int64 [T]: where its key and value go: block * S + offset."""
+    block_tables: Tensor
+    """int32 [R, M]: block ids; entries past a row's context are 0 and must not be read."""
+    query_starts: Tensor
+    """int32 [R + 1]."""
+    context_lens: Tensor
+    """int32 [R]: keys that the row's last token sees, itself included."""
+    host_query_lens: tuple[int, ...]
+    """Tokens per row, on the host."""
+    host_context_lens: tuple[int, ...]
+    """context_lens, on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """KV of one layer, in blocks. Memory that no sequence wrote holds anything, NaN included."""
+
+    keys: Tensor
+    """[N, K, S, D] in the model's dtype, rotated."""
+    values: Tensor
+    """[N, K, S, D] in the model's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTable:
+    """cos and sin by position, float32 [max_model_len, rotary_dim / 2], attention factor included.
+
+    Dimension i is paired with i + rotary_dim / 2 (the layout of Hugging Face checkpoints).
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm over each head of queries and keys, before the rotation (Qwen3, Gemma 3)."""
+
+    query_weight: Tensor
+    """float32 [D], offset included."""
+    key_weight: Tensor
+    """float32 [D], offset included."""
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What a layer's attention is, apart from the batch."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    """A token sees this many latest positions, itself included; None is all."""
+    softcap: float | None = None
+
+
+class Linear(Protocol):
+    """A weight, prepared once at load for the way this backend multiplies."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in_features] to [T, out_features], in x's dtype, accumulated in float32."""
+        ...
+
+
+class AttentionPlan(Protocol):
+    """Whatever a backend works out once per step for all layers."""
+
+
+class Backend(Protocol):
+    """One way of computing the operations. All return new tensors unless they say otherwise."""
+
+    name: str
+    batch_invariant_dtypes: frozenset[torch.dtype]
+    """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Prepare weight [out, in] (and bias [out]); the caller drops its own reference."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, E] normalised in float32, times weight (float32 [E]), in x's dtype.
+
+        Zhang & Sennrich 2019, "Root mean square layer normalization".
+        """
+        ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual). May overwrite both arguments."""
+        ...
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[T, 2 * I] to [T, I]: activation(first half) * second half (Shazeer 2020, GLU)."""
+        ...
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        norms: HeadNorms | None,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Split qkv [T, (H + 2 * K) * D]; norm and rotate queries and keys; store keys, values.
+
+        Returns the queries [T, H, D]. Writes cache at batch.slots. May overwrite qkv.
+        """
+        ...
+
+    def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+        """Once per step: what attend() needs of the batch in every layer."""
+        ...
+
+    def attend(
+        self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
+    ) -> Tensor:
+        """Causal attention of queries [T, H, D] over the paged cache; [T, H * D].
+
+        Softmax in float32. A row reads nothing but its own context: no stale value, be it NaN,
+        can reach it.
+        """
+        ...

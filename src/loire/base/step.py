@@ -4,7 +4,7 @@ A step is one forward pass over a flat batch of tokens. Scheduling makes the pla
 how it is computed; execution computes it without knowing why. Both values are immutable.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loire.base.sampling import SamplingParams
 
@@ -90,7 +90,8 @@ class RowResult:
     """The sampled token, if the row samples and no error came up."""
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """For the prompt positions start + 1, start + 2, ... that this row's logits predict."""
+    """For the prompt positions start + 1, start + 2, ... that this row's logits predict (choice 0
+    of a request that asks for them)."""
     pooled: tuple[float, ...] | None = None
     error: str | None = None
     """Why this sequence cannot go on, such as logits that are not finite."""
@@ -108,8 +109,13 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class SlotRecord:
-    """One sequence in one step, for pictures and statistics."""
+    """One sequence in one step, for pictures and statistics.
 
+    No tokens at all: the sequence has ended, but its batch still holds the slot.
+    """
+
+    slot: int
+    """The row it occupies in the batch; given to others after it has left."""
     seq_id: int
     request_id: str
     num_prefill_tokens: int
@@ -126,6 +132,7 @@ class StepRecord:
     """Monotonic time at which the step was committed, in seconds."""
     compute_s: float
     slots: tuple[SlotRecord, ...]
+    num_running: int
     num_waiting: int
     blocks_free: int
     blocks_cached: int
@@ -133,5 +140,4 @@ class StepRecord:
     num_preemptions: int = 0
     """Preemptions that made room for this step."""
     num_prefix_hit_tokens: int = 0
-    """Prompt tokens of newly admitted sequences that were found in the cache."""
-    extra: dict[str, float] = field(default_factory=dict)
+    """Prompt tokens of newly admitted requests that were found in the cache."""

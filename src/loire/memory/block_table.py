@@ -1,0 +1,24 @@
+"""What one sequence holds of the KV memory."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class BlockTable:
+    """Blocks of one sequence, in order of position. Allocators write it, others read it.
+
+    Attributes:
+        root: start of the sequence's hash chain: its salt and adapter.
+        reads_cache: whether cached blocks may stand in for computing the prompt.
+        blocks: ids of the blocks held.
+        chain: hashes of the full blocks of the known tokens, as far as they were needed.
+        num_published: leading blocks that were offered to the prefix cache.
+        num_promised: blocks that the known tokens will need in the end; admission counts them.
+    """
+
+    root: bytes = b""
+    reads_cache: bool = True
+    blocks: list[int] = field(default_factory=list)
+    chain: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    num_promised: int = 0

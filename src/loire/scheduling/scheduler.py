@@ -1,0 +1,449 @@
+"""The scheduler: each step it decides who computes how many tokens, and takes results back.
+
+Rules, in this order:
+1. Every running sequence gets one token of the budget; if the budget is smaller than their
+   number, they take turns, the least recently served first. What is left goes to those with more
+   to compute (prefill), in order of arrival.
+2. Memory goes to the earliest arrival first. Where it runs out, the latest arrival is preempted:
+   it gives everything back, keeps its tokens, and is recomputed later. The oldest never is.
+3. What is left of the budget admits waiting sequences in order of arrival, as far as the batching
+   policy and the memory allow. One that waits for a prefix another is computing lets others pass.
+"""
+
+import time
+from bisect import insort
+from collections import deque
+from heapq import heappop, heappush
+from itertools import count
+
+from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.outputs import FinishReason
+from loire.base.step import (
+    PENDING_TOKEN,
+    RowResult,
+    SlotRecord,
+    StepPlan,
+    StepRecord,
+    StepResult,
+    StepRow,
+    TokenLogprobs,
+)
+from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
+from loire.scheduling.batching import BatchingPolicy
+from loire.scheduling.sequence import Request, Sequence, Status
+
+
+class Scheduler:
+    """Owns all requests from arrival to end. Not thread-safe: one loop drives it.
+
+    schedule() and commit() alternate; with a pipeline, schedule() may run ahead by a step.
+    """
+
+    def __init__(
+        self,
+        allocator: KVAllocator,
+        policy: BatchingPolicy,
+        *,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        self.allocator = allocator
+        self.policy = policy
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.held: list[Sequence] = []
+        """Ended sequences that the policy keeps in the batch."""
+        self.num_preemptions = 0
+        self._requests: dict[str, Request] = {}
+        self._sequences: dict[int, Sequence] = {}
+        self._in_flight: deque[StepPlan] = deque()
+        self._retired: list[int] = []
+        self._slots: list[int] = []
+        self._num_slots = 0
+        self._step_ids = count()
+        self._seq_ids = count()
+        self._arrivals = count()
+        self._copies: list[BlockCopy] = []
+        self._num_hit_tokens = 0
+        self._preemptions_recorded = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request has not ended."""
+        return bool(self._requests)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    def add(self, message: EngineRequest) -> None:
+        """Take in a request: its first sequence waits; siblings follow after the prefill.
+
+        A resumed request brings its own outputs: then all sequences wait from the start.
+        """
+        if message.request_id in self._requests:
+            raise ValueError(f"request id {message.request_id!r} is in use")
+        request = Request(message, next(self._arrivals))
+        self._requests[message.request_id] = request
+        num_now = message.params.n if message.output_token_ids else 1
+        request.num_unborn = message.params.n - num_now
+        for choice in range(num_now):
+            self._enqueue(request.new_sequence(next(self._seq_ids), choice, self.max_model_len))
+
+    def abort(self, request_id: str) -> bool:
+        """End a request without further news of it; False if it is not here (any more)."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        self._end_request(request)
+        return True
+
+    def abort_choice(self, request_id: str, choice: int) -> bool:
+        """End one completion of a request, such as one whose text met a stop string."""
+        request = self._requests.get(request_id)
+        for sequence in request.sequences if request else ():
+            if sequence.choice == choice and sequence.status is not Status.ENDED:
+                self._end(sequence)
+                return True
+        return False
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step; None if there is nothing to compute now."""
+        self._release_held()
+        self._copies.clear()
+        preempted_before = self.num_preemptions
+        grants = self._grant_running()
+        rows = self._secure_memory(grants)
+        budget = self.max_num_batched_tokens - sum(n for _, n in rows)
+        if self.num_preemptions == preempted_before:
+            rows += self._admit(budget)
+        if not rows:
+            return None
+        return self._make_plan(rows)
+
+    def commit(self, result: StepResult) -> tuple[list[SequenceUpdate], StepRecord]:
+        """Take the results of the oldest step in flight: news for the clients, and its record.
+
+        Results of sequences that have ended, or were preempted since, are dropped.
+        """
+        plan = self._in_flight.popleft()
+        assert plan.step_id == result.step_id, "results must come back in order"
+        updates: list[SequenceUpdate] = []
+        slots: list[SlotRecord] = []
+        for row, row_result in zip(plan.rows, result.rows, strict=True):
+            sequence = self._sequences.get(row.seq_id)
+            if sequence is None or sequence.epoch != row.epoch:
+                continue
+            slot = sequence.slot
+            num_known = len(sequence.tokens)
+            updates += self._commit_row(sequence, row, row_result)
+            num_decode = int(
+                row.samples
+                and row.start + len(row.token_ids) >= num_known
+                and num_known > sequence.num_prompt
+            )
+            slots.append(
+                SlotRecord(
+                    slot=slot,
+                    seq_id=row.seq_id,
+                    request_id=sequence.request.message.request_id,
+                    num_prefill_tokens=len(row.token_ids) - num_decode,
+                    num_decode_tokens=num_decode,
+                    ended=sequence.status is Status.ENDED,
+                )
+            )
+        slots += self._idle_slots(slots)
+        return updates, self._record(result, tuple(slots))
+
+    # --- planning a step ------------------------------------------------------------------
+
+    def _grant_running(self) -> dict[Sequence, int]:
+        ready = [sequence for sequence in self.running if sequence.num_to_compute > 0]
+        budget = self.max_num_batched_tokens
+        if len(ready) > budget:
+            ready = sorted(ready, key=lambda s: (s.last_served, s.order))[:budget]
+        grants = dict.fromkeys(ready, 1)
+        left = budget - len(ready)
+        for sequence in sorted(ready, key=lambda s: s.order) if left else ():
+            more = min(sequence.num_to_compute - 1, left)
+            grants[sequence] += more
+            left -= more
+        return grants
+
+    def _secure_memory(self, grants: dict[Sequence, int]) -> list[tuple[Sequence, int]]:
+        rows = []
+        for sequence in sorted(grants, key=lambda s: s.order):
+            if sequence.status is not Status.RUNNING:
+                continue  # preempted for an earlier one
+            num_tokens = grants[sequence]
+            while (copies := self._extend(sequence, num_tokens)) is None:
+                victim = max(self.running, key=lambda s: s.order)
+                assert victim is not sequence or len(self.running) > 1, "the oldest must fit alone"
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            if copies is not None:
+                self._copies += copies
+                rows.append((sequence, num_tokens))
+        return rows
+
+    def _admit(self, budget: int) -> list[tuple[Sequence, int]]:
+        rows: list[tuple[Sequence, int]] = []
+        free_slots = self.policy.free_slots(len(self.running), len(self.held))
+        index = 0
+        while budget > 0 and free_slots > 0 and index < len(self.waiting):
+            sequence = self.waiting[index]
+            admission = self._try_admission(sequence)
+            if admission is Refusal.PREFIX_PENDING:
+                index += 1
+                continue
+            if admission is Refusal.NO_MEMORY:
+                break
+            assert isinstance(admission, Admission)
+            del self.waiting[index]
+            self._enter(sequence, admission)
+            num_tokens = min(sequence.num_to_compute, budget)
+            copies = self._extend(sequence, num_tokens)
+            assert copies is not None, "admission promised memory that is not there"
+            self._copies += copies
+            rows.append((sequence, num_tokens))
+            budget -= num_tokens
+            free_slots -= 1
+        return rows
+
+    def _try_admission(self, sequence: Sequence) -> Admission | Refusal:
+        # A quarter of the running sequences cross into a new block within the next
+        # block_size / 4 steps; leaving them that much avoids admitting what is preempted at once.
+        headroom = len(self.running) // 4
+        parent = sequence.parent
+        if parent is not None and parent.status is Status.RUNNING and sequence.epoch == 0:
+            return self.allocator.fork(
+                parent.table,
+                sequence.table,
+                sequence.num_prompt - 1,
+                sequence.tokens,
+                sequence.max_tokens,
+                headroom,
+            )
+        return self.allocator.admit(sequence.table, sequence.tokens, sequence.max_tokens, headroom)
+
+    def _enter(self, sequence: Sequence, admission: Admission) -> None:
+        sequence.status = Status.RUNNING
+        sequence.num_computed = admission.num_cached_tokens
+        sequence.slot = self._take_slot()
+        insort(self.running, sequence, key=lambda s: s.order)
+        request = sequence.request
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = admission.num_cached_tokens
+            request.first_scheduled_s = time.monotonic()
+            self._num_hit_tokens += admission.num_cached_tokens
+
+    def _extend(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:
+        return self.allocator.extend(sequence.table, sequence.start, sequence.start + num_tokens)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._leave(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_computed = sequence.num_in_flight = sequence.num_pending = 0
+        sequence.epoch += 1
+        self.num_preemptions += 1
+        self._enqueue(sequence)
+
+    def _make_plan(self, rows: list[tuple[Sequence, int]]) -> StepPlan:
+        step_id = next(self._step_ids)
+        step_rows, new = [], []
+        for sequence, num_tokens in rows:
+            start, end = sequence.start, sequence.start + num_tokens
+            token_ids = sequence.tokens[start:end]
+            token_ids += [PENDING_TOKEN] * (num_tokens - len(token_ids))
+            samples = end == len(sequence.tokens) + sequence.num_pending
+            if not sequence.announced:
+                new.append(sequence.sampling_state())
+                sequence.announced = True
+            step_rows.append(
+                StepRow(
+                    seq_id=sequence.seq_id,
+                    token_ids=tuple(token_ids),
+                    start=start,
+                    block_table=tuple(sequence.table.blocks),
+                    samples=samples,
+                    epoch=sequence.epoch,
+                )
+            )
+            sequence.num_in_flight += num_tokens
+            sequence.num_pending += samples
+            sequence.last_served = step_id
+        plan = StepPlan(
+            step_id=step_id,
+            rows=tuple(step_rows),
+            new_sequences=tuple(new),
+            ended=tuple(self._retired),
+            block_copies=tuple(self._copies),
+        )
+        self._retired.clear()
+        self._in_flight.append(plan)
+        return plan
+
+    # --- taking results back ----------------------------------------------------------------
+
+    def _commit_row(
+        self, sequence: Sequence, row: StepRow, result: RowResult
+    ) -> list[SequenceUpdate]:
+        request = sequence.request
+        sequence.num_in_flight -= len(row.token_ids)
+        sequence.num_computed += len(row.token_ids)
+        if result.error is not None:
+            return self._fail_request(request, result.error)
+        self.allocator.publish(sequence.table, sequence.tokens, sequence.num_computed)
+        prompt_logprobs = self._new_prompt_logprobs(sequence, row, result)
+        finish: FinishReason | None = None
+        stop_reason: int | None = None
+        token_ids: tuple[int, ...] = ()
+        if row.samples:
+            assert result.token_id is not None, "a row that samples gives a token or an error"
+            sequence.num_pending -= 1
+            sequence.tokens.append(result.token_id)
+            token_ids = (result.token_id,)
+            finish, stop_reason = self._finish(sequence)
+            if request.num_unborn:
+                self._bear_siblings(request, sequence)
+        update = SequenceUpdate(
+            request_id=request.message.request_id,
+            choice=sequence.choice,
+            token_ids=token_ids,
+            logprobs=(result.logprobs,) if result.logprobs is not None else (),
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=finish,
+            stop_reason=stop_reason,
+            num_cached_tokens=request.num_cached_tokens or 0,
+            first_scheduled_s=request.first_scheduled_s,
+        )
+        if finish is not None:
+            self._end(sequence)
+        return [update] if token_ids or prompt_logprobs else []
+
+    def _new_prompt_logprobs(
+        self, sequence: Sequence, row: StepRow, result: RowResult
+    ) -> tuple[TokenLogprobs, ...]:
+        """Those not delivered yet: after a preemption the prompt is computed once more."""
+        delivered = sequence.num_prompt_logprobs
+        new = result.prompt_logprobs[max(delivered - row.start, 0) :]
+        sequence.num_prompt_logprobs += len(new)
+        return new
+
+    def _finish(self, sequence: Sequence) -> tuple[FinishReason | None, int | None]:
+        message = sequence.request.message
+        token = sequence.tokens[-1]
+        if token in message.stop_token_ids and sequence.num_output > message.params.min_tokens:
+            return "stop", token if token in message.params.stop_token_ids else None
+        if len(sequence.tokens) >= sequence.max_tokens:
+            return "length", None
+        return None, None
+
+    def _bear_siblings(self, request: Request, parent: Sequence) -> None:
+        for choice in range(1, request.num_unborn + 1):
+            seq_id = next(self._seq_ids)
+            self._enqueue(request.new_sequence(seq_id, choice, self.max_model_len, parent))
+        request.num_unborn = 0
+
+    def _fail_request(self, request: Request, error: str) -> list[SequenceUpdate]:
+        alive = [s.choice for s in request.sequences if s.status is not Status.ENDED]
+        unborn = range(len(request.sequences), len(request.sequences) + request.num_unborn)
+        self._end_request(request)
+        return [
+            SequenceUpdate(
+                request_id=request.message.request_id,
+                choice=choice,
+                finish_reason="error",
+                error=error,
+                num_cached_tokens=request.num_cached_tokens or 0,
+            )
+            for choice in [*alive, *unborn]
+        ]
+
+    # --- life and end of sequences ------------------------------------------------------------
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        self._sequences[sequence.seq_id] = sequence
+        insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def _end_request(self, request: Request) -> None:
+        request.num_unborn = 0
+        for sequence in request.sequences:
+            if sequence.status is not Status.ENDED:
+                self._end(sequence)
+        self._requests.pop(request.message.request_id, None)
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            if self.policy.holds_finished:
+                self.held.append(sequence)
+            else:
+                self._leave(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.status = Status.ENDED
+        del self._sequences[sequence.seq_id]
+        if sequence.request.ended:
+            self._requests.pop(sequence.request.message.request_id, None)
+
+    def _release_held(self) -> None:
+        if self.held and not self.running:
+            for sequence in self.held:
+                self._leave(sequence)
+            self.held.clear()
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.allocator.release(sequence.table)
+        heappush(self._slots, sequence.slot)
+        sequence.slot = -1
+        if sequence.announced:
+            self._retired.append(sequence.seq_id)
+            sequence.announced = False
+
+    def _take_slot(self) -> int:
+        if self._slots:
+            return heappop(self._slots)
+        self._num_slots += 1
+        return self._num_slots - 1
+
+    # --- the record of a step -------------------------------------------------------------------
+
+    def _idle_slots(self, active: list[SlotRecord]) -> list[SlotRecord]:
+        served = {record.seq_id for record in active}
+        return [
+            SlotRecord(
+                slot=sequence.slot,
+                seq_id=sequence.seq_id,
+                request_id=sequence.request.message.request_id,
+                num_prefill_tokens=0,
+                num_decode_tokens=0,
+                ended=False,
+            )
+            for sequence in self.held
+            if sequence.seq_id not in served
+        ]
+
+    def _record(self, result: StepResult, slots: tuple[SlotRecord, ...]) -> StepRecord:
+        counts = self.allocator.counts
+        record = StepRecord(
+            step_id=result.step_id,
+            time_s=time.monotonic(),
+            compute_s=result.compute_s,
+            slots=slots,
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            blocks_free=counts.free,
+            blocks_cached=counts.cached,
+            blocks_in_use=counts.in_use,
+            num_preemptions=self.num_preemptions - self._preemptions_recorded,
+            num_prefix_hit_tokens=self._num_hit_tokens,
+        )
+        self._preemptions_recorded = self.num_preemptions
+        self._num_hit_tokens = 0
+        return record

@@ -1,0 +1,142 @@
+"""The state of a request and of its sequences, as the scheduler sees it.
+
+    WAITING -> RUNNING -> ENDED        RUNNING -> WAITING when preempted
+
+A request with n > 1 starts as one sequence; its siblings are born when the prompt is computed.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from loire.base.messages import EngineRequest
+from loire.base.step import NewSequence
+from loire.memory.block_table import BlockTable
+from loire.memory.hashing import root_hash
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One of the n completions of a request.
+
+    Attributes:
+        tokens: known tokens: the prompt, then the output.
+        num_computed: leading tokens whose KV is valid, by results that came back.
+        num_in_flight: tokens after those that are in steps whose results have not come back.
+        num_pending: sampled tokens among those results: not known yet, but certain to come.
+        epoch: how often it was preempted; results of an earlier epoch are dropped.
+        last_served: id of the last step it had a row in.
+        slot: the row it occupies in pictures of the batch.
+    """
+
+    seq_id: int
+    request: "Request"
+    choice: int
+    tokens: list[int]
+    max_tokens: int
+    """Most known tokens it may reach: prompt + max_tokens, within the window."""
+    table: BlockTable
+    parent: "Sequence | None" = None
+    """Sibling that computed the prompt; its blocks are shared while it runs."""
+    status: Status = Status.WAITING
+    num_computed: int = 0
+    num_in_flight: int = 0
+    num_pending: int = 0
+    epoch: int = 0
+    last_served: int = -1
+    slot: int = -1
+    num_prompt_logprobs: int = 0
+    """Prompt positions whose log-probabilities have been delivered."""
+    announced: bool = False
+    """Whether execution knows its sampling state."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Arrival order: earlier requests first, then earlier choices."""
+        return (self.request.arrival, self.choice)
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.message.prompt_token_ids)
+
+    @property
+    def num_output(self) -> int:
+        """Known tokens of the output."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def start(self) -> int:
+        """Position of the next token to be scheduled."""
+        return self.num_computed + self.num_in_flight
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens that could be scheduled now, those still pending included."""
+        if self.num_pending and len(self.tokens) + self.num_pending >= self.max_tokens:
+            return 0  # it ends with the token that is on its way
+        return len(self.tokens) + self.num_pending - self.start
+
+    def sampling_state(self) -> NewSequence:
+        """What execution must know of it to sample its tokens."""
+        message = self.request.message
+        return NewSequence(
+            seq_id=self.seq_id,
+            params=message.params,
+            seed=message.seed,
+            choice=self.choice,
+            prompt_token_ids=message.prompt_token_ids,
+            output_token_ids=tuple(self.tokens[self.num_prompt :]),
+            stop_token_ids=message.stop_token_ids,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request and its sequences; it has ended when all of them have."""
+
+    message: EngineRequest
+    arrival: int
+    sequences: list[Sequence] = field(default_factory=list)
+    num_unborn: int = 0
+    """Siblings that wait for the prompt to be computed."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the cache when it was first admitted."""
+    first_scheduled_s: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return not self.num_unborn and all(s.status is Status.ENDED for s in self.sequences)
+
+    def new_sequence(
+        self, seq_id: int, choice: int, max_model_len: int, parent: Sequence | None = None
+    ) -> Sequence:
+        """Add the sequence of one choice, with the tokens it was resumed with, if any."""
+        message = self.message
+        outputs = message.output_token_ids
+        resumed = outputs[choice] if choice < len(outputs) else ()
+        num_prompt = len(message.prompt_token_ids)
+        limit = message.params.max_tokens
+        table = BlockTable(
+            root=root_hash(message.cache_salt, message.adapter),
+            reads_cache=choice > 0 or not message.params.reads_whole_prompt,
+        )
+        sequence = Sequence(
+            seq_id=seq_id,
+            request=self,
+            choice=choice,
+            tokens=[*message.prompt_token_ids, *resumed],
+            max_tokens=max_model_len if limit is None else min(num_prompt + limit, max_model_len),
+            table=table,
+            parent=parent,
+        )
+        self.sequences.append(sequence)
+        return sequence

@@ -22,7 +22,7 @@ class EngineOptions:
     """Settings as the user gives them; None means: find out.
 
     Attributes:
-        dtype: of weights and KV; "auto" is bfloat16, or float32 where bfloat16 is unknown.
+        dtype: of weights and KV; "auto" is bfloat16.
         device: a torch device such as "cpu" or "cuda:0"; "auto" takes the best one present.
         max_model_len: window of a request, prompt and output together, in tokens.
         max_num_seqs: most sequences in one step.

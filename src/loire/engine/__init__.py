@@ -1,0 +1,1 @@
+"""The loop: schedule, execute, commit; and the client's side, which keeps the ledger."""

@@ -1,0 +1,73 @@
+"""From a model's name to a running engine in this process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loire.base.config import EngineConfig, EngineOptions
+from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.store import resolve_model
+from loire.engine.core import EngineCore
+from loire.engine.frontend import Frontend
+from loire.scheduling.presets import build_scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded model: the client's side, the core, and what was settled for it."""
+
+    config: EngineConfig
+    frontend: Frontend
+    core: EngineCore
+    weight_bytes: int
+    available_bytes: int
+    load_s: float
+
+    @property
+    def plan_lines(self) -> tuple[str, str]:
+        """How the memory is used and what fits, in two lines."""
+        config = self.config
+        return (
+            f"{config.model}: weights {_gb(self.weight_bytes)} ({config.dtype}), KV pool "
+            f"{_gb(config.kv_pool_bytes)} of {_gb(self.available_bytes)} available: "
+            f"{config.num_blocks:,} blocks of {config.block_size} = "
+            f"{config.kv_pool_tokens:,} tokens at {config.kv_bytes_per_token / 1000:,.1f} kB",
+            f"fits {config.kv_pool_tokens / config.max_model_len:.1f} requests of "
+            f"{config.max_model_len:,} tokens; up to {config.max_num_seqs} sequences and "
+            f"{config.max_num_batched_tokens:,} tokens per step, policy {config.policy}, prefix "
+            f"caching {'on' if config.enable_prefix_caching else 'off'}",
+        )
+
+
+def start_engine(
+    model: str,
+    options: EngineOptions,
+    *,
+    allow_download: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> Engine:
+    """Resolve, read and load a model, and put an idle engine around it.
+
+    Raises ModelError or ConfigError, saying what to do.
+    """
+    import time
+
+    from loire.execution.build import build_runner
+
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
+    built = build_runner(checkpoint, options, name=model, progress=progress)
+    config = built.config
+    frontend = Frontend(checkpoint, config.max_model_len, config.seed)
+    core = EngineCore(build_scheduler(config), built.runner, depth=config.pipeline_depth)
+    return Engine(
+        config=config,
+        frontend=frontend,
+        core=core,
+        weight_bytes=built.weight_bytes,
+        available_bytes=built.available_bytes,
+        load_s=time.perf_counter() - started,
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"

@@ -1,0 +1,72 @@
+"""From options and a checkpoint to a runner that is ready to compute."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from loire.base.config import EngineConfig, EngineOptions, MachineFacts, ModelFacts, resolve
+from loire.checkpoint.checkpoint import Checkpoint
+from loire.execution.device import TORCH_DTYPES, available_memory, select_device, select_dtype
+from loire.execution.kv_cache import KVCache
+from loire.execution.runner import ModelRunner
+from loire.kernels.select import select_backend
+from loire.models.loading import load_decoder
+
+Progress = Callable[[float], None]
+"""Told the loaded share of the weights, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A runner with the configuration it was built for."""
+
+    config: EngineConfig
+    runner: ModelRunner
+    weight_bytes: int
+    """Bytes of the weights as held in memory."""
+    available_bytes: int
+    """Memory that was available after loading the weights, before the KV pool."""
+
+
+def build_runner(
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    *,
+    name: str,
+    progress: Progress | None = None,
+) -> BuiltEngine:
+    """Load the weights, settle the configuration from what memory is left, make the KV pool.
+
+    Raises ModelError if the checkpoint cannot be loaded, ConfigError or CapacityError if the
+    options do not work with it.
+    """
+    description = checkpoint.description
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    device = select_device(options.device)
+    dtype = select_dtype(options)
+    torch_dtype = TORCH_DTYPES[dtype]
+    backend = select_backend(options.kernels, device, torch_dtype)
+    decoder = load_decoder(
+        checkpoint,
+        dtype=torch_dtype,
+        device=device,
+        backend=backend,
+        max_model_len=options.max_model_len or description.max_positions,
+        progress=progress,
+    )
+    available = available_memory(device)
+    config = resolve(
+        options,
+        dtype,
+        ModelFacts(
+            name=name,
+            max_positions=description.max_positions,
+            kv_elements_per_token=description.kv_elements_per_token,
+            weight_bytes=decoder.weight_bytes,
+        ),
+        MachineFacts(device=str(device), available_memory_bytes=available),
+    )
+    cache = KVCache(description, config.num_blocks, config.block_size, torch_dtype, device)
+    return BuiltEngine(config, ModelRunner(decoder, cache, device), decoder.weight_bytes, available)

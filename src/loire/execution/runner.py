@@ -1,0 +1,112 @@
+"""The model runner: computes a StepPlan and knows nothing of why it looks as it does."""
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
+from loire.execution.inputs import flat_batch, token_ids_of
+from loire.execution.kv_cache import KVCache
+from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
+from loire.execution.sampling_state import SamplingState
+from loire.models.decoder import Decoder
+
+PROMPT_LOGPROBS_CHUNK = 256
+"""Positions whose logits are held at once when prompt log-probabilities are asked for."""
+
+
+class ModelRunner:
+    """One model, its KV tensors, and the sampling state of the sequences in the batch."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self.device = device
+        self._states: dict[int, SamplingState] = {}
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """One forward pass over the plan's rows, and a token for each row that samples."""
+        started = time.perf_counter()
+        self._update_states(plan)
+        self.cache.copy_blocks(plan.block_copies)
+        token_ids = [token_ids_of(row, self._last_sampled) for row in plan.rows]
+        flat = [token_id for ids in token_ids for token_id in ids]
+        batch = flat_batch(plan, self.cache.block_size, self.device)
+        attention = self.decoder.backend.plan_attention(batch, self.cache.block_size)
+        tokens = torch.tensor(flat, dtype=torch.int64, device=self.device)
+        hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers)
+        draws = self._sample(plan.rows, hidden)
+        results = []
+        offset = 0
+        for row, draw in zip(plan.rows, draws, strict=True):
+            results.append(
+                self._row_result(row, draw, hidden[offset : offset + len(row.token_ids)])
+            )
+            offset += len(row.token_ids)
+        return StepResult(plan.step_id, tuple(results), time.perf_counter() - started)
+
+    def _update_states(self, plan: StepPlan) -> None:
+        for seq_id in plan.ended:
+            self._states.pop(seq_id, None)
+        vocab_size = self.decoder.description.vocab_size
+        for new in plan.new_sequences:
+            self._states[new.seq_id] = SamplingState(new, vocab_size, self.device)
+
+    def _last_sampled(self, seq_id: int) -> int:
+        token_id = self._states[seq_id].last_token_id
+        # A sequence whose last draw failed has no token; its row is dropped when results return.
+        return 0 if token_id is None else token_id
+
+    def _sample(self, rows: Sequence[StepRow], hidden: Tensor) -> list[Draw]:
+        ends = [end - 1 for end in accumulate(len(row.token_ids) for row in rows)]
+        sampling = [index for index, row in enumerate(rows) if row.samples]
+        draws = [Draw()] * len(rows)
+        if not sampling:
+            return draws
+        last = hidden
+        if len(sampling) < len(hidden):
+            last = hidden[torch.tensor([ends[index] for index in sampling], device=self.device)]
+        states = [self._states[rows[index].seq_id] for index in sampling]
+        positions = [rows[index].start + len(rows[index].token_ids) for index in sampling]
+        chosen = sample(self.decoder.logits(last), states, positions)
+        for index, state, draw in zip(sampling, states, chosen, strict=True):
+            draws[index] = draw
+            if draw.token_id is not None:
+                state.record(draw.token_id)
+        return draws
+
+    def _row_result(self, row: StepRow, draw: Draw, hidden: Tensor) -> RowResult:
+        state = self._states[row.seq_id]
+        error = draw.error
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if state.wants_prompt_logprobs and error is None:
+            prompt_logprobs = self._prompt_logprobs(row, state, hidden)
+            if not all(math.isfinite(entry.logprobs[0]) for entry in prompt_logprobs):
+                error, prompt_logprobs = NOT_FINITE, ()
+        return RowResult(
+            seq_id=row.seq_id,
+            epoch=row.epoch,
+            token_id=draw.token_id,
+            logprobs=draw.logprobs,
+            prompt_logprobs=prompt_logprobs,
+            error=error,
+        )
+
+    def _prompt_logprobs(
+        self, row: StepRow, state: SamplingState, hidden: Tensor
+    ) -> tuple[TokenLogprobs, ...]:
+        targets = state.prompt_token_ids[row.start + 1 : row.start + 1 + len(row.token_ids)]
+        num_top = state.params.prompt_logprobs
+        assert num_top is not None
+        entries: list[TokenLogprobs] = []
+        for first in range(0, len(targets), PROMPT_LOGPROBS_CHUNK):
+            chunk = targets[first : first + PROMPT_LOGPROBS_CHUNK]
+            logits = self.decoder.logits(hidden[first : first + len(chunk)])
+            ids = torch.tensor(chunk, dtype=torch.int64, device=self.device)
+            entries += gather_logprobs(torch.log_softmax(logits, dim=1), ids, num_top)
+        return tuple(entries)

@@ -1,0 +1,51 @@
+"""What the sampler remembers of each sequence between steps."""
+
+import torch
+from torch import Tensor
+
+from loire.base.step import NewSequence
+
+
+class SamplingState:
+    """Parameters of one sequence and, where penalties ask for them, its token counts."""
+
+    def __init__(self, new: NewSequence, vocab_size: int, device: torch.device) -> None:
+        self.params = new.params
+        self.seed = new.seed
+        self.choice = new.choice
+        self.prompt_token_ids = new.prompt_token_ids
+        self.stop_token_ids = new.stop_token_ids
+        self.last_token_id: int | None = None
+        self.output_counts: Tensor | None = None
+        """float32 [V]: occurrences in the output."""
+        self.seen: Tensor | None = None
+        """bool [V]: occurs in prompt or output."""
+        params = new.params
+        self.has_penalties = (
+            params.repetition_penalty != 1.0
+            or params.frequency_penalty != 0.0
+            or params.presence_penalty != 0.0
+        )
+        if self.has_penalties:
+            outputs = torch.tensor(new.output_token_ids, dtype=torch.int64, device=device)
+            prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64, device=device)
+            self.output_counts = torch.bincount(outputs, minlength=vocab_size).float()
+            self.seen = self.output_counts > 0
+            self.seen[prompt] = True
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether this sequence reports on the prompt; its siblings need not repeat it."""
+        return self.params.prompt_logprobs is not None and self.choice == 0
+
+    def record(self, token_id: int) -> None:
+        """Count a token that was sampled."""
+        self.last_token_id = token_id
+        if self.output_counts is not None and self.seen is not None:
+            self.output_counts[token_id] += 1
+            self.seen[token_id] = True

@@ -1,0 +1,106 @@
+"""Versions, CPU features and which kernels are active."""
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from loire import __version__
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `loire env`."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit status."""
+    facts = collect()
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for section, entries in facts.items():
+        print(section)
+        assert isinstance(entries, dict)
+        for name, value in entries.items():
+            shown = ", ".join(value) if isinstance(value, list) else value
+            print(f"  {name:<22}{shown}")
+    return 0
+
+
+def collect() -> dict[str, object]:
+    """Everything that a report of a problem should hold."""
+    import torch
+
+    from loire.checkpoint.store import loire_home
+    from loire.execution.device import available_memory, select_device
+    from loire.kernels.select import available_backends, select_backend
+
+    device = select_device("auto")
+    active = select_backend("auto", device, torch.bfloat16)
+    return {
+        "loire": {
+            "version": __version__,
+            "home": str(loire_home()),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores usable": _usable_cores(),
+            "cpu features": _cpu_features(),
+            "device": str(device),
+            "memory available": f"{available_memory(device) / 1e9:.1f} GB",
+        },
+        "kernels": {
+            "active": active.name,
+            **{
+                backend.name: ("usable: " if backend.usable else "not usable: ") + backend.why
+                for backend in available_backends()
+            },
+        },
+        "packages": _package_versions(),
+    }
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_info(key: str) -> str:
+    """A field of Linux's /proc/cpuinfo, empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
+
+
+def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8",
+            "asimd", "bf16", "i8mm", "sve")  # fmt: skip
+
+
+def _cpu_features() -> list[str]:
+    flags = set((_cpu_info("flags") or _cpu_info("Features")).split())
+    return [feature for feature in FEATURES if feature in flags] or ["unknown"]
+
+
+def _package_versions() -> dict[str, str]:
+    names = [text.split(">")[0].split(";")[0].strip() for text in requires("loire") or ()]
+    found = {}
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,105 @@
+"""Flags that several verbs share. They are the words of EngineOptions and SamplingParams."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from loire.base.config import BLOCK_SIZES, EngineOptions
+from loire.base.errors import ConfigError
+from loire.base.sampling import SamplingParams
+from loire.base.units import parse_bytes, parse_tokens
+
+DEFAULT_MODEL = "smollm2"
+MODEL_HELP = (
+    "a name of the store (see `loire models`), a directory, a GGUF file or a hub id "
+    f"[default: {DEFAULT_MODEL}]"
+)
+
+
+def argument_type(parse: Callable[[str], int]) -> Callable[[str], int]:
+    """A parser of loire.base.units as an argparse type, with its own error message."""
+
+    def convert(text: str) -> int:
+        try:
+            return parse(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The engine's flags. None of them has a default of its own: EngineOptions has."""
+    group = parser.add_argument_group("engine")
+    tokens = argument_type(parse_tokens)
+    add = group.add_argument
+    add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="[auto: bfloat16]")
+    add("--device", help="a torch device such as cpu or cuda:0 [auto]")
+    add("--max-model-len", type=tokens, help="window of a request in tokens [the model's]")
+    add("--max-num-seqs", type=int, help="most sequences in a step [128]")
+    add("--max-num-batched-tokens", type=tokens, help="token budget of a step [2048]")
+    add("--block-size", type=int, choices=BLOCK_SIZES, help="tokens per KV block [16]")
+    add(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="reuse the KV blocks of equal prefixes [on under policy paged]",
+    )
+    add(
+        "--kv-cache-memory",
+        dest="kv_cache_memory_bytes",
+        type=argument_type(parse_bytes),
+        metavar="SIZE",
+        help="size of the KV pool, such as 2GB [half of the memory available]",
+    )
+    add("--policy", choices=("sequential", "static", "orca", "paged"), help="[paged]")
+    add("--reserve", choices=("max-tokens", "window"), help="what orca and static reserve")
+    add("--kernels", help="a backend listed by `loire env` [auto]")
+    add("--num-threads", type=int, help="threads of the CPU kernels [all cores]")
+    add("--pipeline-depth", type=int, choices=(1, 2), help="2 schedules ahead by one step [1]")
+    add("--engine-seed", dest="engine_seed", type=int, help="makes unseeded requests repeatable")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of LLM from the flags that were given."""
+    names = {field.name for field in fields(EngineOptions)} - {"seed"}
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if args.engine_seed is not None:
+        given["seed"] = args.engine_seed
+    return given
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """The sampling flags, with a verb's own defaults."""
+    group = parser.add_argument_group("sampling")
+
+    def add(name: str, type_: Callable[[str], Any], help_: str, **more: Any) -> None:
+        key = name.removeprefix("--").replace("-", "_")
+        default = defaults.get(key)
+        shown = "" if default is None else f" [{default}]"
+        group.add_argument(name, type=type_, help=help_ + shown, default=default, **more)
+
+    add("--max-tokens", int, "most tokens to generate [as many as fit]")
+    add("--temperature", float, "0 takes the likeliest token")
+    add("--top-k", int, "keep the k likeliest tokens")
+    add("--top-p", float, "keep the likeliest tokens that reach this probability")
+    add("--min-p", float, "keep tokens at least this likely, relative to the likeliest")
+    add("--repetition-penalty", float, "above 1 discourages tokens that occurred")
+    add("--frequency-penalty", float, "subtracted per occurrence in the output")
+    add("--presence-penalty", float, "subtracted once for tokens in the output")
+    add("--min-tokens", int, "no end before that many tokens")
+    add("--seed", int, "makes sampling repeatable")
+    add("--stop", str, "a string that ends the output (repeatable)", action="append")
+    group.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="go on past the model's own end"
+    )
+
+
+def sampling_params(args: argparse.Namespace, **more: Any) -> SamplingParams:
+    """SamplingParams from the flags that were given; without --max-tokens, as many as fit.
+
+    Raises RequestError for values out of range.
+    """
+    names = {field.name for field in fields(SamplingParams)} & set(vars(args))
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return SamplingParams(**{"max_tokens": None, **given, **more})

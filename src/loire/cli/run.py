@@ -1,0 +1,88 @@
+"""Answer one prompt, streamed to the terminal."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+from loire.base.errors import RequestError
+from loire.base.outputs import RequestOutput
+from loire.cli.loading import load_llm
+from loire.cli.options import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    add_engine_options,
+    add_sampling_options,
+    engine_options,
+    sampling_params,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `loire run`."""
+    parser.add_argument("prompt", help="the prompt; - reads it from standard input")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODEL_HELP)
+    parser.add_argument("--system", help="a system message before the prompt")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the text itself, without the chat template"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no plan")
+    add_sampling_options(parser, temperature=0.0)
+    add_engine_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit status."""
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    params = sampling_params(args)
+    with load_llm(args.model, engine_options(args), quiet=args.quiet) as llm:
+        raw = args.raw or not llm.frontend.has_chat_template
+        if raw and args.system:
+            raise RequestError("--system needs a chat template and no --raw", param="system")
+        if raw:
+            outputs = llm.stream(prompt, params)
+        else:
+            system = [{"role": "system", "content": args.system}] if args.system else []
+            outputs = llm.stream([*system, {"role": "user", "content": prompt}], params)
+        if args.json:
+            print(json.dumps(_collect(outputs), ensure_ascii=False))
+        else:
+            _show(outputs)
+    return 0
+
+
+def _show(outputs: Iterator[RequestOutput]) -> None:
+    for output in outputs:
+        completion = output.outputs[0]
+        print(completion.text, end="", flush=True)
+        if completion.finish_reason == "error":
+            raise RequestError(f"the request failed: {completion.error}")
+    print()
+
+
+def _collect(outputs: Iterator[RequestOutput]) -> dict[str, object]:
+    """The whole answer as one JSON-ready object."""
+    text: list[str] = []
+    token_ids: list[int] = []
+    last: RequestOutput | None = None
+    for last in outputs:
+        text.append(last.outputs[0].text)
+        token_ids += last.outputs[0].token_ids
+    assert last is not None, "a request gives at least one output"
+    completion = last.outputs[0]
+    if completion.finish_reason == "error":
+        raise RequestError(f"the request failed: {completion.error}")
+    return {
+        "text": "".join(text),
+        "token_ids": token_ids,
+        "finish_reason": completion.finish_reason,
+        "usage": {
+            "prompt_tokens": len(last.prompt_token_ids),
+            "cached_tokens": last.num_cached_tokens,
+            "completion_tokens": len(token_ids),
+        },
+        "timing": {"ttft_s": last.timing.ttft_s, "tpot_s": last.timing.tpot_s},
+    }

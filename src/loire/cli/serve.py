@@ -1,0 +1,29 @@
+"""Serve the OpenAI API over HTTP."""
+
+import argparse
+
+from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, engine_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `loire serve`."""
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind [127.0.0.1]")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one [8000]")
+    parser.add_argument(
+        "--served-model-name", action="append", help="name in the API (repeatable) [the model's]"
+    )
+    add_engine_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit status."""
+    from loire.server.run import serve
+
+    return serve(
+        args.model,
+        host=args.host,
+        port=args.port,
+        served_model_names=args.served_model_name,
+        options=engine_options(args),
+    )

@@ -17,8 +17,10 @@ class RopeDescription:
         low_freq_factor, high_freq_factor: llama3's bounds of the band that is interpolated.
         original_max_positions: window before stretching, in tokens.
         beta_fast, beta_slow: yarn's bounds, in rotations over the original window.
+        truncate_band: yarn rounds its band outwards to whole dimensions.
         attention_factor: scales cos and sin (yarn, longrope); None is the method's own formula.
         short_factors, long_factors: longrope's divisors per frequency, rotary_dim / 2 each.
+        frequency_divisors: divisors per frequency that a file gives outright (GGUF's rope_freqs).
     """
 
     theta: float
@@ -30,9 +32,11 @@ class RopeDescription:
     original_max_positions: int = 0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate_band: bool = True
     attention_factor: float | None = None
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    frequency_divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,17 @@ class ModelDescription:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+
+    @property
+    def default_window(self) -> int:
+        """Window to serve when nobody asks for one, in tokens.
+
+        LongRoPE has two sets of frequencies; the short one, for the original window, is the more
+        accurate, so the longer window must be asked for.
+        """
+        if self.rope.scaling == "longrope":
+            return min(self.rope.original_max_positions, self.max_positions)
+        return self.max_positions
 
     @property
     def query_size(self) -> int:

@@ -1,0 +1,230 @@
+"""What GGUF metadata says of a model, and its tensor names translated to the common ones.
+
+Facts about the families come from llama.cpp's converter: which of them permute the rows of
+queries and keys, which fold the +1 of Gemma's norms into the weights, and what they leave out.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from loire.base.errors import CheckpointError, UnsupportedModelError
+from loire.checkpoint.checkpoint import TensorInfo
+from loire.checkpoint.description import ModelDescription, RopeDescription
+from loire.checkpoint.fields import Fields
+from loire.checkpoint.gguf_file import GGUFFile
+from loire.checkpoint.rope_config import longrope_attention_factor
+
+FAMILIES = ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3")
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
+"""Tokens that end an answer in the supported families, whether or not the metadata names them."""
+
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def describe(file: GGUFFile) -> ModelDescription:
+    """The description of a GGUF model. Raises UnsupportedModelError for another family."""
+    top = Fields(file.metadata, str(file.path))
+    architecture = top.text("general.architecture")
+    if architecture not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{file.path}: architecture {architecture!r} is not supported; "
+            f"Loire runs {', '.join(FAMILIES)}"
+        )
+    prefix = architecture + "."
+    own = Fields(
+        {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)},
+        f"{file.path}, {architecture}",
+    )
+    hidden, heads = own.integer("embedding_length"), own.integer("attention.head_count")
+    head_dim = own.integer("attention.key_length", hidden // heads, high=4096)
+    num_layers = own.integer("block_count", high=10_000)
+    is_gemma = architecture.startswith("gemma")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointError(f"{file.path} has no tensor 'token_embd.weight' of two dimensions")
+    return ModelDescription(
+        architecture=architecture,
+        vocab_size=embedding.shape[0],
+        hidden_size=hidden,
+        intermediate_size=own.integer("feed_forward_length"),
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=own.integer("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        max_positions=own.integer("context_length"),
+        norm_eps=own.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+        rope=_rope(file, own, head_dim),
+        local_rope=(
+            RopeDescription(theta=10000.0, rotary_dim=head_dim)
+            if architecture == "gemma3"
+            else None
+        ),
+        layer_windows=_windows(architecture, own, num_layers),
+        activation="gelu_tanh" if is_gemma else "silu",
+        tied_embeddings="output.weight" not in file.tensors,
+        qkv_bias="blk.0.attn_q.bias" in file.tensors or "blk.0.attn_qkv.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_down.bias" in file.tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        sandwich_norms=is_gemma,
+        embedding_scale=hidden**0.5 if is_gemma else 1.0,
+        query_scale=_query_scale(architecture, num_layers, hidden, heads, head_dim),
+        attention_softcap=own.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
+        logit_softcap=own.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
+        bos_token_id=top.optional_integer("tokenizer.ggml.bos_token_id", low=0),
+        eos_token_ids=_eos(file.metadata),
+        dtype="bfloat16",
+    )
+
+
+def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorInfo]:
+    """The file's tensors under their common names.
+
+    Raises CheckpointError, naming it, for a tensor that has no place in the model.
+    """
+    found: dict[str, TensorInfo] = {}
+    for name, tensor in file.tensors.items():
+        if name in _ROPE_TENSORS:
+            continue  # part of the description
+        common = _common_name(name, description)
+        if common is None:
+            raise CheckpointError(f"{file.path}: tensor {name!r} has no place in this model")
+        heads = 0
+        if description.architecture == "llama":
+            heads = {
+                "attn_q": description.num_heads,
+                "attn_k": description.num_kv_heads,
+            }.get(name.split(".")[-2], 0)
+        found[common] = TensorInfo(
+            name=common,
+            shape=tensor.shape,
+            format=tensor.format,
+            path=file.path,
+            offset=tensor.offset,
+            num_bytes=tensor.num_bytes,
+            interleaved_heads=heads,
+        )
+    return found
+
+
+def _common_name(name: str, description: ModelDescription) -> str | None:
+    if name in _TOP:
+        return _TOP[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match is None:
+        return None
+    layer, part, kind = match.groups()
+    if part == "ffn_norm":
+        part = (
+            "pre_feedforward_layernorm"
+            if description.sandwich_norms
+            else "post_attention_layernorm"
+        )
+    elif part == "ffn_up" and description.architecture == "phi3":
+        part = "mlp.gate_up_proj"
+    elif part in _LAYER:
+        part = _LAYER[part]
+    else:
+        return None
+    return f"model.layers.{layer}.{part}.{kind}"
+
+
+def _windows(architecture: str, own: Fields, num_layers: int) -> tuple[int | None, ...]:
+    window = own.optional_integer("attention.sliding_window", low=0) or None
+    if architecture == "gemma2":
+        return tuple(window if layer % 2 == 0 else None for layer in range(num_layers))
+    if architecture == "gemma3":
+        return tuple(window if (layer + 1) % 6 else None for layer in range(num_layers))
+    return (window,) * num_layers
+
+
+def _query_scale(
+    architecture: str, num_layers: int, hidden: int, heads: int, head_dim: int
+) -> float:
+    # The files do not say query_pre_attn_scalar; it is head_dim but in the 27B models.
+    is_27b = (architecture, num_layers) in (("gemma2", 46), ("gemma3", 62))
+    return float(hidden / heads if is_27b else head_dim) ** -0.5
+
+
+def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:
+    theta = own.number("rope.freq_base", 10000.0, low=1.0, high=1e12)
+    rotary_dim = own.integer("rope.dimension_count", head_dim, high=head_dim)
+    original = own.optional_integer("rope.scaling.original_context_length")
+    if "rope_factors_short.weight" in file.tensors:
+        original = original or own.integer("context_length")
+        factor = own.integer("context_length") / original
+        given = own.optional_number("rope.scaling.attn_factor", low=0.0, high=100.0)
+        return RopeDescription(
+            theta=theta,
+            rotary_dim=rotary_dim,
+            scaling="longrope",
+            original_max_positions=original,
+            attention_factor=given or longrope_attention_factor(factor, original),
+            short_factors=_floats(file, "rope_factors_short.weight", rotary_dim // 2),
+            long_factors=_floats(file, "rope_factors_long.weight", rotary_dim // 2),
+        )
+    divisors: tuple[float, ...] = ()
+    if "rope_freqs.weight" in file.tensors:
+        divisors = _floats(file, "rope_freqs.weight", rotary_dim // 2)
+    kind = own.text("rope.scaling.type", "none")
+    if kind == "none":
+        return RopeDescription(theta=theta, rotary_dim=rotary_dim, frequency_divisors=divisors)
+    factor = own.number("rope.scaling.factor", low=1.0, high=4096.0)
+    if kind == "linear":
+        return RopeDescription(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=factor)
+    if kind == "yarn":
+        return RopeDescription(
+            theta=theta,
+            rotary_dim=rotary_dim,
+            scaling="yarn",
+            factor=factor,
+            original_max_positions=original or own.integer("context_length"),
+            attention_factor=0.1 * float(np.log(factor)) + 1.0,
+        )
+    raise UnsupportedModelError(f"{file.path}: rotary scaling {kind!r} is not supported")
+
+
+def _floats(file: GGUFFile, name: str, count: int) -> tuple[float, ...]:
+    tensor = file.tensors.get(name)
+    if tensor is None or tensor.format.name != "F32" or tensor.shape != (count,):
+        raise CheckpointError(f"{file.path}: {name} should be {count} numbers of type F32")
+    with file.path.open("rb") as data:
+        data.seek(tensor.offset)
+        values = np.frombuffer(data.read(tensor.num_bytes), dtype="<f4")
+    if not np.isfinite(values).all() or (values <= 0).any():
+        raise CheckpointError(f"{file.path}: {name} holds values that are not positive")
+    return tuple(float(value) for value in values)
+
+
+def _eos(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    ids = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    found = [int(value) for value in ids if isinstance(value, int)]
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    kinds = metadata.get("tokenizer.ggml.token_type")
+    if isinstance(tokens, list) and isinstance(kinds, np.ndarray) and len(kinds) == len(tokens):
+        control = np.flatnonzero(kinds == 3)
+        found += [int(index) for index in control if tokens[index] in END_OF_TURN]
+    return tuple(dict.fromkeys(found))

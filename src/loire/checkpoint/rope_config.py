@@ -1,0 +1,137 @@
+"""Rotary-embedding settings of config.json, in the older and the newer spelling.
+
+Older files have rope_theta and rope_scaling; since transformers 5 both are in rope_parameters,
+possibly one set per layer type.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from loire.base.errors import UnsupportedModelError
+from loire.checkpoint.description import RopeDescription
+from loire.checkpoint.fields import Fields
+
+SUPPORTED = ("default", "linear", "llama3", "yarn", "longrope")
+
+
+def parse_rope(
+    config: Fields,
+    *,
+    head_dim: int,
+    max_positions: int,
+    default_theta: float,
+    layer_type: str | None = None,
+) -> RopeDescription:
+    """The rotary embedding of one layer type (of all layers where layer_type is None).
+
+    Raises UnsupportedModelError for a kind of scaling that Loire does not know.
+    """
+    values = _parameters(config, layer_type)
+    rope = Fields(values, f"{config.source}, rope parameters")
+    theta = rope.number(
+        "rope_theta", config.values.get("rope_theta") or default_theta, low=1.0, high=1e12
+    )
+    share = rope.number(
+        "partial_rotary_factor",
+        config.values.get("partial_rotary_factor") or 1.0,
+        low=0.01,
+        high=1.0,
+    )
+    rotary_dim = int(head_dim * share)
+    if rotary_dim % 2:
+        raise rope.wrong("partial_rotary_factor", share, f"an even share of {head_dim} dimensions")
+    kind = values.get("rope_type", values.get("type", "default"))
+    kind = "longrope" if kind == "su" else kind
+    if kind not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"{config.source}: rotary scaling {kind!r} is not supported; "
+            f"Loire knows {', '.join(SUPPORTED)}"
+        )
+    if kind == "default":
+        return RopeDescription(theta=theta, rotary_dim=rotary_dim)
+    original = config.optional_integer("original_max_position_embeddings")
+    if original is None:
+        original = rope.integer("original_max_position_embeddings", max_positions)
+    if kind == "longrope":
+        return _longrope(rope, theta, rotary_dim, original, max_positions)
+    factor = rope.number("factor", low=1.0, high=4096.0)
+    if kind == "linear":
+        return RopeDescription(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=factor)
+    if kind == "llama3":
+        return RopeDescription(
+            theta=theta,
+            rotary_dim=rotary_dim,
+            scaling="llama3",
+            factor=factor,
+            low_freq_factor=rope.number("low_freq_factor", low=1e-3, high=1e3),
+            high_freq_factor=rope.number("high_freq_factor", low=1e-3, high=1e3),
+            original_max_positions=original,
+        )
+    return _yarn(rope, theta, rotary_dim, original, factor)
+
+
+def _parameters(config: Fields, layer_type: str | None) -> Mapping[str, Any]:
+    parameters = config.values.get("rope_parameters") or config.values.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise config.wrong("rope_parameters", parameters, "an object")
+    nested = parameters.get(layer_type) if layer_type is not None else None
+    if isinstance(nested, Mapping):
+        return nested
+    return parameters
+
+
+def _yarn(
+    rope: Fields, theta: float, rotary_dim: int, original: int, factor: float
+) -> RopeDescription:
+    """Peng et al. 2023, "YaRN"; mscale as DeepSeek's configurations spell it."""
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+    attention_factor = rope.optional_number("attention_factor", low=0.0, high=100.0)
+    if attention_factor is None:
+        own = rope.optional_number("mscale", low=0.0, high=100.0)
+        all_dim = rope.optional_number("mscale_all_dim", low=0.0, high=100.0)
+        attention_factor = mscale(own) / mscale(all_dim) if own and all_dim else mscale(1.0)
+    return RopeDescription(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        scaling="yarn",
+        factor=factor,
+        original_max_positions=original,
+        beta_fast=rope.number("beta_fast", 32.0, low=1e-3, high=1e4),
+        beta_slow=rope.number("beta_slow", 1.0, low=1e-3, high=1e4),
+        truncate_band=rope.flag("truncate", True),
+        attention_factor=attention_factor,
+    )
+
+
+def _longrope(
+    rope: Fields, theta: float, rotary_dim: int, original: int, max_positions: int
+) -> RopeDescription:
+    """Ding et al. 2024, "LongRoPE"."""
+    factors = {key: rope.numbers(key) for key in ("short_factor", "long_factor")}
+    for key, values in factors.items():
+        if len(values) != rotary_dim // 2 or min(values) <= 0:
+            raise rope.wrong(key, len(values), f"a list of {rotary_dim // 2} positive numbers")
+    factor = rope.optional_number("factor", low=1e-3, high=4096.0) or max_positions / original
+    attention_factor = rope.optional_number("attention_factor", low=0.0, high=100.0)
+    if attention_factor is None:
+        attention_factor = longrope_attention_factor(factor, original)
+    return RopeDescription(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        scaling="longrope",
+        original_max_positions=original,
+        attention_factor=attention_factor,
+        short_factors=factors["short_factor"],
+        long_factors=factors["long_factor"],
+    )
+
+
+def longrope_attention_factor(factor: float, original_max_positions: int) -> float:
+    """The factor on cos and sin that LongRoPE's authors use where a config gives none."""
+    if factor <= 1.0:
+        return 1.0
+    return math.sqrt(1.0 + math.log(factor) / math.log(original_max_positions))

@@ -4,6 +4,7 @@ Facts about the families come from llama.cpp's converter: which of them permute 
 queries and keys, which fold the +1 of Gemma's norms into the weights, and what they leave out.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -166,7 +167,7 @@ def _query_scale(
 ) -> float:
     # The files do not say query_pre_attn_scalar; it is head_dim but in the 27B models.
     is_27b = (architecture, num_layers) in (("gemma2", 46), ("gemma3", 62))
-    return float(hidden / heads if is_27b else head_dim) ** -0.5
+    return 1.0 / math.sqrt(hidden / heads if is_27b else head_dim)
 
 
 def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:
@@ -202,7 +203,7 @@ def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:
             scaling="yarn",
             factor=factor,
             original_max_positions=original or own.integer("context_length"),
-            attention_factor=0.1 * float(np.log(factor)) + 1.0,
+            attention_factor=0.1 * math.log(factor) + 1.0,
         )
     raise UnsupportedModelError(f"{file.path}: rotary scaling {kind!r} is not supported")
 

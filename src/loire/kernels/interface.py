@@ -131,7 +131,11 @@ class Backend(Protocol):
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """(rms_norm(x + residual), x + residual). May overwrite both arguments."""
+        """(rms_norm(x + residual), x + residual). May overwrite both arguments.
+
+        The residual stream, float32 [T, E], is not rounded from layer to layer; the norm is in
+        x's dtype.
+        """
         ...
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:

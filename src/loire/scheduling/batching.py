@@ -11,9 +11,15 @@ from typing import Protocol
 class BatchingPolicy(Protocol):
     """Asked once per step, before sequences are admitted."""
 
-    name: str
-    holds_finished: bool
-    """Whether a sequence that has ended keeps its slot and memory until the batch has ended."""
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        ...
+
+    @property
+    def holds_finished(self) -> bool:
+        """Whether a sequence that has ended keeps its slot and memory until the batch ends."""
+        ...
 
     def free_slots(self, num_running: int, num_held: int) -> int:
         """How many waiting sequences may enter now.

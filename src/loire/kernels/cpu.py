@@ -1,0 +1,218 @@
+"""CPU backend on torch's own operators, with weights packed once and few calls per layer.
+
+Stock F.linear packs a bfloat16 weight again on each call; oneDNN's packed form is made at load.
+Decode rows are attended together, grouped by length so that little is padded; prefill rows one by
+one.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loire.kernels.interface import AttentionPlan, AttentionShape, FlatBatch, LayerCache, Linear
+from loire.kernels.reference import (
+    ReferenceBackend,
+    ReferenceLinear,
+    attend_row,
+    gather_context,
+    visible,
+)
+
+
+class PackedLinear:
+    """A bfloat16 weight in oneDNN's packed layout; the plain weight is not kept."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        return self.out_features * self.in_features * 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._packed, self.bias, "none", [], ""
+        )
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Rows of one query each and of similar context length."""
+
+    tokens: Tensor
+    """int64 [B]: index of each row's token in the flat batch."""
+    blocks: Tensor
+    """int64 [B, M]: block tables cut to the group's longest."""
+    positions: Tensor
+    """int64 [B, 1]: position of the query."""
+    tail_rows: Tensor
+    """int64 [X], with tail_slots: where the gathered context holds what is not the row's."""
+    tail_slots: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRow:
+    """A row of several queries."""
+
+    first: int
+    query_len: int
+    context_len: int
+    block_table: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPlan:
+    """Rows sorted into those that are attended together and those that are not."""
+
+    groups: tuple[DecodeGroup, ...]
+    prefills: tuple[PrefillRow, ...]
+    masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    """Masks that the layers of this step share, by query length, context length and window."""
+
+
+class CpuBackend(ReferenceBackend):
+    """See kernels.interface.Backend."""
+
+    name = "cpu"
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Pack weight [out, in] once if it is bfloat16."""
+        if weight.dtype == torch.bfloat16 and can_pack():
+            return PackedLinear(weight, bias)
+        return ReferenceLinear(weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """As the reference, in one operator where torch has one."""
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        return super().rms_norm(x, weight, eps)
+
+    def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+        """Group decode rows whose contexts span similar numbers of blocks."""
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        prefills = []
+        first = 0
+        starts = []
+        for row, (query_len, context_len) in enumerate(
+            zip(batch.host_query_lens, batch.host_context_lens, strict=True)
+        ):
+            starts.append(first)
+            if query_len == 1:
+                by_length[_length_class(-(-context_len // block_size))].append(row)
+            else:
+                prefills.append(PrefillRow(first, query_len, context_len, batch.block_tables[row]))
+            first += query_len
+        groups = tuple(
+            _decode_group(batch, rows, starts, block_size) for rows in by_length.values()
+        )
+        return CpuPlan(groups, tuple(prefills))
+
+    def attend(
+        self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
+    ) -> Tensor:
+        """Decode rows group by group, prefill rows one by one."""
+        assert isinstance(plan, CpuPlan)
+        output = torch.empty_like(queries)
+        for group in plan.groups:
+            output[group.tokens] = _attend_group(queries[group.tokens], cache, group, shape)
+        for row in plan.prefills:
+            rows = slice(row.first, row.first + row.query_len)
+            output[rows] = _attend_prefill(queries[rows], cache, row, plan, shape)
+        return output.flatten(1)
+
+
+def can_pack() -> bool:
+    """Whether oneDNN can hold packed bfloat16 weights here."""
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _length_class(num_blocks: int) -> int:
+    """Eighths of a power of two: rows of a class differ by at most an eighth in length."""
+    step = max(1, 1 << max(num_blocks.bit_length() - 4, 0))
+    return -(-num_blocks // step) * step
+
+
+def _decode_group(
+    batch: FlatBatch, rows: list[int], starts: list[int], block_size: int
+) -> DecodeGroup:
+    lengths = torch.tensor([batch.host_context_lens[row] for row in rows])
+    num_blocks = -(-int(lengths.max()) // block_size)
+    tables = batch.block_tables[rows][:, :num_blocks].long()
+    stale = torch.arange(num_blocks * block_size)[None] >= lengths[:, None]
+    tail_rows, tail_slots = stale.nonzero(as_tuple=True)
+    return DecodeGroup(
+        tokens=torch.tensor([starts[row] for row in rows]),
+        blocks=tables,
+        positions=lengths[:, None] - 1,
+        tail_rows=tail_rows,
+        tail_slots=tail_slots,
+    )
+
+
+def _attend_group(
+    queries: Tensor, cache: LayerCache, group: DecodeGroup, shape: AttentionShape
+) -> Tensor:
+    num_rows, num_blocks = group.blocks.shape
+    heads, dim = shape.num_kv_heads, shape.head_dim
+    size = cache.keys.shape[2]
+    # One gather in which the heads come before the blocks: no second copy to reorder.
+    index = (group.blocks[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+    keys = cache.keys.view(-1, size, dim).index_select(0, index)
+    values = cache.values.view(-1, size, dim).index_select(0, index)
+    keys = keys.view(num_rows, heads, num_blocks * size, dim)
+    values = values.view(num_rows, heads, num_blocks * size, dim)
+    # What lies past a row's context may be anything, NaN included: 0 * NaN would reach the row.
+    keys[group.tail_rows, :, group.tail_slots] = 0
+    values[group.tail_rows, :, group.tail_slots] = 0
+    slots = torch.arange(num_blocks * size)[None]
+    mask = slots <= group.positions
+    if shape.window is not None:
+        mask &= slots > group.positions - shape.window
+    grouped = queries.unflatten(1, (heads, -1))
+    if shape.softcap is None:
+        attended = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=mask[:, None, None], scale=shape.scale
+        )
+    else:
+        scores = grouped.float() @ keys.float().transpose(-1, -2) * shape.scale
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+        weights = torch.softmax(scores.masked_fill(~mask[:, None, None], float("-inf")), dim=-1)
+        attended = (weights @ values.float()).to(queries.dtype)
+    return attended.flatten(1, 2)
+
+
+def _attend_prefill(
+    queries: Tensor, cache: LayerCache, row: PrefillRow, plan: CpuPlan, shape: AttentionShape
+) -> Tensor:
+    keys, values = gather_context(cache, row.block_table, row.context_len)
+    if shape.softcap is not None:
+        return attend_row(queries, keys, values, shape)
+    whole = row.query_len == row.context_len and (
+        shape.window is None or shape.window >= row.context_len
+    )
+    mask = None
+    if not whole:
+        key = (row.query_len, row.context_len, shape.window)
+        mask = plan.masks.get(key)
+        if mask is None:
+            mask = plan.masks[key] = visible(*key, queries.device)
+    attended = F.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=whole,
+        scale=shape.scale,
+        enable_gqa=True,
+    )
+    return attended[0].transpose(0, 1)

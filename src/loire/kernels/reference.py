@@ -1,0 +1,174 @@
+"""The operations in plain torch, on any device: their definition. Others must agree with it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loire.checkpoint.description import Activation
+from loire.kernels.interface import (
+    AttentionPlan,
+    AttentionShape,
+    FlatBatch,
+    HeadNorms,
+    LayerCache,
+    Linear,
+    RotaryTable,
+)
+
+
+class ReferenceLinear:
+    """A weight as it is."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.out_features, self.in_features = weight.shape
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        return self.weight.numel() * self.weight.element_size()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePlan:
+    """The batch itself, and how many tokens a block has."""
+
+    batch: FlatBatch
+    block_size: int
+
+
+class ReferenceBackend:
+    """See kernels.interface.Backend."""
+
+    name = "reference"
+    batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Keep weight [out, in] as it is."""
+        return ReferenceLinear(weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, E] (or [..., E]) normalised in float32, times weight."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+        return (wide * scale * weight).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual)."""
+        residual = x + residual
+        return self.rms_norm(residual, weight, eps).to(x.dtype), residual
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[T, 2 * I] to [T, I]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        if activation == "silu":
+            return F.silu(gate) * up
+        approximate = "tanh" if activation == "gelu_tanh" else "none"
+        return F.gelu(gate, approximate=approximate) * up
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        norms: HeadNorms | None,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Queries [T, H, D], normed and rotated; keys and values are in the cache then."""
+        num_tokens, dim = qkv.shape[0], shape.head_dim
+        heads = qkv.view(num_tokens, shape.num_heads + 2 * shape.num_kv_heads, dim)
+        queries, keys, values = heads.split(
+            (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1
+        )
+        if norms is not None:
+            queries = self.rms_norm(queries, norms.query_weight, norms.eps)
+            keys = self.rms_norm(keys, norms.key_weight, norms.eps)
+        cos = rotary.cos[batch.positions][:, None]
+        sin = rotary.sin[batch.positions][:, None]
+        store(cache.keys, batch.slots, rotate(keys, cos, sin))
+        store(cache.values, batch.slots, values)
+        return rotate(queries, cos, sin)
+
+    def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+        """Nothing to work out."""
+        return ReferencePlan(batch, block_size)
+
+    def attend(
+        self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
+    ) -> Tensor:
+        """Row by row: gather the context exactly, mask, softmax in float32."""
+        assert isinstance(plan, ReferencePlan)
+        batch = plan.batch
+        outputs = []
+        first = 0
+        for row, (query_len, context_len) in enumerate(
+            zip(batch.host_query_lens, batch.host_context_lens, strict=True)
+        ):
+            keys, values = gather_context(cache, batch.block_tables[row], context_len)
+            row_queries = queries[first : first + query_len]
+            outputs.append(attend_row(row_queries, keys, values, shape))
+            first += query_len
+        return torch.cat(outputs).flatten(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + rotary_dim / 2) of x [T, heads, D] in float32; the rest stays.
+
+    cos, sin: float32 [T, 1, rotary_dim / 2].
+    """
+    half = cos.shape[-1]
+    wide = x.float()
+    first, second = wide[..., :half], wide[..., half : 2 * half]
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if 2 * half < x.shape[-1]:
+        parts.append(wide[..., 2 * half :])
+    return torch.cat(parts, dim=-1).to(x.dtype)
+
+
+def store(blocks: Tensor, slots: Tensor, new: Tensor) -> None:
+    """Write new [T, K, D] at slots (block * S + offset) of blocks [N, K, S, D]."""
+    size = blocks.shape[2]
+    blocks[slots // size, :, slots % size] = new
+
+
+def gather_context(
+    cache: LayerCache, block_table: Tensor, context_len: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [K, context, D] of one row, nothing past its context."""
+    num_blocks = -(-context_len // cache.keys.shape[2])
+    used = block_table[:num_blocks].long()
+    keys = cache.keys[used].transpose(0, 1).flatten(1, 2)[:, :context_len]
+    values = cache.values[used].transpose(0, 1).flatten(1, 2)[:, :context_len]
+    return keys, values
+
+
+def attend_row(queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Tensor:
+    """Queries [Q, H, D], the last Q positions of the context, over keys [K, C, D]; [Q, H, D]."""
+    query_len, context_len = queries.shape[0], keys.shape[1]
+    group = shape.num_heads // shape.num_kv_heads
+    grouped = queries.float().transpose(0, 1).unflatten(0, (shape.num_kv_heads, group))
+    scores = grouped @ keys.float()[:, None].transpose(-1, -2) * shape.scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    mask = visible(query_len, context_len, shape.window, queries.device)
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    output = weights @ values.float()[:, None]
+    return output.flatten(0, 1).transpose(0, 1).to(queries.dtype)
+
+
+def visible(query_len: int, context_len: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [Q, C]: which keys each of the last Q positions sees."""
+    query = torch.arange(context_len - query_len, context_len, device=device)[:, None]
+    key = torch.arange(context_len, device=device)[None]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)

@@ -1,0 +1,148 @@
+"""The decoder: every supported family is this one transformer with other settings.
+
+Shapes: T tokens of the flat batch, E hidden size, V vocabulary. The operations are the backend's;
+nothing here knows a device, a weight format or a batching policy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loire.checkpoint.description import Activation, ModelDescription
+from loire.kernels.interface import (
+    AttentionPlan,
+    AttentionShape,
+    Backend,
+    FlatBatch,
+    HeadNorms,
+    LayerCache,
+    Linear,
+    RotaryTable,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Self-attention of one layer."""
+
+    shape: AttentionShape
+    qkv: Linear
+    output: Linear
+    norms: HeadNorms | None
+    rotary: RotaryTable
+
+    def __call__(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan,
+        cache: LayerCache,
+    ) -> Tensor:
+        """[T, E] to [T, E]; the keys and values of x are in the cache afterwards."""
+        queries = backend.rotate_and_store(
+            self.qkv(x), self.shape, self.norms, self.rotary, batch, cache
+        )
+        return self.output(backend.attend(queries, cache, plan, self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """Gated feed-forward part of one layer."""
+
+    gate_up: Linear
+    down: Linear
+    activation: Activation
+
+    def __call__(self, x: Tensor, backend: Backend) -> Tensor:
+        """[T, E] to [T, E]."""
+        return self.down(backend.gated_activation(self.gate_up(x), self.activation))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer layer. Norm weights are float32 [E], offset included."""
+
+    attention: Attention
+    mlp: MLP
+    norm_before_attention: Tensor
+    norm_before_mlp: Tensor
+    norm_after_attention: Tensor | None = None
+    norm_after_mlp: Tensor | None = None
+
+
+class Decoder:
+    """A loaded model. forward() gives hidden states, logits() turns some of them into logits."""
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        backend: Backend,
+        embedding: Tensor,
+        layers: Sequence[Layer],
+        final_norm: Tensor,
+        head: Linear,
+    ) -> None:
+        self.description = description
+        self.backend = backend
+        self.embedding = embedding
+        self.layers = tuple(layers)
+        self.final_norm = final_norm
+        self.head = head
+        # Rounded to the model's dtype, as the models were trained with it.
+        scale = torch.tensor(description.embedding_scale, dtype=embedding.dtype)
+        self._embedding_scale = float(scale)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as held in memory."""
+        linears = [self.head]
+        for layer in self.layers:
+            linears += [layer.attention.qkv, layer.attention.output]
+            linears += [layer.mlp.gate_up, layer.mlp.down]
+        total = sum(linear.weight_bytes for linear in linears)
+        shared = getattr(self.head, "weight", None) is self.embedding
+        return total + (0 if shared else self.embedding.numel() * self.embedding.element_size())
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        batch: FlatBatch,
+        plan: AttentionPlan,
+        caches: Sequence[LayerCache],
+    ) -> Tensor:
+        """Hidden states [T, E], after the final norm, of token_ids (int64 [T])."""
+        backend, eps = self.backend, self.description.norm_eps
+        # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
+        # small model near-ties, and it is no more than E numbers per token.
+        residual = self.embedding[token_ids].float()
+        if self._embedding_scale != 1.0:
+            residual = residual * self._embedding_scale
+        x = backend.rms_norm(residual, self.layers[0].norm_before_attention, eps)
+        x = x.to(self.embedding.dtype)
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            x = layer.attention(x, backend, batch, plan, cache)
+            if layer.norm_after_attention is not None:
+                x = backend.rms_norm(x, layer.norm_after_attention, eps)
+            x, residual = backend.add_rms_norm(x, residual, layer.norm_before_mlp, eps)
+            x = layer.mlp(x, backend)
+            if layer.norm_after_mlp is not None:
+                x = backend.rms_norm(x, layer.norm_after_mlp, eps)
+            x, residual = backend.add_rms_norm(x, residual, self._norm_after(index), eps)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [L, V] of hidden states [L, E]."""
+        logits = self.head(hidden).float()
+        cap = self.description.logit_softcap
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    def _norm_after(self, index: int) -> Tensor:
+        """The norm that follows layer index: the next layer's first, or the final one."""
+        if index + 1 < len(self.layers):
+            return self.layers[index + 1].norm_before_attention
+        return self.final_norm

@@ -1,0 +1,191 @@
+"""How large a model is: its weights as held, what a step reads of them, its KV per token.
+
+From a checkpoint this is a sum over its tensors, by the rules of loire.models.loading: norms are
+float32, everything else is in the model's dtype or the format asked for, an output head that is
+tied to the embedding is the same memory. The CPU kernels pack bfloat16 weights for matrix
+multiplication, which the lookup of an embedding cannot read: there a tied embedding is held
+twice. By hand it is parameters times bits.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loire.base.errors import ConfigError
+from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
+from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat
+
+DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
+DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+QUANTIZATIONS: dict[str, WeightFormat] = {
+    name.lower(): fmt for name, fmt in FORMATS.items() if fmt.block_elements > 1
+}
+"""Block formats, scales included."""
+STORED = "stored"
+"""Quantization that keeps every matrix as it lies in the file."""
+KV_FORMATS: dict[str, WeightFormat] = {
+    **DTYPES,
+    "fp8": WeightFormat("FP8", 1, 1),  # one scale per tensor: nothing per token
+    "q8_0": Q8_0,
+    "q4_0": Q4_0,
+}
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """A model's sizes, all devices together. Parameters are counts, the rest is bytes."""
+
+    name: str
+    num_parameters: int
+    weight_bytes: int
+    """Weights as held in memory."""
+    step_parameters: int
+    """Parameters that one decode step multiplies by: all matrices but an embedding lookup."""
+    step_weight_bytes: int
+    """Bytes of them: what one decode step reads, whatever its batch size."""
+    head_parameters: int
+    """Those of step_parameters in the output head; prefill uses them for the last token only."""
+    kv_bytes_per_token: int
+    description: ModelDescription | None = None
+    """Shapes, where they are known: they add attention to the operations."""
+
+    def kv_read_bytes(self, context: float) -> float:
+        """KV that one decode step of one sequence reads at that context length."""
+        if self.description is None:
+            return self.kv_bytes_per_token * context
+        per_layer = self.kv_bytes_per_token / self.description.num_layers
+        return sum(
+            per_layer * (context if window is None else min(context, window))
+            for window in self.description.layer_windows
+        )
+
+    def decode_flops(self, context: float) -> float:
+        """Operations for one token at that context: two per parameter, and attention."""
+        total = 2.0 * self.step_parameters
+        if self.description is not None:
+            total += sum(
+                4.0 * self.description.query_size * (context if w is None else min(context, w))
+                for w in self.description.layer_windows
+            )
+        return total
+
+    def prefill_flops(self, prompt: int) -> float:
+        """Operations for a whole prompt; only its last token goes through the output head."""
+        total = 2.0 * (self.step_parameters - self.head_parameters) * prompt
+        total += 2.0 * self.head_parameters
+        if self.description is not None:
+            total += sum(
+                4.0 * self.description.query_size * _visible_pairs(prompt, window)
+                for window in self.description.layer_windows
+            )
+        return total
+
+
+def size_by_hand(
+    num_parameters: int, kv_bytes_per_token: int, *, dtype: str, quantization: str | None
+) -> ModelSize:
+    """Sizes of a model of which only these two numbers are known. Raises ConfigError."""
+    for name, value in (("params", num_parameters), ("kv-per-token", kv_bytes_per_token)):
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1, but is {value}")
+    if quantization == STORED:
+        raise ConfigError(
+            f"quantization {STORED!r} is the format of a model's file, and there is none with "
+            f"--params; name a format: {', '.join(QUANTIZATIONS)}"
+        )
+    fmt = QUANTIZATIONS[quantization] if quantization else DTYPES[dtype]
+    weight_bytes = math.ceil(num_parameters * fmt.block_bytes / fmt.block_elements)
+    return ModelSize(
+        name=f"{num_parameters / 1e9:g}B parameters",
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        step_parameters=num_parameters,
+        step_weight_bytes=weight_bytes,
+        head_parameters=0,
+        kv_bytes_per_token=kv_bytes_per_token,
+    )
+
+
+def size_of_checkpoint(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    dtype: str,
+    quantization: str | None,
+    kv_dtype: str,
+    on_cpu: bool,
+) -> ModelSize:
+    """Sizes of a checkpoint loaded as dtype, its matrices in a block format if one is named.
+
+    Raises ConfigError if a format's blocks do not fit the model's rows.
+    """
+    description = checkpoint.description
+    tied = description.tied_embeddings
+    # Some files of tied models repeat the embedding as a head; the loader leaves that out.
+    tensors = [
+        tensor for tensor in checkpoint.tensors.values() if not (tied and tensor.name == _HEAD)
+    ]
+    head_name = _EMBEDDING if tied else _HEAD
+    multiplied = [
+        tensor
+        for tensor in tensors
+        if len(tensor.shape) == 2 and (tensor.name != _EMBEDDING or tied)
+    ]
+    head = [tensor for tensor in tensors if tensor.name == head_name]
+
+    def held(chosen: Sequence[TensorInfo]) -> int:
+        return sum(_held_bytes(tensor, dtype, quantization) for tensor in chosen)
+
+    head_copy = tied and on_cpu and dtype == "bfloat16" and quantization is None
+    return ModelSize(
+        name=name,
+        num_parameters=_num_parameters(tensors),
+        weight_bytes=held(tensors) + (held(head) if head_copy else 0),
+        step_parameters=_num_parameters(multiplied),
+        step_weight_bytes=held(multiplied),
+        head_parameters=_num_parameters(head),
+        kv_bytes_per_token=_kv_bytes_per_token(description, kv_dtype),
+        description=description,
+    )
+
+
+def _num_parameters(tensors: Sequence[TensorInfo]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def _held_bytes(tensor: TensorInfo, dtype: str, quantization: str | None) -> int:
+    num_elements = math.prod(tensor.shape)
+    if "norm" in tensor.name:
+        return F32.num_bytes(num_elements)
+    if len(tensor.shape) != 2 or quantization is None:
+        return DTYPES[dtype].num_bytes(num_elements)
+    if quantization == STORED:
+        return tensor.num_bytes
+    fmt = QUANTIZATIONS[quantization]
+    if tensor.shape[1] % fmt.block_elements:
+        smaller = [key for key, other in QUANTIZATIONS.items() if other.block_elements == 32]
+        raise ConfigError(
+            f"{quantization} packs {fmt.block_elements} weights of a row together, but a row of "
+            f"{tensor.name} has {tensor.shape[1]}; take one of {', '.join(smaller)}"
+        )
+    return fmt.num_bytes(num_elements)
+
+
+def _kv_bytes_per_token(description: ModelDescription, kv_dtype: str) -> int:
+    fmt = KV_FORMATS[kv_dtype]
+    if description.head_dim % fmt.block_elements:
+        raise ConfigError(
+            f"KV in {kv_dtype} packs {fmt.block_elements} elements of a head together, but a "
+            f"head has {description.head_dim}; take one of {', '.join((*DTYPES, 'fp8'))}"
+        )
+    return fmt.num_bytes(description.kv_elements_per_token)
+
+
+def _visible_pairs(prompt: int, window: int | None) -> int:
+    """Pairs of query and key under a causal mask with a window."""
+    if window is None or window >= prompt:
+        return prompt * (prompt + 1) // 2
+    return window * (window + 1) // 2 + (prompt - window) * window

@@ -1,15 +1,17 @@
 """A checked reader of GGUF headers (v2 and v3): metadata and where the tensors lie.
 
 The gguf library's own reader trusts the counts and lengths in the file and takes seconds on a
-vocabulary; this one compares each with what is left of the file first. The library still supplies
-the numbers of the format (types) and the dequantization of the weights.
+vocabulary; this one compares each with what is left of the file first, and with a limit that no
+real header comes near. The library still names the types that Loire does not read, and
+dequantizes those that it does.
 
 Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,30 @@ from typing import Any
 import numpy as np
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
-from loire.checkpoint.formats import FORMATS, WeightFormat
+from loire.checkpoint.formats import (
+    BF16,
+    F16,
+    F32,
+    FORMATS,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    WeightFormat,
+)
 
 MAGIC = b"GGUF"
 MAX_DIMENSIONS = 4
+MAX_COUNT = 2**24
+"""Most entries of an array, bytes of a string, keys or tensors: 64 times the largest vocabulary."""
+MAX_NAME_BYTES = 2**16 - 1
+"""Longest key by the specification; tensor names are far shorter."""
+_TYPES: dict[int, WeightFormat] = {0: F32, 1: F16, 2: Q4_0, 3: Q4_1, 6: Q5_0, 7: Q5_1, 8: Q8_0,
+                                   12: Q4_K, 13: Q5_K, 14: Q6_K, 30: BF16}  # fmt: skip
 _SCALARS: dict[int, tuple[str, type[np.generic]]] = {
     0: ("B", np.uint8),
     1: ("b", np.int8),
@@ -98,7 +120,7 @@ class _Reader:
         num_tensors, num_keys = self._count(24), self._count(13)
         metadata = {}
         for _ in range(num_keys):
-            key = self._string()
+            key = self._name()
             if key in metadata:
                 raise self._broken(f"key {key!r} occurs twice")
             metadata[key] = self._value(self._scalar(4))
@@ -108,19 +130,24 @@ class _Reader:
     def _tensors(self, count: int, metadata: Mapping[str, Any]) -> dict[str, GGUFTensor]:
         entries = [self._tensor_entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment > 2**20:
-            raise self._broken(f"general.alignment is {alignment!r}")
+        if not isinstance(alignment, int) or not 8 <= alignment <= 2**20 or alignment % 8:
+            raise self._broken(
+                f"general.alignment should be a multiple of 8, but is {str(alignment)[:40]}"
+            )
         start = -(-self.at // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
         for name, shape, type_id, relative in entries:
             fmt = self._format(name, type_id)
-            num_elements = 1
-            for dimension in shape:
-                num_elements *= dimension
-            try:
-                num_bytes = fmt.num_bytes(num_elements)
-            except ValueError as error:
-                raise self._broken(f"tensor {name!r}: {error}") from error
+            if shape[-1] % fmt.block_elements:
+                raise self._broken(
+                    f"tensor {name!r} has rows of {shape[-1]} elements, which do not fill blocks "
+                    f"of {fmt.block_elements} ({fmt.name})"
+                )
+            num_bytes = fmt.num_bytes(math.prod(shape))
+            if relative % alignment:
+                raise self._broken(
+                    f"tensor {name!r} lies at {relative}, not at a multiple of {alignment} bytes"
+                )
             offset = start + relative
             if offset + num_bytes > self.size:
                 raise self._broken(
@@ -130,10 +157,18 @@ class _Reader:
             if name in tensors:
                 raise self._broken(f"tensor {name!r} occurs twice")
             tensors[name] = GGUFTensor(name, shape, fmt, offset, num_bytes)
+        self._check_overlap(tensors.values())
         return tensors
 
+    def _check_overlap(self, tensors: Iterable[GGUFTensor]) -> None:
+        end = 0
+        for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+            if tensor.offset < end:
+                raise self._broken(f"tensor {tensor.name!r} overlaps another")
+            end = tensor.offset + tensor.num_bytes
+
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._string()
+        name = self._name()
         num_dimensions = self._scalar(4)
         if not 1 <= num_dimensions <= MAX_DIMENSIONS:
             raise self._broken(f"tensor {name!r} has {num_dimensions} dimensions")
@@ -143,18 +178,18 @@ class _Reader:
         return name, shape[::-1], self._scalar(4), self._scalar(10)
 
     def _format(self, name: str, type_id: int) -> WeightFormat:
-        from gguf.constants import GGMLQuantizationType
+        if type_id in _TYPES:
+            return _TYPES[type_id]
+        from gguf.constants import GGMLQuantizationType  # takes longer than the reading
 
         try:
             type_name = GGMLQuantizationType(type_id).name
         except ValueError as error:
             raise self._broken(f"tensor {name!r} has the unknown type {type_id}") from error
-        if type_name not in FORMATS:
-            raise UnsupportedModelError(
-                f"{self.path}: tensor {name!r} is stored as {type_name}; "
-                f"Loire reads {', '.join(FORMATS)}"
-            )
-        return FORMATS[type_name]
+        raise UnsupportedModelError(
+            f"{self.path}: tensor {name!r} is stored as {type_name}; "
+            f"Loire reads {', '.join(FORMATS)}"
+        )
 
     def _value(self, type_id: int) -> Any:
         if type_id == _STRING:
@@ -191,6 +226,13 @@ class _Reader:
         self.at = at
         return strings
 
+    def _name(self) -> str:
+        """A key or the name of a tensor."""
+        length = self._count(1)
+        if length > MAX_NAME_BYTES:
+            raise self._broken(f"byte {self.at - 8} claims a name of {length} bytes")
+        return self._take(length).decode("utf-8", "replace")
+
     def _string(self) -> str:
         return self._take(self._count(1)).decode("utf-8", "replace")
 
@@ -201,6 +243,11 @@ class _Reader:
             raise self._broken(
                 f"byte {self.at - 8} claims {count} entries of at least {least_bytes} bytes, "
                 f"but only {self.size - self.at} bytes follow"
+            )
+        if count > MAX_COUNT:
+            raise self._broken(
+                f"byte {self.at - 8} claims {count} entries, more than the {MAX_COUNT} that any "
+                f"real file stays far below"
             )
         return count
 

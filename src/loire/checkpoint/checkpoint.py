@@ -16,6 +16,7 @@ With sandwich norms, post_attention_layernorm follows attention, as in Gemma; ot
 the MLP, as in Llama.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,11 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     tokenizer: TokenizerSource
     chat_template: str | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def weight_bytes(self) -> int:

@@ -8,6 +8,13 @@ from loire.base.errors import CheckpointError
 _MISSING: Any = object()
 
 
+def _is_number(value: object) -> bool:
+    """Not a bool, and not an integer that no float can hold."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    )
+
+
 class Fields:
     """A mapping with checked getters; errors name the file and the key."""
 
@@ -25,7 +32,7 @@ class Fields:
     def number(self, key: str, default: Any = _MISSING, *, low: float, high: float) -> float:
         """A number within low..high."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             raise self.wrong(key, value, "a number")
         if not low <= value <= high:
             raise self.wrong(key, value, f"a number from {low} to {high}")
@@ -58,7 +65,7 @@ class Fields:
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of numbers."""
         value = self._get(key, _MISSING)
-        if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
+        if not isinstance(value, list) or not all(map(_is_number, value)):
             raise self.wrong(key, value, "a list of numbers")
         return tuple(float(item) for item in value)
 

@@ -59,8 +59,24 @@ def describe(file: GGUFFile) -> ModelDescription:
         {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)},
         f"{file.path}, {architecture}",
     )
+    if top.integer("split.count", 1) > 1:
+        raise UnsupportedModelError(
+            f"{file.path} is one of {file.metadata['split.count']} parts of a model; "
+            f"join them first (llama-gguf-split --merge)"
+        )
     hidden, heads = own.integer("embedding_length"), own.integer("attention.head_count")
+    kv_heads = own.integer("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"{file.path}: {heads} query heads are not a multiple of {kv_heads} key/value heads"
+        )
     head_dim = own.integer("attention.key_length", hidden // heads, high=4096)
+    value_dim = own.integer("attention.value_length", head_dim, high=4096)
+    if value_dim != head_dim:
+        raise UnsupportedModelError(
+            f"{file.path}: keys have {head_dim} dimensions per head and values {value_dim}; "
+            f"Loire needs them equal"
+        )
     num_layers = own.integer("block_count", high=10_000)
     is_gemma = architecture.startswith("gemma")
     embedding = file.tensors.get("token_embd.weight")
@@ -73,13 +89,16 @@ def describe(file: GGUFFile) -> ModelDescription:
         intermediate_size=own.integer("feed_forward_length"),
         num_layers=num_layers,
         num_heads=heads,
-        num_kv_heads=own.integer("attention.head_count_kv", heads),
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_positions=own.integer("context_length"),
         norm_eps=own.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
         rope=_rope(file, own, head_dim),
         local_rope=(
-            RopeDescription(theta=10000.0, rotary_dim=head_dim)
+            RopeDescription(
+                theta=own.number("rope.freq_base_swa", 10000.0, low=1.5, high=1e12),
+                rotary_dim=head_dim,
+            )
             if architecture == "gemma3"
             else None
         ),
@@ -115,6 +134,7 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
             raise CheckpointError(f"{file.path}: tensor {name!r} has no place in this model")
         heads = 0
         if description.architecture == "llama":
+            # The only family whose rows the converter permutes, biases included.
             heads = {
                 "attn_q": description.num_heads,
                 "attn_k": description.num_kv_heads,
@@ -154,7 +174,9 @@ def _common_name(name: str, description: ModelDescription) -> str | None:
 
 
 def _windows(architecture: str, own: Fields, num_layers: int) -> tuple[int | None, ...]:
-    window = own.optional_integer("attention.sliding_window", low=0) or None
+    # Phi-3 files have 0 for none; llama.cpp assumes Gemma 2's own window where it is not given.
+    default = 4096 if architecture == "gemma2" else 0
+    window = own.integer("attention.sliding_window", default, low=0) or None
     if architecture == "gemma2":
         return tuple(window if layer % 2 == 0 else None for layer in range(num_layers))
     if architecture == "gemma3":
@@ -171,11 +193,13 @@ def _query_scale(
 
 
 def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:
-    theta = own.number("rope.freq_base", 10000.0, low=1.0, high=1e12)
+    theta = own.number("rope.freq_base", 10000.0, low=1.5, high=1e12)
     rotary_dim = own.integer("rope.dimension_count", head_dim, high=head_dim)
-    original = own.optional_integer("rope.scaling.original_context_length")
+    if rotary_dim % 2 or head_dim % 2:
+        raise own.wrong("rope.dimension_count", rotary_dim, f"even, as head size {head_dim}")
+    original = own.optional_integer("rope.scaling.original_context_length", low=2)
     if "rope_factors_short.weight" in file.tensors:
-        original = original or own.integer("context_length")
+        original = original or own.integer("context_length", low=2)
         factor = own.integer("context_length") / original
         given = own.optional_number("rope.scaling.attn_factor", low=0.0, high=100.0)
         return RopeDescription(
@@ -190,10 +214,17 @@ def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:
     divisors: tuple[float, ...] = ()
     if "rope_freqs.weight" in file.tensors:
         divisors = _floats(file, "rope_freqs.weight", rotary_dim // 2)
-    kind = own.text("rope.scaling.type", "none")
-    if kind == "none":
+    # A factor without a type is linear, as in llama.cpp; scale_linear is its older name.
+    scale = own.optional_number("rope.scaling.factor", low=0.0, high=4096.0)
+    scale = scale or own.optional_number("rope.scale_linear", low=0.0, high=4096.0)
+    kind = own.text("rope.scaling.type", "linear" if scale else "none")
+    if kind == "none" or (kind == "linear" and scale in (None, 0.0, 1.0)):
         return RopeDescription(theta=theta, rotary_dim=rotary_dim, frequency_divisors=divisors)
-    factor = own.number("rope.scaling.factor", low=1.0, high=4096.0)
+    if divisors:
+        raise UnsupportedModelError(
+            f"{file.path} has both rope_freqs.weight and rotary scaling {kind!r}"
+        )
+    factor = own.number("rope.scaling.factor", scale, low=1.0, high=4096.0)
     if kind == "linear":
         return RopeDescription(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=factor)
     if kind == "yarn":
@@ -203,7 +234,10 @@ def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:
             scaling="yarn",
             factor=factor,
             original_max_positions=original or own.integer("context_length"),
-            attention_factor=0.1 * math.log(factor) + 1.0,
+            beta_fast=own.number("rope.scaling.yarn_beta_fast", 32.0, low=1e-3, high=1e4),
+            beta_slow=own.number("rope.scaling.yarn_beta_slow", 1.0, low=1e-3, high=1e4),
+            attention_factor=own.number("rope.scaling.attn_factor", 1.0, low=1e-3, high=100.0)
+            * (0.1 * math.log(factor) + 1.0),
         )
     raise UnsupportedModelError(f"{file.path}: rotary scaling {kind!r} is not supported")
 

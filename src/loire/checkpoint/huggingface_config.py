@@ -12,6 +12,7 @@ from loire.checkpoint.description import Activation, ModelDescription
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.rope_config import parse_rope
 
+MAX_LAYERS = 10_000
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -19,6 +20,11 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu": "gelu",
 }
+
+
+_OUTER = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "dtype", "torch_dtype",
+          "quantization_config")  # fmt: skip
+"""What a model of text and vision says for both, outside its text_config."""
 
 
 def describe(config: Mapping[str, Any], source: str) -> ModelDescription:
@@ -29,7 +35,9 @@ def describe(config: Mapping[str, Any], source: str) -> ModelDescription:
     fields = Fields(config, source)
     model_type = fields.text("model_type")
     if model_type == "gemma3":  # text and vision; the text part is a gemma3_text
-        return describe({**_section(config, "text_config"), "model_type": "gemma3_text"}, source)
+        text = {key: value for key, value in config.items() if key in _OUTER}
+        text |= _section(config, "text_config")
+        return describe({**text, "model_type": "gemma3_text"}, f"{source}, text_config")
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"{source}: model type {model_type!r} is not supported; "
@@ -63,26 +71,30 @@ def _common(
     activation: str = "silu",
     rope_layer_type: str | None = None,
 ) -> dict[str, Any]:
-    """What all families share, with a family's own defaults."""
+    """What all families share, with a family's own defaults.
+
+    kv_heads is for a missing num_key_value_heads; null means as many as there are query heads.
+    """
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    if "head_dim" not in fields.values and head_dim is None and hidden % heads:
+    if fields.values.get("head_dim") is None and head_dim is None and hidden % heads:
         raise CheckpointError(
             f"{fields.source}: hidden_size {hidden} is not a multiple of "
             f"num_attention_heads {heads}, and there is no head_dim"
         )
     dim = fields.integer("head_dim", head_dim or hidden // heads, high=4096)
-    num_kv_heads = fields.integer("num_key_value_heads", kv_heads or heads)
+    if kv_heads is None or "num_key_value_heads" in fields.values:
+        kv_heads = heads
+    num_kv_heads = fields.integer("num_key_value_heads", kv_heads)
     if heads % num_kv_heads:
         raise CheckpointError(
             f"{fields.source}: num_attention_heads {heads} is not a multiple of "
             f"num_key_value_heads {num_kv_heads}"
         )
     positions = fields.integer("max_position_embeddings", max_positions)
-    num_layers = fields.integer("num_hidden_layers", high=10_000)
+    num_layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     name = fields.text(activation_key, activation)
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(f"{fields.source}: activation {name!r} is not supported")
-    eos = fields.values.get("eos_token_id")
     return {
         "architecture": architecture,
         "vocab_size": fields.integer("vocab_size"),
@@ -106,15 +118,16 @@ def _common(
         "tied_embeddings": fields.flag("tie_word_embeddings", tied),
         "query_scale": dim**-0.5,
         "bos_token_id": fields.optional_integer("bos_token_id", low=0),
-        "eos_token_ids": token_ids(eos, fields, "eos_token_id"),
+        "eos_token_ids": token_ids(fields, "eos_token_id"),
         "dtype": str(fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"),
     }
 
 
-def token_ids(value: object, fields: Fields, key: str) -> tuple[int, ...]:
-    """An id or a list of ids, as eos_token_id may be."""
+def token_ids(fields: Fields, key: str) -> tuple[int, ...]:
+    """An id or a list of ids, as eos_token_id may be; empty where the key is missing or null."""
+    value = fields.values.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(item, int) and item >= 0 for item in ids):
+    if not all(type(item) is int and 0 <= item < 2**31 for item in ids):
         raise fields.wrong(key, value, "a token id or a list of them")
     return tuple(ids)
 
@@ -122,17 +135,39 @@ def token_ids(value: object, fields: Fields, key: str) -> tuple[int, ...]:
 def _windows(fields: Fields, is_local: Callable[[int], bool]) -> tuple[int | None, ...]:
     """Windows per layer: by layer_types where the config lists them, else by the family's rule."""
     window = fields.optional_integer("sliding_window")
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     types = fields.values.get("layer_types")
     if types is None:
         return tuple(window if is_local(layer) else None for layer in range(num_layers))
-    known = {"sliding_attention", "full_attention"}
-    if not isinstance(types, list) or len(types) != num_layers or not set(types) <= known:
-        raise fields.wrong("layer_types", types, f"{num_layers} of {sorted(known)}")
+    known = ("full_attention", "sliding_attention")
+    if (
+        not isinstance(types, list)
+        or len(types) != num_layers
+        or any(kind not in known for kind in types)
+    ):
+        raise fields.wrong("layer_types", types, f"{num_layers} of {', '.join(known)}")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
+def _uniform_windows(fields: Fields) -> tuple[int | None, ...]:
+    """The same window in all layers, for families whose layers are all alike."""
+    num_layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
+    types = fields.values.get("layer_types")
+    if isinstance(types, list) and len({str(kind) for kind in types}) > 1:
+        raise UnsupportedModelError(
+            f"{fields.source}: layers of different kinds (layer_types) are not supported in "
+            f"this family"
+        )
+    return (fields.optional_integer("sliding_window"),) * num_layers
+
+
+def _with_defaults(fields: Fields, **defaults: Any) -> Fields:
+    """Defaults for keys that are missing; a null stays."""
+    return Fields({**defaults, **fields.values}, fields.source)
+
+
 def _llama(fields: Fields) -> dict[str, Any]:
+    fields = _with_defaults(fields, bos_token_id=1, eos_token_id=2)
     bias = fields.flag("attention_bias", False)
     return {
         **_common(fields, "llama"),
@@ -143,15 +178,17 @@ def _llama(fields: Fields) -> dict[str, Any]:
 
 
 def _mistral(fields: Fields) -> dict[str, Any]:
+    fields = _with_defaults(fields, bos_token_id=1, eos_token_id=2, sliding_window=4096)
     return {
         **_common(fields, "mistral", max_positions=131072, kv_heads=8),
-        "layer_windows": _windows(fields, lambda layer: True),
+        "layer_windows": _uniform_windows(fields),
     }
 
 
 def _qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     if not fields.flag("use_sliding_window", False):
-        return (None,) * fields.integer("num_hidden_layers")
+        return (None,) * fields.integer("num_hidden_layers", high=MAX_LAYERS)
+    fields = _with_defaults(fields, sliding_window=4096)
     first = fields.integer("max_window_layers", 28, low=0)
     return _windows(fields, lambda layer: layer >= first)
 
@@ -176,6 +213,9 @@ def _qwen3(fields: Fields) -> dict[str, Any]:
 
 
 def _gemma(fields: Fields, architecture: str, **defaults: Any) -> dict[str, Any]:
+    if fields.flag("use_bidirectional_attention", False):
+        raise UnsupportedModelError(f"{fields.source}: bidirectional attention is not supported")
+    fields = _with_defaults(fields, bos_token_id=2, eos_token_id=1)
     bias = fields.flag("attention_bias", False)
     common = _common(
         fields,
@@ -196,38 +236,49 @@ def _gemma(fields: Fields, architecture: str, **defaults: Any) -> dict[str, Any]
         "sandwich_norms": True,
         "embedding_scale": common["hidden_size"] ** 0.5,
         "query_scale": scalar**-0.5,
+        "attention_softcap": fields.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
+        "logit_softcap": fields.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
     }
 
 
 def _gemma2(fields: Fields) -> dict[str, Any]:
-    values = {"sliding_window": 4096, **fields.values}
-    filled = Fields(values, fields.source)
+    filled = _with_defaults(
+        fields,
+        sliding_window=4096,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+    )
     return {
         **_gemma(filled, "gemma2", max_positions=8192),
         "layer_windows": _windows(filled, lambda layer: layer % 2 == 0),
-        "attention_softcap": filled.number("attn_logit_softcapping", 50.0, low=1e-3, high=1e6)
-        if values.get("attn_logit_softcapping", 50.0) is not None
-        else None,
-        "logit_softcap": filled.number("final_logit_softcapping", 30.0, low=1e-3, high=1e6)
-        if values.get("final_logit_softcapping", 30.0) is not None
-        else None,
     }
 
 
 def _gemma3(fields: Fields) -> dict[str, Any]:
-    if fields.flag("use_bidirectional_attention", False):
-        raise UnsupportedModelError(f"{fields.source}: bidirectional attention is not supported")
-    filled = Fields({"sliding_window": 4096, **fields.values}, fields.source)
-    pattern = fields.integer("sliding_window_pattern", 6)
+    # The text_config of the published models leaves out whatever has its default value.
+    filled = _with_defaults(
+        fields,
+        vocab_size=262208,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        sliding_window=4096,
+    )
+    pattern = filled.integer("sliding_window_pattern", 6)
     common = _gemma(
         filled, "gemma3", max_positions=131072, theta=1e6, rope_layer_type="full_attention"
     )
+    windows = _windows(filled, lambda layer: bool((layer + 1) % pattern))
+    if filled.values["sliding_window"] is None:
+        # Which rotary embedding a layer has goes by its window.
+        raise filled.wrong("sliding_window", None, "a number of tokens")
     local = {key: value for key, value in fields.values.items() if key != "rope_scaling"}
     local["rope_theta"] = fields.values.get("rope_local_base_freq")
     return {
         **common,
         "qk_norm": True,
-        "layer_windows": _windows(filled, lambda layer: bool((layer + 1) % pattern)),
+        "layer_windows": windows,
         "local_rope": parse_rope(
             Fields(local, fields.source),
             head_dim=common["head_dim"],
@@ -235,15 +286,16 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
             default_theta=10000.0,
             layer_type="sliding_attention",
         ),
-        "attention_softcap": filled.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
-        "logit_softcap": filled.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
     }
 
 
 def _phi3(fields: Fields) -> dict[str, Any]:
+    fields = _with_defaults(
+        fields, bos_token_id=1, eos_token_id=32000, original_max_position_embeddings=4096
+    )
     return {
         **_common(fields, "phi3", max_positions=4096, eps=1e-5),
-        "layer_windows": _windows(fields, lambda layer: True),
+        "layer_windows": _uniform_windows(fields),
     }
 
 

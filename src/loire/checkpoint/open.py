@@ -1,35 +1,41 @@
 """Open a model on disk, whatever its format."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loire.base.errors import CheckpointError, ModelNotFoundError
+from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint import gguf_model, huggingface_config, safetensors_header
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo, TokenizerSource
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.gguf_file import read_gguf
+from loire.checkpoint.json_file import read_json, read_text
 
-MAX_JSON_BYTES = 64 * 2**20
 VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
                    "model.multi_modal_projector.")  # fmt: skip
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what a model directory or GGUF file says of itself; no weights are read.
+    """Read what a model directory or GGUF file says of itself; the weights stay on disk.
 
     Raises ModelNotFoundError if there is nothing, CheckpointError if it is damaged or incomplete,
     UnsupportedModelError if Loire has no code for it.
     """
-    if path.is_dir():
-        return _open_directory(path)
-    if path.suffix == ".gguf" and path.is_file():
-        return _open_gguf(path)
-    if path.exists():
+    try:
+        if path.is_dir():
+            return _open_directory(path)
+        if not path.exists():
+            raise ModelNotFoundError(f"{path} does not exist")
+        if path.suffix == ".gguf":
+            return _open_gguf(path)
+        if path.suffix in safetensors_header.PICKLE_SUFFIXES:
+            raise UnsupportedModelError(safetensors_header.PICKLE_REFUSAL.format(path))
         raise CheckpointError(f"{path} is neither a model directory nor a .gguf file")
-    raise ModelNotFoundError(f"{path} does not exist")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -48,17 +54,17 @@ def _open_gguf(path: Path) -> Checkpoint:
 def _open_directory(directory: Path) -> Checkpoint:
     config_path = directory / "config.json"
     if not config_path.exists():
-        files = sorted(path.name for path in directory.glob("*.gguf"))
-        hint = f"; name one of its GGUF files, such as {files[0]}" if files else ""
-        raise CheckpointError(f"{directory} has no config.json: it is no model directory{hint}")
+        raise CheckpointError(f"{directory} has no config.json{_hint(directory)}")
     description = huggingface_config.describe(read_json(config_path), str(config_path))
     description = _with_generation_config(description, directory)
+    tensors = _text_tensors(safetensors_header.read_directory(directory))
+    description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")
     return Checkpoint(
         path=directory,
         description=description,
-        tensors=_text_tensors(safetensors_header.read_directory(directory)),
+        tensors=tensors,
         tokenizer=TokenizerSource(
             tokenizer_json=tokenizer_json if tokenizer_json.exists() else None,
             tokenizer_config=tokenizer_config,
@@ -67,17 +73,14 @@ def _open_directory(directory: Path) -> Checkpoint:
     )
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """An object from a JSON file of sane size. Raises CheckpointError."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes: too much for JSON")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return value
+def _hint(directory: Path) -> str:
+    """What a directory without config.json may be instead."""
+    files = sorted(path.name for path in directory.glob("*.gguf"))
+    if files:
+        return f"; name one of its GGUF files instead, such as {directory / files[0]}"
+    if next(directory.iterdir(), None) is None:
+        return ": it is empty"
+    return ": it is no model directory in the format of Hugging Face"
 
 
 def _read_optional(path: Path) -> Mapping[str, Any]:
@@ -86,38 +89,78 @@ def _read_optional(path: Path) -> Mapping[str, Any]:
 
 def _with_generation_config(description: ModelDescription, directory: Path) -> ModelDescription:
     """generation_config.json often lists more end tokens than config.json does."""
-    from dataclasses import replace
-
     path = directory / "generation_config.json"
-    fields = Fields(_read_optional(path), str(path))
-    more = huggingface_config.token_ids(fields.values.get("eos_token_id"), fields, "eos_token_id")
+    more = huggingface_config.token_ids(Fields(_read_optional(path), str(path)), "eos_token_id")
     return replace(
         description, eos_token_ids=tuple(dict.fromkeys((*description.eos_token_ids, *more)))
     )
 
 
 def _text_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Common names; the parts of a multimodal model that are not its text decoder are left out."""
-    found = {}
+    """Common names; the parts of a multimodal model that are not its text decoder are left out.
+
+    So are the rotary frequencies that older files hold: they follow from the configuration.
+    """
+    found: dict[str, TensorInfo] = {}
     for name, tensor in tensors.items():
         if name.startswith(VISION_PREFIXES) or name.endswith(".rotary_emb.inv_freq"):
             continue
-        name = name.removeprefix("language_model.")
-        if name.startswith("model.language_model."):
-            name = "model." + name.removeprefix("model.language_model.")
-        found[name] = tensor
+        common = name.removeprefix("language_model.")
+        if common.startswith("model.language_model."):
+            common = "model." + common.removeprefix("model.language_model.")
+        if common in found:
+            raise CheckpointError(
+                f"{tensor.path}: tensors {found[common].name!r} and {name!r} are both the "
+                f"model's {common!r}"
+            )
+        found[common] = tensor if common == name else replace(tensor, name=common)
     return found
+
+
+def _settle_tying(
+    description: ModelDescription, tensors: dict[str, TensorInfo]
+) -> ModelDescription:
+    """Where a tied model's files hold the output weights as well, their contents decide.
+
+    Some files repeat the embeddings there (then the copy is dropped), a few hold other weights and
+    the configuration is wrong. transformers decides in the same way.
+    """
+    if not description.tied_embeddings or HEAD not in tensors or EMBEDDING not in tensors:
+        return description
+    if _same_contents(tensors[HEAD], tensors[EMBEDDING]):
+        del tensors[HEAD]
+        return description
+    return replace(description, tied_embeddings=False)
+
+
+def _same_contents(first: TensorInfo, second: TensorInfo) -> bool:
+    if (first.shape, first.format) != (second.shape, second.format):
+        return False
+    with first.path.open("rb") as a, second.path.open("rb") as b:
+        a.seek(first.offset)
+        b.seek(second.offset)
+        left = first.num_bytes
+        while left:
+            size = min(left, 2**20)
+            if a.read(size) != b.read(size):
+                return False
+            left -= size
+    return True
 
 
 def _chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     template = tokenizer_config.get("chat_template")
     if template is None:
         template = _read_optional(directory / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several named ones; the default is the one for chat
-        named = {str(entry.get("name")): entry.get("template") for entry in template}
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
+        }
         template = named.get("default")
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{directory}: the chat template is not text")

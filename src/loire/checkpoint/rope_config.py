@@ -28,13 +28,19 @@ def parse_rope(
     Raises UnsupportedModelError for a kind of scaling that Loire does not know.
     """
     values = _parameters(config, layer_type)
+    nested = sorted(key for key, value in values.items() if isinstance(value, Mapping))
+    if nested and layer_type is None:
+        raise UnsupportedModelError(
+            f"{config.source}: rotary settings per kind of layer ({', '.join(nested)}) are not "
+            f"supported in this family"
+        )
     rope = Fields(values, f"{config.source}, rope parameters")
     theta = rope.number(
-        "rope_theta", config.values.get("rope_theta") or default_theta, low=1.0, high=1e12
+        "rope_theta", _given(config, "rope_theta", default_theta), low=1.5, high=1e12
     )
     share = rope.number(
         "partial_rotary_factor",
-        config.values.get("partial_rotary_factor") or 1.0,
+        _given(config, "partial_rotary_factor", 1.0),
         low=0.01,
         high=1.0,
     )
@@ -42,43 +48,59 @@ def parse_rope(
     if rotary_dim % 2:
         raise rope.wrong("partial_rotary_factor", share, f"an even share of {head_dim} dimensions")
     kind = values.get("rope_type", values.get("type", "default"))
-    kind = "longrope" if kind == "su" else kind
-    if kind not in SUPPORTED:
+    if kind == "su" or (kind == "yarn" and "short_factor" in values):
+        kind = "longrope"  # what early Phi-3 files call it
+    if not isinstance(kind, str) or kind not in SUPPORTED:
         raise UnsupportedModelError(
             f"{config.source}: rotary scaling {kind!r} is not supported; "
             f"Loire knows {', '.join(SUPPORTED)}"
         )
     if kind == "default":
         return RopeDescription(theta=theta, rotary_dim=rotary_dim)
-    original = config.optional_integer("original_max_position_embeddings")
+    original = config.optional_integer("original_max_position_embeddings", low=2)
     if original is None:
-        original = rope.integer("original_max_position_embeddings", max_positions)
+        original = rope.integer("original_max_position_embeddings", max_positions, low=2)
     if kind == "longrope":
         return _longrope(rope, theta, rotary_dim, original, max_positions)
     factor = rope.number("factor", low=1.0, high=4096.0)
     if kind == "linear":
         return RopeDescription(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=factor)
     if kind == "llama3":
+        low = rope.number("low_freq_factor", low=1e-3, high=1e3)
+        high = rope.number("high_freq_factor", low=1e-3, high=1e3)
+        if high <= low:
+            raise rope.wrong("high_freq_factor", high, f"above low_freq_factor, {low}")
         return RopeDescription(
             theta=theta,
             rotary_dim=rotary_dim,
             scaling="llama3",
             factor=factor,
-            low_freq_factor=rope.number("low_freq_factor", low=1e-3, high=1e3),
-            high_freq_factor=rope.number("high_freq_factor", low=1e-3, high=1e3),
+            low_freq_factor=low,
+            high_freq_factor=high,
             original_max_positions=original,
         )
     return _yarn(rope, theta, rotary_dim, original, factor)
 
 
 def _parameters(config: Fields, layer_type: str | None) -> Mapping[str, Any]:
-    parameters = config.values.get("rope_parameters") or config.values.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise config.wrong("rope_parameters", parameters, "an object")
-    nested = parameters.get(layer_type) if layer_type is not None else None
-    if isinstance(nested, Mapping):
-        return nested
-    return parameters
+    # Where a file has both spellings, transformers follows the older one.
+    for key in ("rope_scaling", "rope_parameters"):
+        parameters = config.values.get(key) or {}
+        if not isinstance(parameters, Mapping):
+            raise config.wrong(key, parameters, "an object")
+        if layer_type is not None and key == "rope_parameters":
+            parameters = parameters.get(layer_type) or {}
+            if not isinstance(parameters, Mapping):
+                raise config.wrong(f"{key}, {layer_type}", parameters, "an object")
+        if parameters:
+            return parameters
+    return {}
+
+
+def _given(config: Fields, key: str, default: float) -> Any:
+    """What older files say outside the rotary settings; checked where it is used."""
+    value = config.values.get(key)
+    return default if value is None else value
 
 
 def _yarn(
@@ -113,8 +135,8 @@ def _longrope(
     """Ding et al. 2024, "LongRoPE"."""
     factors = {key: rope.numbers(key) for key in ("short_factor", "long_factor")}
     for key, values in factors.items():
-        if len(values) != rotary_dim // 2 or min(values) <= 0:
-            raise rope.wrong(key, len(values), f"a list of {rotary_dim // 2} positive numbers")
+        if len(values) != rotary_dim // 2 or not all(0 < value < 1e6 for value in values):
+            raise rope.wrong(key, list(values), f"a list of {rotary_dim // 2} positive numbers")
     factor = rope.optional_number("factor", low=1e-3, high=4096.0) or max_positions / original
     attention_factor = rope.optional_number("attention_factor", low=0.0, high=100.0)
     if attention_factor is None:

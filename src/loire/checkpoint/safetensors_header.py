@@ -3,7 +3,7 @@
 Specification: https://github.com/huggingface/safetensors#format
 """
 
-import json
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -13,9 +13,15 @@ from typing import Any, TypeGuard
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.formats import BF16, F16, F32, WeightFormat
+from loire.checkpoint.json_file import parse_object, read_json
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library sets."""
+MAX_DIMENSIONS = 8
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+PICKLE_REFUSAL = (
+    "{} is a pickle: loading one would run whatever code is in it; convert the model to safetensors"
+)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPES: dict[str, WeightFormat] = {"F32": F32, "F16": F16, "BF16": BF16}
@@ -35,13 +41,10 @@ def read_directory(directory: Path) -> dict[str, TensorInfo]:
         return read_file(files[0])
     if files:
         raise CheckpointError(f"{directory} has {len(files)} safetensors files but no {INDEX}")
-    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    pickles = sorted(path for path in directory.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
-        raise UnsupportedModelError(
-            f"{directory} has its weights as pickles only ({pickles[0]}, ...): loading one would "
-            f"run whatever code is in it; convert the model to safetensors"
-        )
-    raise CheckpointError(f"{directory} has no safetensors files")
+        raise UnsupportedModelError(PICKLE_REFUSAL.format(pickles[0]))
+    raise CheckpointError(f"{directory} has no safetensors files: the weights are missing")
 
 
 def read_file(path: Path) -> dict[str, TensorInfo]:
@@ -58,27 +61,23 @@ def read_file(path: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(
                     f"{path} claims a header of {length} bytes, but has {size} bytes in all"
                 )
-            header = json.loads(file.read(length))
+            text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a header that is not an object")
-    header.pop("__metadata__", None)
+    header = parse_object(text, f"the header of {path}")
     start = 8 + length
-    tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
-    _check_overlap(path, tensors)
+    tensors = {
+        name: _tensor(path, name, entry, start, size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    _check_complete(path, tensors, start, size)
     return tensors
 
 
 def _read_shards(directory: Path) -> dict[str, TensorInfo]:
     path = directory / INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map")
     tensors: dict[str, TensorInfo] = {}
@@ -93,7 +92,9 @@ def _read_shards(directory: Path) -> dict[str, TensorInfo]:
             tensors[name] = tensor
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
-        raise CheckpointError(f"{path} lists {missing[0]!r} (and {len(missing) - 1} more), missing")
+        raise CheckpointError(
+            f"{path} lists {len(missing)} tensors that no file holds, such as {missing[0]!r}"
+        )
     return tensors
 
 
@@ -105,16 +106,15 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
         raise broken("has no description")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
-        raise broken(f"has shape {shape!r} and offsets {offsets!r}")
-    if entry.get("dtype") not in _DTYPES:
+        raise broken(f"has shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UnsupportedModelError(
-            f"{path}: tensor {name!r} has dtype {entry.get('dtype')!r}; "
+            f"{path}: tensor {name!r} has dtype {str(dtype)[:80]!r}; "
             f"Loire reads {', '.join(_DTYPES)} from safetensors"
         )
-    fmt = _DTYPES[entry["dtype"]]
-    num_elements = 1
-    for dimension in shape:
-        num_elements *= dimension
+    fmt = _DTYPES[dtype]
+    num_elements = math.prod(shape)
     begin, end = offsets
     if end - begin != fmt.num_bytes(num_elements):
         raise broken(f"of shape {shape} takes {fmt.num_bytes(num_elements)} bytes, not the "
@@ -132,14 +132,24 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
 
 
 def _whole_numbers(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**48 for item in value
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 2**48 for item in value)
     )
 
 
-def _check_overlap(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    end = 0
-    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
-        if tensor.offset < end:
-            raise CheckpointError(f"{path} is damaged: tensor {tensor.name!r} overlaps another")
+def _check_complete(path: Path, tensors: Mapping[str, TensorInfo], start: int, size: int) -> None:
+    """The tensors fill the file from the header to the end, as the specification wants."""
+    end = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes)):
+        if tensor.offset != end:
+            raise CheckpointError(
+                f"{path} is damaged: tensor {tensor.name!r} begins at byte {tensor.offset}, but "
+                f"the one before it ends at {end}"
+            )
         end = tensor.offset + tensor.num_bytes
+    if end != size:
+        raise CheckpointError(
+            f"{path} is damaged: its last tensor ends at byte {end}, but the file has {size}"
+        )

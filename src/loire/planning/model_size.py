@@ -42,6 +42,8 @@ class ModelSize:
     num_parameters: int
     weight_bytes: int
     """Weights as held in memory."""
+    repeated_bytes: int = 0
+    """Of these, what is held a second time: a tied embedding beside its packed output head."""
     step_parameters: int
     """Parameters that one decode step multiplies by: all matrices but an embedding lookup."""
     step_weight_bytes: int
@@ -139,11 +141,13 @@ def size_of_checkpoint(
     def held(chosen: Sequence[TensorInfo]) -> int:
         return sum(_held_bytes(tensor, dtype, quantization) for tensor in chosen)
 
-    head_copy = tied and on_cpu and dtype == "bfloat16" and quantization is None
+    packs = on_cpu and dtype == "bfloat16" and quantization is None
+    repeated = held(head) if tied and packs else 0
     return ModelSize(
         name=name,
         num_parameters=_num_parameters(tensors),
-        weight_bytes=held(tensors) + (held(head) if head_copy else 0),
+        weight_bytes=held(tensors) + repeated,
+        repeated_bytes=repeated,
         step_parameters=_num_parameters(multiplied),
         step_weight_bytes=held(multiplied),
         head_parameters=_num_parameters(head),

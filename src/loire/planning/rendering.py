@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from loire.base.config import KV_MEMORY_SHARE
 from loire.planning.capacity import CapacityPlan
 from loire.planning.choices import Choice
 from loire.planning.known_models import KnownModel, similar_models
@@ -29,6 +30,12 @@ def render(plan: CapacityPlan, choice: Choice, *, color: bool, unicode: bool) ->
         "",
         *_speed_lines(plan),
     ]
+    if plan.device.is_cpu:
+        lines += [
+            "",
+            "This counts all memory; without --kv-cache-memory an engine takes "
+            f"{KV_MEMORY_SHARE:.0%} of what is free.",
+        ]
     peers = comparison(plan, choice)
     if peers:
         lines += ["", "KV of real models of that size, in the same memory"]
@@ -56,14 +63,17 @@ def format_name(choice: Choice) -> str:
 
 def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
     model = plan.model
-    bits = model.weight_bytes * 8 / model.num_parameters
+    bits = (model.weight_bytes - model.repeated_bytes) * 8 / model.num_parameters
+    weights = f"{_parameters(model.num_parameters)} x {bits:.1f} bits"
+    if model.repeated_bytes:
+        weights += f", the embedding ({_gb(model.repeated_bytes)}) a second time as packed head"
     activations = "largest tensors of a step" if plan.activation_bytes else "nothing reserved"
     if plan.kv_memory_bytes > 0:
         kv = f"{plan.kv_capacity_tokens:,} tokens of {_size(plan.kv_bytes_per_token)}"
     else:
         kv = f"none left: weights and activations exceed the memory by {_gb(-plan.kv_memory_bytes)}"
     parts = [
-        ("weights", model.weight_bytes, f"{_parameters(model.num_parameters)} x {bits:.1f} bits"),
+        ("weights", model.weight_bytes, weights),
         ("activations", plan.activation_bytes, activations),
         ("KV cache", max(plan.kv_memory_bytes, 0), kv),
     ]
@@ -136,7 +146,7 @@ def _speed_lines(plan: CapacityPlan) -> list[str]:
     )
     note = f"with the KV of {context} tokens each"
     if plan.break_even_batch_with_kv == math.inf:
-        note += ": reading it outlasts computing at any batch size"
+        note += ": reading it always takes longer"
     lines.append(_row("", _batch(plan.break_even_batch_with_kv), note))
     return lines
 

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI API, over any engine that looks like AsyncLLM."""

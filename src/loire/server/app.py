@@ -1,0 +1,36 @@
+"""The web application, over a served model that may still be loading."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from loire import __version__
+from loire.server import chat, completions, health, models
+from loire.server.errors import add_error_handlers
+from loire.server.limits import BodyLimit
+from loire.server.served import ServedModel
+
+
+def create_app(served: ServedModel) -> FastAPI:
+    """The routes for one served model. Shutting the app down stops its engine."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await served.close()
+
+    app = FastAPI(
+        title="Loire",
+        summary="The OpenAI API over models of your own",
+        version=__version__,
+        lifespan=lifespan,
+    )
+    app.state.served = served
+    for module in (chat, completions, models, health):
+        app.include_router(module.router)
+    app.add_middleware(BodyLimit)
+    add_error_handlers(app)
+    return app

@@ -1,0 +1,260 @@
+"""Bodies of /v1/chat/completions."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+
+from loire.base.sampling import MAX_LOGPROBS, SamplingParams
+from loire.server.errors import UNION_TAG
+from loire.server.protocol import (
+    MAX_INT,
+    GenerationRequest,
+    Name,
+    StrictModel,
+    Usage,
+    refuse,
+)
+
+MAX_MESSAGES = 10_000
+MAX_PARTS = 1_000
+MAX_METADATA = 16
+"""Entries of metadata, as in OpenAI's API."""
+
+_NO_TOOLS = "tool calling is not implemented yet; leave it out"
+_NO_AUDIO = "this server answers with text; leave it out"
+
+
+class TextPart(StrictModel):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_media(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            refuse(
+                f"a content part of type {kind!r} is not supported: this server reads text only",
+                "type",
+                kind="unsupported",
+            )
+        return data
+
+
+def _text_or_parts(value: Any) -> str:
+    return f"{UNION_TAG}parts" if isinstance(value, list) else f"{UNION_TAG}text"
+
+
+Content = Annotated[
+    Annotated[str, Tag(f"{UNION_TAG}text")]
+    | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}parts")],
+    Discriminator(_text_or_parts),
+]
+
+
+class ChatMessage(StrictModel):
+    """A message of the conversation. What becomes of name and tool_call_id is up to the template.
+
+    The role "developer" is OpenAI's later name of "system" and is given to the template as that.
+    """
+
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {
+        "tool_calls": _NO_TOOLS,
+        "function_call": _NO_TOOLS,
+        "audio": _NO_AUDIO,
+        "refusal": "send it as the content",
+        "annotations": "leave it out",
+    }
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: Name = ""
+    tool_call_id: Name = Field("", description='which call a message of role "tool" answers')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_extras(cls, data: Any) -> Any:
+        """Answers of this API can be sent back as they are: their empty extras say nothing."""
+        if not isinstance(data, dict):
+            return data
+        empty_extras = {
+            name for name in ("annotations", "tool_calls") if name in data and data[name] == []
+        }
+        return {name: value for name, value in data.items() if name not in empty_extras}
+
+    def for_template(self) -> dict[str, object]:
+        """The message as chat templates expect it."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        message: dict[str, object] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": text,
+        }
+        for key, value in (("name", self.name), ("tool_call_id", self.tool_call_id)):
+            if value:
+                message[key] = value
+        return message
+
+
+class ResponseFormat(StrictModel):
+    """The form of the answer: text."""
+
+    type: Literal["text"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_structure(cls, data: Any) -> Any:
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            refuse(
+                f"'response_format' of type {kind!r} is not supported: structured output is not "
+                f"implemented yet; only 'text' is",
+                "type",
+                kind="unsupported",
+            )
+        return data
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """A request for the next message of a conversation."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {
+        "tools": _NO_TOOLS,
+        "tool_choice": _NO_TOOLS,
+        "parallel_tool_calls": _NO_TOOLS,
+        "functions": _NO_TOOLS,
+        "function_call": _NO_TOOLS,
+        "audio": _NO_AUDIO,
+        "prediction": "predicted outputs are not implemented; leave it out",
+        "reasoning_effort": "the models served here have no such setting; leave it out",
+        "verbosity": "the models served here have no such setting; leave it out",
+        "web_search_options": "this server does not search; leave it out",
+        "moderation": "this server does not moderate; leave it out",
+        "prompt_cache_options": "equal prefixes are found by themselves; leave it out",
+        "prompt_cache_retention": "cached prefixes stay as long as there is room; leave it out",
+        "add_generation_prompt": "it is always added; leave it out",
+    }
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_INT, description="the older name of max_completion_tokens"
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_INT, description="as many as fit, if absent"
+    )
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] = Field(default=["text"], max_length=1)
+    metadata: dict[Name, Name] = Field(
+        default_factory=dict, max_length=MAX_METADATA, description="accepted without effect"
+    )
+    store: bool = Field(False, description="accepted without effect: nothing is stored")
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] = Field(
+        "auto", description="accepted without effect: there is one tier"
+    )
+    safety_identifier: Name = Field("", description="accepted without effect")
+    prompt_cache_key: Name = Field(
+        "", description="accepted without effect: equal prefixes are found by themselves"
+    )
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> "ChatCompletionRequest":
+        if self.top_logprobs and not self.logprobs:
+            refuse("'top_logprobs' needs 'logprobs': true", "top_logprobs")
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
+            refuse(
+                f"'max_tokens' ({self.max_tokens}) and 'max_completion_tokens' "
+                f"({self.max_completion_tokens}) name the same limit: send one of them",
+                "max_tokens",
+            )
+        return self
+
+    def sampling_params(self) -> SamplingParams:
+        """How to choose tokens. Raises RequestError, naming the field."""
+        return self.shared_sampling_params(
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=self.top_logprobs if self.logprobs else None,
+        )
+
+
+class TopLogprob(BaseModel):
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The token that stands there; bytes are UTF-8, of which a token may hold a part only."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of the tokens of a message."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One of the n answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a request that does not stream."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class ChatDelta(BaseModel):
+    """What is new of a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """What is new of one of the n answers."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """An event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str

@@ -1,0 +1,166 @@
+"""What one API call lets the engine do: n completions for each of its prompts, side by side."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
+
+from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from loire.engine.requests import Submission
+from loire.server.errors import ApiError
+from loire.server.protocol import PromptTokensDetails, Usage
+from loire.server.served import EngineClient
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """A completion, and what of it has not been taken to the client yet.
+
+    index: among all choices of the call: the prompt's number times n, plus the choice's own.
+    """
+
+    index: int
+    submission: Submission
+    begun: bool = False
+    """Whether anything of it was taken before."""
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: Sequence[PositionLogprobs | None] = ()
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    _texts: list[str] = field(default_factory=list)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything that a client would see."""
+        return bool(self._texts or self.logprobs or self.finish_reason)
+
+    def add(self, output: CompletionOutput) -> None:
+        """Enter what is new. Raises ApiError if the engine could not go on with it."""
+        if output.finish_reason not in (None, "stop", "length"):
+            reason = output.error or f"it ended with {output.finish_reason}"
+            raise ApiError(500, f"the engine ended this request: {reason}", code="request_failed")
+        self.finish_reason = output.finish_reason
+        if output.text:
+            self._texts.append(output.text)
+        self.logprobs += output.logprobs or ()
+
+    def take(self) -> tuple[str, list[PositionLogprobs]]:
+        """The text and log-probabilities that have come since the last call."""
+        text, logprobs = "".join(self._texts), self.logprobs
+        self._texts, self.logprobs = [], []
+        self.begun = True
+        return text, logprobs
+
+
+class Generation:
+    """Runs the submissions of one call. Ending run() or batches() early ends them all.
+
+    prompt_only: nothing is asked for but the prompt (and its log-probabilities); the one token
+    with which the engine ends a request is neither shown nor counted.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        submissions: Sequence[Submission],
+        *,
+        prompt_only: bool = False,
+    ) -> None:
+        self.frontend = client.frontend
+        self.num_completion_tokens = 0
+        self._client = client
+        self._submissions = submissions
+        self._prompt_only = prompt_only
+        self._num_cached_tokens = [0] * len(submissions)
+        n = submissions[0].request.params.n
+        self._n = n
+        self.choices = [
+            Choice(number * n + choice, submission)
+            for number, submission in enumerate(submissions)
+            for choice in range(n)
+        ]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        num_prompt = sum(len(s.request.prompt_token_ids) for s in self._submissions)
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=self.num_completion_tokens,
+            total_tokens=num_prompt + self.num_completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._num_cached_tokens)),
+        )
+
+    async def run(self) -> None:
+        """Until all have ended; the choices then hold everything."""
+        async with aclosing(self.batches()) as batches:
+            async for _ in batches:
+                pass
+
+    async def batches(self) -> AsyncGenerator[list[Choice], None]:
+        """The choices with news, each time there are any: all that has come in the meantime."""
+        streams = [self._client.stream(submission) for submission in self._submissions]
+        async with aclosing(_side_by_side(streams)) as arrivals:
+            async for arrived in arrivals:
+                touched: dict[int, Choice] = {}
+                for number, output in arrived:
+                    self._num_cached_tokens[number] = output.num_cached_tokens
+                    for delta in map(self._shown, output.outputs):
+                        choice = self.choices[number * self._n + delta.index]
+                        choice.prompt_logprobs = output.prompt_logprobs or ()
+                        choice.add(delta)
+                        self.num_completion_tokens += len(delta.token_ids)
+                        touched[choice.index] = choice
+                news = [choice for choice in touched.values() if choice.has_news]
+                if news:
+                    yield news
+
+    def _shown(self, delta: CompletionOutput) -> CompletionOutput:
+        if not self._prompt_only or delta.error is not None:
+            return delta
+        reason: FinishReason | None = None if delta.finish_reason is None else "length"
+        return replace(delta, text="", token_ids=(), logprobs=None, finish_reason=reason)
+
+
+async def _side_by_side(
+    streams: Sequence[AsyncIterator[RequestOutput]],
+) -> AsyncGenerator[list[tuple[int, RequestOutput]], None]:
+    """Outputs of several streams, with the stream's number: everything that has come, each time.
+
+    The first error of any stream ends all of them.
+    """
+    arrived: list[tuple[int, RequestOutput]] = []
+    errors: list[Exception] = []
+    num_open = len(streams)
+    news = asyncio.Event()
+
+    async def follow(number: int, stream: AsyncIterator[RequestOutput]) -> None:
+        nonlocal num_open
+        try:
+            async with aclosing(cast("AsyncGenerator[RequestOutput, None]", stream)):
+                async for output in stream:
+                    arrived.append((number, output))
+                    news.set()
+        except Exception as error:  # noqa: BLE001  raised below, in the task that waits for it
+            errors.append(error)
+        finally:
+            num_open -= 1
+            news.set()
+
+    tasks = [asyncio.create_task(follow(*numbered)) for numbered in enumerate(streams)]
+    try:
+        while num_open or arrived or errors:
+            await news.wait()
+            news.clear()
+            batch = arrived.copy()
+            arrived.clear()
+            if batch:
+                yield batch
+            if errors:
+                raise errors[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

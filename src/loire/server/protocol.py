@@ -1,0 +1,174 @@
+"""What all requests of the OpenAI API share: strictness, bounds and sampling parameters.
+
+Honour or refuse, never ignore: a field that nobody knows, or that Loire does not support, is an
+error that names it. null stands for an absent field, as in OpenAI's own API. Bounds are those of
+SamplingParams; those on lists and strings keep what one request can cost in check.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from loire.base.sampling import SamplingParams
+from loire.server.errors import UNION_TAG
+
+MAX_NAME = 512
+"""Characters of a model's name, a user's id and the like."""
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 512
+MAX_STOP_TOKENS = 1024
+MAX_BIASES = 1024
+MAX_INT = 2**31 - 1
+
+
+def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:
+    """Fail a validation with a whole sentence; path leads from the model to the field.
+
+    kind: "told" for a value that does not work, "unsupported" for what Loire cannot do.
+    """
+    context = {"message": message, "path": path}
+    raise PydanticCustomError(kind, "{message}", context)
+
+
+class StrictModel(BaseModel):
+    """A part of a request: no unknown fields, no conversions between types, no NaN.
+
+    UNSUPPORTED: fields of the OpenAI API that are refused, each with what to do instead.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls_and_refuse(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = cls.UNSUPPORTED.keys() | cls.model_fields.keys()
+        given = {
+            name: value for name, value in data.items() if value is not None or name not in known
+        }
+        for name, advice in cls.UNSUPPORTED.items():
+            if name in given:
+                refuse(f"{name!r} is not supported: {advice}", name, kind="unsupported")
+        return given
+
+
+def _text_or_list(value: Any) -> str:
+    return f"{UNION_TAG}list" if isinstance(value, list) else f"{UNION_TAG}text"
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+StopStrings = Annotated[
+    Annotated[StopString, Tag(f"{UNION_TAG}text")]
+    | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag(f"{UNION_TAG}list")],
+    Discriminator(_text_or_list),
+]
+# JSON has no integer keys, so these come as strings.
+TokenKey = Annotated[int, Field(strict=False, ge=0, le=MAX_INT)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+
+
+class StreamOptions(StrictModel):
+    """How to stream."""
+
+    include_usage: bool = Field(False, description="send the usage in a last chunk of its own")
+    include_obfuscation: bool = Field(False, description="only false: chunks are not padded")
+
+    @model_validator(mode="after")
+    def _refuse_obfuscation(self) -> "StreamOptions":
+        if self.include_obfuscation:
+            refuse(
+                "'include_obfuscation' is not supported: chunks are never padded",
+                "include_obfuscation",
+                kind="unsupported",
+            )
+        return self
+
+
+class GenerationRequest(StrictModel):
+    """Fields that chat and plain completions share; the last group is vLLM's."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+    n: int = Field(1, ge=1, le=128)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, max_length=MAX_BIASES
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    stop: StopStrings = Field(default_factory=list)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: Name = Field("", description="accepted without effect")
+
+    top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    min_tokens: int = Field(0, ge=0, le=MAX_INT)
+    ignore_eos: bool = False
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    cache_salt: Name = Field("", description="only requests of equal salt share cached prefixes")
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            refuse("'stream_options' needs 'stream': true", "stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk that holds the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def shared_sampling_params(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
+        """SamplingParams from the shared fields. Raises RequestError, naming the field."""
+        return SamplingParams(
+            n=self.n,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=self.logit_bias,
+            seed=self.seed,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens that a request took, over all its prompts and choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails

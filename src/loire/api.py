@@ -11,6 +11,7 @@ Names and arguments follow vLLM's where it has them.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, cast
@@ -249,6 +250,11 @@ class AsyncLLM:
         """Whether requests can be taken."""
         return self._thread.alive
 
+    @property
+    def num_requests(self) -> int:
+        """Requests in the engine, waiting or running, as of its latest step."""
+        return self._engine.core.scheduler.num_requests
+
     def next_id(self) -> str:
         """An id that no request of this engine has had."""
         return f"request-{next(self._ids)}"
@@ -298,43 +304,67 @@ class AsyncLLM:
         self._die(EngineError("the engine was closed"))
 
     def _deliver(self, updates: Sequence[SequenceUpdate]) -> None:
+        arrivals: dict[_Stream, list[SequenceUpdate]] = {}
         for update in updates:
             stream = self._streams.get(update.request_id)
             if stream is not None:
-                stream.put(update)
+                arrivals.setdefault(stream, []).append(update)
+        # One wake-up of each loop per step, however many of its streams have news.
+        by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        for stream, news in arrivals.items():
+            by_loop.setdefault(stream.loop, []).append(partial(stream.put, news))
+        for loop, calls in by_loop.items():
+            _call_on(loop, calls)
 
     def _die(self, death: EngineError) -> None:
         for stream in tuple(self._streams.values()):
-            stream.fail(death)
+            _call_on(stream.loop, [partial(stream.fail, death)])
 
 
 class _Stream:
-    """Updates of one request on their way from the engine's thread to a coroutine."""
+    """Updates of one request, on their way to a coroutine. Used on the coroutine's loop alone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._ready = asyncio.Event()
         self._updates: list[SequenceUpdate] = []
         self._death: EngineError | None = None
 
-    def put(self, update: SequenceUpdate) -> None:
-        """From any thread."""
-        self._updates.append(update)
-        self._loop.call_soon_threadsafe(self._ready.set)
+    def put(self, updates: Sequence[SequenceUpdate]) -> None:
+        """Add what has come."""
+        self._updates += updates
+        self._ready.set()
 
     def fail(self, death: EngineError) -> None:
-        """From any thread: take() raises once what came before is taken."""
+        """take() raises once what came before is taken."""
         self._death = death
-        self._loop.call_soon_threadsafe(self._ready.set)
+        self._ready.set()
 
     async def take(self) -> list[SequenceUpdate]:
         """Wait for updates; all that have come. Raises EngineError if the engine stopped."""
         await self._ready.wait()
-        self._ready.clear()
         updates, self._updates = self._updates, []
         if not updates and self._death is not None:
             raise self._death
+        # After a death the event stays set, so that the next call raises.
+        if self._death is None:
+            self._ready.clear()
         return updates
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, calls: Sequence[Callable[[], None]]) -> None:
+    """Call on a loop's own thread, from any thread; not at all if the loop was closed."""
+
+    def call_all() -> None:
+        for call in calls:
+            call()
+
+    try:
+        loop.call_soon_threadsafe(call_all)
+    except RuntimeError:
+        # The loop ended without its streams: nobody waits there, and the engine goes on.
+        if not loop.is_closed():
+            raise
 
 
 def _is_conversation(prompt: object) -> bool:

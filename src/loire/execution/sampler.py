@@ -21,6 +21,8 @@ from loire.execution.sampling_state import SamplingState
 TOP_P_WIDTH = 1024
 """Likeliest tokens looked at first for top-p; a flatter distribution gets a full sort."""
 
+GREEDY, UNSORTED = 0, -1
+"""Widths of rows that need no likeliest tokens sorted: they take the first, or draw from all."""
 NEG_INF = float("-inf")
 NOT_FINITE = "the model gave logits that are not finite (NaN or infinity)"
 
@@ -105,7 +107,7 @@ def _choose(
         groups[_width(states[row], logits.shape[1])].append(row)
     for width, members in groups.items():
         picked = logits if len(members) == len(logits) else logits[members]
-        if width == 0:
+        if width == GREEDY:
             chosen = picked.argmax(dim=1).tolist()
             tokens.update(zip(members, chosen, strict=True))
             continue
@@ -117,15 +119,15 @@ def _choose(
 
 
 def _width(state: SamplingState, vocab_size: int) -> int:
-    """How many likeliest tokens a row needs sorted: 0 greedy, vocab_size none of them."""
+    """How many likeliest tokens a row needs sorted, or GREEDY or UNSORTED."""
     params = state.params
     if params.greedy:
-        return 0
+        return GREEDY
     if params.top_k:
         return min(max(64, 1 << (params.top_k - 1).bit_length()), vocab_size)
     if params.top_p < 1.0:
         return min(TOP_P_WIDTH, vocab_size)
-    return vocab_size
+    return UNSORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +171,7 @@ def _draw(logits: Tensor, knobs: _Knobs, width: int) -> list[int]:
         floor = scaled.amax(dim=1, keepdim=True) + torch.log(knobs.min_p)
         scaled = scaled.masked_fill(scaled < floor, NEG_INF)
     vocab_size = logits.shape[1]
-    unsorted = width == vocab_size and not bool(
-        ((knobs.top_k < vocab_size) | (knobs.top_p < 1.0)).any()
-    )
-    if unsorted:
+    if width == UNSORTED:
         return _invert(torch.softmax(scaled, dim=1), knobs.draw).tolist()
     top, ids = scaled.topk(width, dim=1)
     ranks = torch.arange(width, device=logits.device)[None]

@@ -1,0 +1,148 @@
+"""Output is independent of company: the same tokens alone and in every other circumstance."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loire import LLM, SamplingParams
+from loire.base.outputs import RequestOutput
+
+NUM_PROMPTS = 32
+
+
+def _prompts(seed: int = 0, vocab_size: int = 259) -> list[list[int]]:
+    rng = random.Random(seed)
+    lengths = [1, 2, 15, 16, 17, 31, 32, 33, *(rng.randint(1, 120) for _ in range(24))]
+    return [[rng.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
+
+
+def _params() -> list[SamplingParams]:
+    """Greedy, seeded and penalised requests of different lengths."""
+    rng = random.Random(1)
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "seed": 7},
+        {"temperature": 1.0, "seed": 8, "top_k": 20, "top_p": 0.9},
+        {"temperature": 1.2, "seed": 9, "top_p": 0.7, "min_p": 0.02},
+        {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+        {"temperature": 0.7, "seed": 10, "frequency_penalty": 0.7, "logit_bias": {5: 2.0}},
+    ]
+    return [
+        SamplingParams(max_tokens=rng.randint(1, 40), ignore_eos=True, **kinds[i % len(kinds)])
+        for i in range(NUM_PROMPTS)
+    ]
+
+
+def _tokens(outputs: list[RequestOutput]) -> list[tuple[tuple[int, ...], ...]]:
+    return [tuple(choice.token_ids for choice in output.outputs) for output in outputs]
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_llama: Path, kernels: str) -> Iterator[list[tuple[tuple[int, ...], ...]]]:
+    """Each request run by itself, without a cache."""
+    with _llm(tiny_llama, kernels, enable_prefix_caching=False) as llm:
+        yield [
+            _tokens(llm.generate([p], [s]))[0] for p, s in zip(_prompts(), _params(), strict=True)
+        ]
+
+
+def _llm(path: Path, kernels: str, **options: Any) -> LLM:
+    given = {"dtype": "float32", "kernels": kernels, "kv_cache_memory_bytes": 8_000_000}
+    return LLM(str(path), **{**given, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="batch of 32"),
+        pytest.param({"max_num_batched_tokens": 16}, id="budget of 16, below the batch size"),
+        pytest.param({"max_num_batched_tokens": 64, "block_size": 32}, id="chunks of 64"),
+        pytest.param({"max_num_seqs": 5}, id="at most 5 at once"),
+        pytest.param({"pipeline_depth": 2}, id="scheduling a step ahead"),
+    ],
+)
+def test_batched_is_alone(
+    tiny_llama: Path, kernels: str, alone: list[Any], options: dict[str, Any]
+) -> None:
+    with _llm(tiny_llama, kernels, **options) as llm:
+        assert _tokens(llm.generate(_prompts(), _params())) == alone
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("caching", [True, False])
+def test_preempted_is_uninterrupted(
+    tiny_llama: Path, kernels: str, alone: list[Any], caching: bool, depth: int
+) -> None:
+    # 32 requests of up to 160 tokens want about 160 blocks; there are 12.
+    block_bytes = 2 * 2 * 2 * 16 * 4 * 16
+    with _llm(
+        tiny_llama,
+        kernels,
+        kv_cache_memory_bytes=12 * block_bytes,
+        max_model_len=176,
+        enable_prefix_caching=caching,
+        pipeline_depth=depth,
+    ) as llm:
+        assert _tokens(llm.generate(_prompts(), _params())) == alone
+        assert sum(record.num_preemptions for record in llm.records) > 3
+        counts = llm.engine.core.scheduler.allocator.counts
+        assert counts.in_use == 0
+        llm.engine.core.scheduler.allocator.check()
+
+
+def test_cached_is_fresh(tiny_llama: Path, kernels: str, alone: list[Any]) -> None:
+    with _llm(tiny_llama, kernels) as llm:
+        assert _tokens(llm.generate(_prompts(), _params())) == alone
+        warm = llm.generate(_prompts(), _params())
+        assert _tokens(warm) == alone
+        for output in warm:
+            assert output.num_cached_tokens == (len(output.prompt_token_ids) - 1) // 16 * 16
+
+
+def test_siblings_are_the_same_in_any_company(tiny_llama: Path, kernels: str) -> None:
+    prompt = _prompts()[12]
+    params = [
+        SamplingParams(n=4, temperature=0.9, seed=3, max_tokens=24, ignore_eos=True),
+        SamplingParams(n=4, temperature=0.0, max_tokens=24, ignore_eos=True),
+    ]
+    with _llm(tiny_llama, kernels, enable_prefix_caching=False) as llm:
+        sampled, greedy = _tokens(llm.generate([prompt, prompt], params))
+        [single] = _tokens(
+            llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True))
+        )
+    assert greedy == single * 4
+    assert len(set(sampled)) == 4
+    with _llm(tiny_llama, kernels, max_num_batched_tokens=7, max_num_seqs=3) as llm:
+        assert _tokens(llm.generate([prompt, prompt], params)) == [sampled, greedy]
+
+
+def test_shared_prefix_is_computed_once(tiny_llama: Path, kernels: str) -> None:
+    """W3 in small: requests that share a prefix and arrive together."""
+    rng = random.Random(5)
+    prefix = [rng.randrange(3, 259) for _ in range(128)]
+    prompts = [[*prefix, *(rng.randrange(3, 259) for _ in range(10))] for _ in range(16)]
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    with _llm(tiny_llama, kernels) as llm:
+        outputs = llm.generate(prompts, params)
+        computed = sum(slot.num_prefill_tokens for r in llm.records for slot in r.slots)
+        assert computed == 128 + 16 * 10
+        assert sorted(output.num_cached_tokens for output in outputs) == [0] + [128] * 15
+    with _llm(tiny_llama, kernels, enable_prefix_caching=False) as llm:
+        assert _tokens(llm.generate(prompts, params)) == _tokens(outputs)
+
+
+def test_salts_share_nothing(tiny_llama: Path, kernels: str) -> None:
+    prompt = _prompts()[-1][:64] * 2
+    params = SamplingParams(temperature=0.0, max_tokens=2)
+    with _llm(tiny_llama, kernels) as llm:
+        for salt, cached in (("a", False), ("b", False), ("a", True), ("", False), ("", True)):
+            [output] = llm.generate({"prompt_token_ids": prompt, "cache_salt": salt}, params)
+            assert (output.num_cached_tokens > 0) is cached, salt

@@ -132,6 +132,7 @@ def test_a_model_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert plan["comparison"] == []
     halved = json_of(capsys, "plan", model, "--device", "l4", "--kv-dtype", "fp8")
     assert halved["kv_bytes_per_token"] * 2 == plan["kv_bytes_per_token"]
+    assert (plan["kv_dtype"], halved["kv_dtype"]) == ("bfloat16", "fp8")
     with_head = json_of(capsys, "plan", model, "--device", "l4", "--quantization", "q8_0")
     assert with_head["weights_bytes"] == pytest.approx(plan["weights_bytes"] * 8.5 / 16, rel=0.02)
 

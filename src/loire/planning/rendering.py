@@ -214,7 +214,7 @@ def to_json(plan: CapacityPlan, choice: Choice) -> dict[str, object]:
         "tensor_parallel": plan.tensor_parallel,
         "dtype": choice.dtype,
         "quantization": choice.quantization,
-        "kv_dtype": choice.kv_dtype,
+        "kv_dtype": None if plan.model.description is None else choice.kv_dtype or choice.dtype,
         "fits": plan.fits,
         "memory_bytes": plan.memory_bytes,
         "bandwidth_bytes_per_s": plan.device.bandwidth_bytes_per_s,

@@ -137,6 +137,15 @@ class StepRecord:
     blocks_free: int
     blocks_cached: int
     blocks_in_use: int
+    kv_live_tokens: int
+    """Distinct tokens whose KV running sequences hold. With the three below, the slots of all
+    blocks in use."""
+    kv_fragmented_tokens: int
+    """Unused slots of sequences' last, partly filled blocks: internal fragmentation."""
+    kv_reserved_tokens: int
+    """Slots of whole blocks that are held for tokens to come."""
+    kv_idle_tokens: int
+    """Slots that ended sequences hold until their batch ends."""
     num_preemptions: int = 0
     """Preemptions that made room for this step."""
     num_prefix_hit_tokens: int = 0

@@ -431,6 +431,13 @@ class Scheduler:
 
     def _record(self, result: StepResult, slots: tuple[SlotRecord, ...]) -> StepRecord:
         counts = self.allocator.counts
+        size = self.allocator.block_size
+        fragmented = reserved = 0
+        for sequence in self.running:
+            unused = len(sequence.table.blocks) * size - sequence.start
+            fragmented += unused % size
+            reserved += unused - unused % size
+        idle = sum(len(sequence.table.blocks) for sequence in self.held) * size
         record = StepRecord(
             step_id=result.step_id,
             time_s=time.monotonic(),
@@ -441,6 +448,11 @@ class Scheduler:
             blocks_free=counts.free,
             blocks_cached=counts.cached,
             blocks_in_use=counts.in_use,
+            # What sequences share is in use once, so live tokens are counted from the pool's side.
+            kv_live_tokens=counts.in_use * size - fragmented - reserved - idle,
+            kv_fragmented_tokens=fragmented,
+            kv_reserved_tokens=reserved,
+            kv_idle_tokens=idle,
             num_preemptions=self.num_preemptions - self._preemptions_recorded,
             num_prefix_hit_tokens=self._num_hit_tokens,
         )

@@ -189,7 +189,7 @@ def _query_scale(
 ) -> float:
     # The files do not say query_pre_attn_scalar; it is head_dim but in the 27B models.
     is_27b = (architecture, num_layers) in (("gemma2", 46), ("gemma3", 62))
-    return 1.0 / math.sqrt(hidden / heads if is_27b else head_dim)
+    return float((hidden / heads if is_27b else head_dim) ** -0.5)
 
 
 def _rope(file: GGUFFile, own: Fields, head_dim: int) -> RopeDescription:

@@ -20,6 +20,8 @@ class Engine:
     core: EngineCore
     weight_bytes: int
     available_bytes: int
+    kernels: str
+    """Name of the backend that computes."""
     load_s: float
 
     @property
@@ -65,6 +67,7 @@ def start_engine(
         core=core,
         weight_bytes=built.weight_bytes,
         available_bytes=built.available_bytes,
+        kernels=built.runner.decoder.backend.name,
         load_s=time.perf_counter() - started,
     )
 

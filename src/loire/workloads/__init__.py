@@ -1,0 +1,1 @@
+"""Loads for the engine, and what is learned by running them."""

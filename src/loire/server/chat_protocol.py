@@ -12,6 +12,7 @@ from loire.server.protocol import (
     GenerationRequest,
     Name,
     StrictModel,
+    Text,
     Usage,
     refuse,
 )
@@ -29,7 +30,7 @@ class TextPart(StrictModel):
     """A piece of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +50,7 @@ def _text_or_parts(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag(f"{UNION_TAG}text")]
+    Annotated[Text, Tag(f"{UNION_TAG}text")]
     | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}parts")],
     Discriminator(_text_or_parts),
 ]

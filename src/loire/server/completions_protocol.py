@@ -7,7 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.server.errors import UNION_TAG
-from loire.server.protocol import MAX_INT, GenerationRequest, TokenId, Usage, refuse
+from loire.server.protocol import MAX_INT, GenerationRequest, Text, TokenId, Usage, refuse
 
 MAX_PROMPTS = 1024
 MAX_CHOICES = 1024
@@ -28,8 +28,8 @@ def _prompt_kind(value: Any) -> str:
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
 Prompts = Annotated[
-    Annotated[str, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag(f"{UNION_TAG}texts")]
+    Annotated[Text, Tag(f"{UNION_TAG}text")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), Tag(f"{UNION_TAG}texts")]
     | Annotated[TokenIds, Tag(f"{UNION_TAG}tokens")]
     | Annotated[
         list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), Tag(f"{UNION_TAG}token lists")

@@ -112,6 +112,9 @@ def _first_mistake(errors: Sequence[Any]) -> tuple[str, str | None, str | None]:
     if kind == "json_invalid":
         return f"the body is not valid JSON: {context.get('error', error['msg'])}", None, None
     path = _path([*error["loc"][1:], *context.get("path", ())])
+    if kind == "string_unicode":
+        where = path or "the body"
+        return f"{where} holds half of a surrogate pair, which is no Unicode text", path, None
     if path is None and kind != "told":
         needed = "the body must be a JSON object, sent with Content-Type: application/json"
         return needed, None, None
@@ -134,7 +137,7 @@ def _path(parts: Sequence[str | int]) -> str | None:
     for part in parts:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not part.startswith(UNION_TAG):
+        elif not part.startswith(UNION_TAG) and part != "[key]":
             path += f".{part}" if path else part
     return path or None
 

@@ -8,8 +8,16 @@ SamplingParams; those on lists and strings keep what one request can cost in che
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from loire.base.sampling import SamplingParams
 from loire.server.errors import UNION_TAG
@@ -60,6 +68,16 @@ def _text_or_list(value: Any) -> str:
     return f"{UNION_TAG}list" if isinstance(value, list) else f"{UNION_TAG}text"
 
 
+def _whole_characters(text: str) -> str:
+    """JSON can escape half a character; what cannot be tokenized is refused here."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticKnownError("string_unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 StopStrings = Annotated[
     Annotated[StopString, Tag(f"{UNION_TAG}text")]

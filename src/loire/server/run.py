@@ -27,6 +27,9 @@ log = logging.getLogger("loire.server")
 SHUTDOWN_S = 30
 """Requests in progress may take that long to end when the server is told to stop."""
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted; a whole load may arrive at once."""
+
 
 def serve(
     model: str,
@@ -51,7 +54,7 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to a name or address. Raises ConfigError if that is not possible."""
+    """A socket that listens: clients that connect now are answered soon. Raises ConfigError if that is not possible."""
     if not 0 <= port < 2**16:
         raise ConfigError(f"the port must be between 0 and 65535, but is {port}")
     try:
@@ -61,6 +64,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror}; choose another --port "
@@ -80,6 +84,7 @@ async def _serve(
             access_log=False,
             server_header=False,
             lifespan="on",
+            backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )

@@ -34,7 +34,7 @@ def main() -> None:
     with LLM(args.model, **engine_options(args)) as llm:
         print(*llm.engine.plan_lines, sep="\n")
         print(f"loaded in {llm.engine.load_s:.2f} s; kernels {llm.engine.kernels}")
-        limit = machine.bandwidth_bytes_per_s / llm.engine.weight_bytes
+        limit = machine.bandwidth_bytes_per_s / llm.engine.bytes_per_step
         print(f"decode of one stream cannot exceed {limit:.1f} tokens/s")
         results = []
         for loads in _loads(args, llm.frontend.tokenizer.vocab_size):

@@ -61,6 +61,8 @@ class ModelFacts:
     name: str
     max_positions: int
     """Longest window the model is meant for, in tokens."""
+    default_window: int
+    """Window to serve when none is asked for."""
     kv_elements_per_token: int
     """KV elements per token: 2 * layers * KV heads * head_dim."""
     weight_bytes: int
@@ -122,7 +124,7 @@ def resolve(
     max_model_len does not fit into the pool alone.
     """
     _check_options(options)
-    max_model_len = options.max_model_len or model.max_positions
+    max_model_len = options.max_model_len or model.default_window
     if max_model_len > model.max_positions:
         raise ConfigError(
             f"max_model_len is {max_model_len}, but {model.name} is made for at most "

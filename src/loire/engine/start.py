@@ -19,7 +19,11 @@ class Engine:
     frontend: Frontend
     core: EngineCore
     weight_bytes: int
+    """Bytes of all weights as held in memory."""
+    bytes_per_step: int
+    """Bytes of weights that every step reads."""
     available_bytes: int
+    """Memory that was available before the KV pool was made."""
     kernels: str
     """Name of the backend that computes."""
     load_s: float
@@ -66,6 +70,7 @@ def start_engine(
         frontend=frontend,
         core=core,
         weight_bytes=built.weight_bytes,
+        bytes_per_step=built.runner.decoder.bytes_per_step,
         available_bytes=built.available_bytes,
         kernels=built.runner.decoder.backend.name,
         load_s=time.perf_counter() - started,

@@ -53,7 +53,7 @@ def build_runner(
         dtype=torch_dtype,
         device=device,
         backend=backend,
-        max_model_len=options.max_model_len or description.max_positions,
+        max_model_len=options.max_model_len or description.default_window,
         progress=progress,
     )
     available = available_memory(device)
@@ -63,6 +63,7 @@ def build_runner(
         ModelFacts(
             name=name,
             max_positions=description.max_positions,
+            default_window=description.default_window,
             kv_elements_per_token=description.kv_elements_per_token,
             weight_bytes=decoder.weight_bytes,
         ),

@@ -96,15 +96,20 @@ class Decoder:
         self._embedding_scale = float(scale)
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as held in memory."""
+    def bytes_per_step(self) -> int:
+        """Bytes of weights that every step reads: all but the embedding, of which it reads rows."""
         linears = [self.head]
         for layer in self.layers:
             linears += [layer.attention.qkv, layer.attention.output]
             linears += [layer.mlp.gate_up, layer.mlp.down]
-        total = sum(linear.weight_bytes for linear in linears)
+        return sum(linear.weight_bytes for linear in linears)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as held in memory."""
         shared = getattr(self.head, "weight", None) is self.embedding
-        return total + (0 if shared else self.embedding.numel() * self.embedding.element_size())
+        embedding = 0 if shared else self.embedding.numel() * self.embedding.element_size()
+        return self.bytes_per_step + embedding
 
     def forward(
         self,

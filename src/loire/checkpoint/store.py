@@ -78,7 +78,7 @@ def resolve_model(
     if name in PINNED:
         return _resolve_pinned(PINNED[name], allow_download, progress)
     path = Path(name).expanduser()
-    if _exists(path):
+    if name and _exists(path):
         return path
     if _HUB_ID.fullmatch(name):
         return _resolve_hub(name, allow_download)

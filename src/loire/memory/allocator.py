@@ -75,8 +75,11 @@ class KVAllocator(Protocol):
         """The KV of the first num_computed tokens is valid now: others may share full blocks."""
         ...
 
-    def release(self, table: BlockTable) -> None:
-        """Give everything back. The table can be admitted again."""
+    def release(self, table: BlockTable, *, forget: bool = False) -> None:
+        """Give everything back. The table can be admitted again.
+
+        forget: its KV is not to be trusted, so nobody may find it in the prefix cache.
+        """
         ...
 
     def check(self) -> None:

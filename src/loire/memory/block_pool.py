@@ -93,6 +93,13 @@ class BlockPool:
         self._by_key[key] = block
         return True
 
+    def withdraw(self, block: int) -> None:
+        """Make a block in use findable no more, if it was: its content is not to be trusted."""
+        if self._refs[block] < 1:
+            raise ValueError(f"block {block} is withdrawn but not in use")
+        if self._keys[block] is not None:
+            self._forget(block)
+
     def find(self, key: bytes) -> int | None:
         """The block with that key, cached or in use."""
         return self._by_key.get(key)

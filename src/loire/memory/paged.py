@@ -117,8 +117,11 @@ class PagedAllocator:
             self._disown(table, index)
         table.num_published = num_full
 
-    def release(self, table: BlockTable) -> None:
+    def release(self, table: BlockTable, *, forget: bool = False) -> None:
         """See KVAllocator. The tail is released first, so that it is evicted before its prefix."""
+        if forget:
+            for block in table.blocks:
+                self.pool.withdraw(block)
         for index in range(table.num_published, len(table.chain)):
             self._disown(table, index)
         self._promise(table, 0)

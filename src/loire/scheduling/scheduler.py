@@ -353,7 +353,8 @@ class Scheduler:
     def _fail_request(self, request: Request, error: str) -> list[SequenceUpdate]:
         alive = [s.choice for s in request.sequences if s.status is not Status.ENDED]
         unborn = range(len(request.sequences), len(request.sequences) + request.num_unborn)
-        self._end_request(request)
+        # What led to the failure may already be in its blocks.
+        self._end_request(request, forget=True)
         return [
             SequenceUpdate(
                 request_id=request.message.request_id,
@@ -371,20 +372,20 @@ class Scheduler:
         self._sequences[sequence.seq_id] = sequence
         insort(self.waiting, sequence, key=lambda s: s.order)
 
-    def _end_request(self, request: Request) -> None:
+    def _end_request(self, request: Request, *, forget: bool = False) -> None:
         request.num_unborn = 0
         for sequence in request.sequences:
             if sequence.status is not Status.ENDED:
-                self._end(sequence)
+                self._end(sequence, forget=forget)
         self._requests.pop(request.message.request_id, None)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             if self.policy.holds_finished:
                 self.held.append(sequence)
             else:
-                self._leave(sequence)
+                self._leave(sequence, forget=forget)
         else:
             self.waiting.remove(sequence)
         sequence.status = Status.ENDED
@@ -398,8 +399,8 @@ class Scheduler:
                 self._leave(sequence)
             self.held.clear()
 
-    def _leave(self, sequence: Sequence) -> None:
-        self.allocator.release(sequence.table)
+    def _leave(self, sequence: Sequence, *, forget: bool = False) -> None:
+        self.allocator.release(sequence.table, forget=forget)
         heappush(self._slots, sequence.slot)
         sequence.slot = -1
         if sequence.announced:

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from support.tiny_models import save_tiny_llama
 
 from loire.checkpoint.store import list_models
+
+# One thread: on a busy machine torch's parallel regions wait for the slowest core at each of their
+# barriers, and small models gain nothing from a second one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ import sys
 from typing import Any
 
 from loire.api import LLM
+from loire.checkpoint.store import resolve_model
 
 
 def load_llm(model: str, options: dict[str, Any], *, quiet: bool = False) -> LLM:
     """An LLM with the given options; progress and the two-line plan go to stderr."""
+    resolve_model(model)  # with its own progress, before the bar of the loading
     if quiet or not sys.stderr.isatty():
         llm = LLM(model, **options)
     else:

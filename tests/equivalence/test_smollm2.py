@@ -1,0 +1,98 @@
+"""The default model against transformers, on real text, token for token in float32."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from loire import LLM, SamplingParams
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain photosynthesis to a child.",
+    "List three uses of copper.",
+    "Translate 'good morning' into Spanish.",
+    "def fibonacci(n): complete this Python function.",
+    "Who wrote Romeo and Juliet?",
+    "Give me a recipe for pancakes.",
+    "What is 12 times 12? Think step by step.",
+    "Résume en une phrase : « Le chat dort sur le canapé. » 🐈",
+)
+NUM_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2: Path) -> Iterator[LLM]:
+    with LLM(str(smollm2), dtype="float32", kv_cache_memory_bytes=200_000_000,
+             max_model_len=1024) as llm:  # fmt: skip
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def prompts(llm: LLM) -> list[tuple[int, ...]]:
+    params = SamplingParams()
+    return [
+        llm.frontend.chat(str(i), [{"role": "user", "content": question}], params)
+        .request.prompt_token_ids
+        for i, question in enumerate(QUESTIONS)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2: Path, prompts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """What transformers generates from the same file."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2.parent,
+        gguf_file=smollm2.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    ).eval()
+    outputs = []
+    for prompt in prompts:
+        with torch.inference_mode():
+            tokens = model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                max_new_tokens=NUM_TOKENS,
+                min_new_tokens=NUM_TOKENS,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        outputs.append(tuple(tokens[0, len(prompt) :].tolist()))
+    return outputs
+
+
+def test_ten_prompts_token_for_token(
+    llm: LLM, prompts: list[tuple[int, ...]], expected: list[tuple[int, ...]]
+) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+
+
+def test_the_tokenizer_agrees(smollm2: Path, llm: LLM) -> None:
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+    texts = [
+        *QUESTIONS,
+        "  spaces   and\ttabs\n\n",
+        "1234567890 3.14",
+        "日本語 العربية <|im_start|>",
+    ]
+    for text in texts:
+        assert llm.frontend.tokenizer.encode(text) == reference(text)["input_ids"], text
+
+
+def test_the_answer_is_right(smollm2: Path) -> None:
+    with LLM(str(smollm2), kv_cache_memory_bytes=100_000_000, max_model_len=512) as llm:
+        [output] = llm.chat(
+            [{"role": "user", "content": QUESTIONS[0]}], SamplingParams(temperature=0.0)
+        )
+    assert "Paris" in output.outputs[0].text
+    assert output.outputs[0].finish_reason == "stop"

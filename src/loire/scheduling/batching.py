@@ -17,8 +17,10 @@ class BatchingPolicy(Protocol):
         ...
 
     @property
-    def holds_finished(self) -> bool:
-        """Whether a sequence that has ended keeps its slot and memory until the batch ends."""
+    def whole_batches(self) -> bool:
+        """Whether sequences enter together and leave together: all that fit are admitted at once,
+        even if the token budget lets some of them compute only later, and one that has ended
+        keeps its slot and memory until the batch has."""
         ...
 
     def free_slots(self, num_running: int, num_held: int) -> int:
@@ -35,8 +37,37 @@ class Continuous:
 
     max_num_seqs: int
     name: str = "continuous"
-    holds_finished: bool = False
+    whole_batches: bool = False
 
     def free_slots(self, num_running: int, num_held: int) -> int:
         """As many as the batch has room for."""
         return self.max_num_seqs - num_running - num_held
+
+
+@dataclass(frozen=True, slots=True)
+class Sequential:
+    """One sequence at a time: no batching."""
+
+    name: str = "sequential"
+    whole_batches: bool = False
+
+    def free_slots(self, num_running: int, num_held: int) -> int:
+        """One, when nothing runs."""
+        return 0 if num_running or num_held else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A batch is formed when the one before it has ended, and ends with its longest member.
+
+    Finished members keep slot and memory until then; later arrivals wait. max_num_seqs and the
+    memory bound the batch.
+    """
+
+    max_num_seqs: int
+    name: str = "static"
+    whole_batches: bool = True
+
+    def free_slots(self, num_running: int, num_held: int) -> int:
+        """A whole batch when the one before it has ended, else none."""
+        return 0 if num_running or num_held else self.max_num_seqs

@@ -2,20 +2,43 @@
 
 from loire.base.config import EngineConfig
 from loire.base.errors import ConfigError
+from loire.memory.allocator import KVAllocator
 from loire.memory.paged import PagedAllocator
-from loire.scheduling.batching import Continuous
+from loire.memory.reserved import ReservedAllocator
+from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
 from loire.scheduling.scheduler import Scheduler
 
 
 def build_scheduler(config: EngineConfig) -> Scheduler:
-    """The scheduler of a configuration. Raises ConfigError for a policy that is not known."""
-    if config.policy != "paged":
-        raise ConfigError(f"policy {config.policy!r} is not available; there is 'paged'")
+    """The scheduler of a configuration."""
     return Scheduler(
-        PagedAllocator(
-            config.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
-        ),
-        Continuous(config.max_num_seqs),
+        _allocator(config),
+        _batching(config),
         max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+    )
+
+
+def _batching(config: EngineConfig) -> BatchingPolicy:
+    if config.policy == "sequential":
+        return Sequential()
+    if config.policy == "static":
+        return Static(config.max_num_seqs)
+    if config.policy in ("orca", "paged"):
+        return Continuous(config.max_num_seqs)
+    raise ConfigError(
+        f"there is no policy {config.policy!r}; there are sequential, static, orca and paged"
+    )
+
+
+def _allocator(config: EngineConfig) -> KVAllocator:
+    if config.policy == "paged":
+        return PagedAllocator(
+            config.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
+        )
+    return ReservedAllocator(
+        config.num_blocks,
+        config.block_size,
+        reserve=config.reserve,
         max_model_len=config.max_model_len,
     )

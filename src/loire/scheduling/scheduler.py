@@ -194,7 +194,9 @@ class Scheduler:
         rows: list[tuple[Sequence, int]] = []
         free_slots = self.policy.free_slots(len(self.running), len(self.held))
         index = 0
-        while budget > 0 and free_slots > 0 and index < len(self.waiting):
+        while free_slots > 0 and index < len(self.waiting):
+            if budget == 0 and not self.policy.whole_batches:
+                break
             sequence = self.waiting[index]
             admission = self._try_admission(sequence)
             if admission is Refusal.PREFIX_PENDING:
@@ -209,7 +211,8 @@ class Scheduler:
             copies = self._extend(sequence, num_tokens)
             assert copies is not None, "admission promised memory that is not there"
             self._copies += copies
-            rows.append((sequence, num_tokens))
+            if num_tokens:
+                rows.append((sequence, num_tokens))
             budget -= num_tokens
             free_slots -= 1
         return rows
@@ -382,7 +385,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
-            if self.policy.holds_finished:
+            if self.policy.whole_batches:
                 self.held.append(sequence)
             else:
                 self._leave(sequence, forget=forget)

@@ -1,0 +1,195 @@
+"""Tiny random models of every supported family, made with transformers' own classes.
+
+Between them they exercise what the families differ in: head_dim other than hidden / heads, grouped
+and single key/value heads, tied and untied outputs, biases, norms of heads, soft caps, windows
+shorter than the tests' sequences, partial rotation and every rotary scaling.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+BASE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
+SHORT = [1.0 + 0.1 * i for i in range(8)]
+LONG = [1.5 + 0.7 * i for i in range(8)]
+
+
+def rope(kind: str, **values: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 10000.0, **values}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model to be: configuration class, settings, and the longest window to serve it with."""
+
+    name: str
+    family: str
+    """Prefix of transformers' classes."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    prompt_len: int = 45
+    max_model_len: int = 160
+
+    def build(self, seed: int = 0) -> PreTrainedModel:
+        """In float32, with norms and biases that are random too, so that they matter."""
+        torch.manual_seed(seed)
+        config_class: Callable[..., Any] = getattr(transformers, f"{self.family}Config")
+        prefix = self.family.removesuffix("Text") if self.family == "Gemma3Text" else self.family
+        model_class = getattr(transformers, f"{prefix}ForCausalLM")
+        config = config_class(**{**BASE, **self.settings})
+        config._attn_implementation = "eager"
+        model: PreTrainedModel = model_class(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name or name.endswith(".bias"):
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+            if config.tie_word_embeddings:
+                # Else the newest token's own embedding decides alone, and is chosen for ever.
+                model.get_input_embeddings().weight.mul_(0.1)
+        return model
+
+    def save(self, directory: Path) -> PreTrainedModel:
+        """Build and save as a Hugging Face directory."""
+        model = self.build()
+        model.save_pretrained(directory)
+        return model
+
+
+FAMILIES = [
+    Family("llama2", "Llama", {"num_key_value_heads": 4}),
+    Family("llama_head_dim_tied", "Llama", {"head_dim": 24, "tie_word_embeddings": True}),
+    Family("llama_biases", "Llama", {"attention_bias": True, "mlp_bias": True}),
+    Family("llama_single_kv_head", "Llama", {"num_key_value_heads": 1}),
+    Family(
+        "llama31",
+        "Llama",
+        {
+            "rope_parameters": rope(
+                "llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            )
+        },
+    ),
+    Family("llama_linear", "Llama", {"rope_parameters": rope("linear", factor=2.5)}),
+    Family(
+        "llama_yarn",
+        "Llama",
+        {"rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=64)},
+    ),
+    Family(
+        "llama_yarn_explicit",
+        "Llama",
+        {
+            "rope_parameters": rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=64,
+                attention_factor=1.3,
+                beta_fast=4.0,
+                beta_slow=0.5,
+                truncate=False,
+            )
+        },
+    ),
+    Family("mistral", "Mistral", {"sliding_window": None, "head_dim": 32}),
+    Family("mistral_window", "Mistral", {"sliding_window": 24}),
+    Family("qwen2", "Qwen2"),
+    Family(
+        "qwen2_windows",
+        "Qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Family("qwen3", "Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    Family("qwen3_biases", "Qwen3", {"head_dim": 16, "attention_bias": True}),
+    Family(
+        "gemma2",
+        "Gemma2",
+        {
+            "head_dim": 24,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    Family(
+        "gemma3",
+        "Gemma3Text",
+        {
+            "head_dim": 24,
+            "num_hidden_layers": 4,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 20,
+            "sliding_window_pattern": 3,
+        },
+    ),  # fmt: skip
+    Family(
+        "gemma3_stretched",
+        "Gemma3Text",
+        {
+            "head_dim": 16,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),  # fmt: skip
+    Family("phi3", "Phi3", {"tie_word_embeddings": False}),
+    Family("phi3_window", "Phi3", {"sliding_window": 20}),
+    Family(
+        "phi4_mini",
+        "Phi3",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": rope("default", partial_rotary_factor=0.75),
+        },
+    ),  # fmt: skip
+    Family(
+        "phi3_longrope_short",
+        "Phi3",
+        {
+            "rope_parameters": rope("longrope", short_factor=SHORT, long_factor=LONG),
+            "original_max_position_embeddings": 128,
+        },
+        max_model_len=128,
+    ),
+    Family(
+        "phi3_longrope_long",
+        "Phi3",
+        {
+            "rope_parameters": rope(
+                "longrope",
+                short_factor=SHORT[:6],
+                long_factor=LONG[:6],
+                partial_rotary_factor=0.75,
+            ),
+            "original_max_position_embeddings": 32,
+        },
+    ),
+]

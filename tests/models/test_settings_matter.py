@@ -1,0 +1,106 @@
+"""The equality tests would notice: without any one of a family's settings, the logits differ."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES
+from support.paged_driver import CPU, DrivenSequence, PagedDriver
+from torch import Tensor
+
+from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.open import open_checkpoint
+from loire.kernels.reference import ReferenceBackend
+from loire.models.loading import load_decoder
+
+TOKENS = [3 + (7 * i * i + i) % 125 for i in range(100)]
+
+Change = Callable[[ModelDescription], ModelDescription]
+
+
+def setting(**changes: object) -> Change:
+    return lambda description: replace(description, **changes)  # type: ignore[arg-type]
+
+
+def rope(**changes: object) -> Change:
+    return lambda d: replace(d, rope=replace(d.rope, **changes))  # type: ignore[arg-type]
+
+
+def local_rope_is_rope(description: ModelDescription) -> ModelDescription:
+    return replace(description, local_rope=None)
+
+
+def wider_windows(description: ModelDescription) -> ModelDescription:
+    windows = tuple(None if w is None else w + 1 for w in description.layer_windows)
+    return replace(description, layer_windows=windows)
+
+
+def windows_elsewhere(description: ModelDescription) -> ModelDescription:
+    return replace(description, layer_windows=description.layer_windows[::-1])
+
+
+CASES: list[tuple[str, str, Change]] = [
+    ("mistral_window", "window by one", wider_windows),
+    ("gemma2", "window by one", wider_windows),
+    ("qwen2_windows", "which layers have windows", windows_elsewhere),
+    ("gemma2", "query scale", setting(query_scale=24**-0.5)),
+    ("gemma2", "soft cap of scores", setting(attention_softcap=None)),
+    ("gemma2", "soft cap of logits", setting(logit_softcap=None)),
+    ("gemma2", "norm offset", setting(norm_offset=0.0)),
+    ("gemma2", "embedding scale", setting(embedding_scale=1.0)),
+    ("gemma2", "kind of GELU", setting(activation="silu")),
+    ("gemma3", "local rotary embedding", local_rope_is_rope),
+    ("gemma3_stretched", "linear scaling", rope(scaling="none")),
+    ("llama31", "llama3 scaling", rope(scaling="none")),
+    ("llama31", "band that is blended", rope(high_freq_factor=2.0)),
+    ("llama_linear", "linear scaling", rope(scaling="none")),
+    ("llama_yarn", "yarn scaling", rope(scaling="none")),
+    ("llama_yarn", "attention factor", rope(attention_factor=1.0)),
+    ("llama_yarn_explicit", "bounds of the ramp", rope(beta_fast=8.0)),
+    ("llama_yarn_explicit", "rounding of the ramp", rope(truncate_band=True)),
+    ("phi4_mini", "partial rotation", rope(rotary_dim=16)),
+    ("phi3_longrope_short", "short factors", rope(original_max_positions=64)),
+    ("phi3_longrope_long", "long factors", rope(original_max_positions=4096)),
+    ("phi3_longrope_long", "attention factor", rope(attention_factor=1.0)),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    families = {family.name: family for family in FAMILIES}
+
+    @cache
+    def save(name: str) -> Checkpoint:
+        directory: Path = tmp_path_factory.mktemp(name)
+        families[name].save(directory)
+        return open_checkpoint(directory)
+
+    return save
+
+
+def logits(checkpoint: Checkpoint) -> Tensor:
+    decoder = load_decoder(
+        checkpoint,
+        dtype=torch.float32,
+        device=CPU,
+        backend=ReferenceBackend(),
+        max_model_len=128,
+    )
+    return PagedDriver(decoder).step([(DrivenSequence(), TOKENS)])[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "change"), [pytest.param(f, c, id=f"{f}: {what}") for f, what, c in CASES]
+)
+def test_without_a_setting_the_logits_differ(
+    saved: Callable[[str], Checkpoint], family: str, change: Change
+) -> None:
+    checkpoint = saved(family)
+    right = logits(checkpoint)
+    wrong = logits(replace(checkpoint, description=change(checkpoint.description)))
+    # Twenty times what the equality tests allow.
+    assert (right - wrong).abs().max() > 2e-3 * right.abs().max()

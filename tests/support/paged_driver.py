@@ -1,0 +1,98 @@
+"""Runs a decoder over flat batches in a paged cache that is as hostile as the contract allows.
+
+Block ids are handed out in random order, and all memory that no sequence wrote holds NaN.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from loire.base.step import StepPlan, StepRow
+from loire.execution.inputs import flat_batch
+from loire.kernels.interface import LayerCache
+from loire.models.decoder import Decoder
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class DrivenSequence:
+    """Tokens computed so far, and the blocks that hold them."""
+
+    tokens: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+
+
+class PagedDriver:
+    """Feeds tokens of several sequences into one decoder, any number of rows per step."""
+
+    def __init__(
+        self, decoder: Decoder, *, num_blocks: int = 64, block_size: int = 16, seed: int = 0
+    ) -> None:
+        self.decoder = decoder
+        self.block_size = block_size
+        self._free = list(range(num_blocks))
+        random.Random(seed).shuffle(self._free)
+        description = decoder.description
+        shape = (num_blocks, description.num_kv_heads, block_size, description.head_dim)
+        nan = float("nan")
+        dtype = decoder.embedding.dtype
+        self.caches = [
+            LayerCache(torch.full(shape, nan, dtype=dtype), torch.full(shape, nan, dtype=dtype))
+            for _ in range(description.num_layers)
+        ]
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[tuple[DrivenSequence, Sequence[int]]]) -> list[Tensor]:
+        """Append tokens to each row's sequence in one flat batch; float32 logits [Q, V] per row."""
+        step_rows = []
+        for index, (sequence, tokens) in enumerate(rows):
+            start = len(sequence.tokens)
+            sequence.tokens.extend(tokens)
+            while len(sequence.blocks) * self.block_size < len(sequence.tokens):
+                sequence.blocks.append(self._free.pop())
+            step_rows.append(
+                StepRow(
+                    seq_id=index,
+                    token_ids=tuple(tokens),
+                    start=start,
+                    block_table=tuple(sequence.blocks),
+                    samples=True,
+                )
+            )
+        batch = flat_batch(StepPlan(0, tuple(step_rows)), self.block_size, CPU)
+        token_ids = torch.tensor([token for row in step_rows for token in row.token_ids])
+        plan = self.decoder.backend.plan_attention(batch, self.block_size)
+        hidden = self.decoder.forward(token_ids, batch, plan, self.caches)
+        return list(self.decoder.logits(hidden).split(list(batch.host_query_lens)))
+
+    def greedy(
+        self, prompt: Sequence[int], num_tokens: int, chunks: Sequence[int] = ()
+    ) -> list[int]:
+        """Greedy continuation of prompt, prefilled in chunks of the given lengths, then the rest."""
+        sequence = DrivenSequence()
+        first = 0
+        for length in chunks:
+            self.step([(sequence, prompt[first : first + length])])
+            first += length
+        [logits] = self.step([(sequence, prompt[first:])])
+        output = [int(logits[-1].argmax())]
+        while len(output) < num_tokens:
+            [logits] = self.step([(sequence, output[-1:])])
+            output.append(int(logits[-1].argmax()))
+        return output
+
+
+def random_chunks(rng: random.Random, length: int) -> list[int]:
+    """Lengths that add up to less than length, so that something is left."""
+    chunks = []
+    while length > 1:
+        chunk = rng.randint(1, length - 1)
+        chunks.append(chunk)
+        length -= chunk
+        if rng.random() < 0.2:
+            break
+    return chunks

@@ -1,0 +1,71 @@
+"""The optional compiled library; everything else about the package is in pyproject.toml."""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = Path("src/loire/kernels/native/source")
+KERNELS = SOURCE / "instruction_set.cpp"
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
+# Intrinsics of gcc start from values that they leave unset on purpose.
+FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-DLOIRE_AVX512"]
+INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS |= {
+        "avx2": ["-mavx2", "-mfma", "-DLOIRE_AVX2"],
+        "avx512": AVX512,
+        "avx512_bf16": [*AVX512, "-mavx512bf16", "-DLOIRE_AVX512_BF16"],
+    }
+
+
+class BuildNative(build_ext):
+    """Compiles the kernels once per instruction set, each with its own flags.
+
+    Which of them runs is decided on the machine that runs it, so nothing depends on the machine
+    that compiles.
+    """
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """A plain shared library, loaded by ctypes: no Python version or ABI in its name."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """No module initialisation to export."""
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link ext's sources and the kernels."""
+        objects = self.compiler.compile(
+            ext.sources, output_dir=self.build_temp, extra_postargs=FLAGS
+        )
+        for name, flags in INSTRUCTION_SETS.items():
+            objects += self.compiler.compile(
+                [str(KERNELS)],
+                output_dir=str(Path(self.build_temp) / name),
+                macros=[("LOIRE_TABLE", name), ("LOIRE_NAME", f'"{name}"')],
+                extra_postargs=[*FLAGS, *flags],
+            )
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            extra_postargs=["-pthread"],
+            target_lang="c++",
+        )
+
+
+setup(
+    cmdclass={"build_ext": BuildNative},
+    ext_modules=[
+        Extension(
+            "loire.kernels.native.libloire_native",
+            sources=[str(path) for path in sorted(SOURCE.glob("*.cpp")) if path != KERNELS],
+            depends=[str(KERNELS), *(str(path) for path in sorted(SOURCE.glob("*.h")))],
+            language="c++",
+            optional=True,
+        )
+    ],
+)

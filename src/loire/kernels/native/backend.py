@@ -1,0 +1,327 @@
+"""CPU backend in C++: a row's result is the same bits whatever it is computed with."""
+
+import os
+import weakref
+
+import torch
+from torch import Tensor
+
+from loire.base.errors import ConfigError, EngineError
+from loire.checkpoint.description import Activation
+from loire.kernels.interface import (
+    AttentionPlan,
+    AttentionShape,
+    FlatBatch,
+    HeadNorms,
+    LayerCache,
+    Linear,
+    RotaryTable,
+)
+from loire.kernels.native.library import NativeLibrary, load_library
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+_EVERYTHING = 2**62
+"""A window that no context fills."""
+
+
+class NativeBackend:
+    """See kernels.interface.Backend. For bfloat16 and float32 tensors on the CPU.
+
+    Sums are taken in a fixed order per row: not the other rows, nor the chunks of a prefill, nor
+    the layout of blocks, nor the number of threads changes a bit. float32 denormals count as zero.
+
+    Any number of threads may use one backend; they take turns.
+    """
+
+    name = "native"
+    batch_invariant_dtypes = frozenset(_TYPES)
+
+    def __init__(self, num_threads: int | None = None, instruction_set: str | None = None) -> None:
+        """num_threads: by default the cores this process may use.
+
+        instruction_set: one of instruction_sets(), by default the best.
+
+        Raises ConfigError if the library or the instruction set is not there.
+        """
+        library = load_library()
+        self.num_threads = _usable_cores() if num_threads is None else num_threads
+        self.instruction_set = instruction_set or instruction_sets()[0]
+        if not 1 <= self.num_threads <= 1024:
+            raise ConfigError(f"num_threads must be between 1 and 1024, but is {self.num_threads}")
+        context = library.open(self.instruction_set.encode(), self.num_threads)
+        if context is None:
+            raise ConfigError(f"native kernels cannot start: {library.last_message()}")
+        self._library = library
+        self._context: int = context
+        self._norm = library.norm
+        self._activation = library.activation
+        self._rotary = library.rotary
+        self._attend = library.attend
+        weakref.finalize(self, library.close, context)
+
+    @staticmethod
+    def available() -> tuple[bool, str]:
+        """Whether the backend can be used here, and what it makes use of or why not."""
+        try:
+            names = instruction_sets()
+        except ConfigError as error:
+            return False, str(error)
+        return True, f"C++ on CPU with {names[0]}, {_usable_cores()} threads"
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
+        return NativeLinear(self, self._library, self._context, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._normalise(x, None, weight, out, eps)
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual), written over x and residual."""
+        if residual.dtype is not torch.float32 or not residual.is_contiguous():
+            raise ValueError(f"the residual must be contiguous float32, but is {residual.dtype}")
+        x = x.contiguous()
+        self._normalise(x, residual, weight, x, eps)
+        return x, residual
+
+    def _normalise(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps: float
+    ) -> None:
+        size, elements = weight.numel(), x.numel()
+        if x.shape[-1] != size or (residual is not None and residual.numel() != elements):
+            raise ValueError(f"a norm of {size} weights does not fit x of shape {tuple(x.shape)}")
+        if self._norm(
+            self._context,
+            _type(x),
+            x.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            elements // size,
+            size,
+            eps,
+        ):
+            raise self._error()
+
+    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[T, 2 * I] to [T, I]: activation(first half) * second half."""
+        gate_up = gate_up.contiguous()
+        tokens, both = gate_up.shape
+        out = gate_up.new_empty((tokens, both // 2))
+        if self._activation(
+            self._context,
+            _type(gate_up),
+            _ACTIVATIONS[activation],
+            gate_up.data_ptr(),
+            out.data_ptr(),
+            tokens,
+            both // 2,
+        ):
+            raise self._error()
+        return out
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        norms: HeadNorms | None,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Queries [T, H, D], normed and rotated; keys and values are in the cache then."""
+        qkv = qkv.contiguous()
+        tokens, width = qkv.shape
+        heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
+        num_positions, half = rotary.cos.shape
+        if width != (heads + 2 * kv_heads) * dim or (cached_heads, cached_dim) != (kv_heads, dim):
+            raise ValueError(
+                f"{heads} + 2 * {kv_heads} heads of {dim} do not fit projections of "
+                f"{width} and a cache of {cached_heads} heads of {cached_dim}"
+            )
+        if cache.keys.dtype is not qkv.dtype or batch.positions.shape[0] != tokens:
+            raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
+        queries = qkv.new_empty((tokens, heads, dim))
+        if self._rotary(
+            self._context,
+            _type(qkv),
+            qkv.data_ptr(),
+            queries.data_ptr(),
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            None if norms is None else norms.query_weight.data_ptr(),
+            None if norms is None else norms.key_weight.data_ptr(),
+            rotary.cos.data_ptr(),
+            rotary.sin.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+            tokens,
+            heads,
+            kv_heads,
+            dim,
+            half,
+            block_size,
+            num_blocks,
+            num_positions,
+            0.0 if norms is None else norms.eps,
+        ):
+            raise self._error()
+        return queries
+
+    def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+        """Check the batch; how it is cut into pieces is settled by the first layer."""
+        return NativePlan(self._library, self._context, batch, block_size)
+
+    def attend(
+        self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
+    ) -> Tensor:
+        """Attention of queries [T, H, D] over the paged cache; [T, H * D]."""
+        assert isinstance(plan, NativePlan)
+        queries = queries.contiguous()
+        tokens, heads, dim = queries.shape
+        num_blocks, kv_heads, block_size, _ = cache.keys.shape
+        if tokens != plan.num_tokens or block_size != plan.block_size:
+            raise ValueError(
+                f"the plan is for {plan.num_tokens} tokens and blocks of {plan.block_size}, "
+                f"but there are {tokens} and {block_size}"
+            )
+        if dim % 2 or heads % kv_heads or cache.keys.dtype is not queries.dtype:
+            raise ValueError(
+                f"{heads} query heads of {dim} ({queries.dtype}) over {kv_heads} key heads "
+                f"({cache.keys.dtype}) are not supported"
+            )
+        out = queries.new_empty((tokens, heads * dim))
+        if self._attend(
+            self._context,
+            plan.handle,
+            _type(queries),
+            queries.data_ptr(),
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            out.data_ptr(),
+            heads,
+            kv_heads,
+            dim,
+            num_blocks,
+            _EVERYTHING if shape.window is None else shape.window,
+            shape.scale,
+            0.0 if shape.softcap is None else shape.softcap,
+        ):
+            raise self._error()
+        return out
+
+    def _error(self) -> EngineError:
+        return EngineError(f"native kernels: {self._library.last_message()}")
+
+
+class NativeLinear:
+    """A weight in panels of 16 outputs. See source/linear.h for the layout and order of sums."""
+
+    def __init__(
+        self,
+        backend: NativeBackend,
+        library: NativeLibrary,
+        context: int,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._backend = backend  # keeps the context open
+        self._context = context
+        self._library = library
+        self._run = library.linear
+        self._dtype = weight.dtype
+        if not weight.numel():
+            raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        bias = None if bias is None else bias.to(weight.dtype).contiguous()
+        handle = library.pack(
+            context,
+            _type(weight),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            self.out_features,
+            self.in_features,
+            weight.stride(0),
+        )
+        if handle is None:
+            raise EngineError(
+                f"a weight of {self.out_features} x {self.in_features} cannot be packed: "
+                f"{library.last_message()}"
+            )
+        self._handle: int = handle
+        weakref.finalize(self, library.free_weight, handle)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it: whole panels and steps."""
+        padded = -(-self.out_features // 16) * 16 * (-(-self.in_features // 32) * 32)
+        return padded * self._dtype.itemsize
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        x = x.contiguous()
+        tokens, size = x.shape
+        if size != self.in_features or x.dtype is not self._dtype:
+            raise ValueError(
+                f"x is {tokens} x {size} {x.dtype}, but the weight takes "
+                f"{self.in_features} {self._dtype}"
+            )
+        out = x.new_empty((tokens, self.out_features))
+        if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), tokens):
+            raise EngineError(f"native kernels: {self._library.last_message()}")
+        return out
+
+
+class NativePlan:
+    """The rows of a step, checked against their block tables."""
+
+    def __init__(
+        self, library: NativeLibrary, context: int, batch: FlatBatch, block_size: int
+    ) -> None:
+        self._batch = batch  # its tensors are read later
+        self.block_size = block_size
+        self.num_tokens = sum(batch.host_query_lens)
+        rows, table_size = batch.block_tables.shape
+        handle = library.plan(
+            context,
+            batch.query_starts.data_ptr(),
+            batch.context_lens.data_ptr(),
+            batch.block_tables.data_ptr(),
+            rows,
+            table_size,
+            block_size,
+        )
+        if handle is None:
+            raise EngineError(f"native kernels: {library.last_message()}")
+        self.handle: int = handle
+        weakref.finalize(self, library.free_plan, handle)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Instruction sets that can be used here, best first. Raises ConfigError if none can."""
+    names: bytes = load_library().instruction_sets()
+    return tuple(names.decode().split(","))
+
+
+def _type(x: Tensor) -> int:
+    try:
+        return _TYPES[x.dtype]
+    except KeyError:
+        raise ConfigError(
+            f"the native kernels compute in bfloat16 or float32, not in {x.dtype}; "
+            f"choose another dtype or kernels"
+        ) from None
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,396 @@
+// Causal attention over the paged cache, one pass over keys and values, softmax in float32.
+//
+// Keys are cut at multiples of SPLIT positions from 0. A split gives each query its maximum m, the
+// sum l of exp(score - m) and the weighted values o; splits are folded in ascending order, as in
+// Milakov & Gimelshein 2018 and FlashAttention (Dao et al. 2022). Only the position of a query
+// decides what is added in which order: keys it must not see get the weight 0, and adding those
+// changes no bit. So it does not matter which queries are computed together, or by whom.
+//
+// The rows of a piece are its tokens times the query heads of one key/value head: each key and
+// value is read once for all of them. Scores have a lane per key, from keys transposed 16 at a
+// time; their dot products are one chain over the head's dimensions per lane.
+
+#if defined(LOIRE_AVX512)
+constexpr int ROWS_TOGETHER = 6, VECTORS_TOGETHER = 4;
+#elif defined(LOIRE_AVX2)
+constexpr int ROWS_TOGETHER = 2, VECTORS_TOGETHER = 2;
+#else
+constexpr int ROWS_TOGETHER = 1, VECTORS_TOGETHER = 2;
+#endif
+
+// tile[w][lane] = word w of rows[lane].
+INLINE void transpose(const char* const* rows, int64_t words, float* tile) {
+#if defined(LOIRE_AVX512)
+    for (int64_t w = 0; w < words; w += 16) {
+        const __mmask16 mask = words - w >= 16 ? 0xffff : (1u << (words - w)) - 1;
+        __m512i r[16], t[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) r[i] = _mm512_maskz_loadu_epi32(mask, rows[i] + w * 4);
+#pragma GCC unroll 8
+        for (int i = 0; i < 16; i += 2) {
+            t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+            t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 16; i += 4) {
+            r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+            r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+            r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+            r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+            t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+            t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+            t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            _mm512_storeu_si512(tile + (w + i) * 16, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+            _mm512_storeu_si512(tile + (w + i + 8) * 16,
+                                _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
+            _mm512_storeu_si512(tile + (w + i + 4) * 16,
+                                _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88));
+            _mm512_storeu_si512(tile + (w + i + 12) * 16,
+                                _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd));
+        }
+    }
+#else
+    for (int lane = 0; lane < 16; ++lane)
+        for (int64_t w = 0; w < words; ++w)
+            __builtin_memcpy(tile + w * 16 + lane, rows[lane] + w * 4, 4);
+#endif
+}
+
+// How queries are kept and multiplied with transposed keys. A bfloat16 word holds dimensions
+// (2 w, 2 w + 1); the upper one comes first in the chain, as VDPBF16PS has it.
+struct Float32Scores {
+    using Query = float;
+    static int64_t words(int64_t head_dim) { return head_dim; }
+    static int64_t queries(int64_t head_dim) { return head_dim; }
+
+    static INLINE void keep(const float* head, int64_t head_dim, float* query) {
+        __builtin_memcpy(query, head, head_dim * sizeof(float));
+    }
+
+    template <int ROWS>
+    static INLINE void link(const Vec16& keys, const float* queries, int64_t stride, int64_t word,
+                            Vec16 (&scores)[ROWS]) {
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r)
+            scores[r] = fma(queries[r * stride + word], keys, scores[r]);
+    }
+};
+
+struct BFloat16Scores {
+    static int64_t words(int64_t head_dim) { return head_dim / 2; }
+#if defined(LOIRE_AVX512_BF16)
+    using Query = uint32_t;
+    static int64_t queries(int64_t head_dim) { return head_dim / 2; }
+
+    static INLINE void keep(const bfloat16* head, int64_t head_dim, uint32_t* query) {
+        __builtin_memcpy(query, head, head_dim * sizeof(bfloat16));
+    }
+
+    template <int ROWS>
+    static INLINE void link(const Vec16& keys, const uint32_t* queries, int64_t stride,
+                            int64_t word, Vec16 (&scores)[ROWS]) {
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r)
+            scores[r].part[0] = _mm512_dpbf16_ps(
+                scores[r].part[0], (__m512bh)_mm512_set1_epi32(int(queries[r * stride + word])),
+                (__m512bh)keys.part[0]);
+    }
+#else
+    using Query = float;
+    static int64_t queries(int64_t head_dim) { return head_dim; }
+
+    static INLINE void keep(const bfloat16* head, int64_t head_dim, float* query) {
+        for (int64_t i = 0; i < head_dim; i += 16)
+            store_some(query + i, load_some(head + i, head_dim - i), head_dim - i);
+    }
+
+    template <int ROWS>
+    static INLINE void link(const Vec16& keys, const float* queries, int64_t stride, int64_t word,
+                            Vec16 (&scores)[ROWS]) {
+        const Vec16 upper = upper_halves(keys), lower = lower_halves(keys);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            const float* query = queries + r * stride + 2 * word;
+            scores[r] = fma(query[1], upper, scores[r]);
+            scores[r] = fma(query[0], lower, scores[r]);
+        }
+    }
+#endif
+};
+
+template <typename Element>
+struct ScoresOf {
+    using Type = Float32Scores;
+};
+template <>
+struct ScoresOf<bfloat16> {
+    using Type = BFloat16Scores;
+};
+
+// Maxima, sums and weighted values of some rows; values are [rows][stride].
+struct Partial {
+    float* values;
+    float* maxima;
+    float* sums;
+};
+
+// What all steps of one piece know.
+template <typename Element>
+struct Piece {
+    const AttentionArguments& a;
+    const AttentionPiece& piece;
+    int64_t group, rows, stride;  // query heads per kv head; rows; head_dim in whole vectors
+    typename ScoresOf<Element>::Type::Query* queries;
+    float* scores;  // [rows][SPLIT]
+    float* tile;    // 16 keys, transposed
+    const Element* keys[SPLIT];
+    const Element* values[SPLIT];
+
+    int64_t position(int64_t row) const { return piece.first_position + row / group; }
+    int64_t first_seen(int64_t position) const {
+        return position < a.window ? 0 : position - a.window + 1;
+    }
+};
+
+// a = minus infinity for lanes outside [first, last].
+INLINE Vec16 keep_lanes(const Vec16& value, int64_t first, int64_t last) {
+    Vec16 result;
+    EACH_PART {
+        Ints lane;
+        for (int i = 0; i < LANES; ++i) lane[i] = p * LANES + i;
+        const Ints low = Ints{} + int32_t(first < 0 ? 0 : first > 16 ? 16 : first);
+        const Ints high = Ints{} + int32_t(last < -1 ? -1 : last > 15 ? 15 : last);
+        const Ints kept = (lane >= low) & (lane <= high);
+        result.part[p] = kept ? value.part[p] : (Floats{} - __builtin_inff());
+    }
+    return result;
+}
+
+template <int ROWS, typename Element>
+void score_rows(Piece<Element>& piece, int64_t row, int64_t base, int64_t group) {
+    using Scores = typename ScoresOf<Element>::Type;
+    const auto& a = piece.a;
+    const int64_t words = Scores::words(a.head_dim), stride = Scores::queries(a.head_dim);
+    const auto* queries = piece.queries + row * stride;
+    Vec16 scores[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) scores[r] = zero();
+    for (int64_t w = 0; w < words; ++w)
+        Scores::template link<ROWS>(load(piece.tile + w * 16), queries, stride, w, scores);
+    const int64_t key = base + group * 16;
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+        Vec16 score = scores[r] * broadcast(a.scale);
+        if (a.softcap != 0.0f) {
+            const Vec16 one = broadcast(1.0f), two = broadcast(2.0f);
+            const Vec16 power = exponential(score * broadcast(2.0f / a.softcap));
+            score = broadcast(a.softcap) * (one - two / (power + one));
+        }
+        const int64_t position = piece.position(row + r);
+        const int64_t first = piece.first_seen(position);
+        if (key < first || key + 15 > position) score = keep_lanes(score, first - key, position - key);
+        store(piece.scores + (row + r) * SPLIT + group * 16, score);
+    }
+}
+
+// values[row][d] = sum over keys [first, last) of scores[row][key] * value[key][d].
+template <int ROWS, int VECTORS, bool WHOLE, typename Element>
+void weigh_values(const Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
+                  int64_t dimension, float* target) {
+    Vec16 sums[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sums[r][v] = zero();
+    const float* weights = piece.scores + row * SPLIT;
+    for (int64_t key = first; key < last; ++key) {
+        const Element* value = piece.values[key] + dimension;
+        Vec16 wide[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v)
+            wide[v] = WHOLE ? load(value + 16 * v)
+                            : load_some(value + 16 * v, piece.a.head_dim - dimension - 16 * v);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            const Vec16 weight = broadcast(weights[r * SPLIT + key]);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] = fma(weight, wide[v], sums[r][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v)
+            store(target + (row + r) * piece.stride + dimension + 16 * v, sums[r][v]);
+}
+
+// Softmax of ROWS rows over one split and their weighted values.
+template <int ROWS, typename Element>
+void finish_rows(Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
+                 const Partial& out) {
+    for (int64_t r = row; r < row + ROWS; ++r) {
+        float* scores = piece.scores + r * SPLIT;
+        const int64_t start = first / 16 * 16;
+        Vec16 high = broadcast(-__builtin_inff());
+        for (int64_t k = start; k < last; k += 16) high = maximum(high, load(scores + k));
+        const float most = largest(high);
+        const Vec16 reference = broadcast(most == -__builtin_inff() ? 0.0f : most);
+        Vec16 total = zero();
+        for (int64_t k = start; k < last; k += 16) {
+            const Vec16 weight = exponential(load(scores + k) - reference);
+            total = total + weight;
+            store(scores + k, weight);
+        }
+        out.maxima[r] = most;
+        out.sums[r] = sum(total);
+    }
+    const int64_t dim = piece.a.head_dim;
+    int64_t d = 0;
+    for (; d + 16 * VECTORS_TOGETHER <= dim; d += 16 * VECTORS_TOGETHER)
+        weigh_values<ROWS, VECTORS_TOGETHER, true>(piece, row, first, last, d, out.values);
+    for (; d + 16 <= dim; d += 16)
+        weigh_values<ROWS, 1, true>(piece, row, first, last, d, out.values);
+    if (d < dim) weigh_values<ROWS, 1, false>(piece, row, first, last, d, out.values);
+}
+
+// Rows [row, row + ROWS) see keys [first, last) of the split, together.
+template <typename Element>
+struct Seen {
+    int64_t first, last;
+
+    Seen(const Piece<Element>& piece, int64_t row, int64_t rows, int64_t base)
+        : first(piece.first_seen(piece.position(row)) - base),
+          last(piece.position(row + rows - 1) + 1 - base) {
+        if (first < 0) first = 0;
+        if (last > SPLIT) last = SPLIT;
+    }
+};
+
+template <typename Element>
+void compute_split(Piece<Element>& piece, int64_t split, const char* zeros, const Partial& out) {
+    const auto& a = piece.a;
+    const int64_t base = split * SPLIT;
+    const Seen<Element> all(piece, 0, piece.rows, base);
+    const int32_t* table = a.block_tables + piece.piece.row * a.table_size;
+    for (int64_t key = all.first; key < all.last; ++key) {
+        const int64_t block = table[(base + key) / a.block_size];
+        const int64_t offset = (base + key) % a.block_size;
+        const int64_t start =
+            ((block * a.kv_heads + piece.piece.kv_head) * a.block_size + offset) * a.head_dim;
+        piece.keys[key] = static_cast<const Element*>(a.keys) + start;
+        piece.values[key] = static_cast<const Element*>(a.values) + start;
+    }
+    const int64_t words = ScoresOf<Element>::Type::words(a.head_dim);
+    for (int64_t group = all.first / 16; group * 16 < all.last; ++group) {
+        const char* rows[16];
+        for (int64_t lane = 0; lane < 16; ++lane) {
+            const int64_t key = group * 16 + lane;
+            const bool seen = key >= all.first && key < all.last;
+            rows[lane] = seen ? reinterpret_cast<const char*>(piece.keys[key]) : zeros;
+        }
+        transpose(rows, words, piece.tile);
+        for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
+            const Seen<Element> seen(piece, row, count.value, base);
+            if (group * 16 < seen.last && group * 16 + 15 >= seen.first)
+                score_rows<count.value>(piece, row, base, group);
+        });
+    }
+    for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
+        const Seen<Element> seen(piece, row, count.value, base);
+        finish_rows<count.value>(piece, row, seen.first, seen.last, out);
+    });
+}
+
+// total = total and part, each relative to its own maximum, brought to the common one.
+INLINE void fold(const Partial& total, const Partial& part, int64_t rows, int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const float most =
+            total.maxima[r] > part.maxima[r] ? total.maxima[r] : part.maxima[r];
+        const Vec16 reference = broadcast(most == -__builtin_inff() ? 0.0f : most);
+        const Vec16 old_scale = exponential(broadcast(total.maxima[r]) - reference);
+        const Vec16 new_scale = exponential(broadcast(part.maxima[r]) - reference);
+        float* values = total.values + r * stride;
+        for (int64_t d = 0; d < stride; d += 16) {
+            const Vec16 added = load(part.values + r * stride + d) * new_scale;
+            store(values + d, fma(load(values + d), old_scale, added));
+        }
+        const Vec16 sums =
+            fma(broadcast(total.sums[r]), old_scale, broadcast(part.sums[r]) * new_scale);
+        total.sums[r] = sums.part[0][0];
+        total.maxima[r] = most;
+    }
+}
+
+template <typename Element>
+void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
+    using Scores = typename ScoresOf<Element>::Type;
+    using Query = typename Scores::Query;
+    const auto& a = *static_cast<const AttentionArguments*>(untyped);
+    const AttentionPiece& given = a.pieces[index];
+    const int64_t group = a.heads / a.kv_heads, rows = given.tokens * group;
+    const int64_t stride = (a.head_dim + 15) / 16 * 16;
+
+    // Scratch, in floats: scores, tile, zeros, two sets of partial results, queries.
+    const int64_t tile_size = stride * 16, partial_size = rows * (stride + 2);
+    float* memory = reinterpret_cast<float*>(scratch.reserve(
+        (rows * SPLIT + tile_size + stride + 2 * partial_size + rows * stride) * sizeof(float)));
+    float* scores = memory;
+    float* tile = scores + rows * SPLIT;
+    float* zeros = tile + tile_size;
+    float* total_memory = zeros + stride;
+    float* part_memory = total_memory + partial_size;
+    auto* queries = reinterpret_cast<Query*>(part_memory + partial_size);
+    __builtin_memset(zeros, 0, stride * sizeof(float));
+
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t token = given.first_token + r / group;
+        const int64_t head = given.kv_head * group + r % group;
+        Scores::keep(static_cast<const Element*>(a.queries) + (token * a.heads + head) * a.head_dim,
+                     a.head_dim, queries + r * Scores::queries(a.head_dim));
+    }
+    Piece<Element> piece{a, given, group, rows, stride, queries, scores, tile, {}, {}};
+    const auto partial = [&](float* where) {
+        return Partial{where, where + rows * stride, where + rows * (stride + 1)};
+    };
+    const Partial total = partial(total_memory);
+    const auto clear = [&] {
+        __builtin_memset(total.values, 0, partial_size * sizeof(float));
+        for (int64_t r = 0; r < rows; ++r) total.maxima[r] = -__builtin_inff();
+    };
+
+    const char* nothing = reinterpret_cast<const char*>(zeros);
+    if (given.split < 0) {
+        clear();
+        const int64_t last = (given.first_position + given.tokens - 1) / SPLIT;
+        for (int64_t s = piece.first_seen(given.first_position) / SPLIT; s <= last; ++s) {
+            compute_split(piece, s, nothing, partial(part_memory));
+            fold(total, partial(part_memory), rows, stride);
+        }
+    } else {
+        const AttentionMerge& merge = a.merges[given.group];
+        const auto slot = [&](int64_t split) {
+            return partial(a.partials +
+                           (merge.first_partial + split - merge.first_split) * a.partial_floats);
+        };
+        compute_split(piece, given.split, nothing, slot(given.split));
+        if (__atomic_sub_fetch(a.unfinished + given.group, 1, __ATOMIC_ACQ_REL) != 0) return;
+        clear();
+        for (int64_t s = merge.first_split; s < merge.first_split + merge.splits; ++s)
+            fold(total, slot(s), rows, stride);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t token = given.first_token + r / group;
+        const int64_t head = given.kv_head * group + r % group;
+        Element* out = static_cast<Element*>(a.out) + (token * a.heads + head) * a.head_dim;
+        const Vec16 divisor = broadcast(total.sums[r]);
+        for (int64_t d = 0; d < a.head_dim; d += 16)
+            store_some(out + d, load(total.values + r * stride + d) / divisor, a.head_dim - d);
+    }
+}

@@ -1,0 +1,63 @@
+// All operations, compiled once per instruction set. The build gives each copy its own flags and
+// defines LOIRE_TABLE (the name of the table it exports) and at most one of LOIRE_AVX2 and
+// LOIRE_AVX512, the latter with or without LOIRE_AVX512_BF16. No C++ library header is included
+// here: its inline functions would be compiled with these flags and could be used by the rest.
+
+#include "operations.h"
+
+#if defined(LOIRE_AVX512) || defined(LOIRE_AVX2)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace loire {
+namespace {
+#include "vec16.h"
+// (each of these relies on those before it)
+#include "norm.h"
+#include "activation.h"
+#include "rotary.h"
+#include "attention.h"
+#include "linear.h"
+
+template <typename Element, typename Format>
+constexpr TypedOperations operations() {
+    return {norm_piece<Element>,
+            activation_piece<Element>,
+            rotary_piece<Element>,
+            attention_piece<Element>,
+            pack_activations_piece<Format>,
+            linear_piece<Format>,
+            Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation))};
+}
+
+// Documents of different makers leave open how VDPBF16PS rounds; linear.h relies on one way.
+bool computes_exactly() {
+#if defined(LOIRE_AVX512_BF16)
+    uint32_t state = 1;
+    const auto random = [&] { return state = state * 1664525u + 1013904223u; };
+    for (int round = 0; round < 64; ++round) {
+        Words x, y, sum;
+        for (int i = 0; i < 16; ++i) {  // exponents near 1, so that every order rounds otherwise
+            x[i] = (random() & 0x80ff80ffu) | 0x3f003f00u;
+            y[i] = (random() & 0x80ff80ffu) | 0x3f003f00u;
+            sum[i] = (random() & 0x80ffffffu) | 0x3f000000u;
+        }
+        const auto upper = [](Words pair) { return (Floats)(pair & 0xffff0000u); };
+        const auto lower = [](Words pair) { return (Floats)(pair << 16); };
+        Floats expected = fma_part(upper(x), upper(y), (Floats)sum);
+        expected = fma_part(lower(x), lower(y), expected);
+        const Floats found = _mm512_dpbf16_ps((Floats)sum, (__m512bh)x, (__m512bh)y);
+        if (__builtin_memcmp(&expected, &found, sizeof(Floats)) != 0) return false;
+    }
+#endif
+    return true;
+}
+}  // namespace
+
+extern const Operations LOIRE_TABLE;
+const Operations LOIRE_TABLE = {LOIRE_NAME, computes_exactly,
+                                operations<float, Float32Format>(),
+                                operations<bfloat16, BFloat16Format>()};
+}  // namespace loire

@@ -1,0 +1,259 @@
+// The C interface: what loire/kernels/native/library.py calls through ctypes.
+//
+// Tensors are contiguous, given by address; types are 0 for float32 and 1 for bfloat16. Functions
+// return 0, or -1 after which loire_message() says what was wrong; those that make something
+// return null instead. Any number of threads may use one context; they take turns.
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "attention_plan.h"
+#include "operations.h"
+#include "packed_weight.h"
+#include "pool.h"
+
+namespace loire {
+
+extern const Operations portable;
+#if defined(__x86_64__)
+extern const Operations avx2;
+extern const Operations avx512;
+extern const Operations avx512_bf16;
+#endif
+
+namespace {
+
+thread_local std::string message;
+
+struct Context {
+    const Operations& operations;
+    Pool pool;
+    Scratch activations, partials;
+
+    Context(const Operations& operations, int num_threads)
+        : operations(operations), pool(num_threads) {}
+
+    const TypedOperations& typed(int32_t type) const {
+        return type == 0 ? operations.float32 : operations.bfloat16;
+    }
+};
+
+// Best first.
+std::string instruction_sets() {
+    std::string names;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx512 =
+        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16") && avx512_bf16.computes_exactly())
+        names += "avx512_bf16,";
+    if (has_avx512) names += "avx512,";
+    if (has_avx2) names += "avx2,";
+#endif
+    return names + "portable";
+}
+
+const Operations& named(const std::string& name) {
+    if (("," + instruction_sets() + ",").find("," + name + ",") == std::string::npos)
+        throw std::invalid_argument("this processor has no " + name + "; it has " +
+                                    instruction_sets());
+#if defined(__x86_64__)
+    if (name == "avx512_bf16") return avx512_bf16;
+    if (name == "avx512") return avx512;
+    if (name == "avx2") return avx2;
+#endif
+    return portable;
+}
+
+// Runs body, turning an exception into a message.
+template <typename Body>
+bool guarded(Body body) {
+    try {
+        body();
+        return true;
+    } catch (const std::bad_alloc&) {
+        message = "out of memory";
+    } catch (const std::exception& error) {
+        message = error.what();
+    }
+    return false;
+}
+
+template <typename Body>
+int locked(Context* context, Body body) {
+    return guarded([&] {
+               const std::lock_guard<std::mutex> lock(context->pool.mutex());
+               body();
+           })
+               ? 0
+               : -1;
+}
+
+void check_range(const char* what, int64_t value, int64_t limit) {
+    if (value < 0 || value >= limit)
+        throw std::out_of_range(std::string(what) + " " + std::to_string(value) +
+                                " is not below " + std::to_string(limit));
+}
+
+int64_t row_pieces(int64_t tokens) { return (tokens + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }
+
+void multiply(Context& context, const PackedWeight& weight, const void* x, void* out,
+              int64_t tokens) {
+    if (tokens == 0) return;
+    const TypedOperations& operations = context.typed(weight.is_bfloat16);
+    const PackActivationsArguments packing{
+        x,
+        context.activations.reserve(size_t(tokens * weight.steps *
+                                           operations.packed_bytes_per_step)),
+        tokens, weight.in_features, weight.steps};
+    context.pool.run(row_pieces(tokens), operations.pack_activations, &packing);
+
+    // Rows of a piece share weights that are in the cache; their activations should fit there too.
+    constexpr int64_t MOST_TOKENS = 96, PIECE_BYTES = 64 << 10, PIECES_PER_THREAD = 4;
+    const int64_t blocks = (tokens + MOST_TOKENS - 1) / MOST_TOKENS;
+    const int64_t tokens_per_piece = (tokens + blocks - 1) / blocks;
+    int64_t panels = std::max<int64_t>(tokens > 4 ? 2 : 1, PIECE_BYTES / weight.panel_bytes);
+    const int64_t wanted = PIECES_PER_THREAD * context.pool.num_threads();
+    while (panels > 1 && blocks * (weight.panels / panels) < wanted) panels /= 2;
+    const int64_t columns = (weight.panels + panels - 1) / panels;
+    const LinearArguments arguments{weight.data, weight.bias,  packing.packed,
+                                    out,         tokens,       weight.steps,
+                                    weight.out_features,       tokens_per_piece,
+                                    panels};
+    const int64_t row_blocks = (tokens + tokens_per_piece - 1) / tokens_per_piece;
+    context.pool.run(row_blocks * columns, operations.linear, &arguments);
+}
+
+}  // namespace
+}  // namespace loire
+
+using namespace loire;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+int loire_interface_version() { return 1; }
+
+const char* loire_message() { return message.c_str(); }
+
+// Names of the instruction sets that can be used here, best first, separated by commas.
+const char* loire_instruction_sets() {
+    static const std::string names = instruction_sets();
+    return names.c_str();
+}
+
+void* loire_open(const char* instruction_set, int32_t num_threads) {
+    Context* context = nullptr;
+    guarded([&] { context = new Context(named(instruction_set), num_threads); });
+    return context;
+}
+
+void loire_close(void* context) { delete static_cast<Context*>(context); }
+
+void* loire_pack(Context* context, int32_t type, const void* weight, const void* bias,
+                 int64_t out_features, int64_t in_features, int64_t row_stride) {
+    PackedWeight* packed = nullptr;
+    locked(context, [&] {
+        packed = new PackedWeight(context->pool, weight, bias, type == 1, out_features,
+                                  in_features, row_stride);
+    });
+    return packed;
+}
+
+void loire_free_weight(PackedWeight* weight) { delete weight; }
+
+int loire_linear(Context* context, const PackedWeight* weight, const void* x, void* out,
+                 int64_t tokens) {
+    return locked(context, [&] { multiply(*context, *weight, x, out, tokens); });
+}
+
+int loire_norm(Context* context, int32_t type, const void* x, float* residual, const float* weight,
+               void* out, int64_t tokens, int64_t size, float eps) {
+    return locked(context, [&] {
+        const NormArguments arguments{x, residual, weight, out, tokens, size, eps};
+        context->pool.run(row_pieces(tokens), context->typed(type).norm, &arguments);
+    });
+}
+
+int loire_activation(Context* context, int32_t type, int32_t kind, const void* gate_up, void* out,
+                     int64_t tokens, int64_t size) {
+    return locked(context, [&] {
+        const ActivationArguments arguments{gate_up, out, tokens, size, kind};
+        context->pool.run(row_pieces(tokens), context->typed(type).activation, &arguments);
+    });
+}
+
+int loire_rotary(Context* context, int32_t type, const void* qkv, void* queries, void* keys,
+                 void* values, const float* query_weight, const float* key_weight,
+                 const float* cos, const float* sin, const int64_t* positions,
+                 const int64_t* slots, int64_t tokens, int64_t heads, int64_t kv_heads,
+                 int64_t head_dim, int64_t half, int64_t block_size, int64_t num_blocks,
+                 int64_t num_positions, float eps) {
+    return locked(context, [&] {
+        for (int64_t t = 0; t < tokens; ++t) {
+            check_range("position", positions[t], num_positions);
+            check_range("slot", slots[t], num_blocks * block_size);
+        }
+        const RotaryArguments arguments{qkv,   queries,  keys,     values, query_weight, key_weight,
+                                        cos,   sin,      positions, slots, tokens,       heads,
+                                        kv_heads, head_dim, half,   block_size, eps};
+        context->pool.run(row_pieces(tokens), context->typed(type).rotary, &arguments);
+    });
+}
+
+void* loire_plan(Context* context, const int32_t* query_starts, const int32_t* context_lens,
+                 const int32_t* block_tables, int64_t rows, int64_t table_size,
+                 int64_t block_size) {
+    AttentionPlan* plan = nullptr;
+    guarded([&] {
+        context->pool.wake();  // a step begins
+        plan = new AttentionPlan(query_starts, context_lens, block_tables, rows, table_size,
+                                 block_size, context->pool.num_threads());
+    });
+    return plan;
+}
+
+void loire_free_plan(AttentionPlan* plan) { delete plan; }
+
+int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void* queries,
+                 const void* keys, const void* values, void* out, int64_t heads, int64_t kv_heads,
+                 int64_t head_dim, int64_t num_blocks, int64_t window, float scale,
+                 float softcap) {
+    return locked(context, [&] {
+        check_range("block", plan->lowest_block, num_blocks);
+        check_range("block", plan->highest_block, num_blocks);
+        AttentionPieces& cut = plan->pieces(heads, kv_heads, window);
+        std::copy(cut.splits.begin(), cut.splits.end(), cut.unfinished.begin());
+        const int64_t stride = (head_dim + 15) / 16 * 16;
+        const int64_t partial_floats = cut.partial_rows * (stride + 2);
+        const size_t partial_bytes = size_t(cut.partials * partial_floats) * sizeof(float);
+        const AttentionArguments arguments{
+            queries,
+            keys,
+            values,
+            out,
+            plan->block_tables,
+            plan->table_size,
+            heads,
+            kv_heads,
+            head_dim,
+            plan->block_size,
+            window,
+            scale,
+            softcap,
+            cut.pieces.data(),
+            cut.merges.data(),
+            cut.unfinished.data(),
+            reinterpret_cast<float*>(context->partials.reserve(partial_bytes)),
+            partial_floats};
+        context->pool.run(int64_t(cut.pieces.size()), context->typed(type).attention, &arguments);
+    });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

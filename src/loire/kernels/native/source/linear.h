@@ -1,0 +1,236 @@
+// x [T, in] times a packed weight [out, in], the same bits for a row whatever the others are.
+//
+// The order of additions. Inputs are taken in steps of 32. Within a step two chains of fused
+// multiply-adds, one over the even and one over the odd inputs, each starting at zero; then
+//     sum = sum + (even + odd).
+// This is what AMX's TDPBF16PS computes for a tile of 32 inputs, to the bit, so an AMX kernel may
+// join. Denormals are flushed (the caller sets the mode), as AMX does. Inputs are padded with
+// zeros to whole steps.
+//
+// The packed weight: panels of 16 outputs; in a panel, steps of 32 inputs; in a step, for
+// i = 0 .. 7 first 16 words of the even chain, then 16 of the odd one, a lane per output:
+//     bfloat16   a word holds inputs (4 i, 4 i + 2) of the even, (4 i + 1, 4 i + 3) of the odd
+//                chain, the earlier one in its upper half; 1 KiB per step
+//     float32    as above, but in two words, the earlier one first; 2 KiB per step
+// AVX-512's VDPBF16PS adds the upper product, then the lower one, each rounded and flushed: two
+// links of one chain. (AMX wants words of inputs (2 i, 2 i + 1): a swap within groups of four.)
+
+#if defined(LOIRE_AVX512)
+constexpr int MOST_ROWS = 6, MOST_PANELS = 2;
+#elif defined(LOIRE_AVX2)
+constexpr int MOST_ROWS = 2, MOST_PANELS = 1;
+#else
+constexpr int MOST_ROWS = 1, MOST_PANELS = 1;
+#endif
+
+constexpr int64_t STEPS_PER_CHUNK = 8;  // two panels' chunk of weights stays in the L1 cache
+
+// Weight and activations of one word, as the links of a chain.
+struct Float32Format {
+    using Element = float;
+    using Activation = float;
+    static constexpr int64_t WEIGHT_BYTES = 2048;  // per panel and step
+    static constexpr int64_t ACTIVATIONS = 32;     // per token and step
+
+    static INLINE void order(const float* x, float* packed) {
+        for (int i = 0; i < 8; ++i) {
+            packed[4 * i] = x[4 * i], packed[4 * i + 1] = x[4 * i + 2];
+            packed[4 * i + 2] = x[4 * i + 1], packed[4 * i + 3] = x[4 * i + 3];
+        }
+    }
+
+    template <int ROWS, int PANELS>
+    static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
+                             const float* activations, int64_t stride,
+                             Vec16 (&chain)[ROWS][PANELS]) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            Vec16 w[PANELS];
+#pragma GCC unroll 4
+            for (int v = 0; v < PANELS; ++v)
+                w[v] = load(reinterpret_cast<const float*>(weight[v] + word * 128 + half * 64));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) {
+                const Vec16 x = broadcast(activations[r * stride + 2 * word + half]);
+#pragma GCC unroll 4
+                for (int v = 0; v < PANELS; ++v) chain[r][v] = fma(x, w[v], chain[r][v]);
+            }
+        }
+    }
+};
+
+#if defined(LOIRE_AVX512_BF16)
+struct BFloat16Format {
+    using Element = bfloat16;
+    using Activation = uint32_t;
+    static constexpr int64_t WEIGHT_BYTES = 1024;
+    static constexpr int64_t ACTIVATIONS = 16;
+
+    static INLINE void order(const bfloat16* x, uint32_t* packed) {
+        for (int i = 0; i < 8; ++i) {
+            packed[2 * i] = uint32_t(x[4 * i].bits) << 16 | x[4 * i + 2].bits;
+            packed[2 * i + 1] = uint32_t(x[4 * i + 1].bits) << 16 | x[4 * i + 3].bits;
+        }
+    }
+
+    template <int ROWS, int PANELS>
+    static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
+                             const uint32_t* activations, int64_t stride,
+                             Vec16 (&chain)[ROWS][PANELS]) {
+        __m512bh w[PANELS];
+#pragma GCC unroll 4
+        for (int v = 0; v < PANELS; ++v)
+            w[v] = (__m512bh)_mm512_loadu_si512(weight[v] + word * 64);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            const auto x = (__m512bh)_mm512_set1_epi32(int(activations[r * stride + word]));
+#pragma GCC unroll 4
+            for (int v = 0; v < PANELS; ++v)
+                chain[r][v].part[0] = _mm512_dpbf16_ps(chain[r][v].part[0], x, w[v]);
+        }
+    }
+};
+#else
+struct BFloat16Format {
+    using Element = bfloat16;
+    using Activation = float;
+    static constexpr int64_t WEIGHT_BYTES = 1024;
+    static constexpr int64_t ACTIVATIONS = 32;
+
+    static INLINE void order(const bfloat16* x, float* packed) {
+        float wide[32];
+        store(wide, load(x)), store(wide + 16, load(x + 16));
+        Float32Format::order(wide, packed);
+    }
+
+    template <int ROWS, int PANELS>
+    static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
+                             const float* activations, int64_t stride,
+                             Vec16 (&chain)[ROWS][PANELS]) {
+#pragma GCC unroll 4
+        for (int v = 0; v < PANELS; ++v) {
+            const Vec16 pairs = load(reinterpret_cast<const float*>(weight[v] + word * 64));
+            const Vec16 upper = upper_halves(pairs), lower = lower_halves(pairs);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) {
+                const float* x = activations + r * stride + 2 * word;
+                chain[r][v] = fma(x[0], upper, chain[r][v]);
+                chain[r][v] = fma(x[1], lower, chain[r][v]);
+            }
+        }
+    }
+};
+#endif
+
+// Adds some steps of ROWS tokens times PANELS panels to sums [tokens][MOST_PANELS * 16].
+template <typename Format, int ROWS, int PANELS>
+void multiply(const char* weight, int64_t panel_bytes, const void* untyped, int64_t stride,
+              int64_t steps, float* sums) {
+    const auto* activations = static_cast<const typename Format::Activation*>(untyped);
+    const char* panels[PANELS];
+    for (int v = 0; v < PANELS; ++v) panels[v] = weight + v * panel_bytes;
+    for (int64_t step = 0; step < steps; ++step) {
+        Vec16 even[ROWS][PANELS], odd[ROWS][PANELS];
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < PANELS; ++v) even[r][v] = odd[r][v] = zero();
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            Format::template links<ROWS, PANELS>(panels, 2 * i, activations, stride, even);
+            Format::template links<ROWS, PANELS>(panels, 2 * i + 1, activations, stride, odd);
+        }
+        for (int v = 0; v < PANELS; ++v) panels[v] += Format::WEIGHT_BYTES;
+        activations += Format::ACTIVATIONS;
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < PANELS; ++v) {
+                float* sum = sums + (r * MOST_PANELS + v) * 16;
+                store(sum, load(sum) + (even[r][v] + odd[r][v]));
+            }
+    }
+}
+
+template <typename Format, int PANELS>
+void multiply_block(const char* weight, int64_t panel_bytes, const char* activations,
+                    int64_t tokens, int64_t steps, float* sums) {
+    const int64_t stride = steps * Format::ACTIVATIONS;
+    const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
+    // One block of rows needs no chunks: nothing is read twice.
+    const int64_t chunk = tokens <= MOST_ROWS ? steps : STEPS_PER_CHUNK;
+    for (int64_t step = 0; step < steps; step += chunk) {
+        const int64_t count = steps - step < chunk ? steps - step : chunk;
+        for_rows<MOST_ROWS>(tokens, [&](auto rows, int64_t t) {
+            multiply<Format, rows.value, PANELS>(
+                weight + step * Format::WEIGHT_BYTES, panel_bytes,
+                activations + (t * steps + step) * activation_bytes, stride, count,
+                sums + t * MOST_PANELS * 16);
+        });
+    }
+}
+
+// One piece: some tokens times some panels; pieces of the same tokens follow one another.
+template <typename Format>
+void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
+    using Element = typename Format::Element;
+    const auto& a = *static_cast<const LinearArguments*>(untyped);
+    const int64_t panels = (a.out_features + PANEL - 1) / PANEL;
+    const int64_t columns = (panels + a.panels_per_piece - 1) / a.panels_per_piece;
+    const int64_t first_token = piece / columns * a.tokens_per_piece;
+    const int64_t left = a.tokens - first_token;
+    const int64_t tokens = left < a.tokens_per_piece ? left : a.tokens_per_piece;
+    const int64_t first_panel = piece % columns * a.panels_per_piece;
+    const int64_t last_panel =
+        first_panel + a.panels_per_piece < panels ? first_panel + a.panels_per_piece : panels;
+
+    const int64_t panel_bytes = a.steps * Format::WEIGHT_BYTES;
+    const int64_t token_bytes =
+        a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
+    const char* activations =
+        static_cast<const char*>(a.activations) + first_token * token_bytes;
+    const int64_t sum_bytes = tokens * MOST_PANELS * 16 * sizeof(float);
+    float* sums = reinterpret_cast<float*>(scratch.reserve(sum_bytes));
+    for (int64_t panel = first_panel; panel < last_panel;) {
+        const int64_t together = MOST_PANELS == 2 && last_panel - panel >= 2 ? 2 : 1;
+        const char* weight = static_cast<const char*>(a.weight) + panel * panel_bytes;
+        __builtin_memset(sums, 0, sum_bytes);
+        if (together == 2)
+            multiply_block<Format, MOST_PANELS>(weight, panel_bytes, activations, tokens,
+                                                a.steps, sums);
+        else
+            multiply_block<Format, 1>(weight, panel_bytes, activations, tokens, a.steps, sums);
+        for (int64_t t = 0; t < tokens; ++t)
+            for (int64_t v = 0; v < together; ++v) {
+                const int64_t column = (panel + v) * PANEL;
+                Vec16 value = load(sums + (t * MOST_PANELS + v) * 16);
+                if (a.bias != nullptr) value = value + load(a.bias + column);
+                Element* out = static_cast<Element*>(a.out) +
+                               (first_token + t) * a.out_features + column;
+                store_some(out, value, a.out_features - column);
+            }
+        panel += together;
+    }
+}
+
+// Activations in the order in which the chains take them, padded with zeros to whole steps.
+template <typename Format>
+void pack_activations_piece(const void* untyped, int64_t piece, Scratch&) {
+    using Element = typename Format::Element;
+    const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
+    const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
+    for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
+        const Element* x = static_cast<const Element*>(a.x) + t * a.in_features;
+        auto* packed = static_cast<typename Format::Activation*>(a.packed) +
+                       t * a.steps * Format::ACTIVATIONS;
+        for (int64_t k = 0; k < a.in_features; k += STEP, packed += Format::ACTIVATIONS) {
+            if (a.in_features - k >= STEP) {
+                Format::order(x + k, packed);
+                continue;
+            }
+            Element padded[STEP] = {};
+            __builtin_memcpy(padded, x + k, (a.in_features - k) * sizeof(Element));
+            Format::order(padded, packed);
+        }
+    }
+}

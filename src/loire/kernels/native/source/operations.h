@@ -1,0 +1,136 @@
+// What each instruction set provides: functions that compute one piece of an operation, and the
+// arguments they read. A piece is what the thread pool hands out; pieces write disjoint outputs.
+//
+// Letters in shapes as in loire/kernels/interface.py: T tokens, E hidden size, I intermediate size,
+// H query heads, K key/value heads, D head dimension, N blocks, S tokens per block.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace loire {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+// Memory of one thread, kept from piece to piece; the contents are not.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch();
+
+    // At least that many bytes, aligned to 4 KiB.
+    char* reserve(size_t bytes);
+
+  private:
+    char* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+using PieceFunction = void (*)(const void* arguments, int64_t piece, Scratch& scratch);
+
+constexpr int64_t ROWS_PER_PIECE = 8;  // of the operations that go row by row
+
+struct NormArguments {
+    const void* x;         // [T, E]
+    float* residual;       // [T, E] or null; x is added to it first, and the sum is normalised
+    const float* weight;   // [E]
+    void* out;             // [T, E] in x's type; may be x
+    int64_t tokens, size;
+    float eps;
+};
+
+struct ActivationArguments {
+    const void* gate_up;  // [T, 2 * I]
+    void* out;            // [T, I]
+    int64_t tokens, size;  // size is I
+    int32_t kind;         // 0 silu, 1 gelu_tanh, 2 gelu
+};
+
+struct RotaryArguments {
+    const void* qkv;              // [T, (H + 2 * K) * D]
+    void* queries;                // [T, H, D]
+    void* keys;                   // [N, K, S, D]
+    void* values;                 // [N, K, S, D]
+    const float* query_weight;    // [D] or null: RMSNorm over each head
+    const float* key_weight;      // [D] or null
+    const float* cos;             // [positions, half]
+    const float* sin;             // [positions, half]
+    const int64_t* positions;     // [T]
+    const int64_t* slots;         // [T]
+    int64_t tokens, heads, kv_heads, head_dim, half, block_size;
+    float eps;
+};
+
+constexpr int64_t SPLIT = 256;  // keys per partial softmax, counted from position 0
+
+// Tokens of one row with one key/value head; all their keys, or those of one split.
+struct AttentionPiece {
+    int32_t row;
+    int32_t kv_head;
+    int32_t first_token;  // in the flat batch
+    int32_t tokens;
+    int64_t first_position;  // of first_token in its sequence
+    int32_t split;           // the only split to compute, or -1: all of them
+    int32_t group;           // which merge the split belongs to
+};
+
+// Splits of one (row, kv head) that several pieces compute; the last to finish merges them.
+struct AttentionMerge {
+    int64_t first_partial;  // index of the first split's partials
+    int32_t first_split;
+    int32_t splits;
+};
+
+struct AttentionArguments {
+    const void* queries;  // [T, H, D]
+    const void* keys;     // [N, K, S, D]
+    const void* values;   // [N, K, S, D]
+    void* out;            // [T, H * D]
+    const int32_t* block_tables;  // [R, table_size]
+    int64_t table_size, heads, kv_heads, head_dim, block_size;
+    int64_t window;  // a token sees this many latest positions
+    float scale;
+    float softcap;  // 0: none
+    const AttentionPiece* pieces;
+    const AttentionMerge* merges;
+    int32_t* unfinished;  // per merge: splits that are still to come
+    float* partials;      // per split: [rows][D in whole vectors], their maxima, their sums
+    int64_t partial_floats;  // of one split
+};
+
+// Weights are packed in panels of 16 outputs and steps of 32 inputs. See linear.h.
+constexpr int64_t PANEL = 16;
+constexpr int64_t STEP = 32;
+
+struct PackActivationsArguments {
+    const void* x;  // [T, in]
+    void* packed;   // [T, steps * ...]
+    int64_t tokens, in_features, steps;
+};
+
+struct LinearArguments {
+    const void* weight;       // packed
+    const float* bias;        // [panels * 16] or null
+    const void* activations;  // packed
+    void* out;                // [T, out]
+    int64_t tokens, steps, out_features;
+    int64_t tokens_per_piece, panels_per_piece;
+};
+
+struct TypedOperations {
+    PieceFunction norm, activation, rotary, attention, pack_activations, linear;
+    int64_t packed_bytes_per_step;  // of one token's activations
+};
+
+struct Operations {
+    const char* name;
+    bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
+    TypedOperations float32, bfloat16;
+};
+
+}  // namespace loire

@@ -1,0 +1,118 @@
+#include "packed_weight.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace loire {
+
+namespace {
+
+constexpr size_t HUGE_PAGE = size_t(2) << 20;
+
+char* allocate(size_t bytes) {
+    const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    char* data = static_cast<char*>(std::aligned_alloc(alignment, rounded));
+    if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    // Fewer pages to look up while streaming. Only advice: without it all works the same.
+    if (bytes >= HUGE_PAGE) (void)madvise(data, rounded, MADV_HUGEPAGE);
+#endif
+    return data;
+}
+
+struct PackArguments {
+    const void* weight;
+    char* packed;
+    int64_t out_features, in_features, row_stride, steps, panel_bytes;
+};
+
+// Inputs of a word: the earlier and the later link of the chain.
+struct Links {
+    int earlier, later;
+};
+
+constexpr Links links(int word) {
+    const int first = word / 2 * 4 + word % 2;
+    return {first, first + 2};
+}
+
+template <typename Element>
+void put(char* step, int lane, const Element (&x)[STEP]);
+
+template <>
+void put<bfloat16>(char* step, int lane, const bfloat16 (&x)[STEP]) {
+    auto* words = reinterpret_cast<uint32_t*>(step) + lane;
+    for (int word = 0; word < 16; ++word)
+        words[word * PANEL] =
+            uint32_t(x[links(word).earlier].bits) << 16 | x[links(word).later].bits;
+}
+
+template <>
+void put<float>(char* step, int lane, const float (&x)[STEP]) {
+    auto* values = reinterpret_cast<float*>(step) + lane;
+    for (int word = 0; word < 16; ++word) {
+        values[2 * word * PANEL] = x[links(word).earlier];
+        values[(2 * word + 1) * PANEL] = x[links(word).later];
+    }
+}
+
+template <typename Element>
+void pack_panel(const void* untyped, int64_t panel, Scratch&) {
+    const auto& a = *static_cast<const PackArguments*>(untyped);
+    char* packed = a.packed + panel * a.panel_bytes;
+    const int64_t step_bytes = a.panel_bytes / a.steps;
+    for (int64_t step = 0; step < a.steps; ++step)
+        for (int lane = 0; lane < PANEL; ++lane) {
+            const int64_t out = panel * PANEL + lane, in = step * STEP;
+            Element x[STEP] = {};
+            if (out < a.out_features) {
+                const int64_t count = in + STEP <= a.in_features ? STEP : a.in_features - in;
+                std::memcpy(x, static_cast<const Element*>(a.weight) + out * a.row_stride + in,
+                            size_t(count) * sizeof(Element));
+            }
+            put<Element>(packed + step * step_bytes, lane, x);
+        }
+}
+
+float widened(const void* values, int64_t index, bool is_bfloat16) {
+    if (!is_bfloat16) return static_cast<const float*>(values)[index];
+    const uint32_t bits = uint32_t(static_cast<const bfloat16*>(values)[index].bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(Pool& pool, const void* weight, const void* given_bias,
+                           bool is_bfloat16, int64_t out_features, int64_t in_features,
+                           int64_t row_stride)
+    : is_bfloat16(is_bfloat16),
+      out_features(out_features),
+      in_features(in_features),
+      panels((out_features + PANEL - 1) / PANEL),
+      steps((in_features + STEP - 1) / STEP),
+      panel_bytes(steps * PANEL * STEP * (is_bfloat16 ? 2 : 4)) {
+    if (given_bias != nullptr) {
+        bias = reinterpret_cast<float*>(allocate(size_t(panels) * PANEL * sizeof(float)));
+        for (int64_t i = 0; i < panels * PANEL; ++i)
+            bias[i] = i < out_features ? widened(given_bias, i, is_bfloat16) : 0.0f;
+    }
+    data = allocate(size_t(panels * panel_bytes));
+    const PackArguments arguments{weight,     data,  out_features, in_features,
+                                  row_stride, steps, panel_bytes};
+    pool.run(panels, is_bfloat16 ? pack_panel<bfloat16> : pack_panel<float>, &arguments);
+}
+
+PackedWeight::~PackedWeight() {
+    std::free(data);
+    std::free(bias);
+}
+
+}  // namespace loire

@@ -1,0 +1,53 @@
+// Splits fused projections into queries, keys and values; norms the heads if asked; rotates queries
+// and keys (Su et al. 2021, pairs (i, i + half)); writes keys and values to their cache slots.
+
+template <typename Element>
+INLINE void rotate_head(const Element* head, Element* out, const float* weight,
+                        const RotaryArguments& a, const float* cos, const float* sin,
+                        float* wide) {
+    for (int64_t i = 0; i < a.head_dim; i += 16)
+        store_some(wide + i, load_some(head + i, a.head_dim - i), a.head_dim - i);
+    if (weight != nullptr) {
+        const Vec16 scale = broadcast(inverse_rms(wide, a.head_dim, a.eps));
+        for (int64_t i = 0; i < a.head_dim; i += 16) {
+            const int64_t count = a.head_dim - i;
+            const Vec16 x = load_some(wide + i, count) * scale * load_some(weight + i, count);
+            store_some(wide + i, x, count);
+        }
+    }
+    for (int64_t i = 0; i < a.half; i += 16) {
+        const int64_t count = a.half - i;
+        const Vec16 first = load_some(wide + i, count);
+        const Vec16 second = load_some(wide + a.half + i, count);
+        const Vec16 c = load_some(cos + i, count), s = load_some(sin + i, count);
+        store_some(out + i, first * c - second * s, count);
+        store_some(out + a.half + i, second * c + first * s, count);
+    }
+    for (int64_t i = 2 * a.half; i < a.head_dim; i += 16)
+        store_some(out + i, load_some(wide + i, a.head_dim - i), a.head_dim - i);
+}
+
+template <typename Element>
+void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
+    const auto& a = *static_cast<const RotaryArguments*>(untyped);
+    float* wide = reinterpret_cast<float*>(scratch.reserve(a.head_dim * sizeof(float)));
+    const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
+    for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
+        const float* cos = a.cos + a.positions[t] * a.half;
+        const float* sin = a.sin + a.positions[t] * a.half;
+        const Element* head =
+            static_cast<const Element*>(a.qkv) + t * (a.heads + 2 * a.kv_heads) * a.head_dim;
+        Element* query = static_cast<Element*>(a.queries) + t * a.heads * a.head_dim;
+        for (int64_t h = 0; h < a.heads; ++h, head += a.head_dim, query += a.head_dim)
+            rotate_head(head, query, a.query_weight, a, cos, sin, wide);
+        const int64_t block = a.slots[t] / a.block_size, offset = a.slots[t] % a.block_size;
+        const int64_t stride = a.block_size * a.head_dim;
+        const int64_t start = block * a.kv_heads * stride + offset * a.head_dim;
+        Element* key = static_cast<Element*>(a.keys) + start;
+        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim, key += stride)
+            rotate_head(head, key, a.key_weight, a, cos, sin, wide);
+        Element* value = static_cast<Element*>(a.values) + start;
+        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim, value += stride)
+            __builtin_memcpy(value, head, a.head_dim * sizeof(Element));
+    }
+}

@@ -1,0 +1,218 @@
+// Sixteen float32 lanes, whatever the instruction set: one 512-bit register, two of 256 or four of
+// 128. Kernels are written in Vec16, so their order of additions is the same everywhere.
+//
+// Included only by instruction_set.cpp, inside an unnamed namespace: the same inline function is
+// compiled with different instruction sets, and the linker must not merge the copies.
+
+#if defined(LOIRE_AVX512)
+constexpr int LANES = 16;
+#elif defined(LOIRE_AVX2)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int PARTS = 16 / LANES;
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+struct Vec16 {
+    Floats part[PARTS];
+};
+
+#define EACH_PART _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; ++p)
+#define INLINE inline __attribute__((always_inline))
+
+INLINE Vec16 broadcast(float value) {
+    Vec16 result;
+    EACH_PART result.part[p] = value - Floats{};
+    return result;
+}
+
+INLINE Vec16 zero() {
+    Vec16 result;
+    EACH_PART result.part[p] = Floats{};
+    return result;
+}
+
+INLINE Vec16 load(const float* source) {
+    Vec16 result;
+    EACH_PART __builtin_memcpy(&result.part[p], source + p * LANES, sizeof(Floats));
+    return result;
+}
+
+INLINE Vec16 load(const bfloat16* source) {
+    Vec16 result;
+    EACH_PART {
+        Halves halves;
+        __builtin_memcpy(&halves, source + p * LANES, sizeof(Halves));
+        result.part[p] = (Floats)(__builtin_convertvector(halves, Words) << 16);
+    }
+    return result;
+}
+
+INLINE void store(float* target, const Vec16& value) {
+    EACH_PART __builtin_memcpy(target + p * LANES, &value.part[p], sizeof(Floats));
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+INLINE void store(bfloat16* target, const Vec16& value) {
+    EACH_PART {
+        const Words bits = (Words)value.part[p];
+        const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        const Words chosen = value.part[p] == value.part[p] ? rounded : (Words{} + 0x7fc0);
+        const Halves halves = __builtin_convertvector(chosen, Halves);
+        __builtin_memcpy(target + p * LANES, &halves, sizeof(Halves));
+    }
+}
+
+// The first count of 16 elements; the other lanes are zero.
+template <typename Element>
+INLINE Vec16 load_some(const Element* source, int64_t count) {
+    if (count >= 16) return load(source);
+    Element padded[16] = {};
+    __builtin_memcpy(padded, source, count * sizeof(Element));
+    return load(padded);
+}
+
+template <typename Element>
+INLINE void store_some(Element* target, const Vec16& value, int64_t count) {
+    if (count >= 16) return store(target, value);
+    Element padded[16];
+    store(padded, value);
+    __builtin_memcpy(target, padded, count * sizeof(Element));
+}
+
+INLINE Vec16 operator+(const Vec16& a, const Vec16& b) {
+    Vec16 result;
+    EACH_PART result.part[p] = a.part[p] + b.part[p];
+    return result;
+}
+
+INLINE Vec16 operator-(const Vec16& a, const Vec16& b) {
+    Vec16 result;
+    EACH_PART result.part[p] = a.part[p] - b.part[p];
+    return result;
+}
+
+INLINE Vec16 operator*(const Vec16& a, const Vec16& b) {
+    Vec16 result;
+    EACH_PART result.part[p] = a.part[p] * b.part[p];
+    return result;
+}
+
+INLINE Vec16 operator/(const Vec16& a, const Vec16& b) {
+    Vec16 result;
+    EACH_PART result.part[p] = a.part[p] / b.part[p];
+    return result;
+}
+
+// The larger; b where either is NaN.
+INLINE Vec16 maximum(const Vec16& a, const Vec16& b) {
+    Vec16 result;
+    EACH_PART result.part[p] = a.part[p] > b.part[p] ? a.part[p] : b.part[p];
+    return result;
+}
+
+// a * b + c, rounded once where the instruction set can. (Products of bfloat16 are exact in
+// float32, so for those it makes no difference.)
+INLINE Floats fma_part(Floats a, Floats b, Floats c) {
+#if defined(LOIRE_AVX512)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(LOIRE_AVX2)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE Vec16 fma(const Vec16& a, const Vec16& b, const Vec16& c) {
+    Vec16 result;
+    EACH_PART result.part[p] = fma_part(a.part[p], b.part[p], c.part[p]);
+    return result;
+}
+
+INLINE Vec16 fma(float a, const Vec16& b, const Vec16& c) { return fma(broadcast(a), b, c); }
+
+// Each lane one bfloat16 pair: the float32 values of the upper and of the lower halves.
+INLINE Vec16 upper_halves(const Vec16& pairs) {
+    Vec16 result;
+    EACH_PART result.part[p] = (Floats)((Words)pairs.part[p] & 0xffff0000u);
+    return result;
+}
+
+INLINE Vec16 lower_halves(const Vec16& pairs) {
+    Vec16 result;
+    EACH_PART result.part[p] = (Floats)((Words)pairs.part[p] << 16);
+    return result;
+}
+
+// Sum of the lanes, always as the same tree: lane i with i + 8, then + 4, + 2, + 1.
+INLINE float sum(const Vec16& value) {
+    float lanes[16];
+    store(lanes, value);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+INLINE float largest(const Vec16& value) {
+    float lanes[16];
+    store(lanes, value);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i)
+            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    return lanes[0];
+}
+
+// e to the x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]
+// (coefficients of Cephes' expf, Moshier 1989). Below -86.5 it is 0, above 88 it stays at e^88; NaN stays NaN.
+INLINE Vec16 exponential(const Vec16& argument) {
+    constexpr float LOWEST = -86.5f, HIGHEST = 88.0f, TO_INTEGER = 12582912.0f;
+    Vec16 result;
+    EACH_PART {
+        const Floats given = argument.part[p];
+        Floats x = given > HIGHEST ? Floats{} + HIGHEST : given;
+        x = x < LOWEST ? Floats{} + LOWEST : x;
+        const Floats shifted = fma_part(x, Floats{} + 1.44269504088896341f, Floats{} + TO_INTEGER);
+        const Floats n = shifted - TO_INTEGER;
+        Floats r = fma_part(n, Floats{} - 0.693359375f, x);
+        r = fma_part(n, Floats{} + 2.12194440e-4f, r);
+        Floats y = Floats{} + 1.9875691500e-4f;
+        y = fma_part(y, r, Floats{} + 1.3981999507e-3f);
+        y = fma_part(y, r, Floats{} + 8.3334519073e-3f);
+        y = fma_part(y, r, Floats{} + 4.1665795894e-2f);
+        y = fma_part(y, r, Floats{} + 1.6666665459e-1f);
+        y = fma_part(y, r, Floats{} + 5.0000001201e-1f);
+        y = fma_part(y, r * r, r + 1.0f);
+        // n sits in the low bits of shifted; adding it to the exponent field multiplies by 2^n.
+        const Floats scaled = (Floats)((Ints)y + ((Ints)shifted << 23));
+        const Floats finite = given < LOWEST ? Floats{} : scaled;
+        result.part[p] = given == given ? finite : given;
+    }
+    return result;
+}
+
+// Calls step(Count<n>, row) for the rows [0, count) in blocks of n rows, MOST at a time.
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+template <int MOST, typename Step>
+INLINE void for_rows(int64_t count, Step step) {
+    static_assert(MOST <= 6);
+    int64_t row = 0;
+    for (; row + MOST <= count; row += MOST) step(Count<MOST>{}, row);
+    switch (count - row) {
+        case 5: return step(Count<(MOST > 5 ? 5 : 1)>{}, row);
+        case 4: return step(Count<(MOST > 4 ? 4 : 1)>{}, row);
+        case 3: return step(Count<(MOST > 3 ? 3 : 1)>{}, row);
+        case 2: return step(Count<(MOST > 2 ? 2 : 1)>{}, row);
+        case 1: return step(Count<1>{}, row);
+    }
+}

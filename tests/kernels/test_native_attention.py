@@ -1,0 +1,179 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_cases import (
+    DTYPES,
+    SETS,
+    Row,
+    assert_close,
+    backend,
+    empty_cache,
+    exact_attention,
+    make_batch,
+    needs_library,
+    same_bits,
+    write_context,
+)
+from torch import Tensor
+
+from loire.base.errors import EngineError
+from loire.kernels.interface import AttentionShape
+
+pytestmark = needs_library
+
+
+def random(*size: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def attend(
+    rows: list[Row],
+    contexts: list[tuple[Tensor, Tensor, Tensor]],
+    shape: AttentionShape,
+    block_size: int = 16,
+    threads: int = 2,
+    instruction_set: str | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Results per row, for sequences of queries [C, H, D], keys and values [C, K, D]."""
+    dtype = contexts[0][0].dtype
+    num_blocks = sum(-(-row.context_len // block_size) for row in rows) + 3
+    batch = make_batch(rows, block_size, num_blocks, torch.Generator().manual_seed(seed))
+    cache = empty_cache(num_blocks, shape, block_size, dtype)
+    queries = []
+    for index, (row, (q, k, v)) in enumerate(zip(rows, contexts, strict=True)):
+        write_context(cache, batch, index, k[: row.context_len], v[: row.context_len])
+        queries.append(q[row.context_len - row.query_len : row.context_len])
+    kernels = backend(threads, instruction_set)
+    plan = kernels.plan_attention(batch, block_size)
+    found = kernels.attend(torch.cat(queries), cache, plan, shape)
+    assert same_bits(kernels.attend(torch.cat(queries), cache, plan, shape), found)
+    return list(found.split(batch.host_query_lens))
+
+
+def sequences(
+    lengths: list[int], shape: AttentionShape, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [
+        (
+            random(length, shape.num_heads, shape.head_dim, dtype=dtype, seed=3 * i),
+            random(length, shape.num_kv_heads, shape.head_dim, dtype=dtype, seed=3 * i + 1),
+            random(length, shape.num_kv_heads, shape.head_dim, dtype=dtype, seed=3 * i + 2),
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[Row], AttentionShape, int]:
+    rows = []
+    for _ in range(draw(st.integers(1, 5))):
+        context = draw(st.integers(1, 700))
+        rows.append(Row(draw(st.integers(1, min(context, 90))), context))
+    kv_heads, group = draw(st.sampled_from(((1, 1), (3, 3), (2, 4), (4, 1), (1, 7), (2, 9))))
+    shape = AttentionShape(
+        num_heads=kv_heads * group,
+        num_kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from((16, 34, 64, 80, 96, 128, 256))),
+        scale=draw(st.sampled_from((0.05, 0.125, 0.5))),
+        window=draw(st.sampled_from((None, None, 1, 20, 300))),
+        softcap=draw(st.sampled_from((None, None, 5.0))),
+    )
+    return rows, shape, draw(st.sampled_from((8, 16, 32, 64, 128)))
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15, deadline=None)
+@given(case=cases())
+def test_equals_the_definition(
+    dtype: torch.dtype, instruction_set: str, case: tuple[list[Row], AttentionShape, int]
+) -> None:
+    rows, shape, block_size = case
+    contexts = sequences([row.context_len for row in rows], shape, dtype)
+    results = attend(rows, contexts, shape, block_size, 2, instruction_set)
+    for row, (q, k, v), found in zip(rows, contexts, results, strict=True):
+        exact = exact_attention(q[row.context_len - row.query_len :], k, v, shape)
+        # Scores of about scale * sqrt(D) each carry a relative error into the exponential.
+        assert_close(found, exact, absolute=2e-5 * max(1.0, shape.scale * shape.head_dim**0.5))
+
+
+SHAPE = AttentionShape(num_heads=6, num_kv_heads=2, head_dim=64, scale=0.125)
+VARIANTS = {
+    "plain": SHAPE,
+    "window": dataclasses.replace(SHAPE, window=100),
+    "softcap": dataclasses.replace(SHAPE, softcap=3.0),
+    "wide heads": dataclasses.replace(SHAPE, num_heads=2, head_dim=256),
+}
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_token_has_the_same_bits_in_any_company(
+    dtype: torch.dtype, instruction_set: str, variant: str
+) -> None:
+    """Whole prefill = chunks = one by one = in a batch = other blocks = other threads."""
+    shape, length = VARIANTS[variant], 600
+    sequence = sequences([length], shape, dtype)[0]
+    whole = attend([Row(length, length)], [sequence], shape, 16, 1, instruction_set)[0]
+
+    for threads in (1, 2, 3):
+        for size in (1, 7, 64, 250):
+            for end in (size, 300, length):
+                row = Row(min(size, end), end)
+                found = attend([row], [sequence], shape, 8, threads, instruction_set, seed=size)[0]
+                assert same_bits(found, whole[end - row.query_len : end])
+
+    others = sequences([40, 513, 260], shape, dtype)
+    rows = [Row(1, 40), Row(1, length), Row(513, 513), Row(17, 290), Row(1, 257), Row(1, 260)]
+    contexts = [others[0], sequence, others[1], sequence, sequence, others[2]]
+    for block_size, threads in ((16, 1), (32, 2), (128, 3)):
+        results = attend(rows, contexts, shape, block_size, threads, instruction_set)
+        for index in (1, 3, 4):
+            first = rows[index].context_len - rows[index].query_len
+            assert same_bits(results[index], whole[first : rows[index].context_len])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_of_a_row_reaches_its_own_result_only(dtype: torch.dtype) -> None:
+    contexts = sequences([50, 50, 50], SHAPE, dtype)
+    rows = [Row(4, 50)] * 3
+    clean = attend(rows, contexts, SHAPE)
+    contexts[1][1][20] = float("nan")
+    found = attend(rows, contexts, SHAPE)
+    assert found[1].isnan().all()
+    assert same_bits(found[0], clean[0])
+    assert same_bits(found[2], clean[2])
+    contexts = sequences([50, 50, 50], SHAPE, dtype)
+    contexts[1][0][49] = float("nan")  # one query of the row
+    found = attend(rows, contexts, SHAPE)
+    assert found[1][3].isnan().all()
+    assert same_bits(found[1][:3], clean[1][:3])
+
+
+def test_scores_far_apart() -> None:
+    sequence = sequences([600], SHAPE, torch.float32)[0]
+    shape = dataclasses.replace(SHAPE, scale=300.0)
+    found = attend([Row(600, 600)], [sequence], shape)[0]
+    # Scores of thousands: their rounding decides, so only single winners are sure.
+    exact = exact_attention(*sequence, shape)
+    assert found.isfinite().all()
+    assert ((found.double() - exact).abs() < 0.05).float().mean() > 0.99
+
+
+def test_refuses_tables_that_do_not_fit() -> None:
+    batch = make_batch([Row(1, 40)], 16, 9, torch.Generator().manual_seed(0))
+    long = dataclasses.replace(batch, context_lens=torch.tensor([65], dtype=torch.int32))
+    with pytest.raises(EngineError, match="context of 65 tokens, but its block table holds 64"):
+        backend().plan_attention(long, 16)
+    plan = backend().plan_attention(batch, 16)
+    highest = int(batch.block_tables.max())
+    cache = empty_cache(highest, SHAPE, 16, torch.float32)
+    with pytest.raises(EngineError, match=f"block {highest} is not below {highest}"):
+        backend().attend(torch.zeros(1, 6, 64), cache, plan, SHAPE)
+    with pytest.raises(ValueError, match="plan is for 1 tokens"):
+        backend().attend(torch.zeros(2, 6, 64), cache, plan, SHAPE)

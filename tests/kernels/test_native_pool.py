@@ -1,0 +1,106 @@
+"""The threads of the native kernels: forks, several callers, rest."""
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from native_cases import backend, needs_library, same_bits
+
+from loire.base.errors import ConfigError
+from loire.kernels.native.backend import NativeBackend, instruction_sets
+from loire.kernels.native.library import NativeLibrary
+
+pytestmark = needs_library
+
+
+def work(kernels: NativeBackend) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(320, 256, generator=generator)
+    return kernels.linear(weight)(torch.randn(64, 256, generator=generator))
+
+
+def test_several_threads_may_call_one_backend() -> None:
+    kernels, expected = backend(2), work(backend(1))
+    wrong: list[str] = []
+
+    def call() -> None:
+        for _ in range(50):
+            if not same_bits(work(kernels), expected):
+                wrong.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_backends_can_be_made_and_dropped_while_others_work() -> None:
+    expected = work(backend(1))
+    for _ in range(20):
+        assert same_bits(work(NativeBackend(3)), expected)
+        assert same_bits(work(backend(2)), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_works_in_a_forked_child() -> None:
+    # In a process of its own: forking the test process would warn about its other threads.
+    program = """
+import os, torch
+from loire.kernels.native.backend import NativeBackend
+weight, x = torch.randn(320, 256), torch.randn(64, 256)
+kernels = NativeBackend(2)
+linear = kernels.linear(weight)
+before = linear(x)
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(linear(x), before) and torch.equal(kernels.linear(weight)(x), before)
+        os._exit(7 if same else 1)
+    assert os.waitpid(child, 0)[1] == 7 << 8
+    assert torch.equal(linear(x), before)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_rests_when_there_is_nothing_to_do() -> None:
+    kernels = NativeBackend(3)
+    work(kernels)
+    time.sleep(0.02)  # they spin for some tens of microseconds
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    time.sleep(0.5)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 0.05
+    work(kernels)
+
+
+def test_leaves_the_callers_denormals_alone() -> None:
+    work(backend(2))
+    assert (torch.full((1,), 1e-39) * 1.0).item() > 0
+
+
+def test_says_what_it_is() -> None:
+    usable, why = NativeBackend.available()
+    assert usable
+    assert instruction_sets()[0] in why
+    assert instruction_sets()[-1] == "portable"
+
+
+def test_refuses_what_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"this processor has no avx1024; it has .*portable"):
+        NativeBackend(1, "avx1024")
+    with pytest.raises(ConfigError, match="num_threads must be between 1 and 1024, but is 0"):
+        NativeBackend(0)
+
+
+def test_a_missing_library_is_an_error_of_the_loader(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nothing here"):
+        NativeLibrary(tmp_path / "nothing here.so")

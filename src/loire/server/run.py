@@ -54,7 +54,10 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens: clients that connect now are answered soon. Raises ConfigError if that is not possible."""
+    """A socket that listens: clients that connect now are answered soon.
+
+    Raises ConfigError if the address cannot be bound.
+    """
     if not 0 <= port < 2**16:
         raise ConfigError(f"the port must be between 0 and 65535, but is {port}")
     try:

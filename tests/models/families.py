@@ -146,7 +146,7 @@ FAMILIES = [
             "query_pre_attn_scalar": 20,
             "sliding_window_pattern": 3,
         },
-    ),  # fmt: skip
+    ),
     Family(
         "gemma3_stretched",
         "Gemma3Text",
@@ -159,7 +159,7 @@ FAMILIES = [
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             },
         },
-    ),  # fmt: skip
+    ),
     Family("phi3", "Phi3", {"tie_word_embeddings": False}),
     Family("phi3_window", "Phi3", {"sliding_window": 20}),
     Family(
@@ -169,7 +169,7 @@ FAMILIES = [
             "tie_word_embeddings": True,
             "rope_parameters": rope("default", partial_rotary_factor=0.75),
         },
-    ),  # fmt: skip
+    ),
     Family(
         "phi3_longrope_short",
         "Phi3",

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
-from support.paged_driver import CPU, DrivenSequence, PagedDriver
 from torch import Tensor
 
 from loire.checkpoint.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.reference import ReferenceBackend
 from loire.models.loading import load_decoder
+from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 TOKENS = [3 + (7 * i * i + i) % 125 for i in range(100)]
 

@@ -4,20 +4,19 @@ Ours run in a paged cache with shuffled blocks and NaN in all memory that no seq
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, Family
-from support.paged_driver import CPU, DrivenSequence, PagedDriver, random_chunks
 from torch import Tensor
 
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.select import available_backends, select_backend
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
+from support.paged_driver import CPU, DrivenSequence, PagedDriver, random_chunks
 
 NUM_TOKENS = 64
 BACKENDS = [info.name for info in available_backends() if info.usable]
@@ -36,9 +35,7 @@ class Expected:
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: str(family.name))
-def expected(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Expected]:
+def expected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Expected:
     family: Family = request.param
     directory = tmp_path_factory.mktemp(family.name)
     model = family.save(directory)
@@ -54,7 +51,7 @@ def expected(
             pad_token_id=0,
         )[0]
         logits = model(output[None]).logits[0].float()
-    yield Expected(family, directory, prompt, output[len(prompt) :].tolist(), logits)
+    return Expected(family, directory, prompt, output[len(prompt) :].tolist(), logits)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -72,7 +72,7 @@ class PagedDriver:
     def greedy(
         self, prompt: Sequence[int], num_tokens: int, chunks: Sequence[int] = ()
     ) -> list[int]:
-        """Greedy continuation of prompt, prefilled in chunks of the given lengths, then the rest."""
+        """Greedy continuation of prompt, prefilled in chunks of these lengths, then the rest."""
         sequence = DrivenSequence()
         first = 0
         for length in chunks:

@@ -9,6 +9,7 @@ import pytest
 
 from loire import LLM, SamplingParams
 from loire.base.outputs import RequestOutput
+from loire.kernels.native.backend import NativeBackend
 
 NUM_PROMPTS = 32
 
@@ -40,9 +41,16 @@ def _tokens(outputs: list[RequestOutput]) -> list[tuple[tuple[int, ...], ...]]:
     return [tuple(choice.token_ids for choice in output.outputs) for output in outputs]
 
 
-@pytest.fixture(scope="module", params=["reference", "cpu"])
+# The torch backends promise equal tokens in float32; the native one equal bits in bfloat16, too.
+BACKENDS = ("reference float32", "cpu float32", "native float32", "native bfloat16")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
 def kernels(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    name = str(request.param)
+    if name.startswith("native") and not NativeBackend.available()[0]:
+        pytest.skip(NativeBackend.available()[1])
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,8 @@ def alone(tiny_llama: Path, kernels: str) -> Iterator[list[tuple[tuple[int, ...]
 
 
 def _llm(path: Path, kernels: str, **options: Any) -> LLM:
-    given = {"dtype": "float32", "kernels": kernels, "kv_cache_memory_bytes": 8_000_000}
+    name, dtype = kernels.split()
+    given = {"dtype": dtype, "kernels": name, "kv_cache_memory_bytes": 8_000_000}
     return LLM(str(path), **{**given, **options})
 
 
@@ -82,7 +91,7 @@ def test_preempted_is_uninterrupted(
     tiny_llama: Path, kernels: str, alone: list[Any], caching: bool, depth: int
 ) -> None:
     # 32 requests of up to 160 tokens want about 160 blocks; there are 12.
-    block_bytes = 2 * 2 * 2 * 16 * 4 * 16
+    block_bytes = 2 * 2 * 2 * 16 * 16 * (2 if kernels.endswith("bfloat16") else 4)
     with _llm(
         tiny_llama,
         kernels,

@@ -47,7 +47,7 @@ def build_runner(
     device = select_device(options.device)
     dtype = select_dtype(options)
     torch_dtype = TORCH_DTYPES[dtype]
-    backend = select_backend(options.kernels, device, torch_dtype)
+    backend = select_backend(options.kernels, device, torch_dtype, options.num_threads)
     decoder = load_decoder(
         checkpoint,
         dtype=torch_dtype,

@@ -21,7 +21,9 @@ class BackendInfo:
 def available_backends() -> list[BackendInfo]:
     """All backends, the most general first."""
     from loire.kernels.cpu import can_pack
+    from loire.kernels.native.backend import NativeBackend
 
+    native_usable, native_why = NativeBackend.available()
     return [
         BackendInfo("reference", True, "plain torch, any device"),
         BackendInfo(
@@ -31,25 +33,43 @@ def available_backends() -> list[BackendInfo]:
             if can_pack()
             else "torch on CPU, without bfloat16 packing (oneDNN lacks support here)",
         ),
+        BackendInfo("native", native_usable, native_why),
     ]
 
 
-def select_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def select_backend(
+    name: str, device: torch.device, dtype: torch.dtype, num_threads: int | None = None
+) -> Backend:
     """The named backend, or for "auto" the best one for the device and dtype.
+
+    num_threads: of the native kernels; None takes all cores that this process may use.
 
     Raises ConfigError if there is no such backend or it cannot be used there.
     """
     if name == "auto":
-        name = "cpu" if device.type == "cpu" else "reference"
+        name = _best(device, dtype)
+    if name in ("cpu", "native") and device.type != "cpu":
+        raise ConfigError(f"kernels {name!r} cannot run on device {str(device)!r}")
     if name == "reference":
         from loire.kernels.reference import ReferenceBackend
 
         return ReferenceBackend()
     if name == "cpu":
-        if device.type != "cpu":
-            raise ConfigError(f"kernels 'cpu' cannot run on device {str(device)!r}")
         from loire.kernels.cpu import CpuBackend
 
         return CpuBackend()
+    if name == "native":
+        from loire.kernels.native.backend import NativeBackend
+
+        return NativeBackend(num_threads)
     known = ", ".join(info.name for info in available_backends())
     raise ConfigError(f"there are no kernels {name!r}; known are auto, {known}")
+
+
+def _best(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type != "cpu":
+        return "reference"
+    from loire.kernels.native.backend import NativeBackend
+
+    fits = dtype in NativeBackend.batch_invariant_dtypes and NativeBackend.available()[0]
+    return "native" if fits else "cpu"

@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "pull": "fetch a model into the local store",
     "models": "list the models of the store",
     "plan": "what fits into a memory, and how fast it can be",
+    "bench": "run loads against the limits of this machine",
     "env": "versions, CPU features and which kernels are active",
 }
 """Verb -> one line of help; the verb's module is loire.cli.<verb>."""

@@ -160,6 +160,16 @@ FAMILIES = [
             },
         },
     ),
+    Family(
+        "gemma3_every_sixth",
+        "Gemma3Text",
+        {
+            "head_dim": 16,
+            "num_hidden_layers": 7,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
     Family("phi3", "Phi3", {"tie_word_embeddings": False}),
     Family("phi3_window", "Phi3", {"sliding_window": 20}),
     Family(

@@ -1,6 +1,7 @@
 """Tensors out of mapped files: converted to a dtype, dequantized, put into the usual order."""
 
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
+
+CHUNK_ELEMENTS = 2**22
+"""How many elements are dequantized at once."""
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -21,45 +26,62 @@ class TensorReader:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor on the host, contiguous, in dtype."""
+        """The tensor on the host, contiguous, in dtype.
+
+        Raises CheckpointError if its file cannot be read, or is shorter than when it was opened.
+        """
         info = self._tensors[name]
-        tensor = self._decode(info)
+        data = self._bytes(info)
+        if info.format.name in _PLAIN:
+            # A copy always: nothing may go on pointing into a file.
+            values = torch.frombuffer(data, dtype=_PLAIN[info.format.name])
+            tensor = values.view(info.shape).to(dtype, copy=True)
+        else:
+            tensor = _dequantize(info, data, dtype)
         if info.interleaved_heads:
             tensor = _halves(tensor, info.interleaved_heads)
-        # A copy always: nothing may go on pointing into a file.
-        return tensor.to(dtype, copy=True).contiguous()
+        return tensor
 
-    def _decode(self, info: TensorInfo) -> Tensor:
+    def _bytes(self, info: TensorInfo) -> memoryview:
         data = self._map(info.path)
-        if info.format.name in _PLAIN:
-            plain = torch.frombuffer(
-                data,
-                dtype=_PLAIN[info.format.name],
-                count=info.num_bytes // info.format.block_bytes,
-                offset=info.offset,
+        size, end = 0 if data is None else len(data), info.offset + info.num_bytes
+        if data is None or end > size:
+            raise CheckpointError(
+                f"{info.path} ends at byte {size}, but tensor {info.name!r} should end at byte "
+                f"{end}; was the file changed or is it still being written?"
             )
-            return plain.view(info.shape)
-        return torch.from_numpy(_dequantize(info, data)).view(info.shape)
+        return memoryview(data)[info.offset : end]
 
-    def _map(self, path: Path) -> mmap.mmap:
+    def _map(self, path: Path) -> mmap.mmap | None:
+        """The file in memory; None if it is empty, which cannot be mapped."""
         if path not in self._maps:
-            with path.open("rb") as file:
-                # Copy on write: torch wants memory it may write to, and never does.
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            try:
+                with path.open("rb") as file:
+                    if not os.fstat(file.fileno()).st_size:
+                        return None
+                    # Copy on write: torch wants memory it may write to, and never does.
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error}") from error
         return self._maps[path]
 
 
-def _dequantize(
-    info: TensorInfo, data: mmap.mmap
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """float32 values of a block format, by the gguf library's own definition."""
+def _dequantize(info: TensorInfo, data: memoryview, dtype: torch.dtype) -> Tensor:
+    """Values of a block format, by the gguf library's own definition, a few rows at a time.
+
+    The library makes two copies in float32, which for a whole embedding would be large.
+    """
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    row_bytes = info.format.num_bytes(info.shape[-1])
-    raw = np.frombuffer(data, dtype=np.uint8, count=info.num_bytes, offset=info.offset)
-    values = dequantize(raw.reshape(-1, row_bytes), GGMLQuantizationType[info.format.name])
-    return np.ascontiguousarray(values, dtype=np.float32)
+    kind = GGMLQuantizationType[info.format.name]
+    raw = np.frombuffer(data, dtype=np.uint8).reshape(-1, info.format.num_bytes(info.shape[-1]))
+    result = torch.empty(raw.shape[0], info.shape[-1], dtype=dtype)
+    step = max(1, CHUNK_ELEMENTS // info.shape[-1])
+    for first in range(0, raw.shape[0], step):
+        values = dequantize(raw[first : first + step], kind)
+        result[first : first + step] = torch.from_numpy(np.ascontiguousarray(values))
+    return result.view(info.shape)
 
 
 def _halves(tensor: Tensor, num_heads: int) -> Tensor:

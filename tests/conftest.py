@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import save_tiny_llama
 
 from loire.checkpoint.store import list_models
+from support.tiny_models import save_tiny_llama
 
 # One thread: on a busy machine torch's parallel regions wait for the slowest core at each of their
 # barriers, and small models gain nothing from a second one.

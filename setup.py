@@ -8,7 +8,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("src/loire/kernels/native/source")
 KERNELS = SOURCE / "instruction_set.cpp"
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 # Intrinsics of gcc start from values that they leave unset on purpose.
 FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 

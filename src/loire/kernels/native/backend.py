@@ -217,6 +217,16 @@ class NativeBackend:
             raise self._error()
         return out
 
+    def read_limit(self, memory: Tensor) -> float:
+        """Bytes per second at which all threads read memory (whole 256 KiB), each byte once."""
+        speed: float = self._library.read_limit(self._context, memory.data_ptr(), memory.nbytes)
+        return speed
+
+    def multiply_limit(self, dtype: torch.dtype) -> float:
+        """Floating-point operations per second of all threads, multiplying in registers."""
+        speed: float = self._library.multiply_limit(self._context, _TYPES[dtype])
+        return speed
+
     def _error(self) -> EngineError:
         return EngineError(f"native kernels: {self._library.last_message()}")
 

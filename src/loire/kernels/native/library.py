@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ class NativeLibrary:
             c_int,
             (pointer, pointer, c_int32, *(pointer,) * 4, *(size,) * 5, c_float, c_float),
         )
+
+        self.read_limit = self._function("loire_read_limit", c_double, (pointer, pointer, size))
+        self.multiply_limit = self._function("loire_multiply_limit", c_double, (pointer, c_int32))
 
     def _function(self, name: str, result: Any, arguments: tuple[Any, ...]) -> Function:
         function = self._library[name]

@@ -20,16 +20,20 @@ namespace {
 #include "rotary.h"
 #include "attention.h"
 #include "linear.h"
+#include "limits.h"
 
 template <typename Element, typename Format>
-constexpr TypedOperations operations() {
+constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
     return {norm_piece<Element>,
             activation_piece<Element>,
             rotary_piece<Element>,
             attention_piece<Element>,
             pack_activations_piece<Format>,
             linear_piece<Format>,
-            Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation))};
+            multiply_limit,
+            flops,
+            Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
+            MOST_ROWS};
 }
 
 // Documents of different makers leave open how VDPBF16PS rounds; linear.h relies on one way.
@@ -56,8 +60,13 @@ bool computes_exactly() {
 }
 }  // namespace
 
+constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
+
 extern const Operations LOIRE_TABLE;
-const Operations LOIRE_TABLE = {LOIRE_NAME, computes_exactly,
-                                operations<float, Float32Format>(),
-                                operations<bfloat16, BFloat16Format>()};
+const Operations LOIRE_TABLE = {
+    LOIRE_NAME,
+    computes_exactly,
+    read_piece,
+    operations<float, Float32Format>(multiply_float32_piece, FLOPS),
+    operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece, FLOPS* BFLOAT16_LINKS)};
 }  // namespace loire

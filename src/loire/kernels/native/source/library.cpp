@@ -5,10 +5,11 @@
 // return null instead. Any number of threads may use one context; they take turns.
 
 #include <algorithm>
-#include <cstring>
+#include <chrono>
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "attention_plan.h"
 #include "operations.h"
@@ -100,6 +101,13 @@ void check_range(const char* what, int64_t value, int64_t limit) {
                                 " is not below " + std::to_string(limit));
 }
 
+template <typename Body>
+double timed(Body body) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 int64_t row_pieces(int64_t tokens) { return (tokens + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }
 
 void multiply(Context& context, const PackedWeight& weight, const void* x, void* out,
@@ -111,12 +119,15 @@ void multiply(Context& context, const PackedWeight& weight, const void* x, void*
         context.activations.reserve(size_t(tokens * weight.steps *
                                            operations.packed_bytes_per_step)),
         tokens, weight.in_features, weight.steps};
-    context.pool.run(row_pieces(tokens), operations.pack_activations, &packing);
+    const int64_t block = operations.tokens_per_block;
+    context.pool.run((tokens + block - 1) / block, operations.pack_activations, &packing);
 
     // Rows of a piece share weights that are in the cache; their activations should fit there too.
     constexpr int64_t MOST_TOKENS = 96, PIECE_BYTES = 64 << 10, PIECES_PER_THREAD = 4;
     const int64_t blocks = (tokens + MOST_TOKENS - 1) / MOST_TOKENS;
-    const int64_t tokens_per_piece = (tokens + blocks - 1) / blocks;
+    const int64_t even_share = (tokens + blocks - 1) / blocks;
+    const int64_t tokens_per_piece =
+        (even_share + TOKENS_PER_BLOCK - 1) / TOKENS_PER_BLOCK * TOKENS_PER_BLOCK;
     int64_t panels = std::max<int64_t>(tokens > 4 ? 2 : 1, PIECE_BYTES / weight.panel_bytes);
     const int64_t wanted = PIECES_PER_THREAD * context.pool.num_threads();
     while (panels > 1 && blocks * (weight.panels / panels) < wanted) panels /= 2;
@@ -253,6 +264,37 @@ int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void
             partial_floats};
         context->pool.run(int64_t(cut.pieces.size()), context->typed(type).attention, &arguments);
     });
+}
+
+// Reads memory, a multiple of 256 KiB, once; bytes read per second of wall time.
+double loire_read_limit(Context* context, const char* memory, int64_t bytes) {
+    double speed = 0.0;
+    locked(context, [&] {
+        const int64_t pieces = bytes / LIMIT_PIECE_BYTES;
+        std::vector<float> results(size_t(pieces) + 1);
+        const LimitArguments arguments{memory, results.data()};
+        const double seconds =
+            timed([&] { context->pool.run(pieces, context->operations.read_limit, &arguments); });
+        speed = double(pieces * LIMIT_PIECE_BYTES) / seconds;
+    });
+    return speed;
+}
+
+// Multiplies and adds in registers; floating-point operations per second of wall time.
+double loire_multiply_limit(Context* context, int32_t type) {
+    double speed = 0.0;
+    locked(context, [&] {
+        const TypedOperations& typed = context->typed(type);
+        const int64_t pieces = 4 * context->pool.num_threads();
+        const std::vector<float> memory(16, 1e-3f);
+        std::vector<float> results(size_t(pieces), 0.0f);
+        const LimitArguments arguments{reinterpret_cast<const char*>(memory.data()),
+                                       results.data()};
+        const double seconds =
+            timed([&] { context->pool.run(pieces, typed.multiply_limit, &arguments); });
+        speed = double(pieces * LIMIT_ROUNDS * typed.multiply_limit_flops) / seconds;
+    });
+    return speed;
 }
 
 }  // extern "C"

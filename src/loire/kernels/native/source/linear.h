@@ -12,6 +12,8 @@
 //     bfloat16   a word holds inputs (4 i, 4 i + 2) of the even, (4 i + 1, 4 i + 3) of the odd
 //                chain, the earlier one in its upper half; 1 KiB per step
 //     float32    as above, but in two words, the earlier one first; 2 KiB per step
+// The packed activations: blocks of MOST_ROWS tokens (the last one smaller), in a block the words
+// in the weight's order, for each word the tokens' values one beside the other.
 // AVX-512's VDPBF16PS adds the upper product, then the lower one, each rounded and flushed: two
 // links of one chain. (AMX wants words of inputs (2 i, 2 i + 1): a swap within groups of four.)
 
@@ -23,6 +25,8 @@ constexpr int MOST_ROWS = 2, MOST_PANELS = 1;
 constexpr int MOST_ROWS = 1, MOST_PANELS = 1;
 #endif
 
+static_assert(TOKENS_PER_BLOCK % MOST_ROWS == 0);
+
 constexpr int64_t STEPS_PER_CHUNK = 8;  // two panels' chunk of weights stays in the L1 cache
 
 // Weight and activations of one word, as the links of a chain.
@@ -32,17 +36,17 @@ struct Float32Format {
     static constexpr int64_t WEIGHT_BYTES = 2048;  // per panel and step
     static constexpr int64_t ACTIVATIONS = 32;     // per token and step
 
-    static INLINE void order(const float* x, float* packed) {
-        for (int i = 0; i < 8; ++i) {
-            packed[4 * i] = x[4 * i], packed[4 * i + 1] = x[4 * i + 2];
-            packed[4 * i + 2] = x[4 * i + 1], packed[4 * i + 3] = x[4 * i + 3];
+    // One step of a token into packed[], whose elements are rows apart.
+    static INLINE void order(const float* x, float* packed, int64_t rows) {
+        for (int i = 0; i < 32; i += 4) {
+            packed[i * rows] = x[i], packed[(i + 1) * rows] = x[i + 2];
+            packed[(i + 2) * rows] = x[i + 1], packed[(i + 3) * rows] = x[i + 3];
         }
     }
 
     template <int ROWS, int PANELS>
     static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
-                             const float* activations, int64_t stride,
-                             Vec16 (&chain)[ROWS][PANELS]) {
+                             const float* activations, Vec16 (&chain)[ROWS][PANELS]) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             Vec16 w[PANELS];
@@ -51,7 +55,7 @@ struct Float32Format {
                 w[v] = load(reinterpret_cast<const float*>(weight[v] + word * 128 + half * 64));
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const Vec16 x = broadcast(activations[r * stride + 2 * word + half]);
+                const Vec16 x = broadcast(activations[(2 * word + half) * ROWS + r]);
 #pragma GCC unroll 4
                 for (int v = 0; v < PANELS; ++v) chain[r][v] = fma(x, w[v], chain[r][v]);
             }
@@ -66,24 +70,23 @@ struct BFloat16Format {
     static constexpr int64_t WEIGHT_BYTES = 1024;
     static constexpr int64_t ACTIVATIONS = 16;
 
-    static INLINE void order(const bfloat16* x, uint32_t* packed) {
-        for (int i = 0; i < 8; ++i) {
-            packed[2 * i] = uint32_t(x[4 * i].bits) << 16 | x[4 * i + 2].bits;
-            packed[2 * i + 1] = uint32_t(x[4 * i + 1].bits) << 16 | x[4 * i + 3].bits;
+    static INLINE void order(const bfloat16* x, uint32_t* packed, int64_t rows) {
+        for (int i = 0; i < 16; i += 2, x += 4) {
+            packed[i * rows] = uint32_t(x[0].bits) << 16 | x[2].bits;
+            packed[(i + 1) * rows] = uint32_t(x[1].bits) << 16 | x[3].bits;
         }
     }
 
     template <int ROWS, int PANELS>
     static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
-                             const uint32_t* activations, int64_t stride,
-                             Vec16 (&chain)[ROWS][PANELS]) {
+                             const uint32_t* activations, Vec16 (&chain)[ROWS][PANELS]) {
         __m512bh w[PANELS];
 #pragma GCC unroll 4
         for (int v = 0; v < PANELS; ++v)
             w[v] = (__m512bh)_mm512_loadu_si512(weight[v] + word * 64);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const auto x = (__m512bh)_mm512_set1_epi32(int(activations[r * stride + word]));
+            const auto x = (__m512bh)_mm512_set1_epi32(int(activations[word * ROWS + r]));
 #pragma GCC unroll 4
             for (int v = 0; v < PANELS; ++v)
                 chain[r][v].part[0] = _mm512_dpbf16_ps(chain[r][v].part[0], x, w[v]);
@@ -97,25 +100,24 @@ struct BFloat16Format {
     static constexpr int64_t WEIGHT_BYTES = 1024;
     static constexpr int64_t ACTIVATIONS = 32;
 
-    static INLINE void order(const bfloat16* x, float* packed) {
+    static INLINE void order(const bfloat16* x, float* packed, int64_t rows) {
         float wide[32];
         store(wide, load(x)), store(wide + 16, load(x + 16));
-        Float32Format::order(wide, packed);
+        Float32Format::order(wide, packed, rows);
     }
 
     template <int ROWS, int PANELS>
     static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
-                             const float* activations, int64_t stride,
-                             Vec16 (&chain)[ROWS][PANELS]) {
+                             const float* activations, Vec16 (&chain)[ROWS][PANELS]) {
 #pragma GCC unroll 4
         for (int v = 0; v < PANELS; ++v) {
             const Vec16 pairs = load(reinterpret_cast<const float*>(weight[v] + word * 64));
             const Vec16 upper = upper_halves(pairs), lower = lower_halves(pairs);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const float* x = activations + r * stride + 2 * word;
+                const float* x = activations + 2 * word * ROWS + r;
                 chain[r][v] = fma(x[0], upper, chain[r][v]);
-                chain[r][v] = fma(x[1], lower, chain[r][v]);
+                chain[r][v] = fma(x[ROWS], lower, chain[r][v]);
             }
         }
     }
@@ -124,8 +126,8 @@ struct BFloat16Format {
 
 // Adds some steps of ROWS tokens times PANELS panels to sums [tokens][MOST_PANELS * 16].
 template <typename Format, int ROWS, int PANELS>
-void multiply(const char* weight, int64_t panel_bytes, const void* untyped, int64_t stride,
-              int64_t steps, float* sums) {
+void multiply(const char* weight, int64_t panel_bytes, const void* untyped, int64_t steps,
+              float* sums) {
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
     const char* panels[PANELS];
     for (int v = 0; v < PANELS; ++v) panels[v] = weight + v * panel_bytes;
@@ -136,12 +138,13 @@ void multiply(const char* weight, int64_t panel_bytes, const void* untyped, int6
 #pragma GCC unroll 4
             for (int v = 0; v < PANELS; ++v) even[r][v] = odd[r][v] = zero();
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) {
-            Format::template links<ROWS, PANELS>(panels, 2 * i, activations, stride, even);
-            Format::template links<ROWS, PANELS>(panels, 2 * i + 1, activations, stride, odd);
-        }
+        for (int word = 0; word < 16; word += 2)
+            Format::template links<ROWS, PANELS>(panels, word, activations, even);
+#pragma GCC unroll 8
+        for (int word = 1; word < 16; word += 2)
+            Format::template links<ROWS, PANELS>(panels, word, activations, odd);
         for (int v = 0; v < PANELS; ++v) panels[v] += Format::WEIGHT_BYTES;
-        activations += Format::ACTIVATIONS;
+        activations += ROWS * Format::ACTIVATIONS;
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
@@ -155,7 +158,6 @@ void multiply(const char* weight, int64_t panel_bytes, const void* untyped, int6
 template <typename Format, int PANELS>
 void multiply_block(const char* weight, int64_t panel_bytes, const char* activations,
                     int64_t tokens, int64_t steps, float* sums) {
-    const int64_t stride = steps * Format::ACTIVATIONS;
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
     // One block of rows needs no chunks: nothing is read twice.
     const int64_t chunk = tokens <= MOST_ROWS ? steps : STEPS_PER_CHUNK;
@@ -164,7 +166,7 @@ void multiply_block(const char* weight, int64_t panel_bytes, const char* activat
         for_rows<MOST_ROWS>(tokens, [&](auto rows, int64_t t) {
             multiply<Format, rows.value, PANELS>(
                 weight + step * Format::WEIGHT_BYTES, panel_bytes,
-                activations + (t * steps + step) * activation_bytes, stride, count,
+                activations + (t * steps + rows.value * step) * activation_bytes, count,
                 sums + t * MOST_PANELS * 16);
         });
     }
@@ -213,24 +215,25 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     }
 }
 
-// Activations in the order in which the chains take them, padded with zeros to whole steps.
+// One block of tokens in the order in which the chains take them, padded with zeros to whole steps.
 template <typename Format>
 void pack_activations_piece(const void* untyped, int64_t piece, Scratch&) {
     using Element = typename Format::Element;
     const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
-    const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
-    for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
-        const Element* x = static_cast<const Element*>(a.x) + t * a.in_features;
+    const int64_t first = piece * MOST_ROWS;
+    const int64_t rows = a.tokens - first < MOST_ROWS ? a.tokens - first : MOST_ROWS;
+    for (int64_t r = 0; r < rows; ++r) {
+        const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
         auto* packed = static_cast<typename Format::Activation*>(a.packed) +
-                       t * a.steps * Format::ACTIVATIONS;
-        for (int64_t k = 0; k < a.in_features; k += STEP, packed += Format::ACTIVATIONS) {
+                       first * a.steps * Format::ACTIVATIONS + r;
+        for (int64_t k = 0; k < a.in_features; k += STEP, packed += rows * Format::ACTIVATIONS) {
             if (a.in_features - k >= STEP) {
-                Format::order(x + k, packed);
+                Format::order(x + k, packed, rows);
                 continue;
             }
             Element padded[STEP] = {};
             __builtin_memcpy(padded, x + k, (a.in_features - k) * sizeof(Element));
-            Format::order(padded, packed);
+            Format::order(padded, packed, rows);
         }
     }
 }

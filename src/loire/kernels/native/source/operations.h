@@ -107,9 +107,11 @@ struct AttentionArguments {
 constexpr int64_t PANEL = 16;
 constexpr int64_t STEP = 32;
 
+constexpr int64_t TOKENS_PER_BLOCK = 6;
+
 struct PackActivationsArguments {
     const void* x;  // [T, in]
-    void* packed;   // [T, steps * ...]
+    void* packed;   // see linear.h
     int64_t tokens, in_features, steps;
 };
 
@@ -119,17 +121,29 @@ struct LinearArguments {
     const void* activations;  // packed
     void* out;                // [T, out]
     int64_t tokens, steps, out_features;
-    int64_t tokens_per_piece, panels_per_piece;
+    int64_t tokens_per_piece;  // a multiple of TOKENS_PER_BLOCK
+    int64_t panels_per_piece;
+};
+
+constexpr int64_t LIMIT_PIECE_BYTES = 256 << 10, LIMIT_ROUNDS = 100000;
+
+struct LimitArguments {
+    const char* memory;
+    float* results;  // per piece, so that nothing is left out
 };
 
 struct TypedOperations {
     PieceFunction norm, activation, rotary, attention, pack_activations, linear;
+    PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
+    int64_t multiply_limit_flops;
     int64_t packed_bytes_per_step;  // of one token's activations
+    int64_t tokens_per_block;       // of packed activations; divides TOKENS_PER_BLOCK
 };
 
 struct Operations {
     const char* name;
     bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
+    PieceFunction read_limit;        // LIMIT_PIECE_BYTES
     TypedOperations float32, bfloat16;
 };
 

@@ -232,7 +232,7 @@ class NativeBackend:
 
 
 class NativeLinear:
-    """A weight in panels of 16 outputs. See source/linear.h for the layout and order of sums."""
+    """A weight in panels of 32 outputs. See source/linear.h for the layout and order of sums."""
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class NativeLinear:
     @property
     def weight_bytes(self) -> int:
         """Bytes that one multiplication reads of it: whole panels and steps."""
-        padded = -(-self.out_features // 16) * 16 * (-(-self.in_features // 32) * 32)
+        padded = -(-self.out_features // 32) * 32 * (-(-self.in_features // 32) * 32)
         return padded * self._dtype.itemsize
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ void multiply(Context& context, const PackedWeight& weight, const void* x, void*
     const int64_t even_share = (tokens + blocks - 1) / blocks;
     const int64_t tokens_per_piece =
         (even_share + TOKENS_PER_BLOCK - 1) / TOKENS_PER_BLOCK * TOKENS_PER_BLOCK;
-    int64_t panels = std::max<int64_t>(tokens > 4 ? 2 : 1, PIECE_BYTES / weight.panel_bytes);
+    int64_t panels = std::max<int64_t>(1, PIECE_BYTES / weight.panel_bytes);
     const int64_t wanted = PIECES_PER_THREAD * context.pool.num_threads();
     while (panels > 1 && blocks * (weight.panels / panels) < wanted) panels /= 2;
     const int64_t columns = (weight.panels + panels - 1) / panels;

@@ -7,57 +7,59 @@
 // join. Denormals are flushed (the caller sets the mode), as AMX does. Inputs are padded with
 // zeros to whole steps.
 //
-// The packed weight: panels of 16 outputs; in a panel, steps of 32 inputs; in a step, for
-// i = 0 .. 7 first 16 words of the even chain, then 16 of the odd one, a lane per output:
-//     bfloat16   a word holds inputs (4 i, 4 i + 2) of the even, (4 i + 1, 4 i + 3) of the odd
-//                chain, the earlier one in its upper half; 1 KiB per step
-//     float32    as above, but in two words, the earlier one first; 2 KiB per step
+// The packed weight is one stream in the order in which it is read: panels of 32 outputs; in a
+// panel, steps of 32 inputs; in a step, the eight words of the even chain, then those of the odd
+// one; in a word, a lane per output:
+//     bfloat16   word i holds inputs (4 i, 4 i + 2) of the even, (4 i + 1, 4 i + 3) of the odd
+//                chain, the earlier one in its upper half; 2 KiB per step
+//     float32    as above, but in two words, the earlier one first; 4 KiB per step
 // The packed activations: blocks of MOST_ROWS tokens (the last one smaller), in a block the words
 // in the weight's order, for each word the tokens' values one beside the other.
 // AVX-512's VDPBF16PS adds the upper product, then the lower one, each rounded and flushed: two
-// links of one chain. (AMX wants words of inputs (2 i, 2 i + 1): a swap within groups of four.)
+// links of one chain. (AMX wants words of inputs (2 i, 2 i + 1).)
 
+// A block of sums in registers: tokens times vectors of 16 outputs.
 #if defined(LOIRE_AVX512)
-constexpr int MOST_ROWS = 6, MOST_PANELS = 2;
+constexpr int MOST_ROWS = 6, VECTORS = 2;
 #elif defined(LOIRE_AVX2)
-constexpr int MOST_ROWS = 2, MOST_PANELS = 1;
+constexpr int MOST_ROWS = 2, VECTORS = 1;
 #else
-constexpr int MOST_ROWS = 1, MOST_PANELS = 1;
+constexpr int MOST_ROWS = 1, VECTORS = 1;
 #endif
 
 static_assert(TOKENS_PER_BLOCK % MOST_ROWS == 0);
 
-constexpr int64_t STEPS_PER_CHUNK = 8;  // two panels' chunk of weights stays in the L1 cache
+// Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache. Few leave
+// little time to fetch the next chunk into the L2 cache; many want to reload sums less often.
+constexpr int64_t FEW_PASSES = 4, STEPS_FOR_FEW = 4, STEPS_FOR_MANY = 16;
+constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
 
 // Weight and activations of one word, as the links of a chain.
 struct Float32Format {
     using Element = float;
     using Activation = float;
-    static constexpr int64_t WEIGHT_BYTES = 2048;  // per panel and step
+    static constexpr int64_t WEIGHT_BYTES = 4096;  // per panel and step
     static constexpr int64_t ACTIVATIONS = 32;     // per token and step
 
     // One step of a token into packed[], whose elements are rows apart.
     static INLINE void order(const float* x, float* packed, int64_t rows) {
-        for (int i = 0; i < 32; i += 4) {
-            packed[i * rows] = x[i], packed[(i + 1) * rows] = x[i + 2];
-            packed[(i + 2) * rows] = x[i + 1], packed[(i + 3) * rows] = x[i + 3];
-        }
+        for (int i = 0; i < 32; ++i) packed[i * rows] = x[2 * (i % 16) + i / 16];
     }
 
-    template <int ROWS, int PANELS>
-    static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
-                             const float* activations, Vec16 (&chain)[ROWS][PANELS]) {
+    template <int ROWS>
+    static INLINE void links(const char* weight, int64_t word,
+                             const float* activations, Vec16 (&chain)[ROWS][VECTORS]) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            Vec16 w[PANELS];
+            Vec16 w[VECTORS];
 #pragma GCC unroll 4
-            for (int v = 0; v < PANELS; ++v)
-                w[v] = load(reinterpret_cast<const float*>(weight[v] + word * 128 + half * 64));
+            for (int v = 0; v < VECTORS; ++v)
+                w[v] = load(reinterpret_cast<const float*>(weight + word * 256 + half * 128 + v * 64));
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
                 const Vec16 x = broadcast(activations[(2 * word + half) * ROWS + r]);
 #pragma GCC unroll 4
-                for (int v = 0; v < PANELS; ++v) chain[r][v] = fma(x, w[v], chain[r][v]);
+                for (int v = 0; v < VECTORS; ++v) chain[r][v] = fma(x, w[v], chain[r][v]);
             }
         }
     }
@@ -67,28 +69,28 @@ struct Float32Format {
 struct BFloat16Format {
     using Element = bfloat16;
     using Activation = uint32_t;
-    static constexpr int64_t WEIGHT_BYTES = 1024;
+    static constexpr int64_t WEIGHT_BYTES = 2048;
     static constexpr int64_t ACTIVATIONS = 16;
 
     static INLINE void order(const bfloat16* x, uint32_t* packed, int64_t rows) {
-        for (int i = 0; i < 16; i += 2, x += 4) {
+        for (int i = 0; i < 8; ++i, x += 4) {
             packed[i * rows] = uint32_t(x[0].bits) << 16 | x[2].bits;
-            packed[(i + 1) * rows] = uint32_t(x[1].bits) << 16 | x[3].bits;
+            packed[(8 + i) * rows] = uint32_t(x[1].bits) << 16 | x[3].bits;
         }
     }
 
-    template <int ROWS, int PANELS>
-    static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
-                             const uint32_t* activations, Vec16 (&chain)[ROWS][PANELS]) {
-        __m512bh w[PANELS];
+    template <int ROWS>
+    static INLINE void links(const char* weight, int64_t word,
+                             const uint32_t* activations, Vec16 (&chain)[ROWS][VECTORS]) {
+        __m512bh w[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < PANELS; ++v)
-            w[v] = (__m512bh)_mm512_loadu_si512(weight[v] + word * 64);
+        for (int v = 0; v < VECTORS; ++v)
+            w[v] = (__m512bh)_mm512_loadu_si512(weight + word * 128 + v * 64);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             const auto x = (__m512bh)_mm512_set1_epi32(int(activations[word * ROWS + r]));
 #pragma GCC unroll 4
-            for (int v = 0; v < PANELS; ++v)
+            for (int v = 0; v < VECTORS; ++v)
                 chain[r][v].part[0] = _mm512_dpbf16_ps(chain[r][v].part[0], x, w[v]);
         }
     }
@@ -97,7 +99,7 @@ struct BFloat16Format {
 struct BFloat16Format {
     using Element = bfloat16;
     using Activation = float;
-    static constexpr int64_t WEIGHT_BYTES = 1024;
+    static constexpr int64_t WEIGHT_BYTES = 2048;
     static constexpr int64_t ACTIVATIONS = 32;
 
     static INLINE void order(const bfloat16* x, float* packed, int64_t rows) {
@@ -106,12 +108,12 @@ struct BFloat16Format {
         Float32Format::order(wide, packed, rows);
     }
 
-    template <int ROWS, int PANELS>
-    static INLINE void links(const char* const (&weight)[PANELS], int64_t word,
-                             const float* activations, Vec16 (&chain)[ROWS][PANELS]) {
+    template <int ROWS>
+    static INLINE void links(const char* weight, int64_t word,
+                             const float* activations, Vec16 (&chain)[ROWS][VECTORS]) {
 #pragma GCC unroll 4
-        for (int v = 0; v < PANELS; ++v) {
-            const Vec16 pairs = load(reinterpret_cast<const float*>(weight[v] + word * 64));
+        for (int v = 0; v < VECTORS; ++v) {
+            const Vec16 pairs = load(reinterpret_cast<const float*>(weight + word * 128 + v * 64));
             const Vec16 upper = upper_halves(pairs), lower = lower_halves(pairs);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
@@ -124,50 +126,76 @@ struct BFloat16Format {
 };
 #endif
 
-// Adds some steps of ROWS tokens times PANELS panels to sums [tokens][MOST_PANELS * 16].
-template <typename Format, int ROWS, int PANELS>
-void multiply(const char* weight, int64_t panel_bytes, const void* untyped, int64_t steps,
+// What a pass fetches of what lies `distance` bytes ahead: steps first, first + every, ...
+struct Prefetch {
+    int64_t distance, first, every;
+};
+
+// Fetches a word into the L2 cache, which has room for more misses than the L1 cache. In the order
+// of addresses: the processor's own prefetching sees a stream.
+template <typename Format>
+INLINE void fetch(const char* step, int word) {
+    constexpr int64_t WORD_BYTES = Format::WEIGHT_BYTES / 16;
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < WORD_BYTES; line += 64)
+        __builtin_prefetch(step + word * WORD_BYTES + line, 0, 2);
+}
+
+// Adds some steps of ROWS tokens times VECTORS * 16 outputs to sums [tokens][PANEL].
+template <typename Format, int ROWS>
+void multiply(const char* weight, const void* untyped, int64_t steps, const Prefetch& prefetch,
               float* sums) {
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
-    const char* panels[PANELS];
-    for (int v = 0; v < PANELS; ++v) panels[v] = weight + v * panel_bytes;
+    int64_t until_prefetch = prefetch.first;
     for (int64_t step = 0; step < steps; ++step) {
-        Vec16 even[ROWS][PANELS], odd[ROWS][PANELS];
+        const char* ahead = weight;
+        if (until_prefetch-- == 0) ahead += prefetch.distance, until_prefetch = prefetch.every - 1;
+        Vec16 even[ROWS][VECTORS], odd[ROWS][VECTORS];
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < PANELS; ++v) even[r][v] = odd[r][v] = zero();
+            for (int v = 0; v < VECTORS; ++v) even[r][v] = odd[r][v] = zero();
 #pragma GCC unroll 8
-        for (int word = 0; word < 16; word += 2)
-            Format::template links<ROWS, PANELS>(panels, word, activations, even);
+        for (int word = 0; word < 8; ++word) {
+            fetch<Format>(ahead, word);
+            Format::template links<ROWS>(weight, word, activations, even);
+        }
 #pragma GCC unroll 8
-        for (int word = 1; word < 16; word += 2)
-            Format::template links<ROWS, PANELS>(panels, word, activations, odd);
-        for (int v = 0; v < PANELS; ++v) panels[v] += Format::WEIGHT_BYTES;
+        for (int word = 8; word < 16; ++word) {
+            fetch<Format>(ahead, word);
+            Format::template links<ROWS>(weight, word, activations, odd);
+        }
+        weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < PANELS; ++v) {
-                float* sum = sums + (r * MOST_PANELS + v) * 16;
+            for (int v = 0; v < VECTORS; ++v) {
+                float* sum = sums + r * PANEL + v * 16;
                 store(sum, load(sum) + (even[r][v] + odd[r][v]));
             }
     }
 }
 
-template <typename Format, int PANELS>
-void multiply_block(const char* weight, int64_t panel_bytes, const char* activations,
-                    int64_t tokens, int64_t steps, float* sums) {
+// All steps of one panel for some tokens.
+template <typename Format>
+void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t steps,
+                    float* sums) {
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
-    // One block of rows needs no chunks: nothing is read twice.
-    const int64_t chunk = tokens <= MOST_ROWS ? steps : STEPS_PER_CHUNK;
+    const int64_t passes = (tokens + MOST_ROWS - 1) / MOST_ROWS;
+    const int64_t chunk = passes == 1            ? steps
+                          : passes <= FEW_PASSES ? STEPS_FOR_FEW
+                                                 : STEPS_FOR_MANY;
+    const int64_t distance = passes == 1 ? PREFETCH_BYTES : chunk * Format::WEIGHT_BYTES;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
         for_rows<MOST_ROWS>(tokens, [&](auto rows, int64_t t) {
-            multiply<Format, rows.value, PANELS>(
-                weight + step * Format::WEIGHT_BYTES, panel_bytes,
-                activations + (t * steps + rows.value * step) * activation_bytes, count,
-                sums + t * MOST_PANELS * 16);
+            const Prefetch prefetch{distance, t / MOST_ROWS, passes};
+            for (int column = 0; column < PANEL; column += VECTORS * 16)
+                multiply<Format, rows.value>(
+                    panel + step * Format::WEIGHT_BYTES + column * 4,
+                    activations + (t * steps + rows.value * step) * activation_bytes, count,
+                    prefetch, sums + t * PANEL + column);
         });
     }
 }
@@ -191,27 +219,21 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
     const char* activations =
         static_cast<const char*>(a.activations) + first_token * token_bytes;
-    const int64_t sum_bytes = tokens * MOST_PANELS * 16 * sizeof(float);
+    const int64_t sum_bytes = tokens * PANEL * sizeof(float);
     float* sums = reinterpret_cast<float*>(scratch.reserve(sum_bytes));
-    for (int64_t panel = first_panel; panel < last_panel;) {
-        const int64_t together = MOST_PANELS == 2 && last_panel - panel >= 2 ? 2 : 1;
-        const char* weight = static_cast<const char*>(a.weight) + panel * panel_bytes;
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         __builtin_memset(sums, 0, sum_bytes);
-        if (together == 2)
-            multiply_block<Format, MOST_PANELS>(weight, panel_bytes, activations, tokens,
-                                                a.steps, sums);
-        else
-            multiply_block<Format, 1>(weight, panel_bytes, activations, tokens, a.steps, sums);
+        multiply_panel<Format>(static_cast<const char*>(a.weight) + panel * panel_bytes,
+                               activations, tokens, a.steps, sums);
         for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t v = 0; v < together; ++v) {
-                const int64_t column = (panel + v) * PANEL;
-                Vec16 value = load(sums + (t * MOST_PANELS + v) * 16);
+            for (int64_t column = panel * PANEL; column < panel * PANEL + PANEL; column += 16) {
+                if (column >= a.out_features) break;
+                Vec16 value = load(sums + t * PANEL + column % PANEL);
                 if (a.bias != nullptr) value = value + load(a.bias + column);
-                Element* out = static_cast<Element*>(a.out) +
-                               (first_token + t) * a.out_features + column;
+                Element* out =
+                    static_cast<Element*>(a.out) + (first_token + t) * a.out_features + column;
                 store_some(out, value, a.out_features - column);
             }
-        panel += together;
     }
 }
 

@@ -104,7 +104,7 @@ struct AttentionArguments {
 };
 
 // Weights are packed in panels of 16 outputs and steps of 32 inputs. See linear.h.
-constexpr int64_t PANEL = 16;
+constexpr int64_t PANEL = 32;
 constexpr int64_t STEP = 32;
 
 constexpr int64_t TOKENS_PER_BLOCK = 6;
@@ -117,7 +117,7 @@ struct PackActivationsArguments {
 
 struct LinearArguments {
     const void* weight;       // packed
-    const float* bias;        // [panels * 16] or null
+    const float* bias;        // [panels * PANEL] or null
     const void* activations;  // packed
     void* out;                // [T, out]
     int64_t tokens, steps, out_features;

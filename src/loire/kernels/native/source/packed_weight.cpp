@@ -38,7 +38,7 @@ struct Links {
 };
 
 constexpr Links links(int word) {
-    const int first = word / 2 * 4 + word % 2;
+    const int first = word % 8 * 4 + word / 8;
     return {first, first + 2};
 }
 

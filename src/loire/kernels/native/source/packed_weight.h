@@ -21,7 +21,7 @@ class PackedWeight {
     const int64_t out_features, in_features;
     const int64_t panels, steps, panel_bytes;
     char* data = nullptr;
-    float* bias = nullptr;  // [panels * 16]
+    float* bias = nullptr;  // [panels * PANEL]
 };
 
 }  // namespace loire

@@ -13,6 +13,7 @@ from loire.execution.inputs import flat_batch, token_ids_of
 from loire.execution.kv_cache import KVCache
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
 from loire.execution.sampling_state import SamplingState
+from loire.execution.threads import torch_threads
 from loire.models.decoder import Decoder
 
 PROMPT_LOGPROBS_CHUNK = 256
@@ -28,9 +29,12 @@ class ModelRunner:
         self.device = device
         self._states: dict[int, SamplingState] = {}
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """One forward pass over the plan's rows, and a token for each row that samples."""
+        with torch.inference_mode(), torch_threads(self.decoder.backend.torch_threads):
+            return self._execute(plan)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
         started = time.perf_counter()
         self._update_states(plan)
         self.cache.copy_blocks(plan.block_copies)

@@ -116,6 +116,8 @@ class Backend(Protocol):
     name: str
     batch_invariant_dtypes: frozenset[torch.dtype]
     """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""
+    torch_threads: int | None
+    """Threads for PyTorch's own operators during a step; None leaves them as they are."""
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """Prepare weight [out, in] (and bias [out]); the caller drops its own reference."""

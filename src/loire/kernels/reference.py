@@ -49,6 +49,7 @@ class ReferenceBackend:
 
     name = "reference"
     batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
+    torch_threads: int | None = None
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """Keep weight [out, in] as it is."""

@@ -36,6 +36,7 @@ class NativeBackend:
 
     name = "native"
     batch_invariant_dtypes = frozenset(_TYPES)
+    torch_threads: int | None = 1  # it has threads of its own
 
     def __init__(self, num_threads: int | None = None, instruction_set: str | None = None) -> None:
         """num_threads: by default the cores this process may use.

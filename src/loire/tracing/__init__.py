@@ -1,0 +1,1 @@
+"""Renderers of the engine's step records: the batch as a picture."""

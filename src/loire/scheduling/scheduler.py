@@ -30,6 +30,7 @@ from loire.base.step import (
 )
 from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
 from loire.scheduling.batching import BatchingPolicy
+from loire.scheduling.recording import StepRecorder, slot_record
 from loire.scheduling.sequence import Request, Sequence, Status
 
 
@@ -66,8 +67,7 @@ class Scheduler:
         self._seq_ids = count()
         self._arrivals = count()
         self._copies: list[BlockCopy] = []
-        self._num_hit_tokens = 0
-        self._preemptions_recorded = 0
+        self._recorder = StepRecorder()
 
     @property
     def has_unfinished(self) -> bool:
@@ -145,18 +145,12 @@ class Scheduler:
                 and row.start + len(row.token_ids) >= num_known
                 and num_known > sequence.num_prompt
             )
-            slots.append(
-                SlotRecord(
-                    slot=slot,
-                    seq_id=row.seq_id,
-                    request_id=sequence.request.message.request_id,
-                    num_prefill_tokens=len(row.token_ids) - num_decode,
-                    num_decode_tokens=num_decode,
-                    ended=sequence.status is Status.ENDED,
-                )
-            )
-        slots += self._idle_slots(slots)
-        return updates, self._record(result, tuple(slots))
+            num_prefill = len(row.token_ids) - num_decode
+            slots.append(slot_record(sequence, slot, num_prefill, num_decode))
+        record = self._recorder.record(
+            result, slots, self.running, self.held, len(self.waiting), self.allocator
+        )
+        return updates, record
 
     # --- planning a step ------------------------------------------------------------------
 
@@ -242,7 +236,7 @@ class Scheduler:
         if request.num_cached_tokens is None:
             request.num_cached_tokens = admission.num_cached_tokens
             request.first_scheduled_s = time.monotonic()
-            self._num_hit_tokens += admission.num_cached_tokens
+            self._recorder.num_hit_tokens += admission.num_cached_tokens
 
     def _extend(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:
         return self.allocator.extend(sequence.table, sequence.start, sequence.start + num_tokens)
@@ -254,6 +248,7 @@ class Scheduler:
         sequence.num_computed = sequence.num_in_flight = sequence.num_pending = 0
         sequence.epoch += 1
         self.num_preemptions += 1
+        self._recorder.num_preemptions += 1
         self._enqueue(sequence)
 
     def _make_plan(self, rows: list[tuple[Sequence, int]]) -> StepPlan:
@@ -415,51 +410,3 @@ class Scheduler:
             return heappop(self._slots)
         self._num_slots += 1
         return self._num_slots - 1
-
-    # --- the record of a step -------------------------------------------------------------------
-
-    def _idle_slots(self, active: list[SlotRecord]) -> list[SlotRecord]:
-        served = {record.seq_id for record in active}
-        return [
-            SlotRecord(
-                slot=sequence.slot,
-                seq_id=sequence.seq_id,
-                request_id=sequence.request.message.request_id,
-                num_prefill_tokens=0,
-                num_decode_tokens=0,
-                ended=False,
-            )
-            for sequence in self.held
-            if sequence.seq_id not in served
-        ]
-
-    def _record(self, result: StepResult, slots: tuple[SlotRecord, ...]) -> StepRecord:
-        counts = self.allocator.counts
-        size = self.allocator.block_size
-        fragmented = reserved = 0
-        for sequence in self.running:
-            unused = len(sequence.table.blocks) * size - sequence.start
-            fragmented += unused % size
-            reserved += unused - unused % size
-        idle = sum(len(sequence.table.blocks) for sequence in self.held) * size
-        record = StepRecord(
-            step_id=result.step_id,
-            time_s=time.monotonic(),
-            compute_s=result.compute_s,
-            slots=slots,
-            num_running=len(self.running),
-            num_waiting=len(self.waiting),
-            blocks_free=counts.free,
-            blocks_cached=counts.cached,
-            blocks_in_use=counts.in_use,
-            # What sequences share is in use once, so live tokens are counted from the pool's side.
-            kv_live_tokens=counts.in_use * size - fragmented - reserved - idle,
-            kv_fragmented_tokens=fragmented,
-            kv_reserved_tokens=reserved,
-            kv_idle_tokens=idle,
-            num_preemptions=self.num_preemptions - self._preemptions_recorded,
-            num_prefix_hit_tokens=self._num_hit_tokens,
-        )
-        self._preemptions_recorded = self.num_preemptions
-        self._num_hit_tokens = 0
-        return record

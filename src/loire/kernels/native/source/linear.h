@@ -13,8 +13,8 @@
 //     bfloat16   word i holds inputs (4 i, 4 i + 2) of the even, (4 i + 1, 4 i + 3) of the odd
 //                chain, the earlier one in its upper half; 2 KiB per step
 //     float32    as above, but in two words, the earlier one first; 4 KiB per step
-// The packed activations: blocks of MOST_ROWS tokens (the last one smaller), in a block the words
-// in the weight's order, for each word the tokens' values one beside the other.
+// The packed activations: blocks of MOST_ROWS tokens (the last one smaller); in a block, steps; in a
+// step, token by token the words in the weight's order.
 // AVX-512's VDPBF16PS adds the upper product, then the lower one, each rounded and flushed: two
 // links of one chain. (AMX wants words of inputs (2 i, 2 i + 1).)
 
@@ -41,9 +41,9 @@ struct Float32Format {
     static constexpr int64_t WEIGHT_BYTES = 4096;  // per panel and step
     static constexpr int64_t ACTIVATIONS = 32;     // per token and step
 
-    // One step of a token into packed[], whose elements are rows apart.
-    static INLINE void order(const float* x, float* packed, int64_t rows) {
-        for (int i = 0; i < 32; ++i) packed[i * rows] = x[2 * (i % 16) + i / 16];
+    // One step of a token.
+    static INLINE void order(const float* x, float* packed) {
+        for (int i = 0; i < 32; ++i) packed[i] = x[2 * (i % 16) + i / 16];
     }
 
     template <int ROWS>
@@ -57,7 +57,7 @@ struct Float32Format {
                 w[v] = load(reinterpret_cast<const float*>(weight + word * 256 + half * 128 + v * 64));
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const Vec16 x = broadcast(activations[(2 * word + half) * ROWS + r]);
+                const Vec16 x = broadcast(activations[r * ACTIVATIONS + 2 * word + half]);
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) chain[r][v] = fma(x, w[v], chain[r][v]);
             }
@@ -72,11 +72,12 @@ struct BFloat16Format {
     static constexpr int64_t WEIGHT_BYTES = 2048;
     static constexpr int64_t ACTIVATIONS = 16;
 
-    static INLINE void order(const bfloat16* x, uint32_t* packed, int64_t rows) {
-        for (int i = 0; i < 8; ++i, x += 4) {
-            packed[i * rows] = uint32_t(x[0].bits) << 16 | x[2].bits;
-            packed[(8 + i) * rows] = uint32_t(x[1].bits) << 16 | x[3].bits;
-        }
+    static INLINE void order(const bfloat16* x, uint32_t* packed) {
+        alignas(64) static constexpr uint16_t FROM[32] = {
+            2, 0, 6, 4, 10, 8, 14, 12, 18, 16, 22, 20, 26, 24, 30, 28,
+            3, 1, 7, 5, 11, 9, 15, 13, 19, 17, 23, 21, 27, 25, 31, 29};
+        _mm512_storeu_si512(packed, _mm512_permutexvar_epi16(_mm512_load_si512(FROM),
+                                                             _mm512_loadu_si512(x)));
     }
 
     template <int ROWS>
@@ -88,7 +89,7 @@ struct BFloat16Format {
             w[v] = (__m512bh)_mm512_loadu_si512(weight + word * 128 + v * 64);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const auto x = (__m512bh)_mm512_set1_epi32(int(activations[word * ROWS + r]));
+            const auto x = (__m512bh)_mm512_set1_epi32(int(activations[r * ACTIVATIONS + word]));
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)
                 chain[r][v].part[0] = _mm512_dpbf16_ps(chain[r][v].part[0], x, w[v]);
@@ -102,10 +103,10 @@ struct BFloat16Format {
     static constexpr int64_t WEIGHT_BYTES = 2048;
     static constexpr int64_t ACTIVATIONS = 32;
 
-    static INLINE void order(const bfloat16* x, float* packed, int64_t rows) {
+    static INLINE void order(const bfloat16* x, float* packed) {
         float wide[32];
         store(wide, load(x)), store(wide + 16, load(x + 16));
-        Float32Format::order(wide, packed, rows);
+        Float32Format::order(wide, packed);
     }
 
     template <int ROWS>
@@ -117,9 +118,9 @@ struct BFloat16Format {
             const Vec16 upper = upper_halves(pairs), lower = lower_halves(pairs);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const float* x = activations + 2 * word * ROWS + r;
+                const float* x = activations + r * ACTIVATIONS + 2 * word;
                 chain[r][v] = fma(x[0], upper, chain[r][v]);
-                chain[r][v] = fma(x[ROWS], lower, chain[r][v]);
+                chain[r][v] = fma(x[1], lower, chain[r][v]);
             }
         }
     }
@@ -247,15 +248,15 @@ void pack_activations_piece(const void* untyped, int64_t piece, Scratch&) {
     for (int64_t r = 0; r < rows; ++r) {
         const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
         auto* packed = static_cast<typename Format::Activation*>(a.packed) +
-                       first * a.steps * Format::ACTIVATIONS + r;
+                       (first * a.steps + r) * Format::ACTIVATIONS;
         for (int64_t k = 0; k < a.in_features; k += STEP, packed += rows * Format::ACTIVATIONS) {
             if (a.in_features - k >= STEP) {
-                Format::order(x + k, packed, rows);
+                Format::order(x + k, packed);
                 continue;
             }
             Element padded[STEP] = {};
             __builtin_memcpy(padded, x + k, (a.in_features - k) * sizeof(Element));
-            Format::order(padded, packed, rows);
+            Format::order(padded, packed);
         }
     }
 }

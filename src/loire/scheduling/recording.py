@@ -1,0 +1,80 @@
+"""The record of a step: who was in the batch, and what the KV memory in use holds."""
+
+import time
+from collections.abc import Iterable
+
+from loire.base.step import SlotRecord, StepRecord, StepResult
+from loire.memory.allocator import KVAllocator
+from loire.scheduling.sequence import Sequence, Status
+
+
+def slot_record(
+    sequence: Sequence, slot: int, num_prefill_tokens: int, num_decode_tokens: int
+) -> SlotRecord:
+    """What the sequence did in a step. slot: the one it had then; it may have left it since."""
+    return SlotRecord(
+        slot=slot,
+        seq_id=sequence.seq_id,
+        request_id=sequence.request.message.request_id,
+        num_prefill_tokens=num_prefill_tokens,
+        num_decode_tokens=num_decode_tokens,
+        ended=num_prefill_tokens + num_decode_tokens > 0 and sequence.status is Status.ENDED,
+    )
+
+
+class StepRecorder:
+    """Makes the records of one scheduler's steps.
+
+    Attributes:
+        num_hit_tokens: prompt tokens found in the cache since the last record.
+        num_preemptions: preemptions since the last record.
+    """
+
+    def __init__(self) -> None:
+        self.num_hit_tokens = 0
+        self.num_preemptions = 0
+
+    def record(
+        self,
+        result: StepResult,
+        active: list[SlotRecord],
+        running: Iterable[Sequence],
+        held: Iterable[Sequence],
+        num_waiting: int,
+        allocator: KVAllocator,
+    ) -> StepRecord:
+        """The step whose result was just committed. active: the sequences that had a row.
+
+        held: ended sequences that keep their slot and memory; they are recorded as idle.
+        """
+        served = {slot.seq_id for slot in active}
+        idle = [slot_record(s, s.slot, 0, 0) for s in held if s.seq_id not in served]
+        size = allocator.block_size
+        num_running = fragmented = reserved = 0
+        for sequence in running:
+            num_running += 1
+            unused = len(sequence.table.blocks) * size - sequence.start
+            fragmented += unused % size
+            reserved += unused - unused % size
+        idle_tokens = sum(len(sequence.table.blocks) for sequence in held) * size
+        counts = allocator.counts
+        record = StepRecord(
+            step_id=result.step_id,
+            time_s=time.monotonic(),
+            compute_s=result.compute_s,
+            slots=(*active, *idle),
+            num_running=num_running,
+            num_waiting=num_waiting,
+            blocks_free=counts.free,
+            blocks_cached=counts.cached,
+            blocks_in_use=counts.in_use,
+            # What sequences share is in use once, so live tokens are counted from the pool's side.
+            kv_live_tokens=counts.in_use * size - fragmented - reserved - idle_tokens,
+            kv_fragmented_tokens=fragmented,
+            kv_reserved_tokens=reserved,
+            kv_idle_tokens=idle_tokens,
+            num_preemptions=self.num_preemptions,
+            num_prefix_hit_tokens=self.num_hit_tokens,
+        )
+        self.num_hit_tokens = self.num_preemptions = 0
+        return record

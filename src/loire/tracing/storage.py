@@ -233,9 +233,10 @@ class _Reader:
         return value
 
     def _seconds(self, name: str, value: object) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < MAX_SECONDS:  # NaN is not, either
-            raise self._error(f"{name} must be a number of seconds from 0, but is {value!r:.80}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._error(f"{name} must be a number of seconds, but is {value!r:.80}")
+        if not 0 <= value < MAX_SECONDS:  # NaN is not, either
+            raise self._error(f"{name} must be from 0 to {MAX_SECONDS:g} s, but is {value!r:.80}")
         return float(value)
 
     def _error(self, what: str) -> ConfigError:

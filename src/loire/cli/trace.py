@@ -22,6 +22,7 @@ _EXAMPLE: "dict[str, tuple[str, Policy]]" = {
     "paged": ("paged: continuous batching, paged memory", "paged"),
 }
 """--policy -> heading and preset. `continuous` is what the talks call the second picture."""
+_HONESTY = "Only the scheduler ran: no tokens were computed, so the times are its own."
 _EPILOG = """\
 Without FILE, seven requests share four slots, once with static and once with continuous batching.
 Only the scheduler runs for this: no tokens are computed.
@@ -46,20 +47,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the example (repeatable) [static and continuous]",
     )
     add("--steps", type=_range, metavar="A:B", help="draw only the steps from A to B")
+    add("--html", type=Path, metavar="OUT", help="write a page with the batch and the KV memory")
+    add("--svg", type=Path, metavar="OUT", help="the same as an image")
+    add("--perfetto", type=Path, metavar="OUT", help="write a file for ui.perfetto.dev")
     add("--json", action="store_true", help="the traces as one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
     traces = [_cut(trace, args.steps) for trace in _traces(args)]
+    written = _write_files(args, traces)
     if args.json:
         import json
         from dataclasses import asdict
 
         print(json.dumps({"traces": [asdict(trace) for trace in traces]}))
-    else:
+    elif not written:
         _print_grids(traces, example=args.file is None)
     return 0
+
+
+def _write_files(args: argparse.Namespace, traces: "list[Trace]") -> bool:
+    """Write the pictures that were asked for; whether there were any."""
+    pictures: list[tuple[Path, str]] = []
+    if args.html is not None:
+        pictures.append((args.html, _page(traces, example=args.file is None)))
+    if args.svg is not None:
+        from loire.tracing.svg import render_svg
+
+        pictures.append((args.svg, render_svg(traces)))
+    if args.perfetto is not None:
+        from loire.tracing.perfetto import render_perfetto
+
+        pictures.append((args.perfetto, render_perfetto(traces)))
+    for path, content in pictures:
+        try:
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        print(f"wrote {path} ({len(content.encode()):,} bytes)", file=sys.stderr)
+    return bool(pictures)
+
+
+def _page(traces: "list[Trace]", *, example: bool) -> str:
+    from loire.tracing.html import legend, page, timeline_section
+
+    sections = [timeline_section(trace.records, title=trace.name) for trace in traces]
+    introduction = f"Seven requests share four slots. {_HONESTY}" if example else ""
+    return page("The batch, step by step", [legend(), *sections], introduction=introduction)
 
 
 def _traces(args: argparse.Namespace) -> "list[Trace]":
@@ -99,7 +134,7 @@ def _print_grids(traces: "list[Trace]", *, example: bool) -> None:
         for line in render_grid(trace.records, width=width, color=color, unicode=unicode):
             print(line)
     if example:
-        print("\nOnly the scheduler ran: no tokens were computed, so the times are its own.")
+        print(f"\n{_HONESTY}")
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from loire.tracing.svg_marks import Chart, percent, text
 from loire.tracing.timeline import Timeline
 
 MAX_TICKS = 12
-AXIS_HEIGHT = 34
+AXIS_HEIGHT = 38
+LABELS = 18
+"""Height of the first line of labels below the charts, in pixels."""
 
 
 def round_interval(span: float, most: int) -> float:
@@ -49,13 +51,13 @@ def time_axis(timeline: Timeline, height_above: float) -> Chart:
     duration_s = max(timeline.elapsed_s(steps), 1e-6)
     unit, scale = time_unit(duration_s)
     digits = max(0, 2 - math.floor(math.log10(duration_s / scale)))
-    parts = [text("-8", 14, "step", "left muted"), text("-8", 29, unit, "left muted")]
+    parts = [text("-8", LABELS, "step", "left muted"), text("-8", LABELS + 15, unit, "left muted")]
     for order, step in enumerate(axis_steps(timeline)):
         css = "middle wide" if order % 2 else "middle"
         at = percent(step + 0.5, steps)
         label = f"{timeline.records[step].step_id + 1:,}"
-        parts.append(text(at, 14, label, css))
-        parts.append(text(at, 29, f"{timeline.elapsed_s(step) / scale:,.{digits}f}", css))
+        parts.append(text(at, LABELS, label, css))
+        parts.append(text(at, LABELS + 15, f"{timeline.elapsed_s(step) / scale:,.{digits}f}", css))
         parts.append(
             f'<line x1="{at}" x2="{at}" y1="{-height_above:g}" y2="2" class="grid {css}"/>'
         )

@@ -77,7 +77,8 @@ STYLE = (
     f":root{{color-scheme:light dark;{_LIGHT}}}"
     f"@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
     ".chart text{font:11px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--ink)}"
-    ".chart .muted{fill:var(--muted)}.chart .heading{font-weight:600;font-size:12px}"
+    ".chart .muted{fill:var(--muted)}.chart .heading{font-weight:600;font-size:12px;"
+    "paint-order:stroke;stroke:var(--paper);stroke-width:5px}"
     ".chart .left{text-anchor:end}.chart .middle{text-anchor:middle;pointer-events:none}"
     ".chart .end{font-weight:700}.chart .grid{stroke:var(--line);stroke-width:1}"
     ".chart .lane{fill:var(--lane)}.chart .hatch{fill:url(#hatch);pointer-events:none}"
@@ -97,8 +98,8 @@ STYLE = (
 
 DEFINITIONS = (
     '<defs><pattern id="hatch" patternUnits="userSpaceOnUse" width="6" height="6" '
-    'patternTransform="rotate(45)"><rect width="2.2" height="6" '
-    'style="fill:var(--ink);opacity:.34"/></pattern>'
+    'patternTransform="rotate(45)"><rect width="1.6" height="6" '
+    'style="fill:var(--ink);opacity:.3"/></pattern>'
     '<pattern id="dots" patternUnits="userSpaceOnUse" width="6" height="6">'
     '<rect width="6" height="6" style="fill:var(--lane)"/>'
     '<circle cx="3" cy="3" r="1.3" style="fill:var(--muted)"/></pattern></defs>'

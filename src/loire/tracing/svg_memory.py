@@ -40,9 +40,10 @@ def memory_chart(timeline: Timeline) -> Chart:
     """What the blocks of the KV pool held, in blocks."""
     pool = _pool(timeline.records[0])
     size = timeline.block_size
-    heading = "KV blocks" if size is None else f"KV blocks of {size} tokens"
-    top = HEADING + MARKS
-    parts = [text("0", 12, heading, "heading")]
+    tokens = "" if size is None else f" of {size} tokens"
+    marked = any(r.num_preemptions or r.num_prefix_hit_tokens for r in timeline.records)
+    top = HEADING + (MARKS if marked else 0)
+    parts = [text("0", 12, f"KV blocks{tokens}, {pool:,} in the pool", "heading")]
     parts.append(f'<rect class="lane" x="0" width="100%" y="{top}" height="{PLOT}"/>')
     steps = len(timeline.records)
     columns = list(_columns(timeline, MAX_COLUMNS))
@@ -68,8 +69,8 @@ def queue_chart(timeline: Timeline) -> Chart:
     records, steps = timeline.records, len(timeline.records)
     highest = max(max(r.num_running, r.num_waiting, 1) for r in records)
     parts = [
-        text("0", 12, "sequences: running", "heading"),
-        '<text x="0" y="12" class="heading" dx="122" style="fill:var(--alert)">waiting</text>',
+        '<text x="0" y="12" class="heading">sequences: running and '
+        '<tspan style="fill:var(--alert)">waiting</tspan></text>',
         _nested(HEADING, CURVES, f"0 0 {steps} {highest}"),
     ]
     for color, values in (

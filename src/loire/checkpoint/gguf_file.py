@@ -11,12 +11,12 @@ Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import math
 import mmap
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.formats import (
@@ -43,20 +43,29 @@ MAX_NAME_BYTES = 2**16 - 1
 """Longest key by the specification; tensor names are far shorter."""
 _TYPES: dict[int, WeightFormat] = {0: F32, 1: F16, 2: Q4_0, 3: Q4_1, 6: Q5_0, 7: Q5_1, 8: Q8_0,
                                    12: Q4_K, 13: Q5_K, 14: Q6_K, 30: BF16}  # fmt: skip
-_SCALARS: dict[int, tuple[str, type[np.generic]]] = {
-    0: ("B", np.uint8),
-    1: ("b", np.int8),
-    2: ("H", np.uint16),
-    3: ("h", np.int16),
-    4: ("I", np.uint32),
-    5: ("i", np.int32),
-    6: ("f", np.float32),
-    7: ("?", np.bool_),
-    10: ("Q", np.uint64),
-    11: ("q", np.int64),
-    12: ("d", np.float64),
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
 }
+"""Codes of the struct module by type."""
 _STRING, _ARRAY = 8, 9
+
+
+def numbers(code: str, data: bytes) -> "array[int] | array[float]":
+    """Little-endian numbers of a type of the array module. (numpy takes longer to import.)"""
+    values: array[Any] = array(code, data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +213,9 @@ class _Reader:
             return self._strings(self._count(8))
         if type_id not in _SCALARS:
             raise self._broken(f"an array has elements of type {type_id}")
-        dtype = np.dtype(_SCALARS[type_id][1]).newbyteorder("<")
-        count = self._count(dtype.itemsize)
-        return np.frombuffer(self._take(count * dtype.itemsize), dtype=dtype)
+        code = _SCALARS[type_id]
+        size = struct.calcsize("<" + code)
+        return numbers("B" if code == "?" else code, self._take(self._count(size) * size))
 
     def _strings(self, count: int) -> list[str]:
         # The inner loop of opening a model: a vocabulary has up to 262,144 entries.
@@ -254,7 +263,7 @@ class _Reader:
     def _scalar(self, type_id: int) -> Any:
         if type_id not in _SCALARS:
             raise self._broken(f"unknown value type {type_id} at byte {self.at}")
-        code = "<" + _SCALARS[type_id][0]
+        code = "<" + _SCALARS[type_id]
         return struct.unpack(code, self._take(struct.calcsize(code)))[0]
 
     def _take(self, num_bytes: int) -> bytes:

@@ -6,16 +6,15 @@ queries and keys, which fold the +1 of Gemma's norms into the weights, and what 
 
 import math
 import re
+from array import array
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription, RopeDescription
 from loire.checkpoint.fields import Fields
-from loire.checkpoint.gguf_file import GGUFFile
+from loire.checkpoint.gguf_file import GGUFFile, numbers
 from loire.checkpoint.rope_config import longrope_attention_factor
 
 FAMILIES = ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3")
@@ -248,10 +247,10 @@ def _floats(file: GGUFFile, name: str, count: int) -> tuple[float, ...]:
         raise CheckpointError(f"{file.path}: {name} should be {count} numbers of type F32")
     with file.path.open("rb") as data:
         data.seek(tensor.offset)
-        values = np.frombuffer(data.read(tensor.num_bytes), dtype="<f4")
-    if not np.isfinite(values).all() or (values <= 0).any():
+        values = numbers("f", data.read(tensor.num_bytes))
+    if not all(math.isfinite(value) and value > 0 for value in values):
         raise CheckpointError(f"{file.path}: {name} holds values that are not positive")
-    return tuple(float(value) for value in values)
+    return tuple(values)
 
 
 def _eos(metadata: Mapping[str, Any]) -> tuple[int, ...]:
@@ -259,7 +258,7 @@ def _eos(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     found = [int(value) for value in ids if isinstance(value, int)]
     tokens = metadata.get("tokenizer.ggml.tokens")
     kinds = metadata.get("tokenizer.ggml.token_type")
-    if isinstance(tokens, list) and isinstance(kinds, np.ndarray) and len(kinds) == len(tokens):
-        control = np.flatnonzero(kinds == 3)
-        found += [int(index) for index in control if tokens[index] in END_OF_TURN]
+    if isinstance(tokens, list) and isinstance(kinds, array) and len(kinds) == len(tokens):
+        pairs = enumerate(zip(tokens, kinds, strict=True))
+        found += [i for i, (token, kind) in pairs if kind == 3 and token in END_OF_TURN]
     return tuple(dict.fromkeys(found))

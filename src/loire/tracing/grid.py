@@ -18,6 +18,8 @@ from loire.tracing.palette import TERMINAL_COLORS, color_index
 from loire.tracing.timeline import Run, Timeline, build_timeline
 
 MIN_WIDTH = 40
+MARGIN = 10
+"""Characters for the headings of lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +109,16 @@ class _Grid:
             self._rows[run.slot].append(run)
         self._starts = [[run.first for run in row] for row in self._rows]
         self._waiting = any(record.num_waiting for record in timeline.records)
+        self._preempted = any(record.num_preemptions for record in timeline.records)
 
     def lines(self, width: int) -> list[str]:
         records = self._timeline.records
         columns = [_Column(step, step + 1) for step in range(len(records))]
-        margin = len(self._heading("waiting"))
         cell = self._cell_width(columns)
-        if margin + cell * len(columns) > width:
+        if MARGIN + cell * len(columns) > width:
             columns = self._merged_columns()
             cell = self._cell_width(columns)
-        per_line = max((width - margin) // cell, 1)
+        per_line = max((width - MARGIN) // cell, 1)
         lines: list[str] = []
         for first in range(0, len(columns), per_line):
             lines += [""] if lines else []
@@ -137,9 +139,6 @@ class _Grid:
             edges |= {run.first, run.end}
             if run.ended:
                 edges.add(run.end - 1)
-        if self._waiting:
-            waiting = [record.num_waiting for record in self._timeline.records]
-            edges |= {i for i in range(1, len(waiting)) if waiting[i] != waiting[i - 1]}
         ordered = sorted(edges)
         return [_Column(first, end) for first, end in pairwise(ordered)]
 
@@ -153,15 +152,18 @@ class _Grid:
 
     def _band(self, columns: Sequence[_Column], cell: int) -> list[str]:
         steps = [self._step_number(column.first) for column in columns]
+        covered = [self._timeline.records[column.first : column.end] for column in columns]
         lines = [self._line("step", steps, cell)]
         if any(column.num_steps > 1 for column in columns):
             lines.append(self._line("", [self._times(column) for column in columns], cell))
         for slot in range(self._timeline.num_slots):
             cells = [self._cell(slot, column, cell) for column in columns]
             lines.append((self._heading(f"slot {slot + 1}") + "".join(cells)).rstrip())
-        records = [self._timeline.records[column.end - 1] for column in columns]
         if self._waiting:
-            lines.append(self._line("waiting", [str(r.num_waiting) for r in records], cell))
+            lines.append(self._line("waiting", [str(c[-1].num_waiting) for c in covered], cell))
+        if self._preempted:
+            counts = [sum(record.num_preemptions for record in c) for c in covered]
+            lines.append(self._line("preempted", [str(n or "") for n in counts], cell))
         return lines
 
     def _cell(self, slot: int, column: _Column, width: int) -> str:
@@ -192,7 +194,7 @@ class _Grid:
         return (self._heading(heading) + "".join(f"{text:<{cell}}" for text in texts)).rstrip()
 
     def _heading(self, text: str) -> str:
-        return f"{text:<9}"
+        return f"{text:<{MARGIN}}"
 
     def _step_number(self, index: int) -> str:
         return str(self._timeline.records[index].step_id + 1)

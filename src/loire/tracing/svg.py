@@ -67,7 +67,7 @@ def legend_entries() -> list[tuple[str, str]]:
     return [
         (f'<rect class="c0" {box}/><rect class="hatch" {box}/>', "prefill"),
         (f'<rect class="c0" {box}/>', "decode"),
-        ('<path class="ended" d="M14.5 0V12"/>', "END"),
+        ('<path class="ended" stroke-width="2.5" d="M14.5 0V12"/>', "END"),
         (f'<rect class="held" {box}/>', "slot of an ended sequence"),
         *((f'<rect class="{css}" {box}/>', name) for css, name, _ in BANDS),
         (f'<rect class="lane" {box}/>', "free"),

@@ -82,7 +82,7 @@ STYLE = (
     ".chart .left{text-anchor:end}.chart .middle{text-anchor:middle;pointer-events:none}"
     ".chart .end{font-weight:700}.chart .grid{stroke:var(--line);stroke-width:1}"
     ".chart .lane{fill:var(--lane)}.chart .hatch{fill:url(#hatch);pointer-events:none}"
-    ".chart .ended{stroke:var(--ink);stroke-width:2.5}.chart .last{fill:var(--ink);opacity:.18;"
+    ".chart .ended{stroke:var(--ink)}.chart .last{fill:var(--ink);opacity:.18;"
     "pointer-events:none}.chart .paused{fill:none;stroke:var(--muted);stroke-dasharray:3 3}"
     ".chart .held{fill:url(#dots)}.chart .hover{fill:var(--ink);opacity:0}"
     ".chart .hover:hover{opacity:.1}.chart .alert{fill:var(--alert)}.chart .hit{fill:var(--hit)}"

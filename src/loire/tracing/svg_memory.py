@@ -15,6 +15,7 @@ CURVES = 46
 MAX_COLUMNS = 600
 """Steps beyond that are averaged: a page has no more pixels."""
 MAX_HOVERS = 160
+MAX_MARKS = 64
 
 BANDS: tuple[tuple[str, str, Callable[[StepRecord, int], float]], ...] = (
     ("live", "live tokens", lambda r, size: r.kv_live_tokens / size),
@@ -60,7 +61,7 @@ def memory_chart(timeline: Timeline) -> Chart:
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{number(y)}" y2="{number(y)}"/>')
         parts.append(text("-8", y + 4, f"{tick:,g}", "left muted"))
     parts += [_hover(timeline, c, top, pool) for c in _columns(timeline, MAX_HOVERS)]
-    parts += [_marks(timeline, c, HEADING) for c in _columns(timeline, MAX_HOVERS)]
+    parts += [_marks(timeline, c, HEADING) for c in _columns(timeline, MAX_MARKS)]
     return Chart("".join(parts), top + PLOT)
 
 
@@ -160,10 +161,10 @@ def _marks(timeline: Timeline, column: _Column, y: float) -> str:
     at = percent((column.first + column.end) / 2, len(timeline.records))
     parts = []
     if preemptions:
-        parts.append(("alert", "M-5 2H5L0 11Z", f"{preemptions:,} preemptions"))
+        parts.append(("alert", "M-4 3H4L0 11Z", f"{preemptions:,} preemptions"))
     if hits:
         parts.append(
-            ("hit", "M0 1L5 7L0 13L-5 7Z", f"{hits:,} prompt tokens from the prefix cache")
+            ("hit", "M0 2L4 7L0 12L-4 7Z", f"{hits:,} prompt tokens from the prefix cache")
         )
     return "".join(
         f'<svg x="{at}" y="{number(y)}" overflow="visible"><path class="{css}" d="{shape}">'

@@ -47,7 +47,7 @@ def _run(timeline: Timeline, run: Run, y: float, height: float, *, labels: bool)
     middle = y + height / 2 + 4
     end_label = room_class(1 / steps, "END") if run.ended and labels else None
     if run.ended:
-        parts.append(_end(run, steps, y, height))
+        parts.append(_end(run, steps, y, height, stroke=2.5 if labels else 1))
         if end_label is not None:
             at = percent(run.end - 0.5, steps)
             parts.append(text(at, middle, "END", f"middle end {end_label}".strip()))
@@ -56,7 +56,7 @@ def _run(timeline: Timeline, run: Run, y: float, height: float, *, labels: bool)
     return "".join(parts)
 
 
-def _end(run: Run, steps: int, y: float, height: float) -> str:
+def _end(run: Run, steps: int, y: float, height: float, *, stroke: float) -> str:
     """A bar at the end of the sequence, and its last step in a darker shade."""
     right = percent(run.end, steps)
     last = percent(run.end - 1, steps)
@@ -64,7 +64,7 @@ def _end(run: Run, steps: int, y: float, height: float) -> str:
     return (
         f'<rect class="last" x="{last}" width="{percent(1, steps)}" {box}/>'
         f'<line class="ended" x1="{right}" x2="{right}" y1="{number(y)}" y2="{number(y + height)}" '
-        f'transform="translate(-1.25 0)"/>'
+        f'stroke-width="{stroke}" transform="translate({number(-stroke / 2)} 0)"/>'
     )
 
 

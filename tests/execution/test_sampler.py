@@ -1,6 +1,7 @@
 """Sampling: each parameter does what it says, and a row never depends on its neighbours."""
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from loire.base.sampling import SamplingParams
 from loire.base.step import NewSequence
+from loire.execution import sampler
 from loire.execution.random_numbers import uniform
-from loire.execution.sampler import sample
 from loire.execution.sampling_state import SamplingState
+from loire.kernels.reference import ReferenceBackend
 
 VOCAB = 2000
+sample = partial(sampler.sample, largest=ReferenceBackend().largest)
 
 
 def _state(

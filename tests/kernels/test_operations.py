@@ -313,3 +313,25 @@ def test_linear_is_the_same_in_any_batch(backend: Backend, dtype: torch.dtype) -
             eps = torch.finfo(dtype).eps
             scale = float(whole.abs().max())
             torch.testing.assert_close(parts, whole, rtol=2 * eps, atol=4 * eps * scale)
+
+
+def test_wide_linear_is_not_rounded(backend: Backend, dtype: torch.dtype) -> None:
+    linear = backend.linear(normal(40, 96, dtype=dtype))
+    x = normal(5, 96, dtype=dtype, seed=1)
+    wide = linear(x, wide=True)
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide.to(dtype), linear(x))
+
+
+@pytest.mark.parametrize("size", [1, 15, 64, 1000, 2500])
+def test_largest(backend: Backend, size: int) -> None:
+    logits = normal(9, size, dtype=torch.float32)
+    logits[1] = 0.0  # all equal
+    logits[2, size // 2 :] = 7.0  # the first of equals
+    logits[3] = -1e30
+    logits[4, -1], logits[5, 0] = float("nan"), float("inf")
+    logits[6, size // 2] = float("-inf")
+    indices, finite = backend.largest(logits)
+    assert finite.tolist() == [True] * 4 + [False] * 3 + [True] * 2
+    for row in (0, 1, 2, 3, 7, 8):
+        assert indices[row] == logits[row].argmax()

@@ -77,7 +77,8 @@ class ModelRunner:
             last = hidden[torch.tensor([ends[index] for index in sampling], device=self.device)]
         states = [self._states[rows[index].seq_id] for index in sampling]
         positions = [rows[index].start + len(rows[index].token_ids) for index in sampling]
-        chosen = sample(self.decoder.logits(last), states, positions)
+        logits = self.decoder.logits(last)
+        chosen = sample(logits, states, positions, self.decoder.backend.largest)
         for index, state, draw in zip(sampling, states, chosen, strict=True):
             draws[index] = draw
             if draw.token_id is not None:

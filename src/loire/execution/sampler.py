@@ -7,7 +7,7 @@ rounding of a sum depends on its length.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,22 +36,33 @@ class Draw:
     error: str | None = None
 
 
-def sample(logits: Tensor, states: Sequence[SamplingState], positions: Sequence[int]) -> list[Draw]:
+Largest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""See kernels.interface.Backend.largest."""
+
+
+def sample(
+    logits: Tensor,
+    states: Sequence[SamplingState],
+    positions: Sequence[int],
+    largest: Largest,
+) -> list[Draw]:
     """Choose one token per row.
 
     logits: float32 [L, V], overwritten. positions: of the token to choose, per row.
     """
-    low, high = torch.aminmax(logits, dim=1)
-    finite = (torch.isfinite(low) & torch.isfinite(high)).tolist()
+    likeliest, is_finite = largest(logits)
+    finite: list[bool] = is_finite.tolist()
     raw = {
         row: torch.log_softmax(logits[row], dim=0)
         for row, state in enumerate(states)
         if finite[row] and state.params.logprobs is not None
     }
     good = [row for row in range(len(states)) if finite[row]]
-    for row in good:
-        _adjust(logits[row], states[row], positions[row])
-    tokens = _choose(logits, good, states, positions)
+    adjusted = [row for row in good if _adjust(logits[row], states[row], positions[row])]
+    greedy: list[int] = likeliest.tolist()
+    for row in adjusted:
+        greedy[row] = int(logits[row].argmax())
+    tokens = _choose(logits, good, states, positions, greedy)
     draws = []
     for row, state in enumerate(states):
         if not finite[row]:
@@ -79,13 +90,16 @@ def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[T
     ]
 
 
-def _adjust(logits: Tensor, state: SamplingState, position: int) -> None:
-    """Bias, min_tokens and penalties of one row, in place. Most rows have none."""
+def _adjust(logits: Tensor, state: SamplingState, position: int) -> bool:
+    """Bias, min_tokens and penalties of one row, in place; whether it had any. Most have none."""
     params = state.params
+    forbids_stop = bool(state.stop_token_ids) and position - state.num_prompt < params.min_tokens
+    if not (params.logit_bias or forbids_stop or state.has_penalties):
+        return False
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
         logits[ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
-    if state.stop_token_ids and position - state.num_prompt < params.min_tokens:
+    if forbids_stop:
         logits[list(state.stop_token_ids)] = NEG_INF
     if state.has_penalties:
         assert state.output_counts is not None
@@ -96,21 +110,25 @@ def _adjust(logits: Tensor, state: SamplingState, position: int) -> None:
             torch.where(state.seen, scaled, logits, out=logits)
         logits -= params.frequency_penalty * state.output_counts
         logits -= params.presence_penalty * (state.output_counts > 0)
+    return True
 
 
 def _choose(
-    logits: Tensor, rows: Sequence[int], states: Sequence[SamplingState], positions: Sequence[int]
+    logits: Tensor,
+    rows: Sequence[int],
+    states: Sequence[SamplingState],
+    positions: Sequence[int],
+    greedy: Sequence[int],
 ) -> dict[int, int]:
     tokens: dict[int, int] = {}
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for row in rows:
         groups[_width(states[row], logits.shape[1])].append(row)
     for width, members in groups.items():
-        picked = logits if len(members) == len(logits) else logits[members]
         if width == GREEDY:
-            chosen = picked.argmax(dim=1).tolist()
-            tokens.update(zip(members, chosen, strict=True))
+            tokens.update((row, greedy[row]) for row in members)
             continue
+        picked = logits if len(members) == len(logits) else logits[members]
         params = [states[row].params for row in members]
         draws = [uniform(states[r].seed, states[r].choice, positions[r]) for r in members]
         chosen = _draw(picked, _Knobs.of(params, draws, logits.device), width)

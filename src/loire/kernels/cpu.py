@@ -35,12 +35,12 @@ class PackedLinear:
         """Bytes that one multiplication reads of it."""
         return self.out_features * self.in_features * 2
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self.bias, "none", [], ""
         )
-        return result
+        return result.float() if wide else result
 
 
 @dataclass(frozen=True, slots=True)

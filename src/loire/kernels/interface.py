@@ -101,8 +101,11 @@ class Linear(Protocol):
         """Bytes that one multiplication reads of it."""
         ...
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in_features] to [T, out_features], in x's dtype, accumulated in float32."""
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[T, in_features] to [T, out_features], accumulated in float32.
+
+        In x's dtype, or with wide in float32 (not rounded on the way where a backend can).
+        """
         ...
 
 
@@ -142,6 +145,11 @@ class Backend(Protocol):
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, 2 * I] to [T, I]: activation(first half) * second half (Shazeer 2020, GLU)."""
+        ...
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each row of logits, float32 [L, V]: the index of its largest entry, the first of
+        equals (int64 [L], anything for a row with NaN), and whether all are finite (bool [L])."""
         ...
 
     def rotate_and_store(

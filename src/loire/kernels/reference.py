@@ -31,9 +31,10 @@ class ReferenceLinear:
         """Bytes that one multiplication reads of it."""
         return self.weight.numel() * self.weight.element_size()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
-        return F.linear(x, self.weight, self.bias)
+        result = F.linear(x, self.weight, self.bias)
+        return result.float() if wide else result
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ class ReferenceBackend:
             return F.silu(gate) * up
         approximate = "tanh" if activation == "gelu_tanh" else "none"
         return F.gelu(gate, approximate=approximate) * up
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Two passes of torch's own."""
+        low, high = torch.aminmax(logits, dim=1)
+        return logits.argmax(dim=1), torch.isfinite(low) & torch.isfinite(high)
 
     def rotate_and_store(
         self,

@@ -140,7 +140,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [L, V] of hidden states [L, E]."""
-        logits = self.head(hidden).float()
+        logits = self.head(hidden, wide=True)
         cap = self.description.logit_softcap
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)

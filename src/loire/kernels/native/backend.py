@@ -58,6 +58,7 @@ class NativeBackend:
         self._norm = library.norm
         self._activation = library.activation
         self._rotary = library.rotary
+        self._largest = library.largest
         self._attend = library.attend
         weakref.finalize(self, library.close, context)
 
@@ -126,6 +127,20 @@ class NativeBackend:
         ):
             raise self._error()
         return out
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Per row of logits [L, V] its likeliest token (int64 [L]) and whether it is finite."""
+        if logits.dtype is not torch.float32:
+            raise ValueError(f"logits are float32, not {logits.dtype}")
+        logits = logits.contiguous()
+        rows, size = logits.shape
+        indices = torch.empty(rows, dtype=torch.int64)
+        finite = torch.empty(rows, dtype=torch.bool)
+        if self._largest(
+            self._context, logits.data_ptr(), indices.data_ptr(), finite.data_ptr(), rows, size
+        ):
+            raise self._error()
+        return indices, finite
 
     def rotate_and_store(
         self,
@@ -276,7 +291,7 @@ class NativeLinear:
         padded = -(-self.out_features // 32) * 32 * (-(-self.in_features // 32) * 32)
         return padded * self._dtype.itemsize
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
         x = x.contiguous()
         tokens, size = x.shape
@@ -285,8 +300,8 @@ class NativeLinear:
                 f"x is {tokens} x {size} {x.dtype}, but the weight takes "
                 f"{self.in_features} {self._dtype}"
             )
-        out = x.new_empty((tokens, self.out_features))
-        if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), tokens):
+        out = torch.empty((tokens, self.out_features), dtype=torch.float32 if wide else self._dtype)
+        if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), wide, tokens):
             raise EngineError(f"native kernels: {self._library.last_message()}")
         return out
 

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -36,13 +36,14 @@ class NativeLibrary:
             "loire_pack", pointer, (pointer, c_int32, pointer, pointer, size, size, size)
         )
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
-        self.linear = self._function("loire_linear", c_int, (*(pointer,) * 4, size))
+        self.linear = self._function("loire_linear", c_int, (*(pointer,) * 4, c_int32, size))
         self.norm = self._function(
             "loire_norm", c_int, (pointer, c_int32, *(pointer,) * 4, size, size, c_float)
         )
         self.activation = self._function(
             "loire_activation", c_int, (pointer, c_int32, c_int32, pointer, pointer, size, size)
         )
+        self.largest = self._function("loire_largest", c_int, (*(pointer,) * 4, size, size))
         self.rotary = self._function(
             "loire_rotary",
             c_int,

@@ -20,6 +20,7 @@ namespace {
 #include "rotary.h"
 #include "attention.h"
 #include "linear.h"
+#include "largest.h"
 #include "limits.h"
 
 template <typename Element, typename Format>
@@ -66,6 +67,7 @@ extern const Operations LOIRE_TABLE;
 const Operations LOIRE_TABLE = {
     LOIRE_NAME,
     computes_exactly,
+    largest_piece,
     read_piece,
     operations<float, Float32Format>(multiply_float32_piece, FLOPS),
     operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece, FLOPS* BFLOAT16_LINKS)};

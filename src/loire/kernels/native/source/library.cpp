@@ -110,7 +110,7 @@ double timed(Body body) {
 
 int64_t row_pieces(int64_t tokens) { return (tokens + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }
 
-void multiply(Context& context, const PackedWeight& weight, const void* x, void* out,
+void multiply(Context& context, const PackedWeight& weight, const void* x, void* out, bool wide,
               int64_t tokens) {
     if (tokens == 0) return;
     const TypedOperations& operations = context.typed(weight.is_bfloat16);
@@ -133,9 +133,9 @@ void multiply(Context& context, const PackedWeight& weight, const void* x, void*
     while (panels > 1 && blocks * (weight.panels / panels) < wanted) panels /= 2;
     const int64_t columns = (weight.panels + panels - 1) / panels;
     const LinearArguments arguments{weight.data, weight.bias,  packing.packed,
-                                    out,         tokens,       weight.steps,
-                                    weight.out_features,       tokens_per_piece,
-                                    panels};
+                                    out,         wide,         tokens,
+                                    weight.steps, weight.out_features,
+                                    tokens_per_piece, panels};
     const int64_t row_blocks = (tokens + tokens_per_piece - 1) / tokens_per_piece;
     context.pool.run(row_blocks * columns, operations.linear, &arguments);
 }
@@ -148,7 +148,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 1; }
+int loire_interface_version() { return 2; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -178,9 +178,10 @@ void* loire_pack(Context* context, int32_t type, const void* weight, const void*
 
 void loire_free_weight(PackedWeight* weight) { delete weight; }
 
+// out is float32 if wide, else of the weight's type.
 int loire_linear(Context* context, const PackedWeight* weight, const void* x, void* out,
-                 int64_t tokens) {
-    return locked(context, [&] { multiply(*context, *weight, x, out, tokens); });
+                 int32_t wide, int64_t tokens) {
+    return locked(context, [&] { multiply(*context, *weight, x, out, wide != 0, tokens); });
 }
 
 int loire_norm(Context* context, int32_t type, const void* x, float* residual, const float* weight,
@@ -196,6 +197,14 @@ int loire_activation(Context* context, int32_t type, int32_t kind, const void* g
     return locked(context, [&] {
         const ActivationArguments arguments{gate_up, out, tokens, size, kind};
         context->pool.run(row_pieces(tokens), context->typed(type).activation, &arguments);
+    });
+}
+
+int loire_largest(Context* context, const float* rows, int64_t* indices, bool* finite,
+                  int64_t count, int64_t size) {
+    return locked(context, [&] {
+        const LargestArguments arguments{rows, indices, finite, size};
+        context->pool.run(count, context->operations.largest, &arguments);
     });
 }
 

@@ -231,9 +231,12 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
                 if (column >= a.out_features) break;
                 Vec16 value = load(sums + t * PANEL + column % PANEL);
                 if (a.bias != nullptr) value = value + load(a.bias + column);
-                Element* out =
-                    static_cast<Element*>(a.out) + (first_token + t) * a.out_features + column;
-                store_some(out, value, a.out_features - column);
+                const int64_t at = (first_token + t) * a.out_features + column;
+                const int64_t count = a.out_features - column;
+                if (a.wide)
+                    store_some(static_cast<float*>(a.out) + at, value, count);
+                else
+                    store_some(static_cast<Element*>(a.out) + at, value, count);
             }
     }
 }

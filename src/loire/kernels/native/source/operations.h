@@ -51,6 +51,13 @@ struct ActivationArguments {
     int32_t kind;         // 0 silu, 1 gelu_tanh, 2 gelu
 };
 
+struct LargestArguments {
+    const float* rows;  // [count, size]
+    int64_t* indices;   // [count]: of the largest entry, the first of equals
+    bool* finite;       // [count]: whether all entries are
+    int64_t size;
+};
+
 struct RotaryArguments {
     const void* qkv;              // [T, (H + 2 * K) * D]
     void* queries;                // [T, H, D]
@@ -119,7 +126,8 @@ struct LinearArguments {
     const void* weight;       // packed
     const float* bias;        // [panels * PANEL] or null
     const void* activations;  // packed
-    void* out;                // [T, out]
+    void* out;                // [T, out], of the weight's type or float32
+    bool wide;                // whether out is float32
     int64_t tokens, steps, out_features;
     int64_t tokens_per_piece;  // a multiple of TOKENS_PER_BLOCK
     int64_t panels_per_piece;
@@ -143,6 +151,7 @@ struct TypedOperations {
 struct Operations {
     const char* name;
     bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
+    PieceFunction largest;           // one row
     PieceFunction read_limit;        // LIMIT_PIECE_BYTES
     TypedOperations float32, bfloat16;
 };

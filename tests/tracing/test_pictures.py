@@ -83,6 +83,18 @@ def test_areas_are_what_the_blocks_held() -> None:
             assert area(paths[name]) == pytest.approx(sum(blocks(r, 8) for r in records), rel=1e-3)
 
 
+def test_a_pool_that_is_hardly_used_is_drawn_enlarged() -> None:
+    root = drawn(random_trace(1, "static", num_blocks=4000))
+    headings = [e.text or "" for e in root.iter(SVG + "text") if "KV blocks" in (e.text or "")]
+    found = re.fullmatch(
+        r"KV blocks of 8 tokens, 4,000 in the pool, at most (\d+) used", headings[0]
+    )
+    assert found is not None
+    [box] = [e.get("viewBox", "") for e in root.iter(SVG + "svg") if e.find(f"{SVG}path[@d]")
+             is not None and e.find(f"{SVG}path").get("class") == "live"]  # fmt: skip
+    assert int(box.split()[3]) == round(1.2 * int(found[1]))
+
+
 def area(path: str) -> float:
     """Shoelace formula for a path of M, V and H."""
     first, *rest = re.findall(r"[MVH][^MVHZ]+", path)

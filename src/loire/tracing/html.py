@@ -14,7 +14,7 @@ _PAGE_STYLE = (
     "font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;"
     "color:var(--ink);background:var(--paper)}"
     "h1{font-size:24px;line-height:1.25;margin:8px 0}h2{font-size:18px;margin:28px 0 2px}"
-    "p{margin:4px 0 10px;max-width:80ch}.note{color:var(--muted);font-size:13px}"
+    "p{margin:4px 0 10px;max-width:80ch}.note{color:var(--muted);font-size:13px;max-width:none}"
     f".timeline{{padding:0 {MARGIN_RIGHT}px 0 {MARGIN_LEFT}px}}"
     ".timeline>svg{display:block;width:100%;overflow:visible}"
     ".legend{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;margin:14px 0;padding:0;"

@@ -38,26 +38,28 @@ class _Column:
 
 
 def memory_chart(timeline: Timeline) -> Chart:
-    """What the blocks of the KV pool held, in blocks."""
-    pool = _pool(timeline.records[0])
-    size = timeline.block_size
-    tokens = "" if size is None else f" of {size} tokens"
+    """What the blocks of the KV pool held, in blocks; if little was ever used, only that part."""
+    pool, size = _pool(timeline.records[0]), timeline.block_size
+    peak = max(record.blocks_in_use + record.blocks_cached for record in timeline.records)
+    highest = pool if 4 * peak > pool else max(round(1.2 * peak), 1)
+    heading = "KV blocks" if size is None else f"KV blocks of {size} tokens"
+    heading += f", {pool:,} in the pool"
+    heading += f", at most {peak:,} used" if highest < pool else ""
     marked = any(r.num_preemptions or r.num_prefix_hit_tokens for r in timeline.records)
     top = HEADING + (MARKS if marked else 0)
-    parts = [text("0", 12, f"KV blocks{tokens}, {pool:,} in the pool", "heading")]
+    parts = [text("0", 12, heading, "heading")]
     parts.append(f'<rect class="lane" x="0" width="100%" y="{top}" height="{PLOT}"/>')
-    steps = len(timeline.records)
+    parts.append(_nested(top, PLOT, f"0 0 {len(timeline.records)} {highest}"))
     columns = list(_columns(timeline, MAX_COLUMNS))
-    parts.append(_nested(top, PLOT, f"0 0 {steps} {pool}"))
     below = [0.0] * len(columns)
     for index, (css, _, _) in enumerate(BANDS):
         above = [low + column.blocks[index] for low, column in zip(below, columns, strict=True)]
         if above != below:
-            parts.append(f'<path class="{css}" d="{_area(columns, below, above, pool)}"/>')
+            parts.append(f'<path class="{css}" d="{_area(columns, below, above, highest)}"/>')
         below = above
     parts.append("</svg>")
-    for tick in round_ticks(pool, 4):
-        y = top + PLOT * (1 - tick / pool)
+    for tick in round_ticks(highest, 4):
+        y = top + PLOT * (1 - tick / highest)
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{number(y)}" y2="{number(y)}"/>')
         parts.append(text("-8", y + 4, f"{tick:,g}", "left muted"))
     parts += [_hover(timeline, c, top, pool) for c in _columns(timeline, MAX_HOVERS)]
@@ -106,13 +108,13 @@ def _columns(timeline: Timeline, most: int) -> Iterator[_Column]:
         yield _Column(first, end, blocks)
 
 
-def _area(columns: list[_Column], below: list[float], above: list[float], pool: int) -> str:
+def _area(columns: list[_Column], below: list[float], above: list[float], highest: int) -> str:
     """A path along the top from left to right, and back along the bottom."""
-    path = [f"M0 {number(pool - above[0])}"]
+    path = [f"M0 {number(highest - above[0])}"]
     for column, value in zip(columns, above, strict=True):
-        path.append(f"V{number(pool - value)}H{column.end}")
+        path.append(f"V{number(highest - value)}H{column.end}")
     for column, value in zip(reversed(columns), reversed(below), strict=True):
-        path.append(f"V{number(pool - value)}H{column.first}")
+        path.append(f"V{number(highest - value)}H{column.first}")
     return _without_repeats(path) + "Z"
 
 

@@ -271,7 +271,8 @@ int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void
             cut.unfinished.data(),
             reinterpret_cast<float*>(context->partials.reserve(partial_bytes)),
             partial_floats};
-        context->pool.run(int64_t(cut.pieces.size()), context->typed(type).attention, &arguments);
+        context->pool.run(int64_t(cut.pieces.size()), context->typed(type).attention, &arguments,
+                          Order::EVERY_NTH);
     });
 }
 

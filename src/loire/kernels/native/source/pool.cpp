@@ -93,16 +93,22 @@ std::vector<int> allowed_cpus() {
 
 }  // namespace
 
+// The pieces that one thread begins with. A ticket is (epoch of the operation, next piece of the
+// share). Taking a piece is a compare-and-swap on it, so a worker that comes late, with the fields
+// of an operation long finished, takes nothing: between operations tickets are closed, and a new
+// epoch makes any old ticket differ.
+struct alignas(64) Share {
+    std::atomic<uint64_t> ticket{CLOSED};
+};
+
 // The workers of one process, and the operation they are at.
-//
-// A ticket is (epoch of the operation, next piece). Taking a piece is a compare-and-swap on it, so
-// a worker that comes late, with the fields of an operation long finished, takes nothing: between
-// operations the ticket is closed, and a new epoch makes any old ticket differ.
 struct Pool::Team {
     const unsigned generation;
     std::mutex owner;
 
-    std::atomic<uint64_t> ticket{CLOSED};
+    std::vector<Share> shares;  // of each thread
+    std::atomic<uint64_t> epoch{0};
+    std::atomic<Order> order{Order::NEIGHBOURS};
     std::atomic<int64_t> done{0};
     std::atomic<int64_t> count{0};
     std::atomic<PieceFunction> function{nullptr};
@@ -121,7 +127,7 @@ struct Pool::Team {
     std::vector<int> worker_cpu;  // where each worker is pinned
 
     Team(int num_threads, unsigned generation)
-        : generation(generation), scratch(num_threads), cpus(allowed_cpus()) {
+        : generation(generation), shares(num_threads), scratch(num_threads), cpus(allowed_cpus()) {
         if (cpus.size() < size_t(num_threads)) cpus.clear();
         for (int index = 1; index < num_threads; ++index) {
             workers.emplace_back([this, index] { work(index); });
@@ -178,7 +184,7 @@ struct Pool::Team {
         uint64_t seen = 0;
         unsigned heard = 0;
         const auto called = [&] {
-            return (ticket.load() >> 32) != seen || wakes.load() != heard || stop.load();
+            return epoch.load() != seen || wakes.load() != heard || stop.load();
         };
         for (;;) {
             if (!spin(called)) {
@@ -189,43 +195,58 @@ struct Pool::Team {
             }
             if (stop.load()) return;
             heard = wakes.load();
-            seen = ticket.load() >> 32;
-            help(seen, scratch[index]);
+            seen = epoch.load();
+            help(seen, index);
         }
     }
 
-    // Takes pieces of the operation until none is left.
-    void help(uint64_t epoch, Scratch& own) {
-        uint64_t now = ticket.load(std::memory_order_acquire);
+    // Takes pieces of the operation until none is left: first its own share, then of the others'.
+    void help(uint64_t now, int index) {
+        const int threads = int(shares.size());
+        for (int i = 0; i < threads; ++i) take(now, (index + i) % threads, scratch[index]);
+    }
+
+    void take(uint64_t now, int share, Scratch& own) {
+        std::atomic<uint64_t>& tickets = shares[share].ticket;
+        const int64_t threads = int64_t(shares.size());
+        uint64_t ticket = tickets.load(std::memory_order_acquire);
         for (;;) {
-            const int64_t piece = int64_t(now & 0xffffffffu);
-            if (now >> 32 != epoch || piece >= count.load(std::memory_order_relaxed)) return;
+            const int64_t next = int64_t(ticket & CLOSED);
+            const int64_t all = count.load(std::memory_order_relaxed);
+            const bool neighbours = order.load(std::memory_order_relaxed) == Order::NEIGHBOURS;
+            const int64_t piece =
+                neighbours ? all * share / threads + next : next * threads + share;
+            if (ticket >> 32 != now || piece >= (neighbours ? all * (share + 1) / threads : all))
+                return;
             const PieceFunction run = function.load(std::memory_order_relaxed);
             const void* given = arguments.load(std::memory_order_relaxed);
-            if (!ticket.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) continue;
+            if (!tickets.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel))
+                continue;
             try {
                 run(given, piece, own);
             } catch (const std::bad_alloc&) {
                 failed.store(true);
             }
             done.fetch_add(1, std::memory_order_release);
-            now = ticket.load(std::memory_order_acquire);
+            ticket = tickets.load(std::memory_order_acquire);
         }
     }
 
-    void run(int64_t pieces, PieceFunction run, const void* given) {
+    void run(int64_t pieces, PieceFunction run, const void* given, Order given_order) {
         make_room();
+        order.store(given_order, std::memory_order_relaxed);
         function.store(run, std::memory_order_relaxed);
         arguments.store(given, std::memory_order_relaxed);
         count.store(pieces, std::memory_order_relaxed);
         done.store(0, std::memory_order_relaxed);
-        const uint64_t epoch = ((ticket.load() >> 32) + 1) & 0xffffffffu;
-        ticket.store(epoch << 32);
+        const uint64_t now = (epoch.load() + 1) & CLOSED;
+        for (Share& share : shares) share.ticket.store(now << 32, std::memory_order_release);
+        epoch.store(now);
         if (sleepers.load() > 0) ring();
-        help(epoch, scratch[0]);
+        help(now, 0);
         const auto finished = [&] { return done.load(std::memory_order_acquire) == pieces; };
         while (!spin(finished)) sched_yield();
-        ticket.store(epoch << 32 | CLOSED);
+        for (Share& share : shares) share.ticket.store(now << 32 | CLOSED);
         if (failed.exchange(false)) throw std::bad_alloc();
     }
 };
@@ -259,11 +280,11 @@ Pool::Team& Pool::team() {
 
 std::mutex& Pool::mutex() { return team().owner; }
 
-void Pool::run(int64_t count, PieceFunction function, const void* arguments) {
+void Pool::run(int64_t count, PieceFunction function, const void* arguments, Order order) {
     Team& team = *team_.load();
     const FlushDenormals flush;
     if (count > 1 && num_threads_ > 1) {
-        team.run(count, function, arguments);
+        team.run(count, function, arguments, order);
         return;
     }
     for (int64_t piece = 0; piece < count; ++piece) function(arguments, piece, team.scratch[0]);

@@ -10,9 +10,13 @@
 
 namespace loire {
 
-// Hands out pieces one by one through an atomic counter; the calling thread takes part, so a
-// worker that the system does not run delays no more than the piece it holds. Between operations
-// workers spin for some tens of microseconds, then sleep.
+// Which pieces a thread begins with: a run of neighbours, so that it reads memory as one stream, or
+// every n-th, so that all begin with the largest where pieces are sorted.
+enum class Order { NEIGHBOURS, EVERY_NTH };
+
+// Hands out pieces one by one, to each thread first its own share, then what is left of the others';
+// the calling thread takes part, so a worker that the system does not run delays no more than the
+// piece it holds. Between operations workers spin for some tens of microseconds, then sleep.
 //
 // While pieces are computed, float32 denormals are flushed to zero, read or written.
 class Pool {
@@ -26,7 +30,8 @@ class Pool {
     std::mutex& mutex();
 
     // function(arguments, piece, scratch) for every piece in [0, count); returns when all are done.
-    void run(int64_t count, PieceFunction function, const void* arguments);
+    void run(int64_t count, PieceFunction function, const void* arguments,
+             Order order = Order::NEIGHBOURS);
 
     // Starts workers that have gone to sleep, so that they spin when work comes.
     void wake();

@@ -104,7 +104,11 @@ class Scheduler:
     def abort_choice(self, request_id: str, choice: int) -> bool:
         """End one completion of a request, such as one whose text met a stop string."""
         request = self._requests.get(request_id)
-        for sequence in request.sequences if request else ():
+        if request is None:
+            return False
+        # Those still unborn would wait for ever for a parent that ends without its prompt.
+        self._bear_siblings(request, request.sequences[0])
+        for sequence in request.sequences:
             if sequence.choice == choice and sequence.status is not Status.ENDED:
                 self._end(sequence)
                 return True
@@ -216,7 +220,14 @@ class Scheduler:
         # block_size / 4 steps; leaving them that much avoids admitting what is preempted at once.
         headroom = len(self.running) // 4
         parent = sequence.parent
-        if parent is not None and parent.status is Status.RUNNING and sequence.epoch == 0:
+        # A parent that was preempted may be computing its prompt once more.
+        can_fork = (
+            parent is not None
+            and parent.status is Status.RUNNING
+            and parent.num_computed >= sequence.num_prompt - 1
+            and sequence.epoch == 0
+        )
+        if parent is not None and can_fork:
             return self.allocator.fork(
                 parent.table,
                 sequence.table,

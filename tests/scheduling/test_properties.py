@@ -1,0 +1,236 @@
+"""Whatever arrives, ends or is aborted: each request gets the tokens that it would get alone."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.sampling import SamplingParams
+from loire.engine.core import EngineCore
+from loire.memory.allocator import KVAllocator
+from loire.memory.paged import PagedAllocator
+from loire.memory.reserved import ReservedAllocator
+from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
+from loire.scheduling.scheduler import Scheduler
+from loire.scheduling.sequence import Sequence, Status
+from support.fake_execution import POISON, VOCAB, FakeExecutor, expected_tokens
+
+MAX_STEPS = 4000
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, when it comes, and when (if ever) it or one choice of it is given up."""
+
+    request: EngineRequest
+    step: int
+    abort_after: int | None = None
+    aborted_choice: int | None = None
+
+
+@dataclass
+class Received:
+    """What a client got of one choice."""
+
+    tokens: list[int] = field(default_factory=list)
+    finishes: list[str] = field(default_factory=list)
+    prompt_logprobs: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Case:
+    """An engine over the fake executor, and the load."""
+
+    allocator: KVAllocator
+    policy: BatchingPolicy
+    budget: int
+    max_model_len: int
+    depth: int
+    arrivals: list[Arrival]
+
+
+def shared_prefix(group: int, length: int) -> list[int]:
+    """Tokens that the requests of a group begin with."""
+    return [(group * 31 + index * 7) % 12 for index in range(length)]
+
+
+@st.composite
+def arrivals(draw: st.DrawFn, max_model_len: int) -> list[Arrival]:
+    result = []
+    for index in range(draw(st.integers(1, 9))):
+        prefix = shared_prefix(draw(st.integers(0, 1)), draw(st.integers(0, 24)))
+        tail = draw(st.lists(st.integers(14, VOCAB - 1), min_size=1, max_size=12))
+        poison = [POISON] if draw(st.integers(0, 11)) == 0 else []
+        prompt = (prefix + poison + tail)[: max_model_len - 1]
+        n = draw(st.sampled_from([1, 1, 1, 2, 4]))
+        params = SamplingParams(
+            n=n,
+            max_tokens=draw(st.one_of(st.none(), st.integers(1, 20))),
+            min_tokens=0,
+            prompt_logprobs=draw(st.sampled_from([None, None, None, 0])),
+        )
+        request = EngineRequest(
+            request_id=f"r{index}",
+            prompt_token_ids=tuple(prompt),
+            params=params,
+            seed=draw(st.integers(0, 3)),
+            stop_token_ids=tuple(draw(st.sampled_from([(), (5,), (1, 2, 3)]))),
+            cache_salt=draw(st.sampled_from(["", "", "other"])),
+        )
+        aborts = draw(st.sampled_from(["no", "no", "no", "request", "choice"]))
+        result.append(
+            Arrival(
+                request,
+                step=draw(st.integers(0, 12)),
+                abort_after=draw(st.integers(0, 15)) if aborts != "no" else None,
+                aborted_choice=draw(st.integers(0, n - 1)) if aborts == "choice" else None,
+            )
+        )
+    return result
+
+
+@st.composite
+def paged_cases(draw: st.DrawFn) -> Case:
+    block_size = draw(st.sampled_from([1, 4, 8]))
+    max_model_len = draw(st.integers(24, 48))
+    least = -(-max_model_len // block_size)
+    num_blocks = draw(st.integers(least, 4 * least))
+    return Case(
+        PagedAllocator(num_blocks, block_size, prefix_caching=draw(st.booleans())),
+        Continuous(draw(st.integers(1, 8))),
+        budget=draw(st.integers(1, 40)),
+        max_model_len=max_model_len,
+        depth=draw(st.sampled_from([1, 2])),
+        arrivals=draw(arrivals(max_model_len)),
+    )
+
+
+@st.composite
+def historical_cases(draw: st.DrawFn) -> Case:
+    block_size = draw(st.sampled_from([4, 8]))
+    max_model_len = draw(st.integers(24, 48))
+    num_blocks = draw(st.integers(1, 5)) * -(-max_model_len // block_size)
+    size = draw(st.integers(1, 6))
+    return Case(
+        ReservedAllocator(
+            num_blocks,
+            block_size,
+            reserve=draw(st.sampled_from(["max-tokens", "window"])),
+            max_model_len=max_model_len,
+        ),
+        draw(st.sampled_from([Sequential(), Static(size), Continuous(size)])),
+        budget=draw(st.integers(1, 40)),
+        max_model_len=max_model_len,
+        depth=draw(st.sampled_from([1, 2])),
+        arrivals=draw(arrivals(max_model_len)),
+    )
+
+
+class Run:
+    """Plays a case and checks each step."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.executor = FakeExecutor(case.allocator.num_blocks, case.allocator.block_size)
+        self.scheduler = Scheduler(
+            case.allocator,
+            case.policy,
+            max_num_batched_tokens=case.budget,
+            max_model_len=case.max_model_len,
+        )
+        self.received: dict[tuple[str, int], Received] = {}
+        self.aborted: set[tuple[str, int]] = set()
+        self._preempt = self.scheduler._preempt
+        self.scheduler._preempt = self._preempt_checked  # type: ignore[method-assign]
+
+    def _preempt_checked(self, victim: Sequence) -> None:
+        oldest = min(self.scheduler.running, key=lambda s: s.order)
+        assert victim is not oldest, "the oldest running sequence was preempted"
+        self._preempt(victim)
+
+    def play(self) -> None:
+        core = EngineCore(self.scheduler, self.executor, depth=self.case.depth)
+        step = 0
+        while core.has_work or any(a.step >= step for a in self.case.arrivals):
+            for arrival in self.case.arrivals:
+                if arrival.step == step:
+                    core.add(arrival.request)
+                if arrival.abort_after is not None and arrival.step + arrival.abort_after == step:
+                    self._abort(core, arrival)
+            for update in core.step():
+                self._receive(update)
+            self._check_step()
+            step += 1
+            assert step < MAX_STEPS, "somebody starves"
+        core.close()
+
+    def _abort(self, core: EngineCore, arrival: Arrival) -> None:
+        request_id, n = arrival.request.request_id, arrival.request.params.n
+        if arrival.aborted_choice is None:
+            if core.abort(request_id):
+                self.aborted |= {(request_id, choice) for choice in range(n)}
+        elif core.abort_choice(request_id, arrival.aborted_choice):
+            self.aborted.add((request_id, arrival.aborted_choice))
+
+    def _receive(self, update: SequenceUpdate) -> None:
+        key = (update.request_id, update.choice)
+        got = self.received.setdefault(key, Received())
+        assert not got.finishes, "news after the end"
+        assert key not in self.aborted, "news after an abort"
+        got.tokens += update.token_ids
+        got.prompt_logprobs += [entry.token_ids[0] for entry in update.prompt_logprobs]
+        if update.finish_reason is not None:
+            got.finishes.append(update.finish_reason)
+
+    def _check_step(self) -> None:
+        self.case.allocator.check()
+        if self.executor.plans:
+            plan = self.executor.plans[-1]
+            assert plan.num_tokens <= self.case.budget
+            ids = [row.seq_id for row in plan.rows]
+            assert len(set(ids)) == len(ids)
+        members = len(self.scheduler.running) + len(self.scheduler.held)
+        assert members <= getattr(self.case.policy, "max_num_seqs", 1)
+        assert all(s.status is Status.RUNNING for s in self.scheduler.running)
+
+    def check_end(self) -> None:
+        for arrival in self.case.arrivals:
+            request = arrival.request
+            for choice in range(request.params.n):
+                key = (request.request_id, choice)
+                got = self.received.get(key, Received())
+                tokens, finish = expected_tokens(request, choice, self.case.max_model_len)
+                if key in self.aborted:
+                    assert got.tokens == tokens[: len(got.tokens)]
+                    continue
+                assert (got.tokens, got.finishes) == (tokens, [finish]), key
+                wants = request.params.prompt_logprobs is not None and choice == 0
+                if wants and finish != "error":
+                    assert got.prompt_logprobs == list(request.prompt_token_ids[1:])
+        # One more look at the batch lets a static one go.
+        assert self.scheduler.schedule() is None
+        self.case.allocator.check()
+        assert self.case.allocator.counts.in_use == 0
+        assert not self.scheduler.waiting
+
+
+COMMON = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+
+
+@COMMON
+@given(paged_cases())
+def test_paged(case: Case) -> None:
+    run = Run(case)
+    run.play()
+    run.check_end()
+    event(f"preempted: {run.scheduler.num_preemptions > 0}")
+
+
+@COMMON
+@given(historical_cases())
+def test_historical_policies(case: Case) -> None:
+    run = Run(case)
+    run.play()
+    run.check_end()
+    assert run.scheduler.num_preemptions == 0

@@ -25,6 +25,8 @@ class PagedAllocator:
         """Prefixes (by hash) that a running sequence has yet to compute, and whose."""
         self._num_promised = 0
         """Blocks that admitted sequences will still take for tokens they know already."""
+        self._num_tables = 0
+        """Sequences that were admitted and not released yet."""
 
     @property
     def counts(self) -> BlockCounts:
@@ -54,6 +56,7 @@ class PagedAllocator:
             return Refusal.NO_MEMORY
         for block in hits:
             self.pool.share(block)
+        self._num_tables += 1
         table.blocks.extend(hits)
         table.num_published = len(hits)
         self._promise(table, num_new)
@@ -98,6 +101,7 @@ class PagedAllocator:
         num_copies = 1 if num_shared % self.block_size else 0
         if num_new + num_copies + headroom > self.pool.num_available - self._num_promised:
             return Refusal.NO_MEMORY
+        self._num_tables += 1
         child.blocks.extend(parent.blocks[:num_held])
         child.num_published = min(parent.num_published, num_shared // self.block_size)
         for block in child.blocks:
@@ -129,13 +133,14 @@ class PagedAllocator:
             self.pool.release(block)
         table.blocks.clear()
         table.num_published = 0
+        self._num_tables -= 1
 
     def check(self) -> None:
         """See KVAllocator."""
         self.pool.check()
         assert self._num_promised >= 0, "promised blocks are negative"
-        counts = self.pool.counts
-        if counts.in_use == 0:
+        if self._num_tables == 0:
+            assert self.pool.counts.in_use == 0, "blocks are held by nobody"
             assert self._num_promised == 0, "blocks are promised to nobody"
             assert not self._owners, "prefixes are owned by nobody"
 

@@ -1,0 +1,108 @@
+"""Imports go downwards only (docs/architecture.md), and torch stays where computing happens."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import loire
+
+ROOT = Path(loire.__file__).parent
+LAYERS = (
+    *("base", "checkpoint", "memory", "scheduling", "text", "planning"),
+    *("kernels", "models", "execution", "engine", "tracing", "api", "workloads", "server", "cli"),
+)
+    "base",
+    "checkpoint",
+    "memory",
+    "scheduling",
+    "text",
+    "planning",
+    "kernels",
+    "models",
+    "execution",
+    "engine",
+    "tracing",
+    "api",
+    "workloads",
+    "server",
+    "cli",
+]
+WITHOUT_TORCH = ("base", "checkpoint", "memory", "scheduling", "text", "planning", "tracing")
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(layer, file) of every module in a layer."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if first not in ("__init__", "__main__"):
+            found.append((first, path))
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def dotted(path: Path) -> str:
+    """The module's name."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_every_module_is_in_a_known_layer() -> None:
+    assert {layer for layer, _ in modules()} == set(LAYERS)
+
+
+def test_layers_import_only_from_below() -> None:
+    wrong = []
+    for layer, path in modules():
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] != "loire" or len(parts) < 2 or parts[1] not in LAYERS:
+                continue
+            if LAYERS.index(parts[1]) > LAYERS.index(layer):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_rooms_without_torch_name_it_nowhere() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for layer, path in modules()
+        if layer in WITHOUT_TORCH and any(name.split(".")[0] == "torch" for name in imported(path))
+    ]
+    assert wrong == []
+
+
+def test_importing_those_rooms_brings_no_torch() -> None:
+    names = [dotted(path) for layer, path in modules() if layer in WITHOUT_TORCH]
+    names += ["loire", "loire.cli.main", "loire.engine.ledger", "loire.engine.frontend"]
+    program = f"""
+import importlib, sys
+for name in {names!r}:
+    importlib.import_module(name)
+    heavy = {{"torch", "transformers"}} & set(sys.modules)
+    assert not heavy, f"{{name}} imports {{heavy}}"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_importing_loire_is_cheap() -> None:
+    program = """
+import sys
+import loire
+heavy = {"torch", "numpy", "fastapi", "pydantic", "transformers", "tokenizers", "rich"}
+found = heavy & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -12,22 +12,6 @@ LAYERS = (
     *("base", "checkpoint", "memory", "scheduling", "text", "planning"),
     *("kernels", "models", "execution", "engine", "tracing", "api", "workloads", "server", "cli"),
 )
-    "base",
-    "checkpoint",
-    "memory",
-    "scheduling",
-    "text",
-    "planning",
-    "kernels",
-    "models",
-    "execution",
-    "engine",
-    "tracing",
-    "api",
-    "workloads",
-    "server",
-    "cli",
-]
 WITHOUT_TORCH = ("base", "checkpoint", "memory", "scheduling", "text", "planning", "tracing")
 
 

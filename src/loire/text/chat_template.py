@@ -1,8 +1,8 @@
 """Chat templates: the model's own Jinja source, rendered in a sandbox with limits.
 
 A template comes with the model's files, so it is foreign code: it cannot reach Python's objects
-(Jinja's immutable sandbox), and what it computes is bounded: time, length of the output, ranges,
-and the size of what repetition makes.
+(template_sandbox.py), and what it computes is bounded: time, length of the output, and the size of
+everything it makes on the way.
 """
 
 import json
@@ -17,14 +17,12 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loire.base.errors import CheckpointError, RequestError
+from loire.text.template_sandbox import TemplateSandbox
 
 MAX_SECONDS = 5.0
 MAX_CHARACTERS = 50_000_000
-MAX_REPEATED = 1_000_000
 _TEMPLATE_FILE = "<template>"
 
 
@@ -104,25 +102,6 @@ def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": "".join(texts)}
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses to repeat things without measure; ranges are bounded by Jinja itself."""
-
-    intercepted_binops = frozenset(["*", "**", "%"])
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Bound the size of what `*`, `**` and `%` make."""
-        if operator == "*":
-            for sequence, times in ((left, right), (right, left)):
-                size = len(sequence) if isinstance(sequence, str | list | tuple) else 0
-                if size and size * times > MAX_REPEATED:
-                    raise TemplateError(f"it repeats something {times:,} times")
-        if operator == "**" and (abs(left) > 10**6 or abs(right) > 64):
-            raise TemplateError(f"it computes {left} ** {right}")
-        if operator == "%" and isinstance(left, str):
-            raise TemplateError("it formats strings with %, which is not allowed")
-        return super().call_binop(context, operator, left, right)
-
-
 class _Generation(Extension):
     """{% generation %} marks the assistant's part for training; here it only shows its body."""
 
@@ -134,16 +113,13 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> _Sandbox:
-    environment = _Sandbox(
+def _environment() -> TemplateSandbox:
+    environment = TemplateSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
     environment.filters["tojson"] = _to_json
-    del environment.filters["format"]  # widths such as %999999999d cannot be bounded
-    del environment.filters["center"]
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.globals.pop("lipsum")
     return environment
 
 

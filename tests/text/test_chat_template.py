@@ -1,0 +1,175 @@
+"""Templates render as transformers renders them, and a hostile one cannot do harm."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from loire.base.errors import CheckpointError, RequestError
+from loire.text import chat_template
+from loire.text.chat_template import ChatTemplate
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+TEMPLATES = {
+    "chatml": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'
+        + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    "llama 2": """{% if messages[0]['role'] == 'system' %}
+  {% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}
+  {% set rest = messages[1:] %}
+{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}
+{% for m in rest %}
+  {%- if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '')
+    + m.content | trim + ' [/INST]' }}
+  {%- else %}{{ ' ' ~ m.content ~ ' ' ~ eos_token }}{% endif %}
+{%- endfor %}""",
+    "roles by name": """{{ bos_token }}{% for m in messages %}
+{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}
+{% if loop.index0 % 2 == 1 and role == 'user' %}{% continue %}{% endif %}
+<turn>{{ role }}
+{{ m['content'] | upper }}</turn>
+{% endfor %}{% if add_generation_prompt %}<turn>model{% endif %}""",
+    "namespace and tools": """{% set ns = namespace(found=false, n=0) %}
+{% for m in messages %}{% if m.role == 'system' %}{% set ns.found = true %}{% endif %}
+{% set ns.n = ns.n + 1 %}{% endfor %}
+{% if tools %}{% for tool in tools %}{{ tool | tojson(indent=2) }}{% endfor %}{% endif %}
+{{ ns.found }} {{ ns.n }} {{ messages[-1].content.split(' ') | join('_') }}
+{% macro end(x) %}<{{ x }}>{% endmacro %}{{ end(eos_token) }}
+{% if thinking is defined and thinking %}<think>{% endif %}""",
+    "generation": """{% for m in messages %}{% if m.role == 'assistant' %}
+{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}
+{% endfor %}""",
+}
+CONVERSATION = [
+    {"role": "system", "content": "Answer <briefly> & well."},
+    {"role": "user", "content": "  Bonjour, où est la Loire?  "},
+    {"role": "assistant", "content": "À Nantes."},
+    {"role": "user", "content": "Merci 🙂"},
+]
+TOOLS = [{"type": "function", "function": {"name": "höhe", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("generate", [True, False])
+def test_equals_transformers(name: str, generate: bool) -> None:
+    source = TEMPLATES[name]
+    reference = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>")), **SPECIAL
+    )
+    for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[1:2]):
+        for variables in ({}, {"tools": TOOLS}, {"thinking": True}):
+            expected = reference.apply_chat_template(
+                messages,
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=generate,
+                **variables,
+            )
+            found = ChatTemplate(source, SPECIAL).render(
+                messages, add_generation_prompt=generate, **variables
+            )
+            assert found == expected
+
+
+def test_parts_of_text_are_joined_and_others_refused() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    parts: list[Any] = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert template.render([{"role": "user", "content": parts}]) == "ab"
+    parts.append({"type": "image_url", "image_url": {"url": "http://x/y.png"}})
+    with pytest.raises(RequestError, match="'image_url', but this model reads text only"):
+        template.render([{"role": "user", "content": parts}])
+    with pytest.raises(RequestError, match="has no role"):
+        template.render([{"content": "x"}])
+    with pytest.raises(RequestError, match="messages is empty"):
+        template.render([])
+
+
+def test_what_the_template_says_is_passed_on() -> None:
+    template = ChatTemplate("{{ raise_exception('System role not supported') }}", {})
+    with pytest.raises(RequestError, match=r"does not accept .*: System role not supported"):
+        template.render(CONVERSATION)
+
+
+def test_a_broken_template_is_a_broken_model() -> None:
+    with pytest.raises(CheckpointError, match="line 2"):
+        ChatTemplate("{% if x %}\n{% endfor %}", {})
+
+
+HOSTILE = {
+    "objects": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "frames": "{{ messages[0].keys.__self__.__init__.__globals__ }}",
+    "change the messages": "{{ messages.append(1) }}",
+    "include": "{% include '/etc/passwd' %}",
+    "import": "{% import 'os' as os %}{{ os }}",
+    "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{% endfor %}{% endfor %}",
+    "repetition": "{{ 'x' * 10 ** 9 }}",
+    "repeated list": "{{ [1] * 10 ** 9 }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+    "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "power": "{{ 9 ** 9 ** 9 }}",
+    "width": "{{ '%999999999d' % 1 }}",
+    "format method": "{{ '{:>999999999}'.format(1) }}",
+    "computed width": "{{ '{:>{}}'.format(1, 10 ** 9) }}",
+    "centre": "{{ 'x'.center(999999999) }}",
+    "filter": "{{ 'x' | center(999999999) }}",
+    "zeros": "{{ 'x'.zfill(10 ** 12) }}",
+    "tabs": "{{ ('\t' * 1000000).expandtabs(1000) }}",
+    "replace": "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
+    "replace filter": "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
+    "join": "{{ ('y' * 1000000).join(['x'] * 1000000) }}",
+    "join filter": "{{ (['x'] * 1000000) | join('y' * 1000000) }}",
+    "indent": "{{ ('\n' * 1000000) | indent(1000, true) }}",
+    "slices": "{{ messages | slice(10 ** 9) | list }}",
+    "list doubling": "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}"
+    "{% set ns.l = ns.l + ns.l %}{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "output": "{% for i in range(99999) %}{% for j in range(9999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxx' }}"
+    "{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 1.0)
+    tracemalloc.start()
+    try:
+        with pytest.raises((RequestError, CheckpointError)):
+            ChatTemplate(HOSTILE[name], {}).render(CONVERSATION)
+        assert tracemalloc.get_traced_memory()[1] < 500e6, "it takes too much memory"
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages | attr('__class__') }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ messages.__len__ }}",
+    ],
+)
+def test_python_is_out_of_reach(source: str) -> None:
+    assert ChatTemplate(source, {}).render(CONVERSATION) == ""
+
+
+def test_ordinary_methods_and_filters_work() -> None:
+    source = (
+        "{{ 'a-b'.replace('-', '+') }} {{ ['x', 'y'] | join(', ') }} {{ ', '.join(['x', 'y']) }} "
+        "{{ 'x\ny' | indent(2) }} {{ '7'.zfill(3) }} {{ 'a' + 'b' ~ 1 }} {{ 3 * 4 + 2 ** 5 % 7 }} "
+        "{{ [1, 2, 3, 4] | batch(2) | list }} {{ '{:>3}'.format(7) }} "
+        "{{ 'abc' | replace('b', '') }}"
+    )
+    expected = "a+b x, y x, y x\n  y 007 ab1 16 [[1, 2], [3, 4]]   7 ac"
+    assert ChatTemplate(source, {}).render(CONVERSATION) == expected
+
+
+def test_the_files_of_the_server_are_out_of_reach(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    with pytest.raises(RequestError):
+        ChatTemplate(f"{{% include '{secret}' %}}", {}).render(CONVERSATION)

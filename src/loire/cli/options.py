@@ -1,7 +1,7 @@
 """Flags that several verbs share. They are the words of EngineOptions and SamplingParams."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
@@ -29,11 +29,18 @@ def argument_type(parse: Callable[[str], int]) -> Callable[[str], int]:
     return convert
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The engine's flags. None of them has a default of its own: EngineOptions has."""
+def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """The engine's flags. None of them has a default of its own: EngineOptions has.
+
+    without: flags that a verb decides by itself.
+    """
     group = parser.add_argument_group("engine")
     tokens = argument_type(parse_tokens)
-    add = group.add_argument
+
+    def add(flag: str, **how: Any) -> None:
+        if flag not in without:
+            group.add_argument(flag, **how)
+
     add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="[auto: bfloat16]")
     add("--device", help="a torch device such as cpu or cuda:0 [auto]")
     add("--max-model-len", type=tokens, help="window of a request in tokens [the model's]")
@@ -64,7 +71,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of LLM from the flags that were given."""
     names = {field.name for field in fields(EngineOptions)} - {"seed"}
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    if args.engine_seed is not None:
+    if getattr(args, "engine_seed", None) is not None:
         given["seed"] = args.engine_seed
     return given
 

@@ -1,12 +1,12 @@
 """From a model's name to a running engine in this process."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from loire.base.config import EngineConfig, EngineOptions
+from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
-from loire.engine.core import EngineCore
+from loire.engine.core import EngineCore, StepExecutor
 from loire.engine.frontend import Frontend
 from loire.scheduling.presets import build_scheduler
 
@@ -18,6 +18,7 @@ class Engine:
     config: EngineConfig
     frontend: Frontend
     core: EngineCore
+    executor: StepExecutor
     weight_bytes: int
     """Bytes of all weights as held in memory."""
     bytes_per_step: int
@@ -27,6 +28,23 @@ class Engine:
     kernels: str
     """Name of the backend that computes."""
     load_s: float
+
+    def core_for(
+        self,
+        policy: Policy,
+        *,
+        prefix_caching: bool,
+        reserve: Reserve,
+        around: Callable[[StepExecutor], StepExecutor] = lambda executor: executor,
+    ) -> EngineCore:
+        """An idle core over the same loaded model and KV memory, with another policy.
+
+        around: wraps the executor. Only one core may have work at a time.
+        """
+        config = replace(
+            self.config, policy=policy, enable_prefix_caching=prefix_caching, reserve=reserve
+        )
+        return EngineCore(build_scheduler(config), around(self.executor))
 
     @property
     def plan_lines(self) -> tuple[str, str]:
@@ -69,6 +87,7 @@ def start_engine(
         config=config,
         frontend=frontend,
         core=core,
+        executor=built.runner,
         weight_bytes=built.weight_bytes,
         bytes_per_step=built.runner.decoder.bytes_per_step,
         available_bytes=built.available_bytes,

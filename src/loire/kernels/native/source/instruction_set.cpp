@@ -34,7 +34,9 @@ constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops
             multiply_limit,
             flops,
             Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
-            MOST_ROWS};
+            Layout::CHAINS,
+            most_rows,
+            1};
 }
 
 // Documents of different makers leave open how VDPBF16PS rounds; linear.h relies on one way.

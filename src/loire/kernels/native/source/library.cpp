@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "multiply.h"
 #include "operations.h"
 #include "packed_weight.h"
 #include "pool.h"
@@ -110,36 +111,6 @@ double timed(Body body) {
 
 int64_t row_pieces(int64_t tokens) { return (tokens + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }
 
-void multiply(Context& context, const PackedWeight& weight, const void* x, void* out, bool wide,
-              int64_t tokens) {
-    if (tokens == 0) return;
-    const TypedOperations& operations = context.typed(weight.is_bfloat16);
-    const PackActivationsArguments packing{
-        x,
-        context.activations.reserve(size_t(tokens * weight.steps *
-                                           operations.packed_bytes_per_step)),
-        tokens, weight.in_features, weight.steps};
-    const int64_t block = operations.tokens_per_block;
-    context.pool.run((tokens + block - 1) / block, operations.pack_activations, &packing);
-
-    // Rows of a piece share weights that are in the cache; their activations should fit there too.
-    constexpr int64_t MOST_TOKENS = 96, PIECE_BYTES = 64 << 10, PIECES_PER_THREAD = 4;
-    const int64_t blocks = (tokens + MOST_TOKENS - 1) / MOST_TOKENS;
-    const int64_t even_share = (tokens + blocks - 1) / blocks;
-    const int64_t tokens_per_piece =
-        (even_share + TOKENS_PER_BLOCK - 1) / TOKENS_PER_BLOCK * TOKENS_PER_BLOCK;
-    int64_t panels = std::max<int64_t>(1, PIECE_BYTES / weight.panel_bytes);
-    const int64_t wanted = PIECES_PER_THREAD * context.pool.num_threads();
-    while (panels > 1 && blocks * (weight.panels / panels) < wanted) panels /= 2;
-    const int64_t columns = (weight.panels + panels - 1) / panels;
-    const LinearArguments arguments{weight.data, weight.bias,  packing.packed,
-                                    out,         wide,         tokens,
-                                    weight.steps, weight.out_features,
-                                    tokens_per_piece, panels};
-    const int64_t row_blocks = (tokens + tokens_per_piece - 1) / tokens_per_piece;
-    context.pool.run(row_blocks * columns, operations.linear, &arguments);
-}
-
 }  // namespace
 }  // namespace loire
 
@@ -171,7 +142,7 @@ void* loire_pack(Context* context, int32_t type, const void* weight, const void*
     PackedWeight* packed = nullptr;
     locked(context, [&] {
         packed = new PackedWeight(context->pool, weight, bias, type == 1, out_features,
-                                  in_features, row_stride);
+                                  in_features, row_stride, context->typed(type).layout);
     });
     return packed;
 }
@@ -181,7 +152,10 @@ void loire_free_weight(PackedWeight* weight) { delete weight; }
 // out is float32 if wide, else of the weight's type.
 int loire_linear(Context* context, const PackedWeight* weight, const void* x, void* out,
                  int32_t wide, int64_t tokens) {
-    return locked(context, [&] { multiply(*context, *weight, x, out, wide != 0, tokens); });
+    return locked(context, [&] {
+        multiply(context->typed(weight->is_bfloat16), context->pool, context->activations, *weight,
+                 x, out, wide != 0, tokens);
+    });
 }
 
 int loire_norm(Context* context, int32_t type, const void* x, float* residual, const float* weight,

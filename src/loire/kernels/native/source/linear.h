@@ -16,7 +16,7 @@
 // The packed activations: blocks of MOST_ROWS tokens (the last one smaller); in a block, steps; in a
 // step, token by token the words in the weight's order.
 // AVX-512's VDPBF16PS adds the upper product, then the lower one, each rounded and flushed: two
-// links of one chain. (AMX wants words of inputs (2 i, 2 i + 1).)
+// links of one chain. (AMX wants words of inputs (2 i, 2 i + 1): see linear_amx.h.)
 
 // A block of sums in registers: tokens times vectors of 16 outputs.
 #if defined(LOIRE_AVX512)
@@ -26,8 +26,6 @@ constexpr int MOST_ROWS = 2, VECTORS = 1;
 #else
 constexpr int MOST_ROWS = 1, VECTORS = 1;
 #endif
-
-static_assert(TOKENS_PER_BLOCK % MOST_ROWS == 0);
 
 // Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache. Few leave
 // little time to fetch the next chunk into the L2 cache; many want to reload sums less often.
@@ -201,20 +199,44 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
     }
 }
 
-// One piece: some tokens times some panels; pieces of the same tokens follow one another.
-template <typename Format>
-void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
-    using Element = typename Format::Element;
-    const auto& a = *static_cast<const LinearArguments*>(untyped);
+// Some tokens times some panels; pieces of the same tokens follow one another.
+struct LinearPiece {
+    int64_t first_token, tokens, first_panel, last_panel;
+};
+
+inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
     const int64_t panels = (a.out_features + PANEL - 1) / PANEL;
     const int64_t columns = (panels + a.panels_per_piece - 1) / a.panels_per_piece;
     const int64_t first_token = piece / columns * a.tokens_per_piece;
     const int64_t left = a.tokens - first_token;
-    const int64_t tokens = left < a.tokens_per_piece ? left : a.tokens_per_piece;
     const int64_t first_panel = piece % columns * a.panels_per_piece;
-    const int64_t last_panel =
-        first_panel + a.panels_per_piece < panels ? first_panel + a.panels_per_piece : panels;
+    const int64_t last_panel = first_panel + a.panels_per_piece;
+    return {first_token, left < a.tokens_per_piece ? left : a.tokens_per_piece, first_panel,
+            last_panel < panels ? last_panel : panels};
+}
 
+// Adds the bias to sums [tokens][PANEL] of one panel and stores them.
+template <typename Element>
+void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, int64_t tokens,
+                  const float* sums) {
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t column = panel * PANEL; column < panel * PANEL + PANEL; column += 16) {
+            if (column >= a.out_features) break;
+            Vec16 value = load(sums + t * PANEL + column % PANEL);
+            if (a.bias != nullptr) value = value + load(a.bias + column);
+            const int64_t at = (first_token + t) * a.out_features + column;
+            const int64_t count = a.out_features - column;
+            if (a.wide)
+                store_some(static_cast<float*>(a.out) + at, value, count);
+            else
+                store_some(static_cast<Element*>(a.out) + at, value, count);
+        }
+}
+
+template <typename Format>
+void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
+    const auto& a = *static_cast<const LinearArguments*>(untyped);
+    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, piece);
     const int64_t panel_bytes = a.steps * Format::WEIGHT_BYTES;
     const int64_t token_bytes =
         a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
@@ -226,28 +248,19 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         __builtin_memset(sums, 0, sum_bytes);
         multiply_panel<Format>(static_cast<const char*>(a.weight) + panel * panel_bytes,
                                activations, tokens, a.steps, sums);
-        for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t column = panel * PANEL; column < panel * PANEL + PANEL; column += 16) {
-                if (column >= a.out_features) break;
-                Vec16 value = load(sums + t * PANEL + column % PANEL);
-                if (a.bias != nullptr) value = value + load(a.bias + column);
-                const int64_t at = (first_token + t) * a.out_features + column;
-                const int64_t count = a.out_features - column;
-                if (a.wide)
-                    store_some(static_cast<float*>(a.out) + at, value, count);
-                else
-                    store_some(static_cast<Element*>(a.out) + at, value, count);
-            }
+        finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums);
     }
 }
+
+int64_t most_rows(int64_t) { return MOST_ROWS; }
 
 // One block of tokens in the order in which the chains take them, padded with zeros to whole steps.
 template <typename Format>
 void pack_activations_piece(const void* untyped, int64_t piece, Scratch&) {
     using Element = typename Format::Element;
     const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
-    const int64_t first = piece * MOST_ROWS;
-    const int64_t rows = a.tokens - first < MOST_ROWS ? a.tokens - first : MOST_ROWS;
+    const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
+    const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
     for (int64_t r = 0; r < rows; ++r) {
         const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
         auto* packed = static_cast<typename Format::Activation*>(a.packed) +

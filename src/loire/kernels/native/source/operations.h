@@ -110,16 +110,18 @@ struct AttentionArguments {
     int64_t partial_floats;  // of one split
 };
 
-// Weights are packed in panels of 16 outputs and steps of 32 inputs. See linear.h.
+// Weights are packed in panels of 32 outputs and steps of 32 inputs.
 constexpr int64_t PANEL = 32;
 constexpr int64_t STEP = 32;
 
-constexpr int64_t TOKENS_PER_BLOCK = 6;
+// The order of words in a step of a packed weight.
+enum class Layout { CHAINS, TILES };  // see linear.h, linear_amx.h
 
 struct PackActivationsArguments {
     const void* x;  // [T, in]
-    void* packed;   // see linear.h
+    void* packed;   // see linear.h, linear_amx.h
     int64_t tokens, in_features, steps;
+    int64_t tokens_per_block;
 };
 
 struct LinearArguments {
@@ -129,7 +131,8 @@ struct LinearArguments {
     void* out;                // [T, out], of the weight's type or float32
     bool wide;                // whether out is float32
     int64_t tokens, steps, out_features;
-    int64_t tokens_per_piece;  // a multiple of TOKENS_PER_BLOCK
+    int64_t tokens_per_block;  // of the packed activations
+    int64_t tokens_per_piece;  // whole blocks
     int64_t panels_per_piece;
 };
 
@@ -144,8 +147,10 @@ struct TypedOperations {
     PieceFunction norm, activation, rotary, attention, pack_activations, linear;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;
-    int64_t packed_bytes_per_step;  // of one token's activations
-    int64_t tokens_per_block;       // of packed activations; divides TOKENS_PER_BLOCK
+    int64_t packed_bytes_per_step;   // of one token's activations
+    Layout layout;                   // of packed weights
+    int64_t (*tokens_per_block)(int64_t tokens);  // of packed activations, for so many in all
+    int64_t panels_per_piece;        // at least, where activations leave the L1 cache
 };
 
 struct Operations {

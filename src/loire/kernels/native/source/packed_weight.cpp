@@ -42,19 +42,19 @@ constexpr Links links(int word) {
     return {first, first + 2};
 }
 
-template <typename Element>
-void put(char* step, int lane, const Element (&x)[STEP]);
-
-template <>
-void put<bfloat16>(char* step, int lane, const bfloat16 (&x)[STEP]) {
+// One step of one output.
+template <Layout layout>
+void put(char* step, int lane, const bfloat16 (&x)[STEP]) {
     auto* words = reinterpret_cast<uint32_t*>(step) + lane;
     for (int word = 0; word < 16; ++word)
         words[word * PANEL] =
-            uint32_t(x[links(word).earlier].bits) << 16 | x[links(word).later].bits;
+            layout == Layout::TILES
+                ? uint32_t(x[2 * word + 1].bits) << 16 | x[2 * word].bits
+                : uint32_t(x[links(word).earlier].bits) << 16 | x[links(word).later].bits;
 }
 
-template <>
-void put<float>(char* step, int lane, const float (&x)[STEP]) {
+template <Layout>
+void put(char* step, int lane, const float (&x)[STEP]) {
     auto* values = reinterpret_cast<float*>(step) + lane;
     for (int word = 0; word < 16; ++word) {
         values[2 * word * PANEL] = x[links(word).earlier];
@@ -62,7 +62,7 @@ void put<float>(char* step, int lane, const float (&x)[STEP]) {
     }
 }
 
-template <typename Element>
+template <typename Element, Layout layout = Layout::CHAINS>
 void pack_panel(const void* untyped, int64_t panel, Scratch&) {
     const auto& a = *static_cast<const PackArguments*>(untyped);
     char* packed = a.packed + panel * a.panel_bytes;
@@ -76,7 +76,7 @@ void pack_panel(const void* untyped, int64_t panel, Scratch&) {
                 std::memcpy(x, static_cast<const Element*>(a.weight) + out * a.row_stride + in,
                             size_t(count) * sizeof(Element));
             }
-            put<Element>(packed + step * step_bytes, lane, x);
+            put<layout>(packed + step * step_bytes, lane, x);
         }
 }
 
@@ -92,7 +92,7 @@ float widened(const void* values, int64_t index, bool is_bfloat16) {
 
 PackedWeight::PackedWeight(Pool& pool, const void* weight, const void* given_bias,
                            bool is_bfloat16, int64_t out_features, int64_t in_features,
-                           int64_t row_stride)
+                           int64_t row_stride, Layout layout)
     : is_bfloat16(is_bfloat16),
       out_features(out_features),
       in_features(in_features),
@@ -107,7 +107,10 @@ PackedWeight::PackedWeight(Pool& pool, const void* weight, const void* given_bia
     data = allocate(size_t(panels * panel_bytes));
     const PackArguments arguments{weight,     data,  out_features, in_features,
                                   row_stride, steps, panel_bytes};
-    pool.run(panels, is_bfloat16 ? pack_panel<bfloat16> : pack_panel<float>, &arguments);
+    PieceFunction pack = pack_panel<float>;
+    if (is_bfloat16)
+        pack = layout == Layout::TILES ? pack_panel<bfloat16, Layout::TILES> : pack_panel<bfloat16>;
+    pool.run(panels, pack, &arguments);
 }
 
 PackedWeight::~PackedWeight() {

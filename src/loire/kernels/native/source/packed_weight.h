@@ -1,4 +1,4 @@
-// A weight in the layout of linear.h.
+// A weight in panels, in the layout that an instruction set reads.
 
 #pragma once
 
@@ -12,7 +12,8 @@ class PackedWeight {
   public:
     // weight [out, in] with rows of row_stride elements, bias [out] or null, both of one type.
     PackedWeight(Pool& pool, const void* weight, const void* bias, bool is_bfloat16,
-                 int64_t out_features, int64_t in_features, int64_t row_stride);
+                 int64_t out_features, int64_t in_features, int64_t row_stride,
+                 Layout layout);
     ~PackedWeight();
     PackedWeight(const PackedWeight&) = delete;
     PackedWeight& operator=(const PackedWeight&) = delete;

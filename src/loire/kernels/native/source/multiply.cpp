@@ -1,0 +1,47 @@
+#include "multiply.h"
+
+#include <algorithm>
+
+namespace loire {
+
+namespace {
+
+// Rows of a piece share weights that are in the cache; their activations should fit there too.
+constexpr int64_t MOST_TOKENS = 96, PIECE_BYTES = 64 << 10, PIECES_PER_THREAD = 4;
+constexpr int64_t FIRST_CACHE_BYTES = 16 << 10;  // the part of the L1 cache for activations
+
+int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+
+}  // namespace
+
+void multiply(const TypedOperations& operations, Pool& pool, Scratch& activations,
+              const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens) {
+    if (tokens == 0) return;
+    const int64_t block = operations.tokens_per_block(tokens);
+    const int64_t blocks = ceil_div(tokens, block);
+    const int64_t token_bytes = weight.steps * operations.packed_bytes_per_step;
+    const PackActivationsArguments packing{x,
+                                           activations.reserve(size_t(blocks * block * token_bytes)),
+                                           tokens,
+                                           weight.in_features,
+                                           weight.steps,
+                                           block};
+    pool.run(blocks, operations.pack_activations, &packing);
+
+    const int64_t rows = ceil_div(blocks, MOST_TOKENS / block);  // of pieces
+    const int64_t tokens_per_piece = ceil_div(blocks, rows) * block;
+    const int64_t least = tokens_per_piece * token_bytes > FIRST_CACHE_BYTES
+                              ? operations.panels_per_piece
+                              : 1;
+    int64_t panels = std::max(least, PIECE_BYTES / weight.panel_bytes);
+    const int64_t wanted = PIECES_PER_THREAD * pool.num_threads();
+    while (panels > 1 && rows * (weight.panels / panels) < wanted) panels /= 2;
+    const LinearArguments arguments{weight.data,  weight.bias,         packing.packed,
+                                    out,          wide,                tokens,
+                                    weight.steps, weight.out_features, block,
+                                    tokens_per_piece, panels};
+    pool.run(ceil_div(tokens, tokens_per_piece) * ceil_div(weight.panels, panels),
+             operations.linear, &arguments);
+}
+
+}  // namespace loire

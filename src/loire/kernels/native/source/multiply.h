@@ -1,0 +1,18 @@
+// x times a packed weight: how the work is cut into pieces.
+
+#pragma once
+
+#include <cstdint>
+
+#include "operations.h"
+#include "packed_weight.h"
+#include "pool.h"
+
+namespace loire {
+
+// out [tokens, out] = x [tokens, in] * weight. x is of the weight's type, out too unless wide:
+// float32 then. operations: those the weight was packed for. activations: room for packing.
+void multiply(const TypedOperations& operations, Pool& pool, Scratch& activations,
+              const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens);
+
+}  // namespace loire

@@ -47,8 +47,8 @@ def main() -> None:
             )
             shown = results[-1]
             print(
-                f"{name:<10} {shown['computed_tokens']:5} of {shown['prompt_tokens']} prompt tokens "
-                f"computed, first token after {shown['ttft_s']:.3f} s: {shown['answer']}"
+                f"{name:<10} {shown['computed_tokens']:5} of {shown['prompt_tokens']} prompt "
+                f"tokens computed, first token after {shown['ttft_s']:.3f} s: {shown['answer']}"
             )
         block = llm.config.block_size
     ratio = results[0]["ttft_s"] / results[1]["ttft_s"]

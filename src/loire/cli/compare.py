@@ -35,7 +35,7 @@ all at once, KV memory for 8 full windows, and orca and static reserve full wind
 
   loire compare --html report.html
   loire compare --cap 128 --requests 64
-  loire compare --trace AzureLLMInferenceTrace_conv.csv --first 200 --speed 4 --policies orca,paged
+  loire compare --trace AzureLLMInferenceTrace_conv.csv --every 300 --speed 20 --policies orca,paged
 """
 
 
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of lengths, arrivals and tokens [0]")
     add("--trace", type=Path, metavar="FILE", help="lengths and times of a recorded trace")
     add("--first", type=int, metavar="N", help="only the first requests of the trace")
+    add("--every", type=int, default=1, metavar="N", help="only every Nth of them [1]")
     add("--speed", type=float, default=1.0, help="plays the trace that many times faster [1]")
     add("--ttft-slo", type=float, default=5.0, help="seconds to the first token [5]")
     add("--tpot-slo", type=float, default=0.2, help="seconds per token after it [0.2]")
@@ -138,7 +139,7 @@ def _load(args: argparse.Namespace, engine: "Engine") -> "Load":
 
     vocab_size = engine.frontend.tokenizer.vocab_size
     if args.trace is not None:
-        entries = read_trace(args.trace)[: args.first]
+        entries = read_trace(args.trace)[: args.first : args.every]
         return trace_load(
             args.trace.name,
             entries,

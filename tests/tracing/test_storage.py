@@ -114,7 +114,8 @@ def test_random_damage_is_refused_or_drawn(tmp_path: Path) -> None:
         data = bytearray(original)
         for _ in range(rng.randint(1, 3)):
             data[rng.randrange(len(data))] = rng.choice(b'0123456789,[]{}"-.e\n\x00\xff')
-        path.write_bytes(data[: rng.randint(len(data) // 2, len(data))])
+        whole = rng.random() < 0.5
+        path.write_bytes(data if whole else data[: rng.randint(len(data) // 2, len(data))])
         try:
             traces = read_traces(path)
         except ConfigError:

@@ -120,10 +120,12 @@ def _start(args: argparse.Namespace) -> "Engine":
 
     given = engine_options(args)
     given.pop("reserve", None)
-    window = given.setdefault("max_model_len", args.prompt + args.cap)
     block = given.setdefault("block_size", 16)
     dtype = given.get("dtype", "auto")
     description = open_checkpoint(resolve_model(args.model)).description
+    longest = args.prompt if args.prompt_lengths == "fixed" else 2 * args.prompt
+    fits = description.default_window if args.trace is not None else longest + args.cap
+    window = given.setdefault("max_model_len", fits)
     token_bytes = description.kv_elements_per_token
     token_bytes *= DTYPE_BYTES["bfloat16" if dtype == "auto" else dtype]
     blocks = round(args.kv_windows * -(-window // block))

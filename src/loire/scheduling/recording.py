@@ -8,20 +8,6 @@ from loire.memory.allocator import KVAllocator
 from loire.scheduling.sequence import Sequence, Status
 
 
-def slot_record(
-    sequence: Sequence, slot: int, num_prefill_tokens: int, num_decode_tokens: int
-) -> SlotRecord:
-    """What the sequence did in a step. slot: the one it had then; it may have left it since."""
-    return SlotRecord(
-        slot=slot,
-        seq_id=sequence.seq_id,
-        request_id=sequence.request.message.request_id,
-        num_prefill_tokens=num_prefill_tokens,
-        num_decode_tokens=num_decode_tokens,
-        ended=num_prefill_tokens + num_decode_tokens > 0 and sequence.status is Status.ENDED,
-    )
-
-
 class StepRecorder:
     """Makes the records of one scheduler's steps.
 
@@ -33,6 +19,34 @@ class StepRecorder:
     def __init__(self) -> None:
         self.num_hit_tokens = 0
         self.num_preemptions = 0
+        self._last: dict[int, SlotRecord] = {}
+
+    def slot(
+        self, sequence: Sequence, slot: int, num_prefill_tokens: int, num_decode_tokens: int
+    ) -> SlotRecord:
+        """What the sequence did in a step. slot: the one it had then; it may have left it since.
+
+        Most sequences do the same in every step, so the record of the step before is used again.
+        """
+        computed = num_prefill_tokens + num_decode_tokens > 0
+        ended = computed and sequence.status is Status.ENDED
+        last = self._last.get(sequence.seq_id)
+        if (
+            last is not None
+            and last.slot == slot
+            and last.num_prefill_tokens == num_prefill_tokens
+            and last.num_decode_tokens == num_decode_tokens
+            and last.ended == ended
+        ):
+            return last
+        return SlotRecord(
+            slot=slot,
+            seq_id=sequence.seq_id,
+            request_id=sequence.request.message.request_id,
+            num_prefill_tokens=num_prefill_tokens,
+            num_decode_tokens=num_decode_tokens,
+            ended=ended,
+        )
 
     def record(
         self,
@@ -48,7 +62,9 @@ class StepRecorder:
         held: ended sequences that keep their slot and memory; they are recorded as idle.
         """
         served = {slot.seq_id for slot in active}
-        idle = [slot_record(s, s.slot, 0, 0) for s in held if s.seq_id not in served]
+        idle = [self.slot(s, s.slot, 0, 0) for s in held if s.seq_id not in served]
+        slots = (*active, *idle)
+        self._last = {slot.seq_id: slot for slot in slots}
         size = allocator.block_size
         num_running = fragmented = reserved = 0
         for sequence in running:
@@ -62,7 +78,7 @@ class StepRecorder:
             step_id=result.step_id,
             time_s=time.monotonic(),
             compute_s=result.compute_s,
-            slots=(*active, *idle),
+            slots=slots,
             num_running=num_running,
             num_waiting=num_waiting,
             blocks_free=counts.free,

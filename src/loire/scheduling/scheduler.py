@@ -30,7 +30,7 @@ from loire.base.step import (
 )
 from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
 from loire.scheduling.batching import BatchingPolicy
-from loire.scheduling.recording import StepRecorder, slot_record
+from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
 
 
@@ -150,7 +150,7 @@ class Scheduler:
                 and num_known > sequence.num_prompt
             )
             num_prefill = len(row.token_ids) - num_decode
-            slots.append(slot_record(sequence, slot, num_prefill, num_decode))
+            slots.append(self._recorder.slot(sequence, slot, num_prefill, num_decode))
         record = self._recorder.record(
             result, slots, self.running, self.held, len(self.waiting), self.allocator
         )

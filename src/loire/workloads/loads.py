@@ -67,6 +67,12 @@ def read_workload(path: Path) -> list[Load]:
         raise ConfigError(f"{path} is not a workload file: {error!r}") from error
 
 
+def plain_tokens(rng: random.Random, count: int, vocab_size: int) -> list[int]:
+    """Random token ids that are no special tokens (nor the lower half of a small vocabulary)."""
+    first = min(FIRST_PLAIN_TOKEN, vocab_size // 2)
+    return [rng.randrange(first, vocab_size) for _ in range(count)]
+
+
 def draw_lengths(
     rng: random.Random, kind: Lengths, count: int, mean: int, low: int, high: int
 ) -> list[int]:
@@ -96,13 +102,9 @@ def synthetic(
     num_shared: leading tokens that all prompts have in common.
     """
     rng = random.Random(seed)
-
-    def tokens(count: int) -> list[int]:
-        return [rng.randrange(FIRST_PLAIN_TOKEN, vocab_size) for _ in range(count)]
-
-    shared, arrival, requests = tokens(num_shared), 0.0, []
+    shared, arrival, requests = plain_tokens(rng, num_shared, vocab_size), 0.0, []
     for index in range(num_requests):
-        own = tokens(max(prompt_lengths[index] - num_shared, 1))
+        own = plain_tokens(rng, max(prompt_lengths[index] - num_shared, 1), vocab_size)
         requests.append(LoadRequest((*shared, *own), output_lengths[index], arrival))
         if arrival_rate is not None:
             arrival += rng.expovariate(arrival_rate)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from loire.base.errors import ConfigError
-from loire.workloads.loads import FIRST_PLAIN_TOKEN, Load, LoadRequest
+from loire.workloads.loads import Load, LoadRequest, plain_tokens
 
 MOONCAKE_BLOCK = 512
 MAX_LENGTH = 2**22
@@ -73,12 +73,8 @@ def trace_load(
         prompt: list[int] = []
         for hash_id in entry.hash_ids:
             block = random.Random(f"{seed} {hash_id}")
-            prompt += (
-                block.randrange(FIRST_PLAIN_TOKEN, vocab_size) for _ in range(MOONCAKE_BLOCK)
-            )
-        prompt += (
-            rng.randrange(FIRST_PLAIN_TOKEN, vocab_size) for _ in range(length - len(prompt))
-        )
+            prompt += plain_tokens(block, MOONCAKE_BLOCK, vocab_size)
+        prompt += plain_tokens(rng, length - len(prompt), vocab_size)
         requests.append(LoadRequest(tuple(prompt[:length]), output, entry.arrival_s / speed))
     return Load(name, tuple(requests))
 

@@ -46,6 +46,8 @@ class PolicyReport:
     wall_s: float
     output_tokens_per_s: float
     total_tokens_per_s: float
+    busy_share: float
+    """Time in which a step was computed, of the wall time."""
     mean_batch: float
     """Sequences that computed something, per step."""
     largest_batch: int
@@ -100,6 +102,7 @@ def report(
         wall_s=playback.wall_s,
         output_tokens_per_s=num_output / playback.wall_s,
         total_tokens_per_s=(num_output + num_prompt) / playback.wall_s,
+        busy_share=sum(record.compute_s for record in records) / playback.wall_s,
         mean_batch=sum(active) / len(active),
         largest_batch=max(active),
         ttft_s=Percentiles.of([_ttft(request) for request in requests]),

@@ -154,7 +154,7 @@ def _load(args: argparse.Namespace, engine: "Engine") -> "Load":
     rng, count = random.Random(args.seed), args.requests
     most = engine.config.max_model_len - args.cap
     return synthetic(
-        f"{count} requests",
+        f"{args.output_lengths} outputs",
         num_requests=count,
         prompt_lengths=draw_lengths(rng, args.prompt_lengths, count, args.prompt, 1, most),
         output_lengths=draw_lengths(rng, args.output_lengths, count, args.output, 1, args.cap),

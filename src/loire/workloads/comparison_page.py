@@ -14,18 +14,19 @@ _STYLE = (
     ".bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:6px 10px;"
     "align-items:center;margin:10px 0 22px}.bar{display:flex;height:18px;background:var(--lane);"
     "border-radius:3px;overflow:hidden}.bar i{display:block;height:100%}"
-    ".a{background:#3b82c4}.b{background:#c9a227}.c{background:#b55d5d}.d{background:#8a8a8a}"
+    ".live{background:var(--live)}.reserved{background:var(--reserved)}"
+    ".idle{background:var(--idle)}.fragmented{background:var(--fragmented)}"
     ".key{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;padding:0;font-size:13px}"
     ".key i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:6px}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "th,td{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid var(--line)}"
+    "th,td{white-space:nowrap;padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid var(--line)}"
     "th:first-child,td:first-child{text-align:left}"
 )
 _MEMORY = (
-    ("a", "live tokens", "kv_live_share"),
-    ("b", "reserved for tokens to come", "kv_reserved_share"),
-    ("c", "held by ended sequences", "kv_idle_share"),
-    ("d", "unused rest of last blocks", "kv_fragmented_share"),
+    ("live", "live tokens", "kv_live_share"),
+    ("reserved", "reserved for tokens to come", "kv_reserved_share"),
+    ("idle", "held by ended sequences", "kv_idle_share"),
+    ("fragmented", "unused rest of last blocks", "kv_fragmented_share"),
 )
 
 
@@ -67,7 +68,7 @@ def _bars(rows: Iterable[tuple[str, Sequence[tuple[str, float]], str]]) -> str:
 def _throughput(reports: Sequence[PolicyReport]) -> str:
     most = max(report.output_tokens_per_s for report in reports)
     return _bars(
-        (r.name, [("a", r.output_tokens_per_s / most)], f"{r.output_tokens_per_s:,.0f} tokens/s")
+        (r.name, [("live", r.output_tokens_per_s / most)], f"{r.output_tokens_per_s:,.0f} tokens/s")
         for r in reports
     )
 
@@ -106,7 +107,7 @@ def _objective(comparison: Comparison) -> str:
 
 
 def _three(values: Percentiles, unit: float = 1.0) -> str:
-    return " / ".join(f"{value * unit:.3g}" for value in (values.p50, values.p95, values.p99))
+    return " / ".join(f"{value * unit:,.2f}" for value in (values.p50, values.p95, values.p99))
 
 
 def _latency(reports: Sequence[PolicyReport]) -> str:

@@ -1,10 +1,12 @@
 """The optional compiled library; everything else about the package is in pyproject.toml."""
 
 import platform
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCE = Path("src/loire/kernels/native/source")
 KERNELS = SOURCE / "instruction_set.cpp"
@@ -13,12 +15,15 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden",
 FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-DLOIRE_AVX512"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-DLOIRE_AVX512_BF16"]
+AMX = ["-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {
         "avx2": ["-mavx2", "-mfma", "-DLOIRE_AVX2"],
         "avx512": AVX512,
-        "avx512_bf16": [*AVX512, "-mavx512bf16", "-DLOIRE_AVX512_BF16"],
+        "avx512_bf16": AVX512_BF16,
+        "amx": [*AVX512_BF16, *AMX, "-DLOIRE_AMX"],
     }
 
 
@@ -39,10 +44,17 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link ext's sources and the kernels."""
+        sets = dict(INSTRUCTION_SETS)
+        if "amx" in sets and not self.knows_amx():
+            self.announce("the compiler does not know AMX: left out", level=3)
+            del sets["amx"]
         objects = self.compiler.compile(
-            ext.sources, output_dir=self.build_temp, extra_postargs=FLAGS
+            ext.sources,
+            output_dir=self.build_temp,
+            macros=[("LOIRE_HAS_AMX", None)] if "amx" in sets else [],
+            extra_postargs=FLAGS,
         )
-        for name, flags in INSTRUCTION_SETS.items():
+        for name, flags in sets.items():
             objects += self.compiler.compile(
                 [str(KERNELS)],
                 output_dir=str(Path(self.build_temp) / name),
@@ -55,6 +67,19 @@ class BuildNative(build_ext):
             extra_postargs=["-pthread"],
             target_lang="c++",
         )
+
+    def knows_amx(self) -> bool:
+        """Whether compiler and assembler know its instructions: g++ 11, clang++ 12."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "amx.cpp"
+            source.write_text(
+                'void f() { asm volatile("tdpbf16ps %tmm6, %tmm4, %tmm0\\n\\ttilerelease"); }\n'
+            )
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=AMX)
+            except CompileError:
+                return False
+        return True
 
 
 setup(

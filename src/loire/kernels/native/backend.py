@@ -23,6 +23,8 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _EVERYTHING = 2**62
 """A window that no context fills."""
+_AMX_UNPROVEN = 2
+"""As in source/amx.h: the processor and the system provide AMX, but the kernels failed with it."""
 
 
 class NativeBackend:
@@ -69,7 +71,15 @@ class NativeBackend:
             names = instruction_sets()
         except ConfigError as error:
             return False, str(error)
-        return True, f"C++ on CPU with {names[0]}, {_usable_cores()} threads"
+        why_no_amx: bytes = load_library().why_no_amx()
+        note = f"; AMX is not used: {why_no_amx.decode()}" if why_no_amx else ""
+        return True, f"C++ on CPU with {names[0]}, {_usable_cores()} threads{note}"
+
+    @staticmethod
+    def lacks_amx() -> bool:
+        """Whether other libraries can use AMX here, but these kernels cannot."""
+        state: int = load_library().amx_state()
+        return state == _AMX_UNPROVEN
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -30,6 +30,8 @@ class NativeLibrary:
             )
         self.message = self._function("loire_message", c_char_p, ())
         self.instruction_sets = self._function("loire_instruction_sets", c_char_p, ())
+        self.amx_state = self._function("loire_amx_state", c_int32, ())
+        self.why_no_amx = self._function("loire_why_no_amx", c_char_p, ())
         self.open = self._function("loire_open", pointer, (c_char_p, c_int32))
         self.close = self._function("loire_close", None, (pointer,))
         self.pack = self._function(

@@ -1,7 +1,10 @@
 // All operations, compiled once per instruction set. The build gives each copy its own flags and
 // defines LOIRE_TABLE (the name of the table it exports) and at most one of LOIRE_AVX2 and
-// LOIRE_AVX512, the latter with or without LOIRE_AVX512_BF16. No C++ library header is included
-// here: its inline functions would be compiled with these flags and could be used by the rest.
+// LOIRE_AVX512, the latter with or without LOIRE_AVX512_BF16, and with that or not LOIRE_AMX. No C++
+// library header is included here: its inline functions would be compiled with these flags and could
+// be used by the rest.
+//
+// LOIRE_EMULATE_AMX, a header that defines Tiles without AMX, is for tests on other machines.
 
 #include "operations.h"
 
@@ -9,6 +12,9 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#endif
+#if defined(LOIRE_EMULATE_AMX)
+#include LOIRE_EMULATE_AMX
 #endif
 
 namespace loire {
@@ -22,6 +28,12 @@ namespace {
 #include "linear.h"
 #include "largest.h"
 #include "limits.h"
+#if defined(LOIRE_AMX)
+#if !defined(LOIRE_EMULATE_AMX)
+#include "tiles.h"
+#endif
+#include "linear_amx.h"
+#endif
 
 template <typename Element, typename Format>
 constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
@@ -37,6 +49,24 @@ constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops
             Layout::CHAINS,
             most_rows,
             1};
+}
+
+constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
+
+constexpr TypedOperations bfloat16_operations() {
+    TypedOperations result = operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece,
+                                                                  FLOPS * BFLOAT16_LINKS);
+#if defined(LOIRE_AMX)
+    result.pack_activations = pack_tiles_piece;
+    result.linear = linear_tiles_piece;
+    result.multiply_limit = multiply_tiles_limit_piece;
+    result.multiply_limit_flops = TILE_LIMIT_FLOPS;
+    result.packed_bytes_per_step = TOKEN_STEP_BYTES;
+    result.layout = Layout::TILES;
+    result.tokens_per_block = tile_tokens;
+    result.panels_per_piece = 4;
+#endif
+    return result;
 }
 
 // Documents of different makers leave open how VDPBF16PS rounds; linear.h relies on one way.
@@ -63,8 +93,6 @@ bool computes_exactly() {
 }
 }  // namespace
 
-constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
-
 extern const Operations LOIRE_TABLE;
 const Operations LOIRE_TABLE = {
     LOIRE_NAME,
@@ -72,5 +100,5 @@ const Operations LOIRE_TABLE = {
     largest_piece,
     read_piece,
     operations<float, Float32Format>(multiply_float32_piece, FLOPS),
-    operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece, FLOPS* BFLOAT16_LINKS)};
+    bfloat16_operations()};
 }  // namespace loire

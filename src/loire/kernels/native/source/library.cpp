@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "amx.h"
 #include "attention_plan.h"
 #include "multiply.h"
 #include "operations.h"
@@ -43,33 +44,46 @@ struct Context {
     }
 };
 
-// Best first.
-std::string instruction_sets() {
-    std::string names;
-#if defined(__x86_64__)
+// Those that can be used here, best first.
+std::vector<const Operations*> find_instruction_sets() {
+    std::vector<const Operations*> found;
+#if defined(LOIRE_EMULATE_AMX)
+    if (find_amx().state == AmxState::WORKS) found.push_back(&amx);
+#elif defined(__x86_64__)
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16") && avx512_bf16.computes_exactly())
-        names += "avx512_bf16,";
-    if (has_avx512) names += "avx512,";
-    if (has_avx2) names += "avx2,";
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16") && avx512_bf16.computes_exactly()) {
+#if defined(LOIRE_HAS_AMX)
+        if (find_amx().state == AmxState::WORKS) found.push_back(&amx);
 #endif
-    return names + "portable";
+        found.push_back(&avx512_bf16);
+    }
+    if (has_avx512) found.push_back(&avx512);
+    if (has_avx2) found.push_back(&avx2);
+#endif
+    found.push_back(&portable);
+    return found;
+}
+
+const std::vector<const Operations*>& instruction_sets() {
+    static const std::vector<const Operations*> found = find_instruction_sets();
+    return found;
+}
+
+std::string names() {
+    std::string joined;
+    for (const Operations* operations : instruction_sets())
+        joined += (joined.empty() ? "" : ",") + std::string(operations->name);
+    return joined;
 }
 
 const Operations& named(const std::string& name) {
-    if (("," + instruction_sets() + ",").find("," + name + ",") == std::string::npos)
-        throw std::invalid_argument("this processor has no " + name + "; it has " +
-                                    instruction_sets());
-#if defined(__x86_64__)
-    if (name == "avx512_bf16") return avx512_bf16;
-    if (name == "avx512") return avx512;
-    if (name == "avx2") return avx2;
-#endif
-    return portable;
+    for (const Operations* operations : instruction_sets())
+        if (operations->name == name) return *operations;
+    throw std::invalid_argument("this processor has no " + name + "; it has " + names());
 }
 
 // Runs body, turning an exception into a message.
@@ -119,15 +133,20 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 2; }
+int loire_interface_version() { return 3; }
 
 const char* loire_message() { return message.c_str(); }
 
 // Names of the instruction sets that can be used here, best first, separated by commas.
 const char* loire_instruction_sets() {
-    static const std::string names = instruction_sets();
-    return names.c_str();
+    static const std::string joined = names();
+    return joined.c_str();
 }
+
+// An AmxState, and why the processor's AMX is not used ("" if it is, or if there is none).
+int32_t loire_amx_state() { return int32_t(find_amx().state); }
+
+const char* loire_why_no_amx() { return find_amx().why.c_str(); }
 
 void* loire_open(const char* instruction_set, int32_t num_threads) {
     Context* context = nullptr;

@@ -1,0 +1,150 @@
+#include "self_test.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <exception>
+#include <vector>
+
+#include "multiply.h"
+
+namespace loire {
+
+extern const Operations portable;
+
+namespace {
+
+constexpr int TIME_LIMIT_MS = 1000;
+
+struct Shape {
+    int64_t tokens, in_features, out_features;
+};
+
+// One token, one block of one and of two tiles, several even and uneven blocks, several pieces,
+// several chunks of steps; whole and partial steps and panels.
+constexpr Shape SHAPES[] = {{1, 96, 64},  {1, 31, 5},   {2, 1100, 33}, {9, 64, 96},
+                            {16, 700, 32}, {17, 40, 70}, {31, 320, 40}, {32, 600, 130},
+                            {33, 300, 64}, {100, 65, 33}};
+
+class Random {
+  public:
+    // Exponents so far apart that another order of additions rounds otherwise; some denormals.
+    bfloat16 next() {
+        state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+        const auto bits = uint32_t(state_ >> 40);
+        if (bits % 64 == 0) return {uint16_t(bits >> 8 & 0x807f)};
+        return {uint16_t((bits >> 8 & 0x83ff) | 0x3c00)};
+    }
+
+    std::vector<bfloat16> some(int64_t count) {
+        std::vector<bfloat16> values(static_cast<size_t>(count));
+        for (bfloat16& value : values) value = next();
+        return values;
+    }
+
+  private:
+    uint64_t state_ = 1;
+};
+
+std::vector<float> product(const Operations& operations, Pool& pool, const Shape& shape,
+                           const std::vector<bfloat16>& weight, const std::vector<bfloat16>& bias,
+                           const std::vector<bfloat16>& x) {
+    const TypedOperations& typed = operations.bfloat16;
+    const PackedWeight packed(pool, weight.data(), bias.data(), true, shape.out_features,
+                              shape.in_features, shape.in_features, typed.layout);
+    Scratch activations;
+    std::vector<float> out(size_t(shape.tokens * shape.out_features));
+    multiply(typed, pool, activations, packed, x.data(), out.data(), true, shape.tokens);
+    return out;
+}
+
+bool agrees(const Operations& operations) {
+    Pool pool(2);
+    Random random;
+    for (const Shape& shape : SHAPES) {
+        const auto weight = random.some(shape.out_features * shape.in_features);
+        const auto bias = random.some(shape.out_features);
+        const auto x = random.some(shape.tokens * shape.in_features);
+        const auto expected = product(portable, pool, shape, weight, bias, x);
+        const auto found = product(operations, pool, shape, weight, bias, x);
+        if (std::memcmp(expected.data(), found.data(), found.size() * sizeof(float)) != 0)
+            return false;
+    }
+    return true;
+}
+
+// A crash shall end the child at once, whatever the parent does about signals, and silently.
+void let_signals_end_this_process() {
+    const rlimit no_core{0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_UNBLOCK, &all, nullptr);
+    for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGABRT, SIGTRAP, SIGSYS, SIGALRM})
+        std::signal(signal, SIG_DFL);
+}
+
+[[noreturn]] void run_child(const Operations& operations, int result) {
+    let_signals_end_this_process();
+    alarm(2);  // should the parent be gone
+    char verdict = 'x';
+    try {
+        verdict = agrees(operations) ? 'y' : 'n';
+    } catch (const std::exception&) {
+        verdict = 'm';
+    }
+    if (write(result, &verdict, 1) != 1) _exit(1);
+    _exit(0);
+}
+
+std::string end_of(pid_t child) {
+    int status = 0;
+    pid_t ended;
+    do ended = waitpid(child, &status, 0);
+    while (ended < 0 && errno == EINTR);
+    // (Where children are not waited for, their end is not known.)
+    if (ended == child && WIFSIGNALED(status))
+        return "it ended with signal " + std::to_string(WTERMSIG(status)) + " (" +
+               strsignal(WTERMSIG(status)) + ")";
+    return "it ended without a result";
+}
+
+}  // namespace
+
+std::string self_test(const Operations& operations) {
+    int ends[2];
+    if (pipe(ends) != 0) return std::string("no pipe: ") + std::strerror(errno);
+    for (const int end : ends) fcntl(end, F_SETFD, FD_CLOEXEC);
+    const pid_t child = fork();
+    if (child < 0) {
+        const int error = errno;
+        close(ends[0]), close(ends[1]);
+        return std::string("no child process: ") + std::strerror(error);
+    }
+    if (child == 0) run_child(operations, ends[1]);
+    close(ends[1]);
+
+    pollfd result{ends[0], POLLIN, 0};
+    int ready;
+    do ready = poll(&result, 1, TIME_LIMIT_MS);
+    while (ready < 0 && errno == EINTR);
+    char verdict = 0;
+    const bool answered = ready > 0 && read(ends[0], &verdict, 1) == 1;
+    close(ends[0]);
+    if (ready == 0) kill(child, SIGKILL);
+    const std::string end = end_of(child);
+    if (ready == 0) return "no result within " + std::to_string(TIME_LIMIT_MS) + " ms";
+    if (!answered) return end;
+    if (verdict == 'n') return "some bits of the result are wrong";
+    if (verdict == 'm') return "no memory or threads for it";
+    return "";
+}
+
+}  // namespace loire

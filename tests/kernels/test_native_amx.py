@@ -1,0 +1,191 @@
+"""The linear with AMX on machines without it: its tiles emulated, everything else as it is.
+
+The library is compiled from its sources with emulated_tiles.h in the place of tiles.h; it is called
+like the real one, and tests itself before use like the real one.
+"""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from native_cases import SETS, backend, needs_library, same_bits
+
+from loire.kernels import cpu
+from loire.kernels.native import backend as native
+from loire.kernels.native.backend import NativeBackend
+from loire.kernels.native.library import NativeLibrary
+from loire.kernels.select import select_backend
+
+SOURCE = Path(native.__file__).parent / "source"
+KERNELS = SOURCE / "instruction_set.cpp"
+TILES = Path(__file__).parent / "emulated_tiles.h"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-w")
+EMULATED = (f'-DLOIRE_EMULATE_AMX="{TILES}"', "-DLOIRE_HAS_AMX")
+WRONG_ORDER, CRASH, NO_END = 1, 2, 3
+CPU = torch.device("cpu")
+
+pytestmark = [
+    needs_library,
+    pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler"),
+]
+
+
+def compile_(*arguments: str | Path) -> None:
+    assert COMPILER is not None
+    run = subprocess.run(
+        [COMPILER, *FLAGS, *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture(scope="module")
+def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("amx")
+    objects = []
+    for name, flags in (("portable", ()), ("amx", ("-DLOIRE_AMX", *EMULATED))):
+        objects.append(folder / f"{name}.o")
+        names = f"-DLOIRE_TABLE={name}", f'-DLOIRE_NAME="{name}"'
+        compile_(*flags, *names, "-c", KERNELS, "-o", objects[-1])
+    others = [path for path in sorted(SOURCE.glob("*.cpp")) if path != KERNELS]
+    compile_(*EMULATED, "-shared", *others, *objects, "-o", folder / "emulated.so")
+    return folder / "emulated.so"
+
+
+@pytest.fixture(scope="module")
+def emulated(library_path: Path) -> Callable[[int], NativeBackend]:
+    """Backends with so many threads."""
+    library = NativeLibrary(library_path)
+    backends = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "load_library", lambda: library)
+        for threads in (1, 2, 3):
+            backends[threads] = NativeBackend(threads)
+            assert backends[threads].instruction_set == "amx"
+    return backends.__getitem__
+
+
+def random(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 100),
+    inputs=st.integers(1, 700),
+    outputs=st.integers(1, 200),
+    with_bias=st.booleans(),
+    wide=st.booleans(),
+)
+@example(tokens=1, inputs=9000, outputs=64, with_bias=False, wide=True)  # more than one chunk
+@example(tokens=15, inputs=1100, outputs=32, with_bias=True, wide=False)
+@example(tokens=230, inputs=300, outputs=40, with_bias=True, wide=True)  # several pieces of tokens
+def test_has_the_bits_of_the_other_instruction_sets(
+    emulated: Callable[[int], NativeBackend],
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    with_bias: bool,
+    wide: bool,
+) -> None:
+    weight, x = random(outputs, inputs), random(tokens, inputs, seed=1)
+    bias = random(outputs, seed=2) if with_bias else None
+    found = emulated(2).linear(weight, bias)(x, wide=wide)
+    for name in SETS:
+        assert same_bits(found, backend(2, name).linear(weight, bias)(x, wide=wide)), name
+
+
+def test_a_row_has_the_same_bits_in_any_batch(emulated: Callable[[int], NativeBackend]) -> None:
+    weight, x = random(160, 576), random(210, 576, seed=1)
+    whole = emulated(2).linear(weight)(x)
+    linear = emulated(2).linear(weight)
+    for tokens in (*range(1, 36), 63, 64, 65, 96, 97, 200):
+        assert same_bits(linear(x[:tokens]), whole[:tokens])
+    for threads in (1, 3):
+        assert same_bits(emulated(threads).linear(weight)(x), whole)
+
+
+def test_denormals_count_as_zero(emulated: Callable[[int], NativeBackend]) -> None:
+    tiny = torch.tensor([[1e-39, 0.0]]).bfloat16()
+    huge = torch.full((1, 2), 1e30).bfloat16()
+    assert emulated(1).linear(huge)(tiny).item() == 0.0
+    small = torch.full((1, 2), 1e-20).bfloat16()  # products below the smallest normal number
+    assert emulated(1).linear(small)(small, wide=True).item() == 0.0
+
+
+def test_infinities_and_nan_stay_in_their_row(emulated: Callable[[int], NativeBackend]) -> None:
+    weight, x = random(40, 64), random(20, 64, seed=1)
+    linear = emulated(1).linear(weight)
+    clean = linear(x)
+    x[1, 3], x[18, 60] = float("nan"), float("inf")
+    found = linear(x)
+    assert found[1].isnan().all()
+    assert (~found[18].isfinite()).all()
+    others = [row for row in range(20) if row not in (1, 18)]
+    assert same_bits(found[others], clean[others])
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (WRONG_ORDER, "some bits of the result are wrong"),
+        (CRASH, r"it ended with signal \d+ \("),
+        (NO_END, "no result within 1000 ms"),
+    ],
+)
+def test_a_processor_that_computes_otherwise_is_found_out(
+    library_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int, why: str
+) -> None:
+    """And bfloat16 is left to oneDNN then, which may do better with it."""
+    path = library_path.with_name(f"fault{fault}.so")
+    shutil.copy(library_path, path)  # loaded anew, with variables of its own
+    ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "loire_emulated_fault").value = fault
+    library = NativeLibrary(path)
+    monkeypatch.setattr(native, "load_library", lambda: library)
+    assert native.instruction_sets() == ("portable",)
+    usable, note = NativeBackend.available()
+    assert usable
+    assert re.search(f"AMX is not used: the self-test of the kernels failed: {why}", note)
+    assert NativeBackend.lacks_amx()
+    monkeypatch.setattr(cpu, "can_pack", lambda: True)
+    assert select_backend("auto", CPU, torch.bfloat16).name == "cpu"
+    assert select_backend("auto", CPU, torch.float32, num_threads=1).name == "native"
+    monkeypatch.setattr(cpu, "can_pack", lambda: False)
+    assert select_backend("auto", CPU, torch.bfloat16, num_threads=1).name == "native"
+
+
+def test_auto_stays_native_where_amx_works_or_is_absent(
+    library_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert select_backend("auto", CPU, torch.bfloat16, num_threads=1).name == "native"
+    library = NativeLibrary(library_path)
+    monkeypatch.setattr(native, "load_library", lambda: library)
+    chosen = select_backend("auto", CPU, torch.bfloat16, num_threads=1)
+    assert isinstance(chosen, NativeBackend)
+    assert chosen.instruction_set == "amx"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 alone has AMX")
+def test_the_real_tiles_compile(tmp_path: Path) -> None:
+    """As setup.py compiles them; what they do only a processor with AMX can show."""
+    probe = tmp_path / "probe.cpp"
+    probe.write_text('void f() { asm volatile("tilerelease"); }')
+    flags = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx512bf16 -mamx-tile -mamx-bf16"
+    assert COMPILER is not None
+    command = [COMPILER, *flags.split(), "-c", str(probe), "-o", str(tmp_path / "probe.o")]
+    if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:
+        pytest.skip("the compiler does not know AMX")
+    names = ("-DLOIRE_TABLE=amx", '-DLOIRE_NAME="amx"', "-DLOIRE_AMX")
+    sets = ("-DLOIRE_AVX512", "-DLOIRE_AVX512_BF16")
+    made = tmp_path / "amx.o"
+    compile_(*flags.split(), *names, *sets, "-c", KERNELS, "-o", made)
+    assert made.stat().st_size > 0

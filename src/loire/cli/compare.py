@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="only JSON on stdout")
     load = parser.add_argument_group("load")
     add = load.add_argument
-    add("--requests", type=int, default=24, help="[24]")
+    add("--requests", type=int, default=32, help="[32]")
     add("--prompt", type=tokens, default=256, help="mean length of prompts [256]")
     add("--prompt-lengths", choices=lengths, default="fixed", help="[fixed]")
     add("--output", type=tokens, default=128, help="mean length of outputs [128]")

@@ -25,12 +25,15 @@ struct TileRegister {
         return flushed(value);
     }
 
-    float half(int64_t row, int64_t n) const {
-        uint32_t bits = 0;
-        std::memcpy(reinterpret_cast<char*>(&bits) + 2, data[row] + 2 * n, 2);
-        float value;
-        std::memcpy(&value, &bits, 4);
-        return flushed(value);
+    // The 32 bfloat16 of a row.
+    void widen(int64_t row, float (&values)[32]) const {
+        for (int i = 0; i < 32; ++i) {
+            uint16_t half;
+            std::memcpy(&half, data[row] + 2 * i, 2);
+            const uint32_t bits = uint32_t(half) << 16;
+            std::memcpy(&values[i], &bits, 4);
+            values[i] = flushed(values[i]);
+        }
     }
 
     static float flushed(float value) {
@@ -82,19 +85,23 @@ struct Tiles {
         TileRegister &c = registers[SUMS], &a = registers[ACTIVATIONS], &b = registers[WEIGHTS];
         require(c.rows > 0 && c.rows == a.rows && c.row_bytes == b.row_bytes &&
                 a.row_bytes / 4 == b.rows);
-        for (int64_t m = 0; m < c.rows; ++m)
+        float weights[16][32], activations[32];
+        for (int64_t pair = 0; pair < b.rows; ++pair) b.widen(pair, weights[pair]);
+        for (int64_t m = 0; m < c.rows; ++m) {
+            a.widen(m, activations);
             for (int64_t n = 0; n < c.row_bytes / 4; ++n) {
                 float chains[2] = {0.0f, 0.0f};
                 for (int64_t pair = 0; pair < b.rows; ++pair)
                     for (int odd = 0; odd < 2; ++odd) {
                         float& chain = chains[loire_emulated_fault == 1 ? 0 : odd];
                         chain = TileRegister::flushed(__builtin_fmaf(
-                            a.half(m, 2 * pair + odd), b.half(pair, 2 * n + odd), chain));
+                            activations[2 * pair + odd], weights[pair][2 * n + odd], chain));
                     }
                 const float product = TileRegister::flushed(chains[0] + chains[1]);
                 const float sum = TileRegister::flushed(c.number(m, n) + product);
                 std::memcpy(c.data[m] + 4 * n, &sum, 4);
             }
+        }
     }
 };
 

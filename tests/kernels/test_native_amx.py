@@ -88,6 +88,8 @@ def random(*size: int, seed: int = 0) -> torch.Tensor:
 )
 @example(tokens=1, inputs=9000, outputs=64, with_bias=False, wide=True)  # more than one chunk
 @example(tokens=15, inputs=1100, outputs=32, with_bias=True, wide=False)
+@example(tokens=20, inputs=600, outputs=1100, with_bias=True, wide=True)  # panels share a chunk
+@example(tokens=70, inputs=600, outputs=1100, with_bias=False, wide=False)
 @example(tokens=230, inputs=300, outputs=40, with_bias=True, wide=True)  # several pieces of tokens
 def test_has_the_bits_of_the_other_instruction_sets(
     emulated: Callable[[int], NativeBackend],

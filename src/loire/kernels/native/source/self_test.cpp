@@ -27,11 +27,11 @@ struct Shape {
     int64_t tokens, in_features, out_features;
 };
 
-// One token, one block of one and of two tiles, several even and uneven blocks, several pieces,
-// several chunks of steps; whole and partial steps and panels.
-constexpr Shape SHAPES[] = {{1, 96, 64},  {1, 31, 5},   {2, 1100, 33}, {9, 64, 96},
-                            {16, 700, 32}, {17, 40, 70}, {31, 320, 40}, {32, 600, 130},
-                            {33, 300, 64}, {100, 65, 33}};
+// One token, one block of one and of two tiles, several blocks, several pieces of tokens, several
+// chunks of steps and panels of a piece; whole and partial steps and panels.
+constexpr Shape SHAPES[] = {{1, 96, 64},   {1, 31, 5},   {2, 1100, 33}, {9, 64, 96}, {16, 700, 32},
+                            {17, 40, 70},  {31, 320, 40}, {32, 64, 130}, {33, 280, 530},
+                            {100, 65, 33}};
 
 class Random {
   public:

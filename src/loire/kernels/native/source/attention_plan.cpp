@@ -4,12 +4,14 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 namespace loire {
 
 namespace {
 constexpr int64_t ROWS_PER_BLOCK = 60;  // query heads times tokens that share transposed keys
 constexpr int64_t PIECES_PER_THREAD = 6;
+constexpr int64_t SIZES = 8;  // of pieces that are told apart when they are put in order
 }  // namespace
 
 AttentionPlan::AttentionPlan(const int32_t* query_starts, const int32_t* context_lens,
@@ -104,8 +106,15 @@ AttentionPieces AttentionPlan::cut(int64_t heads, int64_t kv_heads, int64_t wind
 
     std::vector<int64_t> order(costs.size());
     std::iota(order.begin(), order.end(), 0);
+    // The largest first; among those of about one size the same head together, because rows that
+    // share a prefix read the same keys: they are still in the cache.
+    const int64_t highest = costs.empty() ? 1 : *std::max_element(costs.begin(), costs.end()) + 1;
+    const auto rank = [&](int64_t i) {
+        return std::make_tuple(-(costs[i] * SIZES / highest), made.pieces[i].kv_head,
+                               made.pieces[i].split);
+    };
     std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return costs[a] > costs[b]; });
+                     [&](int64_t a, int64_t b) { return rank(a) < rank(b); });
     std::vector<AttentionPiece> sorted;
     sorted.reserve(order.size());
     for (const int64_t index : order) sorted.push_back(made.pieces[index]);

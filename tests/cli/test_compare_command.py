@@ -1,10 +1,12 @@
 """`loire compare` on a tiny model: contracts of its output."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from loire.cli import compare as compare_command
 from loire.cli.main import main
 from loire.tracing.storage import read_traces
 
@@ -46,3 +48,17 @@ def test_mistakes(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no policy ['best']" in capsys.readouterr().err
     assert main(["compare", str(tiny_llama), *SMALL, "--trace", "/nowhere"]) == 1
     assert "/nowhere cannot be read" in capsys.readouterr().err
+
+
+def test_only_a_bare_look_is_small() -> None:
+    def size(*arguments: str) -> tuple[bool, int, int, int, int]:
+        parser = argparse.ArgumentParser()
+        compare_command.add_arguments(parser)
+        args = parser.parse_args(arguments)
+        small = compare_command._settle_size(args)
+        return small, args.requests, args.prompt, args.output, args.cap
+
+    assert size() == size("--html", "x.html") == (True, 48, 64, 32, 384)
+    assert size("--json") == size("--requests", "32") == (False, 32, 256, 128, 1536)
+    assert size("--cap", "128") == (False, 32, 256, 128, 128)
+    assert size("--rate", "2") == size("--shared", "64") == (False, 32, 256, 128, 1536)

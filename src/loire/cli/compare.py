@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +30,32 @@ _DECIDED = (
 )
 _EPILOG = """\
 Every request declares --cap as its max_tokens and ends at a length of its own, which no policy
-can see. Without flags: prompts of 256 tokens, outputs exponential around 128 under a cap of 1,536,
-all at once, KV memory for 8 full windows, and orca and static reserve full windows.
+can see. The experiment: prompts of 256 tokens, outputs exponential around 128 under a cap of 1,536,
+all at once, KV memory for 8 full windows, and orca and static reserve full windows. Without --json
+and without a flag of the load, all lengths are a quarter of that: a minute instead of four.
 
   loire compare --html report.html
-  loire compare --cap 128 --requests 64
+  loire compare --requests 32 --html report.html
+  loire compare --cap 128 --max-model-len 1792 --reserve max-tokens
   loire compare --trace AzureLLMInferenceTrace_conv.csv --every 300 --speed 20 --policies orca,paged
 """
 
 
 _Columns = Mapping[str, "Callable[[PolicyReport], str]"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Of a synthetic load: requests, and tokens of each."""
+
+    requests: int
+    prompt: int
+    output: int
+    cap: int
+
+
+_EXPERIMENT = _Size(requests=32, prompt=256, output=128, cap=1536)
+_SMALL = _Size(requests=48, prompt=64, output=32, cap=384)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="only JSON on stdout")
     load = parser.add_argument_group("load")
     add = load.add_argument
-    add("--requests", type=int, default=32, help="[32]")
-    add("--prompt", type=tokens, default=256, help="mean length of prompts [256]")
+    add("--requests", type=int, help="[32]")
+    add("--prompt", type=tokens, help="mean length of prompts [256]")
     add("--prompt-lengths", choices=lengths, default="fixed", help="[fixed]")
-    add("--output", type=tokens, default=128, help="mean length of outputs [128]")
+    add("--output", type=tokens, help="mean length of outputs [128]")
     add("--output-lengths", choices=lengths, default="exponential", help="[exponential]")
-    add("--cap", type=tokens, default=1536, help="max_tokens that requests declare [1536]")
+    add("--cap", type=tokens, help="max_tokens that requests declare [1536]")
     add("--shared", type=tokens, default=0, help="leading tokens that all prompts share [0]")
     add("--rate", type=float, help="requests per second, as a Poisson process [all at once]")
     add("--seed", type=int, default=0, help="of lengths, arrivals and tokens [0]")
@@ -83,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from loire.workloads.compare import compare
     from loire.workloads.metrics import Objective
 
+    small = _settle_size(args)
     engine = _start(args)
     load = _load(args, engine)
     with _Progress(quiet=args.json) as progress:
@@ -109,7 +126,23 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_as_json(args, engine, comparison)))
     else:
         _print(comparison, description)
+        if small:
+            print(
+                "\nA small version, lengths a quarter of the experiment's: "
+                f"--requests {_EXPERIMENT.requests} runs that."
+            )
     return 0
+
+
+def _settle_size(args: argparse.Namespace) -> bool:
+    """Fill in what was not given of the load's size; whether that made it the small version."""
+    given = (args.requests, args.prompt, args.output, args.cap, args.rate, args.trace)
+    small = not (args.json or args.shared or any(value is not None for value in given))
+    size = _SMALL if small else _EXPERIMENT
+    for field in fields(size):
+        if getattr(args, field.name) is None:
+            setattr(args, field.name, getattr(size, field.name))
+    return small
 
 
 def _start(args: argparse.Namespace) -> "Engine":

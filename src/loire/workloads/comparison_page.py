@@ -19,7 +19,7 @@ _STYLE = (
     ".key{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;padding:0;font-size:13px}"
     ".key i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:6px}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "th,td{white-space:nowrap;padding:3px 12px 3px 0;text-align:right;"
+    "th,td{white-space:nowrap;padding:3px 22px 3px 0;text-align:right;"
     "border-bottom:1px solid var(--line)}"
     "th:first-child,td:first-child{text-align:left}"
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from loire.base.errors import RequestError
+from loire.base.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that can be asked for, as in the OpenAI API."""
@@ -37,6 +38,8 @@ class SamplingParams:
             chosen one; None reports nothing.
         prompt_logprobs: the same for the prompt's tokens.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: the form that the output must have. It ends when the form is complete
+            (even with ignore_eos); an output of max_tokens may be cut inside it.
 
     Raises RequestError, naming the field, if a value is out of range.
     """
@@ -60,6 +63,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -47,7 +47,7 @@ constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops
             flops,
             Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
             Layout::CHAINS,
-            most_rows,
+            block_tokens,
             1};
 }
 

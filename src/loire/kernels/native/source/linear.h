@@ -1,35 +1,34 @@
 // x [T, in] times a packed weight [out, in], the same bits for a row whatever the others are.
 //
-// The order of additions. Inputs are taken in steps of 32. Within a step two chains of fused
-// multiply-adds, one over the even and one over the odd inputs, each starting at zero; then
-//     sum = sum + (even + odd).
-// This is what AMX's TDPBF16PS computes for a tile of 32 inputs, to the bit, so an AMX kernel may
-// join. Denormals are flushed (the caller sets the mode), as AMX does. Inputs are padded with
-// zeros to whole steps.
+// The order of additions: one chain of fused multiply-adds over the inputs in their order, from zero
+// on; then the bias. Denormals are flushed (the caller sets the mode). Inputs are padded with zeros
+// to whole steps of 32.
 //
 // The packed weight is one stream in the order in which it is read: panels of 32 outputs; in a
-// panel, steps of 32 inputs; in a step, the eight words of the even chain, then those of the odd
-// one; in a word, a lane per output:
-//     bfloat16   word i holds inputs (4 i, 4 i + 2) of the even, (4 i + 1, 4 i + 3) of the odd
-//                chain, the earlier one in its upper half; 2 KiB per step
-//     float32    as above, but in two words, the earlier one first; 4 KiB per step
-// The packed activations: blocks of MOST_ROWS tokens (the last one smaller); in a block, steps; in a
+// panel, steps of 32 inputs; in a step, a lane per output of
+//     bfloat16   16 words that hold inputs (2 i, 2 i + 1), the earlier one in the upper half; 2 KiB
+//     float32    32 words; 4 KiB
+// The packed activations: blocks of up to MOST_ROWS tokens (the last one smaller); in a block, steps; in a
 // step, token by token the words in the weight's order.
 // AVX-512's VDPBF16PS adds the upper product, then the lower one, each rounded and flushed: two
-// links of one chain. (AMX wants words of inputs (2 i, 2 i + 1): see linear_amx.h.)
+// links of the chain. (AMX adds in another order, and wants other words: see linear_amx.h.)
 
 // A block of sums in registers: tokens times vectors of 16 outputs.
 #if defined(LOIRE_AVX512)
-constexpr int MOST_ROWS = 6, VECTORS = 2;
+constexpr int MOST_ROWS = 8, VECTORS = 2;
 #elif defined(LOIRE_AVX2)
-constexpr int MOST_ROWS = 2, VECTORS = 1;
+constexpr int MOST_ROWS = 6, VECTORS = 1;
+#elif defined(__aarch64__)
+constexpr int MOST_ROWS = 4, VECTORS = 1;
 #else
 constexpr int MOST_ROWS = 1, VECTORS = 1;
 #endif
 
+constexpr int64_t MOST_STREAMED = 6;  // tokens for which weights come straight from memory
+
 // Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache. Few leave
 // little time to fetch the next chunk into the L2 cache; many want to reload sums less often.
-constexpr int64_t FEW_PASSES = 4, STEPS_FOR_FEW = 4, STEPS_FOR_MANY = 16;
+constexpr int64_t FEW_PASSES = 4, STEPS_FOR_FEW = 8, STEPS_FOR_MANY = 16;
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
 
 // Weight and activations of one word, as the links of a chain.
@@ -41,7 +40,7 @@ struct Float32Format {
 
     // One step of a token.
     static INLINE void order(const float* x, float* packed) {
-        for (int i = 0; i < 32; ++i) packed[i] = x[2 * (i % 16) + i / 16];
+        __builtin_memcpy(packed, x, STEP * sizeof(float));
     }
 
     template <int ROWS>
@@ -71,11 +70,8 @@ struct BFloat16Format {
     static constexpr int64_t ACTIVATIONS = 16;
 
     static INLINE void order(const bfloat16* x, uint32_t* packed) {
-        alignas(64) static constexpr uint16_t FROM[32] = {
-            2, 0, 6, 4, 10, 8, 14, 12, 18, 16, 22, 20, 26, 24, 30, 28,
-            3, 1, 7, 5, 11, 9, 15, 13, 19, 17, 23, 21, 27, 25, 31, 29};
-        _mm512_storeu_si512(packed, _mm512_permutexvar_epi16(_mm512_load_si512(FROM),
-                                                             _mm512_loadu_si512(x)));
+        const __m512i pairs = _mm512_loadu_si512(x);
+        _mm512_storeu_si512(packed, _mm512_rol_epi32(pairs, 16));
     }
 
     template <int ROWS>
@@ -102,9 +98,7 @@ struct BFloat16Format {
     static constexpr int64_t ACTIVATIONS = 32;
 
     static INLINE void order(const bfloat16* x, float* packed) {
-        float wide[32];
-        store(wide, load(x)), store(wide + 16, load(x + 16));
-        Float32Format::order(wide, packed);
+        store(packed, load(x)), store(packed + 16, load(x + 16));
     }
 
     template <int ROWS>
@@ -140,62 +134,55 @@ INLINE void fetch(const char* step, int word) {
         __builtin_prefetch(step + word * WORD_BYTES + line, 0, 2);
 }
 
-// Adds some steps of ROWS tokens times VECTORS * 16 outputs to sums [tokens][PANEL].
+// Takes the chains of ROWS tokens times VECTORS * 16 outputs, in sums [tokens][PANEL], some steps on.
 template <typename Format, int ROWS>
 void multiply(const char* weight, const void* untyped, int64_t steps, const Prefetch& prefetch,
               float* sums) {
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
     int64_t until_prefetch = prefetch.first;
+    Vec16 chains[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * PANEL + v * 16);
     for (int64_t step = 0; step < steps; ++step) {
         const char* ahead = weight;
         if (until_prefetch-- == 0) ahead += prefetch.distance, until_prefetch = prefetch.every - 1;
-        Vec16 even[ROWS][VECTORS], odd[ROWS][VECTORS];
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) even[r][v] = odd[r][v] = zero();
-#pragma GCC unroll 8
-        for (int word = 0; word < 8; ++word) {
+#pragma GCC unroll 16
+        for (int word = 0; word < 16; ++word) {
             fetch<Format>(ahead, word);
-            Format::template links<ROWS>(weight, word, activations, even);
-        }
-#pragma GCC unroll 8
-        for (int word = 8; word < 16; ++word) {
-            fetch<Format>(ahead, word);
-            Format::template links<ROWS>(weight, word, activations, odd);
+            Format::template links<ROWS>(weight, word, activations, chains);
         }
         weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) {
-                float* sum = sums + r * PANEL + v * 16;
-                store(sum, load(sum) + (even[r][v] + odd[r][v]));
-            }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) store(sums + r * PANEL + v * 16, chains[r][v]);
 }
 
-// All steps of one panel for some tokens.
+// All steps of one panel for some tokens, in blocks.
 template <typename Format>
-void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t steps,
-                    float* sums) {
+void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t block,
+                    int64_t steps, float* sums) {
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
-    const int64_t passes = (tokens + MOST_ROWS - 1) / MOST_ROWS;
+    const int64_t passes = (tokens + block - 1) / block;
     const int64_t chunk = passes == 1            ? steps
                           : passes <= FEW_PASSES ? STEPS_FOR_FEW
                                                  : STEPS_FOR_MANY;
     const int64_t distance = passes == 1 ? PREFETCH_BYTES : chunk * Format::WEIGHT_BYTES;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
-        for_rows<MOST_ROWS>(tokens, [&](auto rows, int64_t t) {
-            const Prefetch prefetch{distance, t / MOST_ROWS, passes};
-            for (int column = 0; column < PANEL; column += VECTORS * 16)
-                multiply<Format, rows.value>(
-                    panel + step * Format::WEIGHT_BYTES + column * 4,
-                    activations + (t * steps + rows.value * step) * activation_bytes, count,
-                    prefetch, sums + t * PANEL + column);
-        });
+        for (int64_t t = 0; t < tokens; t += block)
+            for_count<MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
+                const Prefetch prefetch{distance, t / block, passes};
+                for (int column = 0; column < PANEL; column += VECTORS * 16)
+                    multiply<Format, rows.value>(
+                        panel + step * Format::WEIGHT_BYTES + column * 4,
+                        activations + (t * steps + rows.value * step) * activation_bytes, count,
+                        prefetch, sums + t * PANEL + column);
+            });
     }
 }
 
@@ -247,12 +234,19 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         __builtin_memset(sums, 0, sum_bytes);
         multiply_panel<Format>(static_cast<const char*>(a.weight) + panel * panel_bytes,
-                               activations, tokens, a.steps, sums);
+                               activations, tokens, a.tokens_per_block, a.steps, sums);
         finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums);
     }
 }
 
-int64_t most_rows(int64_t) { return MOST_ROWS; }
+// Blocks of even size: a block of few tokens takes as long to load its weights. More than a few
+// tokens pass in two blocks at least: the second one has its weights in the L1 cache.
+int64_t block_tokens(int64_t tokens) {
+    const int64_t blocks = (tokens + MOST_ROWS - 1) / MOST_ROWS;
+    return blocks == 1 && tokens <= MOST_STREAMED ? tokens
+           : blocks == 1                          ? (tokens + 1) / 2
+                                                  : (tokens + blocks - 1) / blocks;
+}
 
 // One block of tokens in the order in which the chains take them, padded with zeros to whole steps.
 template <typename Format>

@@ -1,4 +1,8 @@
-// The bfloat16 linear with AMX's tiles: the order of additions is that of linear.h, to the bit.
+// The bfloat16 linear with AMX's tiles. The order of additions is that of TDPBF16PS: inputs are taken
+// in steps of 32; within a step two chains of fused multiply-adds, one over the even and one over the
+// odd inputs, each starting at zero; then
+//     sum = sum + (even + odd).
+// So a row has the same bits whatever the others are, but not those of the other instruction sets.
 //
 // The packed weight: panels of 32 outputs; in a panel, steps of 32 inputs; in a step, 16 words, word
 // i with a lane per output that holds inputs (2 i, 2 i + 1), the earlier one in its lower half. So a

@@ -32,34 +32,20 @@ struct PackArguments {
     int64_t out_features, in_features, row_stride, steps, panel_bytes;
 };
 
-// Inputs of a word: the earlier and the later link of the chain.
-struct Links {
-    int earlier, later;
-};
-
-constexpr Links links(int word) {
-    const int first = word % 8 * 4 + word / 8;
-    return {first, first + 2};
-}
-
 // One step of one output.
 template <Layout layout>
 void put(char* step, int lane, const bfloat16 (&x)[STEP]) {
     auto* words = reinterpret_cast<uint32_t*>(step) + lane;
-    for (int word = 0; word < 16; ++word)
-        words[word * PANEL] =
-            layout == Layout::TILES
-                ? uint32_t(x[2 * word + 1].bits) << 16 | x[2 * word].bits
-                : uint32_t(x[links(word).earlier].bits) << 16 | x[links(word).later].bits;
+    for (int word = 0; word < STEP / 2; ++word) {
+        const uint32_t earlier = x[2 * word].bits, later = x[2 * word + 1].bits;
+        words[word * PANEL] = layout == Layout::TILES ? later << 16 | earlier : earlier << 16 | later;
+    }
 }
 
 template <Layout>
 void put(char* step, int lane, const float (&x)[STEP]) {
     auto* values = reinterpret_cast<float*>(step) + lane;
-    for (int word = 0; word < 16; ++word) {
-        values[2 * word * PANEL] = x[links(word).earlier];
-        values[(2 * word + 1) * PANEL] = x[links(word).later];
-    }
+    for (int input = 0; input < STEP; ++input) values[input * PANEL] = x[input];
 }
 
 template <typename Element, Layout layout = Layout::CHAINS>

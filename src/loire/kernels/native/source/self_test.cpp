@@ -17,8 +17,6 @@
 
 namespace loire {
 
-extern const Operations portable;
-
 namespace {
 
 constexpr int TIME_LIMIT_MS = 1000;
@@ -53,6 +51,37 @@ class Random {
     uint64_t state_ = 1;
 };
 
+// A row of the product as linear_amx.h states it, with plain floats.
+struct Expected {
+    const Shape& shape;
+    const std::vector<bfloat16>&weight, &bias, &x;
+    std::vector<float>& out;
+};
+
+float widened(bfloat16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+}
+
+// (Products of bfloat16 are exact in float32: multiplying and adding is the fused operation.)
+void expected_row(const void* untyped, int64_t token, Scratch&) {
+    const auto& a = *static_cast<const Expected*>(untyped);
+    const int64_t inputs = a.shape.in_features, outputs = a.shape.out_features;
+    for (int64_t out = 0; out < outputs; ++out) {
+        float sum = 0.0f;
+        for (int64_t step = 0; step < inputs; step += STEP) {
+            float chains[2] = {0.0f, 0.0f};
+            for (int64_t in = step; in < step + STEP && in < inputs; ++in)
+                chains[in % 2] += widened(a.x[size_t(token * inputs + in)]) *
+                                  widened(a.weight[size_t(out * inputs + in)]);
+            sum += chains[0] + chains[1];
+        }
+        a.out[size_t(token * outputs + out)] = sum + widened(a.bias[size_t(out)]);
+    }
+}
+
 std::vector<float> product(const Operations& operations, Pool& pool, const Shape& shape,
                            const std::vector<bfloat16>& weight, const std::vector<bfloat16>& bias,
                            const std::vector<bfloat16>& x) {
@@ -72,7 +101,9 @@ bool agrees(const Operations& operations) {
         const auto weight = random.some(shape.out_features * shape.in_features);
         const auto bias = random.some(shape.out_features);
         const auto x = random.some(shape.tokens * shape.in_features);
-        const auto expected = product(portable, pool, shape, weight, bias, x);
+        std::vector<float> expected(size_t(shape.tokens * shape.out_features));
+        const Expected arguments{shape, weight, bias, x, expected};
+        pool.run(shape.tokens, expected_row, &arguments);
         const auto found = product(operations, pool, shape, weight, bias, x);
         if (std::memcmp(expected.data(), found.data(), found.size() * sizeof(float)) != 0)
             return false;

@@ -197,22 +197,28 @@ INLINE Vec16 exponential(const Vec16& argument) {
     return result;
 }
 
-// Calls step(Count<n>, row) for the rows [0, count) in blocks of n rows, MOST at a time.
+// Calls step(Count<count>), for a count of 1 to MOST.
 template <int N>
 struct Count {
     static constexpr int value = N;
 };
 
 template <int MOST, typename Step>
+INLINE void for_count(int64_t count, Step step) {
+    static_assert(MOST <= 8);
+#define LOIRE_COUNT(N) \
+    case N: return step(Count<(MOST >= N ? N : 1)>{});
+    switch (count) {
+        LOIRE_COUNT(8) LOIRE_COUNT(7) LOIRE_COUNT(6) LOIRE_COUNT(5)
+        LOIRE_COUNT(4) LOIRE_COUNT(3) LOIRE_COUNT(2) LOIRE_COUNT(1)
+    }
+#undef LOIRE_COUNT
+}
+
+// Calls step(Count<n>, row) for the rows [0, count) in blocks of n rows, MOST at a time.
+template <int MOST, typename Step>
 INLINE void for_rows(int64_t count, Step step) {
-    static_assert(MOST <= 6);
     int64_t row = 0;
     for (; row + MOST <= count; row += MOST) step(Count<MOST>{}, row);
-    switch (count - row) {
-        case 5: return step(Count<(MOST > 5 ? 5 : 1)>{}, row);
-        case 4: return step(Count<(MOST > 4 ? 4 : 1)>{}, row);
-        case 3: return step(Count<(MOST > 3 ? 3 : 1)>{}, row);
-        case 2: return step(Count<(MOST > 2 ? 2 : 1)>{}, row);
-        case 1: return step(Count<1>{}, row);
-    }
+    for_count<MOST>(count - row, [&](auto rows) { step(rows, row); });
 }

@@ -177,3 +177,94 @@ def test_refuses_tables_that_do_not_fit() -> None:
         backend().attend(torch.zeros(1, 6, 64), cache, plan, SHAPE)
     with pytest.raises(ValueError, match="plan is for 1 tokens"):
         backend().attend(torch.zeros(2, 6, 64), cache, plan, SHAPE)
+
+
+def attend_to_shared(
+    prefix: int,
+    rows: list[Row],
+    alone: list[int],
+    shape: AttentionShape,
+    dtype: torch.dtype,
+    block_size: int,
+    threads: int,
+    instruction_set: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows of sequences that start with the same tokens: in the same blocks, and in blocks apart.
+
+    Rows whose index is in alone have the tokens, but blocks of their own in both.
+    """
+    contexts = sequences([row.context_len for row in rows], shape, dtype)
+    first = max(contexts, key=lambda context: len(context[1]))
+    for _, keys, values in contexts:
+        keys[:prefix], values[:prefix] = (
+            first[1][: len(keys)][:prefix],
+            first[2][: len(keys)][:prefix],
+        )
+    num_blocks = sum(-(-row.context_len // block_size) for row in rows) + 3
+    batch = make_batch(rows, block_size, num_blocks, torch.Generator().manual_seed(0))
+    cache = empty_cache(num_blocks, shape, block_size, dtype)
+    queries = []
+    for index, (row, (q, k, v)) in enumerate(zip(rows, contexts, strict=True)):
+        write_context(cache, batch, index, k[: row.context_len], v[: row.context_len])
+        queries.append(q[row.context_len - row.query_len : row.context_len])
+    kernels = backend(threads, instruction_set)
+
+    def run() -> list[Tensor]:
+        plan = kernels.plan_attention(batch, block_size)
+        found = kernels.attend(torch.cat(queries), cache, plan, shape)
+        assert same_bits(kernels.attend(torch.cat(queries), cache, plan, shape), found)
+        return list(found.split(batch.host_query_lens))
+
+    apart = run()
+    owner = next(i for i in range(len(rows)) if i not in alone)
+    for index, row in enumerate(rows):
+        shared = min(prefix, row.context_len, rows[owner].context_len) // block_size
+        if index not in alone:
+            batch.block_tables[index, :shared] = batch.block_tables[owner, :shared]
+    return run(), apart
+
+
+@st.composite
+def sharing(draw: st.DrawFn) -> tuple[int, list[Row], list[int], AttentionShape, int, int]:
+    prefix = draw(st.integers(200, 1100))
+    rows = []
+    for _ in range(draw(st.integers(2, 12))):
+        context = draw(st.integers(max(1, prefix - 300), prefix + 300))
+        rows.append(
+            Row(draw(st.integers(1, min(context, draw(st.sampled_from((1, 9, 40)))))), context)
+        )
+    alone = draw(st.lists(st.integers(1, len(rows) - 1), max_size=3))
+    kv_heads, group = draw(st.sampled_from(((1, 1), (3, 3), (2, 4), (1, 9))))
+    shape = AttentionShape(
+        num_heads=kv_heads * group,
+        num_kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from((16, 64, 80))),
+        scale=0.125,
+        window=draw(st.sampled_from((None, None, 100, 300, 600))),
+        softcap=draw(st.sampled_from((None, 5.0))),
+    )
+    block_size = draw(st.sampled_from((8, 16, 32, 128)))
+    return prefix, rows, alone, shape, block_size, draw(st.integers(1, 3))
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15, deadline=None)
+@given(case=sharing())
+def test_sharing_blocks_changes_no_bit(
+    dtype: torch.dtype,
+    instruction_set: str,
+    case: tuple[int, list[Row], list[int], AttentionShape, int, int],
+) -> None:
+    prefix, rows, alone, shape, block_size, threads = case
+    together, apart = attend_to_shared(
+        prefix, rows, alone, shape, dtype, block_size, threads, instruction_set
+    )
+    for index, (left, right) in enumerate(zip(together, apart, strict=True)):
+        assert same_bits(left, right), index
+
+
+def test_many_sequences_share_several_pieces() -> None:
+    rows = [Row(1, 800 + i) for i in range(90)]
+    together, apart = attend_to_shared(780, rows, [5, 50], SHAPE, torch.bfloat16, 16, 2)
+    assert all(same_bits(left, right) for left, right in zip(together, apart, strict=True))

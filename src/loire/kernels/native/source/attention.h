@@ -7,7 +7,8 @@
 // changes no bit. So it does not matter which queries are computed together, or by whom.
 //
 // The rows of a piece are its tokens times the query heads of one key/value head: each key and
-// value is read once for all of them. Scores have a lane per key, from keys transposed 16 at a
+// value is read once for all of them. Tokens of several sequences are in one piece where those share
+// a prefix. Scores have a lane per key, from keys transposed 16 at a
 // time; their dot products are one chain over the head's dimensions per lane.
 
 #if defined(LOIRE_AVX512)
@@ -146,6 +147,8 @@ template <typename Element>
 struct Piece {
     const AttentionArguments& a;
     const AttentionPiece& piece;
+    int64_t first_position;       // of the first token
+    bool whole;                   // whether all tokens see all keys of the split
     int64_t group, rows, stride;  // query heads per kv head; rows; head_dim in whole vectors
     typename ScoresOf<Element>::Type::Query* queries;
     float* scores;  // [rows][SPLIT]
@@ -153,7 +156,7 @@ struct Piece {
     const Element* keys[SPLIT];
     const Element* values[SPLIT];
 
-    int64_t position(int64_t row) const { return piece.first_position + row / group; }
+    int64_t position(int64_t row) const { return first_position + row / group; }
     int64_t first_seen(int64_t position) const {
         return position < a.window ? 0 : position - a.window + 1;
     }
@@ -195,7 +198,8 @@ void score_rows(Piece<Element>& piece, int64_t row, int64_t base, int64_t group)
         }
         const int64_t position = piece.position(row + r);
         const int64_t first = piece.first_seen(position);
-        if (key < first || key + 15 > position) score = keep_lanes(score, first - key, position - key);
+        if (!piece.whole && (key < first || key + 15 > position))
+            score = keep_lanes(score, first - key, position - key);
         store(piece.scores + (row + r) * SPLIT + group * 16, score);
     }
 }
@@ -268,8 +272,8 @@ struct Seen {
     Seen(const Piece<Element>& piece, int64_t row, int64_t rows, int64_t base)
         : first(piece.first_seen(piece.position(row)) - base),
           last(piece.position(row + rows - 1) + 1 - base) {
-        if (first < 0) first = 0;
-        if (last > SPLIT) last = SPLIT;
+        if (piece.whole || first < 0) first = 0;
+        if (piece.whole || last > SPLIT) last = SPLIT;
     }
 };
 
@@ -328,14 +332,56 @@ INLINE void fold(const Partial& total, const Partial& part, int64_t rows, int64_
     }
 }
 
+// Copies rows of a partial result.
+INLINE void copy(const Partial& target, const Partial& source, int64_t rows, int64_t stride) {
+    __builtin_memcpy(target.values, source.values, rows * stride * sizeof(float));
+    __builtin_memcpy(target.maxima, source.maxima, rows * sizeof(float));
+    __builtin_memcpy(target.sums, source.sums, rows * sizeof(float));
+}
+
+template <typename Element>
+void keep_queries(const Piece<Element>& piece, const AttentionQueries& given, int64_t first_row) {
+    using Scores = typename ScoresOf<Element>::Type;
+    const auto& a = piece.a;
+    for (int64_t r = 0; r < given.tokens * piece.group; ++r) {
+        const int64_t token = given.first_token + r / piece.group;
+        const int64_t head = piece.piece.kv_head * piece.group + r % piece.group;
+        const auto* query = static_cast<const Element*>(a.queries) + (token * a.heads + head) * a.head_dim;
+        Scores::keep(query, a.head_dim,
+                     piece.queries + (first_row + r) * Scores::queries(a.head_dim));
+    }
+}
+
+template <typename Element>
+void write_result(const Piece<Element>& piece, const AttentionQueries& given,
+                  const Partial& total) {
+    const auto& a = piece.a;
+    for (int64_t r = 0; r < given.tokens * piece.group; ++r) {
+        const int64_t token = given.first_token + r / piece.group;
+        const int64_t head = piece.piece.kv_head * piece.group + r % piece.group;
+        Element* out = static_cast<Element*>(a.out) + (token * a.heads + head) * a.head_dim;
+        const Vec16 divisor = broadcast(total.sums[r]);
+        for (int64_t d = 0; d < a.head_dim; d += 16)
+            store_some(out + d, load(total.values + r * piece.stride + d) / divisor,
+                       a.head_dim - d);
+    }
+}
+
+INLINE void clear(const Partial& total, int64_t rows, int64_t stride) {
+    __builtin_memset(total.values, 0, rows * stride * sizeof(float));
+    __builtin_memset(total.sums, 0, rows * sizeof(float));
+    for (int64_t r = 0; r < rows; ++r) total.maxima[r] = -__builtin_inff();
+}
+
 template <typename Element>
 void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
-    using Scores = typename ScoresOf<Element>::Type;
-    using Query = typename Scores::Query;
+    using Query = typename ScoresOf<Element>::Type::Query;
     const auto& a = *static_cast<const AttentionArguments*>(untyped);
     const AttentionPiece& given = a.pieces[index];
-    const int64_t group = a.heads / a.kv_heads, rows = given.tokens * group;
-    const int64_t stride = (a.head_dim + 15) / 16 * 16;
+    const AttentionMember* members = a.members + given.first_member;
+    const int64_t group = a.heads / a.kv_heads, stride = (a.head_dim + 15) / 16 * 16;
+    int64_t rows = 0;
+    for (int32_t m = 0; m < given.members; ++m) rows += members[m].queries.tokens * group;
 
     // Scratch, in floats: scores, tile, zeros, two sets of partial results, queries.
     const int64_t tile_size = stride * 16, partial_size = rows * (stride + 2);
@@ -348,49 +394,49 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     float* part_memory = total_memory + partial_size;
     auto* queries = reinterpret_cast<Query*>(part_memory + partial_size);
     __builtin_memset(zeros, 0, stride * sizeof(float));
-
-    for (int64_t r = 0; r < rows; ++r) {
-        const int64_t token = given.first_token + r / group;
-        const int64_t head = given.kv_head * group + r % group;
-        Scores::keep(static_cast<const Element*>(a.queries) + (token * a.heads + head) * a.head_dim,
-                     a.head_dim, queries + r * Scores::queries(a.head_dim));
-    }
-    Piece<Element> piece{a, given, group, rows, stride, queries, scores, tile, {}, {}};
-    const auto partial = [&](float* where) {
-        return Partial{where, where + rows * stride, where + rows * (stride + 1)};
-    };
-    const Partial total = partial(total_memory);
-    const auto clear = [&] {
-        __builtin_memset(total.values, 0, partial_size * sizeof(float));
-        for (int64_t r = 0; r < rows; ++r) total.maxima[r] = -__builtin_inff();
-    };
-
     const char* nothing = reinterpret_cast<const char*>(zeros);
-    if (given.split < 0) {
-        clear();
-        const int64_t last = (given.first_position + given.tokens - 1) / SPLIT;
-        for (int64_t s = piece.first_seen(given.first_position) / SPLIT; s <= last; ++s) {
-            compute_split(piece, s, nothing, partial(part_memory));
-            fold(total, partial(part_memory), rows, stride);
-        }
-    } else {
-        const AttentionMerge& merge = a.merges[given.group];
-        const auto slot = [&](int64_t split) {
-            return partial(a.partials +
-                           (merge.first_partial + split - merge.first_split) * a.partial_floats);
-        };
-        compute_split(piece, given.split, nothing, slot(given.split));
-        if (__atomic_sub_fetch(a.unfinished + given.group, 1, __ATOMIC_ACQ_REL) != 0) return;
-        clear();
-        for (int64_t s = merge.first_split; s < merge.first_split + merge.splits; ++s)
-            fold(total, slot(s), rows, stride);
+
+    const AttentionQueries& first = members[0].queries;
+    Piece<Element> piece{a,     given,   first.first_position, given.members > 1, group, rows,
+                         stride, queries, scores,              tile,              {},    {}};
+    const auto partial = [&](float* where, int64_t count) {
+        return Partial{where, where + count * stride, where + count * (stride + 1)};
+    };
+    const Partial part = partial(part_memory, rows);
+    int64_t row = 0;
+    for (int32_t m = 0; m < given.members; ++m) {
+        keep_queries(piece, members[m].queries, row);
+        row += members[m].queries.tokens * group;
     }
-    for (int64_t r = 0; r < rows; ++r) {
-        const int64_t token = given.first_token + r / group;
-        const int64_t head = given.kv_head * group + r % group;
-        Element* out = static_cast<Element*>(a.out) + (token * a.heads + head) * a.head_dim;
-        const Vec16 divisor = broadcast(total.sums[r]);
-        for (int64_t d = 0; d < a.head_dim; d += 16)
-            store_some(out + d, load(total.values + r * stride + d) / divisor, a.head_dim - d);
+    if (given.split < 0) {
+        const Partial total = partial(total_memory, rows);
+        clear(total, rows, stride);
+        const int64_t last = (first.first_position + first.tokens - 1) / SPLIT;
+        for (int64_t s = piece.first_seen(first.first_position) / SPLIT; s <= last; ++s) {
+            compute_split(piece, s, nothing, part);
+            fold(total, part, rows, stride);
+        }
+        return write_result(piece, first, total);
+    }
+    compute_split(piece, given.split, nothing, part);
+    row = 0;
+    for (int32_t m = 0; m < given.members; ++m) {
+        const AttentionMember& member = members[m];
+        const AttentionMerge& merge = a.merges[member.merge];
+        const int64_t count = member.queries.tokens * group;
+        const auto slot = [&](int64_t split) {
+            return partial(a.partials + (merge.first_partial + split - merge.first_split) *
+                                            a.partial_floats,
+                           count);
+        };
+        copy(slot(given.split),
+             {part.values + row * stride, part.maxima + row, part.sums + row}, count, stride);
+        row += count;
+        if (__atomic_sub_fetch(a.unfinished + member.merge, 1, __ATOMIC_ACQ_REL) != 0) continue;
+        const Partial total = partial(total_memory, count);
+        clear(total, count, stride);
+        for (int64_t s = merge.first_split; s < merge.first_split + merge.splits; ++s)
+            fold(total, slot(s), count, stride);
+        write_result(piece, member.queries, total);
     }
 }

@@ -6,12 +6,71 @@
 #include <string>
 #include <tuple>
 
+#include "shared_splits.h"
+
 namespace loire {
 
 namespace {
-constexpr int64_t ROWS_PER_BLOCK = 60;  // query heads times tokens that share transposed keys
+constexpr int64_t ROWS_PER_BLOCK = 64;  // query heads times tokens that share transposed keys
+constexpr int64_t MOST_SHARED_ROWS = 128;  // the same, of several sequences
 constexpr int64_t PIECES_PER_THREAD = 6;
 constexpr int64_t SIZES = 8;  // of pieces that are told apart when they are put in order
+
+// Work is counted in keys: reading one costs about as much as multiplying it with some rows.
+int64_t work(int64_t rows, int64_t keys) { return keys * (8 + rows); }
+
+// The pieces of one shape, while they are collected.
+class Collector {
+  public:
+    Collector(int64_t heads, int64_t kv_heads, int64_t window)
+        : made_{heads, kv_heads, window, {}, {}, {}, {}, {}} {}
+
+    int32_t add_merge(int64_t first_split, int64_t splits, int64_t rows) {
+        made_.merges.push_back({made_.partials, int32_t(first_split), int32_t(splits)});
+        made_.splits.push_back(int32_t(splits));
+        made_.partials += splits;
+        made_.partial_rows = std::max(made_.partial_rows, rows);
+        return int32_t(made_.merges.size()) - 1;
+    }
+
+    size_t next_merge() const { return made_.merges.size(); }
+
+    void begin(int64_t row, int64_t kv_head, int64_t split, int64_t cost) {
+        made_.pieces.push_back(
+            {int32_t(row), int32_t(kv_head), int32_t(split), int32_t(made_.members.size()), 0});
+        costs_.push_back(cost);
+    }
+
+    void add_member(const AttentionQueries& queries, int32_t merge) {
+        made_.members.push_back({queries, merge});
+        made_.pieces.back().members += 1;
+    }
+
+    // The largest first; among those of about one size the same head together: they read the same
+    // keys if their rows share a prefix.
+    AttentionPieces take() {
+        made_.unfinished = made_.splits;
+        std::vector<size_t> order(costs_.size());
+        std::iota(order.begin(), order.end(), 0);
+        const int64_t highest =
+            costs_.empty() ? 1 : *std::max_element(costs_.begin(), costs_.end()) + 1;
+        const auto rank = [&](size_t i) {
+            return std::make_tuple(-(costs_[i] * SIZES / highest), made_.pieces[i].kv_head,
+                                   made_.pieces[i].split);
+        };
+        std::stable_sort(order.begin(), order.end(),
+                         [&](size_t a, size_t b) { return rank(a) < rank(b); });
+        std::vector<AttentionPiece> sorted;
+        sorted.reserve(order.size());
+        for (const size_t index : order) sorted.push_back(made_.pieces[index]);
+        made_.pieces = std::move(sorted);
+        return std::move(made_);
+    }
+
+  private:
+    AttentionPieces made_;
+    std::vector<int64_t> costs_;
+};
 }  // namespace
 
 AttentionPlan::AttentionPlan(const int32_t* query_starts, const int32_t* context_lens,
@@ -48,78 +107,67 @@ AttentionPieces& AttentionPlan::pieces(int64_t heads, int64_t kv_heads, int64_t 
     return made_.back();
 }
 
+// The tokens of a row in even blocks.
+std::vector<AttentionQueries> AttentionPlan::blocks(int64_t row, int64_t group) const {
+    const int64_t queries = query_starts_[row + 1] - query_starts_[row];
+    const int64_t start = context_lens_[row] - queries;
+    const int64_t most = std::max<int64_t>(1, ROWS_PER_BLOCK / group);
+    const int64_t count = (queries + most - 1) / most;
+    std::vector<AttentionQueries> result;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = queries * i / count, last = queries * (i + 1) / count;
+        result.push_back(
+            {int32_t(query_starts_[row] + first), int32_t(last - first), start + first});
+    }
+    return result;
+}
+
 AttentionPieces AttentionPlan::cut(int64_t heads, int64_t kv_heads, int64_t window) const {
     const int64_t group = heads / kv_heads;
-    const int64_t block = std::max<int64_t>(1, ROWS_PER_BLOCK / group);
-    // Work is counted in keys: reading one costs about as much as multiplying it with some rows.
-    const auto work = [&](int64_t tokens, int64_t keys) { return keys * (8 + tokens * group); };
-    const auto keys_of = [&](int64_t first_position, int64_t tokens) {
-        return first_position + tokens - std::max<int64_t>(0, first_position - window + 1);
-    };
-
+    std::vector<SplitBlock> found;
     int64_t total = 0;
-    for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t queries = query_starts_[row + 1] - query_starts_[row];
-        const int64_t start = context_lens_[row] - queries;
-        for (int64_t t = 0; t < queries; t += block) {
-            const int64_t tokens = std::min(block, queries - t);
-            total += kv_heads * work(tokens, keys_of(start + t, tokens));
+    for (int64_t row = 0; row < rows_; ++row)
+        for (const AttentionQueries& queries : blocks(row, group)) {
+            found.push_back(SplitBlock(queries, block_tables + row * table_size, row, window));
+            total += kv_heads * work(queries.tokens * group, found.back().keys);
         }
-    }
     const int64_t most = total / (PIECES_PER_THREAD * num_threads_);
+    const int64_t shared_rows =
+        std::min(MOST_SHARED_ROWS, std::max(ROWS_PER_BLOCK / 2, most / SPLIT - 8));
+    const auto shared = shared_splits(found, block_size, shared_rows / group);
 
-    AttentionPieces made{heads, kv_heads, window, {}, {}, {}, {}};
-    std::vector<int64_t> costs;
-    for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t queries = query_starts_[row + 1] - query_starts_[row];
-        const int64_t start = context_lens_[row] - queries;
-        for (int64_t t = 0; t < queries; t += block) {
-            const int64_t tokens = std::min(block, queries - t), first = start + t;
-            const int64_t keys = keys_of(first, tokens), cost = work(tokens, keys);
-            const int64_t last_split = (first + tokens - 1) / SPLIT;
-            const int64_t first_split = (first + tokens - keys) / SPLIT;
-            const int64_t splits = last_split - first_split + 1;
-            const bool divided = num_threads_ > 1 && splits > 1 && cost > most;
-            for (int64_t head = 0; head < kv_heads; ++head) {
-                AttentionPiece piece{int32_t(row),    int32_t(head), int32_t(query_starts_[row] + t),
-                                     int32_t(tokens), first,         -1,
-                                     -1};
-                if (!divided) {
-                    made.pieces.push_back(piece);
-                    costs.push_back(cost);
-                    continue;
-                }
-                piece.group = int32_t(made.merges.size());
-                for (int64_t s = 0; s < splits; ++s) {
-                    piece.split = int32_t(first_split + s);
-                    made.pieces.push_back(piece);
-                    costs.push_back(cost / splits);
-                }
-                made.merges.push_back({made.partials, int32_t(first_split), int32_t(splits)});
-                made.splits.push_back(int32_t(splits));
-                made.partials += splits;
-                made.partial_rows = std::max(made.partial_rows, tokens * group);
+    Collector collector(heads, kv_heads, window);
+    for (SplitBlock& block : found) {
+        const int64_t rows = block.queries.tokens * group, cost = work(rows, block.keys);
+        const int64_t splits = block.last_split - block.first_split + 1;
+        const bool divided = num_threads_ > 1 && splits > 1 && cost > most;
+        const bool shares = !block.shared.empty();
+        block.first_merge = int32_t(collector.next_merge());
+        for (int64_t head = 0; head < kv_heads; ++head) {
+            if (!divided && !shares) {
+                collector.begin(block.row, head, -1, cost);
+                collector.add_member(block.queries, -1);
+                continue;
+            }
+            const int32_t merge = collector.add_merge(block.first_split, splits, rows);
+            for (int64_t split = block.first_split; split <= block.last_split; ++split) {
+                if (block.shares(split)) continue;
+                collector.begin(block.row, head, split, cost / splits);
+                collector.add_member(block.queries, merge);
             }
         }
     }
-    made.unfinished = made.splits;
-
-    std::vector<int64_t> order(costs.size());
-    std::iota(order.begin(), order.end(), 0);
-    // The largest first; among those of about one size the same head together, because rows that
-    // share a prefix read the same keys: they are still in the cache.
-    const int64_t highest = costs.empty() ? 1 : *std::max_element(costs.begin(), costs.end()) + 1;
-    const auto rank = [&](int64_t i) {
-        return std::make_tuple(-(costs[i] * SIZES / highest), made.pieces[i].kv_head,
-                               made.pieces[i].split);
-    };
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return rank(a) < rank(b); });
-    std::vector<AttentionPiece> sorted;
-    sorted.reserve(order.size());
-    for (const int64_t index : order) sorted.push_back(made.pieces[index]);
-    made.pieces = std::move(sorted);
-    return made;
+    for (const SharedSplit& part : shared)
+        for (int64_t head = 0; head < kv_heads; ++head) {
+            int64_t tokens = 0;
+            for (const size_t index : part.blocks) tokens += found[index].queries.tokens;
+            collector.begin(found[part.blocks[0]].row, head, part.split,
+                            work(tokens * group, SPLIT));
+            for (const size_t index : part.blocks)
+                collector.add_member(found[index].queries,
+                                     found[index].first_merge + int32_t(head));
+        }
+    return collector.take();
 }
 
 }  // namespace loire

@@ -12,6 +12,7 @@ namespace loire {
 struct AttentionPieces {
     int64_t heads, kv_heads, window;  // what they were made for
     std::vector<AttentionPiece> pieces;  // the most work first
+    std::vector<AttentionMember> members;
     std::vector<AttentionMerge> merges;
     std::vector<int32_t> splits;   // per merge
     std::vector<int32_t> unfinished;
@@ -36,6 +37,7 @@ class AttentionPlan {
     int32_t lowest_block = 0, highest_block = 0;  // that a row reads
 
   private:
+    std::vector<AttentionQueries> blocks(int64_t row, int64_t group) const;
     AttentionPieces cut(int64_t heads, int64_t kv_heads, int64_t window) const;
 
     const int32_t* query_starts_;

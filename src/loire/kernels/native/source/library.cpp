@@ -260,6 +260,7 @@ int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void
             scale,
             softcap,
             cut.pieces.data(),
+            cut.members.data(),
             cut.merges.data(),
             cut.unfinished.data(),
             reinterpret_cast<float*>(context->partials.reserve(partial_bytes)),

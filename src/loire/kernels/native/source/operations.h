@@ -75,18 +75,30 @@ struct RotaryArguments {
 
 constexpr int64_t SPLIT = 256;  // keys per partial softmax, counted from position 0
 
-// Tokens of one row with one key/value head; all their keys, or those of one split.
-struct AttentionPiece {
-    int32_t row;
-    int32_t kv_head;
+// Some tokens of one row, which follow one another.
+struct AttentionQueries {
     int32_t first_token;  // in the flat batch
     int32_t tokens;
     int64_t first_position;  // of first_token in its sequence
-    int32_t split;           // the only split to compute, or -1: all of them
-    int32_t group;           // which merge the split belongs to
 };
 
-// Splits of one (row, kv head) that several pieces compute; the last to finish merges them.
+// Queries with one key/value head; all their keys, or those of one split. Where there are several
+// queries, their rows have the same blocks there, and each token sees the whole split.
+struct AttentionPiece {
+    int32_t row;  // whose block table leads to the keys
+    int32_t kv_head;
+    int32_t split;  // the only split to compute, or -1: all of them
+    int32_t first_member, members;
+};
+
+// Queries of a piece, and which merge their result goes to (-1: it is complete).
+struct AttentionMember {
+    AttentionQueries queries;
+    int32_t merge;
+};
+
+// Splits of queries with one key/value head that several pieces compute; the last to finish merges
+// them.
 struct AttentionMerge {
     int64_t first_partial;  // index of the first split's partials
     int32_t first_split;
@@ -104,6 +116,7 @@ struct AttentionArguments {
     float scale;
     float softcap;  // 0: none
     const AttentionPiece* pieces;
+    const AttentionMember* members;
     const AttentionMerge* merges;
     int32_t* unfinished;  // per merge: splits that are still to come
     float* partials;      // per split: [rows][D in whole vectors], their maxima, their sums

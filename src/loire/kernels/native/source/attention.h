@@ -6,6 +6,10 @@
 // decides what is added in which order: keys it must not see get the weight 0, and adding those
 // changes no bit. So it does not matter which queries are computed together, or by whom.
 //
+// In bfloat16 the weights exp(score - m) are rounded to bfloat16 before they meet the values (as in
+// FlashAttention), and l is the sum of what they are rounded to. Keys are weighed in pairs, the later
+// one first, as VDPBF16PS does it.
+//
 // The rows of a piece are its tokens times the query heads of one key/value head: each key and
 // value is read once for all of them. Tokens of several sequences are in one piece where those share
 // a prefix. Scores have a lane per key, from keys transposed 16 at a
@@ -18,6 +22,8 @@ constexpr int ROWS_TOGETHER = 2, VECTORS_TOGETHER = 2;
 #else
 constexpr int ROWS_TOGETHER = 1, VECTORS_TOGETHER = 2;
 #endif
+constexpr int TILES_TOGETHER = PARTS == 1 ? 2 : 1;  // of 16 transposed keys
+constexpr int64_t KEYS_TOGETHER = 16 * TILES_TOGETHER;
 
 // tile[w][lane] = word w of rows[lane].
 INLINE void transpose(const char* const* rows, int64_t words, float* tile) {
@@ -152,7 +158,7 @@ struct Piece {
     int64_t group, rows, stride;  // query heads per kv head; rows; head_dim in whole vectors
     typename ScoresOf<Element>::Type::Query* queries;
     float* scores;  // [rows][SPLIT]
-    float* tile;    // 16 keys, transposed
+    float* tiles;   // KEYS_TOGETHER keys, transposed 16 by 16
     const Element* keys[SPLIT];
     const Element* values[SPLIT];
 
@@ -176,63 +182,178 @@ INLINE Vec16 keep_lanes(const Vec16& value, int64_t first, int64_t last) {
     return result;
 }
 
+// Scores of ROWS rows and the keys [base + key, + KEYS_TOGETHER).
 template <int ROWS, typename Element>
-void score_rows(Piece<Element>& piece, int64_t row, int64_t base, int64_t group) {
+void score_rows(Piece<Element>& piece, int64_t row, int64_t base, int64_t key) {
     using Scores = typename ScoresOf<Element>::Type;
     const auto& a = piece.a;
     const int64_t words = Scores::words(a.head_dim), stride = Scores::queries(a.head_dim);
     const auto* queries = piece.queries + row * stride;
-    Vec16 scores[ROWS];
+    Vec16 scores[TILES_TOGETHER][ROWS];
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) scores[r] = zero();
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int t = 0; t < TILES_TOGETHER; ++t) scores[t][r] = zero();
     for (int64_t w = 0; w < words; ++w)
-        Scores::template link<ROWS>(load(piece.tile + w * 16), queries, stride, w, scores);
-    const int64_t key = base + group * 16;
+#pragma GCC unroll 2
+        for (int t = 0; t < TILES_TOGETHER; ++t)
+            Scores::template link<ROWS>(load(piece.tiles + (t * words + w) * 16), queries, stride,
+                                        w, scores[t]);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-        Vec16 score = scores[r] * broadcast(a.scale);
-        if (a.softcap != 0.0f) {
-            const Vec16 one = broadcast(1.0f), two = broadcast(2.0f);
-            const Vec16 power = exponential(score * broadcast(2.0f / a.softcap));
-            score = broadcast(a.softcap) * (one - two / (power + one));
-        }
         const int64_t position = piece.position(row + r);
         const int64_t first = piece.first_seen(position);
-        if (!piece.whole && (key < first || key + 15 > position))
-            score = keep_lanes(score, first - key, position - key);
-        store(piece.scores + (row + r) * SPLIT + group * 16, score);
+#pragma GCC unroll 2
+        for (int t = 0; t < TILES_TOGETHER; ++t) {
+            Vec16 score = scores[t][r] * broadcast(a.scale);
+            if (a.softcap != 0.0f) {
+                const Vec16 one = broadcast(1.0f), two = broadcast(2.0f);
+                const Vec16 power = exponential(score * broadcast(2.0f / a.softcap));
+                score = broadcast(a.softcap) * (one - two / (power + one));
+            }
+            const int64_t here = base + key + t * 16;
+            if (!piece.whole && (here < first || here + 15 > position))
+                score = keep_lanes(score, first - here, position - here);
+            store(piece.scores + (row + r) * SPLIT + key + t * 16, score);
+        }
     }
 }
 
-// values[row][d] = sum over keys [first, last) of scores[row][key] * value[key][d].
+// Weights lie where the scores were, in the type of the values. Keeps 16 of them; what was kept.
+INLINE Vec16 keep_weights(float* weights, int64_t key, const Vec16& given, float) {
+    store(weights + key, given);
+    return given;
+}
+
+INLINE Vec16 keep_weights(float* weights, int64_t key, const Vec16& given, bfloat16) {
+    bfloat16* kept = reinterpret_cast<bfloat16*>(weights) + key;
+#if defined(LOIRE_AVX512_BF16)
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(given.part[0]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(kept), rounded);
+    return Vec16{{(Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)}};
+#else
+    store(kept, given);
+    return load(kept);
+#endif
+}
+
+INLINE float weight_at(const float* weights, int64_t key, float) { return weights[key]; }
+
+INLINE float weight_at(const float* weights, int64_t key, bfloat16) {
+    const uint32_t bits = uint32_t(reinterpret_cast<const bfloat16*>(weights)[key].bits) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+// values[row][d] = sum over the pairs of keys [first, last) of scores[row][key] * value[key][d], for
+// VECTORS * 16 dimensions.
 template <int ROWS, int VECTORS, bool WHOLE, typename Element>
-void weigh_values(const Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
-                  int64_t dimension, float* target) {
+INLINE void weigh_values(const Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
+                         int64_t dimension, float* target) {
     Vec16 sums[ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) sums[r][v] = zero();
     const float* weights = piece.scores + row * SPLIT;
-    for (int64_t key = first; key < last; ++key) {
-        const Element* value = piece.values[key] + dimension;
-        Vec16 wide[VECTORS];
+    for (int64_t pair = first; pair < last; pair += 2)
+#pragma GCC unroll 2
+        for (int64_t key = pair + 1; key >= pair; --key) {
+            const Element* value = piece.values[key] + dimension;
+            Vec16 wide[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v)
-            wide[v] = WHOLE ? load(value + 16 * v)
-                            : load_some(value + 16 * v, piece.a.head_dim - dimension - 16 * v);
+            for (int v = 0; v < VECTORS; ++v)
+                wide[v] = WHOLE
+                              ? load(value + 16 * v)
+                              : load_some(value + 16 * v, piece.a.head_dim - dimension - 16 * v);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            const Vec16 weight = broadcast(weights[r * SPLIT + key]);
+            for (int r = 0; r < ROWS; ++r) {
+                const Vec16 weight = broadcast(weight_at(weights + r * SPLIT, key, Element{}));
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] = fma(weight, wide[v], sums[r][v]);
+                for (int v = 0; v < VECTORS; ++v) sums[r][v] = fma(weight, wide[v], sums[r][v]);
+            }
         }
-    }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v)
             store(target + (row + r) * piece.stride + dimension + 16 * v, sums[r][v]);
+}
+
+#if defined(LOIRE_AVX512_BF16)
+// The same with two keys per instruction. The pairs of 32 dimensions lie in two registers: of each
+// eight dimensions the first four in one, the others in the other.
+template <int ROWS, int VECTORS, bool WHOLE>
+INLINE void weigh_pairs(const Piece<bfloat16>& piece, int64_t row, int64_t first, int64_t last,
+                        int64_t dimension, float* target) {
+    static_assert(VECTORS % 2 == 0);
+    __m512 sums[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_setzero_ps();
+    const int64_t left = piece.a.head_dim - dimension;
+    const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
+    const float* weights = piece.scores + row * SPLIT;
+    for (int64_t key = first; key < last; key += 2) {
+        const bfloat16* earlier = piece.values[key] + dimension;
+        const bfloat16* later = piece.values[key + 1] + dimension;
+        __m512bh pairs[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v += 2) {
+            const __m512i x = WHOLE ? _mm512_loadu_si512(earlier + 16 * v)
+                                    : _mm512_maskz_loadu_epi16(mask, earlier);
+            const __m512i y = WHOLE ? _mm512_loadu_si512(later + 16 * v)
+                                    : _mm512_maskz_loadu_epi16(mask, later);
+            pairs[v] = (__m512bh)_mm512_unpacklo_epi16(x, y);
+            pairs[v + 1] = (__m512bh)_mm512_unpackhi_epi16(x, y);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            int32_t two;
+            __builtin_memcpy(&two, reinterpret_cast<const bfloat16*>(weights + r * SPLIT) + key, 4);
+            const auto weight = (__m512bh)_mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v)
+                sums[r][v] = _mm512_dpbf16_ps(sums[r][v], weight, pairs[v]);
+        }
+    }
+    const __m512i lower = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v += 2) {
+            float* out = target + (row + r) * piece.stride + dimension + 16 * v;
+            _mm512_storeu_ps(out, _mm512_permutex2var_ps(sums[r][v], lower, sums[r][v + 1]));
+            if (WHOLE || left > 16)
+                _mm512_storeu_ps(out + 16,
+                                 _mm512_permutex2var_ps(sums[r][v], upper, sums[r][v + 1]));
+        }
+}
+
+template <int ROWS>
+void weigh_all(const Piece<bfloat16>& piece, int64_t row, int64_t first, int64_t last,
+               float* target) {
+    const int64_t dim = piece.a.head_dim;
+    int64_t d = 0;
+    for (; d + 64 <= dim; d += 64) weigh_pairs<ROWS, 4, true>(piece, row, first, last, d, target);
+    for (; d + 32 <= dim; d += 32) weigh_pairs<ROWS, 2, true>(piece, row, first, last, d, target);
+    if (d < dim) weigh_pairs<ROWS, 2, false>(piece, row, first, last, d, target);
+}
+#endif
+
+template <int ROWS, typename Element>
+void weigh_all(const Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
+               float* target) {
+    const int64_t dim = piece.a.head_dim;
+    int64_t d = 0;
+    for (; d + 16 * VECTORS_TOGETHER <= dim; d += 16 * VECTORS_TOGETHER)
+        weigh_values<ROWS, VECTORS_TOGETHER, true>(piece, row, first, last, d, target);
+    for (; d + 16 <= dim; d += 16)
+        weigh_values<ROWS, 1, true>(piece, row, first, last, d, target);
+    if (d < dim) weigh_values<ROWS, 1, false>(piece, row, first, last, d, target);
 }
 
 // Softmax of ROWS rows over one split and their weighted values.
@@ -249,19 +370,12 @@ void finish_rows(Piece<Element>& piece, int64_t row, int64_t first, int64_t last
         Vec16 total = zero();
         for (int64_t k = start; k < last; k += 16) {
             const Vec16 weight = exponential(load(scores + k) - reference);
-            total = total + weight;
-            store(scores + k, weight);
+            total = total + keep_weights(scores, k, weight, Element{});
         }
         out.maxima[r] = most;
         out.sums[r] = sum(total);
     }
-    const int64_t dim = piece.a.head_dim;
-    int64_t d = 0;
-    for (; d + 16 * VECTORS_TOGETHER <= dim; d += 16 * VECTORS_TOGETHER)
-        weigh_values<ROWS, VECTORS_TOGETHER, true>(piece, row, first, last, d, out.values);
-    for (; d + 16 <= dim; d += 16)
-        weigh_values<ROWS, 1, true>(piece, row, first, last, d, out.values);
-    if (d < dim) weigh_values<ROWS, 1, false>(piece, row, first, last, d, out.values);
+    weigh_all<ROWS>(piece, row, first & ~int64_t(1), last, out.values);
 }
 
 // Rows [row, row + ROWS) see keys [first, last) of the split, together.
@@ -283,27 +397,29 @@ void compute_split(Piece<Element>& piece, int64_t split, const char* zeros, cons
     const int64_t base = split * SPLIT;
     const Seen<Element> all(piece, 0, piece.rows, base);
     const int32_t* table = a.block_tables + piece.piece.row * a.table_size;
-    for (int64_t key = all.first; key < all.last; ++key) {
+    const int64_t start = all.first / KEYS_TOGETHER * KEYS_TOGETHER;
+    const int64_t end = (all.last + KEYS_TOGETHER - 1) / KEYS_TOGETHER * KEYS_TOGETHER;
+    for (int64_t key = start; key < end; ++key) {
+        if (key < all.first || key >= all.last) {
+            piece.keys[key] = piece.values[key] = reinterpret_cast<const Element*>(zeros);
+            continue;
+        }
         const int64_t block = table[(base + key) / a.block_size];
         const int64_t offset = (base + key) % a.block_size;
-        const int64_t start =
+        const int64_t at =
             ((block * a.kv_heads + piece.piece.kv_head) * a.block_size + offset) * a.head_dim;
-        piece.keys[key] = static_cast<const Element*>(a.keys) + start;
-        piece.values[key] = static_cast<const Element*>(a.values) + start;
+        piece.keys[key] = static_cast<const Element*>(a.keys) + at;
+        piece.values[key] = static_cast<const Element*>(a.values) + at;
     }
     const int64_t words = ScoresOf<Element>::Type::words(a.head_dim);
-    for (int64_t group = all.first / 16; group * 16 < all.last; ++group) {
-        const char* rows[16];
-        for (int64_t lane = 0; lane < 16; ++lane) {
-            const int64_t key = group * 16 + lane;
-            const bool seen = key >= all.first && key < all.last;
-            rows[lane] = seen ? reinterpret_cast<const char*>(piece.keys[key]) : zeros;
-        }
-        transpose(rows, words, piece.tile);
+    for (int64_t key = start; key < end; key += KEYS_TOGETHER) {
+        for (int64_t t = 0; t < TILES_TOGETHER; ++t)
+            transpose(reinterpret_cast<const char* const*>(piece.keys + key + t * 16), words,
+                      piece.tiles + t * words * 16);
         for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
             const Seen<Element> seen(piece, row, count.value, base);
-            if (group * 16 < seen.last && group * 16 + 15 >= seen.first)
-                score_rows<count.value>(piece, row, base, group);
+            if (key < seen.last && key + KEYS_TOGETHER > seen.first)
+                score_rows<count.value>(piece, row, base, key);
         });
     }
     for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
@@ -383,13 +499,13 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     int64_t rows = 0;
     for (int32_t m = 0; m < given.members; ++m) rows += members[m].queries.tokens * group;
 
-    // Scratch, in floats: scores, tile, zeros, two sets of partial results, queries.
-    const int64_t tile_size = stride * 16, partial_size = rows * (stride + 2);
+    // Scratch, in floats: scores, tiles, zeros, two sets of partial results, queries.
+    const int64_t tile_size = stride * KEYS_TOGETHER, partial_size = rows * (stride + 2);
     float* memory = reinterpret_cast<float*>(scratch.reserve(
         (rows * SPLIT + tile_size + stride + 2 * partial_size + rows * stride) * sizeof(float)));
     float* scores = memory;
-    float* tile = scores + rows * SPLIT;
-    float* zeros = tile + tile_size;
+    float* tiles = scores + rows * SPLIT;
+    float* zeros = tiles + tile_size;
     float* total_memory = zeros + stride;
     float* part_memory = total_memory + partial_size;
     auto* queries = reinterpret_cast<Query*>(part_memory + partial_size);
@@ -398,7 +514,7 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
 
     const AttentionQueries& first = members[0].queries;
     Piece<Element> piece{a,     given,   first.first_position, given.members > 1, group, rows,
-                         stride, queries, scores,              tile,              {},    {}};
+                         stride, queries, scores,              tiles,             {},    {}};
     const auto partial = [&](float* where, int64_t count) {
         return Partial{where, where + count * stride, where + count * (stride + 1)};
     };

@@ -151,22 +151,31 @@ INLINE Vec16 lower_halves(const Vec16& pairs) {
     return result;
 }
 
-// Sum of the lanes, always as the same tree: lane i with i + 8, then + 4, + 2, + 1.
-INLINE float sum(const Vec16& value) {
+// One of the lanes, brought together two by two: lane i with i + 8, then + 4, + 2, + 1.
+template <typename Combine>
+INLINE float together(const Vec16& value, Combine combine) {
+#if defined(LOIRE_AVX512)
+    __m512 lanes = value.part[0];
+    lanes = combine(lanes, _mm512_shuffle_f32x4(lanes, lanes, 0x4e));
+    lanes = combine(lanes, _mm512_shuffle_f32x4(lanes, lanes, 0xb1));
+    lanes = combine(lanes, _mm512_permute_ps(lanes, 0x4e));
+    lanes = combine(lanes, _mm512_permute_ps(lanes, 0xb1));
+    return lanes[0];
+#else
     float lanes[16];
     store(lanes, value);
     for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+        for (int i = 0; i < width; ++i) lanes[i] = combine(lanes[i], lanes[i + width]);
     return lanes[0];
+#endif
+}
+
+INLINE float sum(const Vec16& value) {
+    return together(value, [](auto a, auto b) { return a + b; });
 }
 
 INLINE float largest(const Vec16& value) {
-    float lanes[16];
-    store(lanes, value);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i)
-            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
+    return together(value, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e to the x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]

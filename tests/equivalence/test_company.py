@@ -9,6 +9,7 @@ import pytest
 
 from loire import LLM, SamplingParams
 from loire.base.outputs import RequestOutput
+from loire.base.structured_outputs import StructuredOutputs
 from loire.kernels.native.backend import NativeBackend
 
 NUM_PROMPTS = 32
@@ -30,6 +31,8 @@ def _params() -> list[SamplingParams]:
         {"temperature": 1.2, "seed": 9, "top_p": 0.7, "min_p": 0.02},
         {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
         {"temperature": 0.7, "seed": 10, "frequency_penalty": 0.7, "logit_bias": {5: 2.0}},
+        {"temperature": 0.0, "structured_outputs": StructuredOutputs(json_object=True)},
+        {"temperature": 1.0, "seed": 11, "structured_outputs": StructuredOutputs(regex="(ab|c)+")},
     ]
     return [
         SamplingParams(max_tokens=rng.randint(1, 40), ignore_eos=True, **kinds[i % len(kinds)])

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from loire.base.sampling import SamplingParams
 from loire.base.step import NewSequence
 from loire.execution import sampler
+from loire.execution.constraints import ConstraintFactory
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
 from loire.kernels.reference import ReferenceBackend
+from loire.text.tokenizer import Tokenizer
 
 VOCAB = 2000
+
+
+def _no_tokenizer() -> Tokenizer:
+    raise AssertionError("no test here has a constraint")
+
+
+CONSTRAINTS = ConstraintFactory(_no_tokenizer, VOCAB)
 sample = partial(sampler.sample, largest=ReferenceBackend().largest)
 
 
@@ -39,7 +48,7 @@ def _state(
         output_token_ids=output,
         stop_token_ids=stops,
     )
-    return SamplingState(new, VOCAB, torch.device("cpu"))
+    return SamplingState(new, CONSTRAINTS, torch.device("cpu"))
 
 
 def _logits(seed: int = 0, rows: int = 1) -> torch.Tensor:

@@ -84,7 +84,7 @@ def test_unsupported_completion_field_is_named(
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "'json_object'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'xml'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type",
@@ -325,3 +325,60 @@ def test_unknown_model_and_route(engine: FakeEngine) -> None:
     mistake(call(engine, "GET", "/v1/models/gpt-9"), 404)
     mistake(call(engine, "GET", "/v2/anything"), 404)
     mistake(call(engine, "GET", "/v1/chat/completions"), 405)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "needs"),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "x", "schema": {}}}},
+            "response_format.json_schema",
+            "has no",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "wrong"}},
+                }
+            },
+            "response_format",
+            "type",
+        ),
+        ({"guided_regex": "(a"}, "guided_regex", "unclosed"),
+        ({"guided_choice": []}, "guided_choice", "at least 1"),
+        ({"structured_outputs": {"grammar": "start: x"}}, "structured_outputs", "unknown name"),
+        ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"regx": "a"}}, "structured_outputs.regx", "unknown field"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "one form"),
+        (
+            {"guided_json": {"type": "object"}, "response_format": {"type": "json_object"}},
+            "response_format",
+            "one form",
+        ),
+    ],
+)
+def test_bad_constraint_is_refused_by_its_field(
+    engine: FakeEngine, fields: dict[str, Any], param: str, words: str
+) -> None:
+    error = mistake(chat(engine, **fields))
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"guided_json": '{"type": "object"}'},
+        {"structured_outputs": {"json": {"type": "object"}}},
+        {"structured_outputs": {"choice": ["a", "b"], "regex": None}},
+    ],
+)
+def test_constraint_reaches_the_engine(engine: FakeEngine, fields: dict[str, Any]) -> None:
+    assert chat(engine, **fields).status_code == 200
+    spec = engine.submissions[-1].request.params.structured_outputs
+    assert spec is not None
+    assert spec.kind in {"json", "json_object", "choice"}

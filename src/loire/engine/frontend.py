@@ -7,7 +7,7 @@ from loire.base.sampling import SamplingParams
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.engine.requests import RequestBuilder, Submission
 from loire.text.chat_template import ChatTemplate
-from loire.text.tokenizer import Tokenizer, load_tokenizer
+from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 Message = Mapping[str, object]
 """A chat message: {"role": ..., "content": ...}."""
@@ -17,12 +17,7 @@ class Frontend:
     """Tokenizer, chat template and request checks of one model."""
 
     def __init__(self, checkpoint: Checkpoint, max_model_len: int, seed: int | None = None) -> None:
-        description = checkpoint.description
-        self.tokenizer: Tokenizer = load_tokenizer(
-            checkpoint.tokenizer,
-            eos_token_ids=description.eos_token_ids,
-            bos_token_id=description.bos_token_id,
-        )
+        self.tokenizer: Tokenizer = checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
         self._builder = RequestBuilder(self.tokenizer, max_model_len, seed)
         self._template: ChatTemplate | None = None

@@ -4,6 +4,7 @@ Turns token ids into text, matches stop strings, and gives outputs to the user. 
 execution: it can live in another process than the engine.
 """
 
+import json
 import time
 
 from loire.base.messages import SequenceUpdate
@@ -59,6 +60,8 @@ class CompletionLedger:
             self.stop_reason = update.stop_reason
             self.error = update.error
         self._text.append(text)
+        if self.finish_reason == "stop" and self._is_cut():
+            self.finish_reason, self.stop_reason = "length", None
         return CompletionOutput(
             index=self.index,
             text=text,
@@ -68,6 +71,17 @@ class CompletionLedger:
             logprobs=tuple(logprobs) if self._params.logprobs is not None else None,
             error=self.error,
         )
+
+    def _is_cut(self) -> bool:
+        """Whether the output should be JSON, but ended inside it (a stop string can do that)."""
+        spec = self._params.structured_outputs
+        if spec is None or not spec.is_json:
+            return False
+        try:
+            json.loads(self.text)
+        except ValueError:
+            return True
+        return False
 
     def so_far(self) -> CompletionOutput:
         """Everything that has come."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
+from loire.text.grammar import GrammarChecker
 from loire.text.tokenizer import Tokenizer
 
 
@@ -30,6 +31,7 @@ class RequestBuilder:
     def __init__(self, tokenizer: Tokenizer, max_model_len: int, seed: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
+        self._grammars = GrammarChecker(tokenizer)
         self._seeds = random.Random(seed) if seed is not None else random.SystemRandom()
 
     def build(
@@ -55,16 +57,23 @@ class RequestBuilder:
         self._check_length(len(token_ids), params.max_tokens)
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
         self._check_token_ids("stop_token_ids", tuple(params.stop_token_ids))
-        model_stops = () if params.ignore_eos else tuple(self.tokenizer.eos_token_ids)
+        if params.structured_outputs is not None:
+            self._grammars.check(params.structured_outputs)
         request = EngineRequest(
             request_id=request_id,
             prompt_token_ids=token_ids,
             params=params,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
-            stop_token_ids=tuple(dict.fromkeys((*params.stop_token_ids, *model_stops))),
+            stop_token_ids=self._stop_token_ids(params),
             cache_salt=cache_salt,
         )
         return Submission(request=request, prompt=text, arrival_s=arrival_s)
+
+    def _stop_token_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        """All tokens that end an output. A form that is complete ends it in any case."""
+        goes_on = params.ignore_eos and params.structured_outputs is None
+        model_stops = () if goes_on else self.tokenizer.eos_token_ids
+        return tuple(dict.fromkeys((*params.stop_token_ids, *model_stops)))
 
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from loire.base.config import EngineConfig, EngineOptions, MachineFacts, ModelFacts, resolve
 from loire.checkpoint.checkpoint import Checkpoint
+from loire.execution.constraints import ConstraintFactory
 from loire.execution.device import TORCH_DTYPES, available_memory, select_device, select_dtype
 from loire.execution.kv_cache import KVCache
 from loire.execution.runner import ModelRunner
 from loire.kernels.select import select_backend
 from loire.models.loading import load_decoder
+from loire.text.tokenizer import checkpoint_tokenizer
 
 Progress = Callable[[float], None]
 """Told the loaded share of the weights, 0 to 1."""
@@ -70,4 +73,8 @@ def build_runner(
         MachineFacts(device=str(device), available_memory_bytes=available),
     )
     cache = KVCache(description, config.num_blocks, config.block_size, torch_dtype, device)
-    return BuiltEngine(config, ModelRunner(decoder, cache, device), decoder.weight_bytes, available)
+    constraints = ConstraintFactory(
+        partial(checkpoint_tokenizer, checkpoint), description.vocab_size
+    )
+    runner = ModelRunner(decoder, cache, device, constraints)
+    return BuiltEngine(config, runner, decoder.weight_bytes, available)

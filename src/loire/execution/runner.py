@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
+from loire.execution.constraints import ConstraintFactory
 from loire.execution.inputs import flat_batch, token_ids_of
 from loire.execution.kv_cache import KVCache
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
@@ -23,10 +24,17 @@ PROMPT_LOGPROBS_CHUNK = 256
 class ModelRunner:
     """One model, its KV tensors, and the sampling state of the sequences in the batch."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        device: torch.device,
+        constraints: ConstraintFactory,
+    ) -> None:
         self.decoder = decoder
         self.cache = cache
         self.device = device
+        self._constraints = constraints
         self._states: dict[int, SamplingState] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -57,9 +65,8 @@ class ModelRunner:
     def _update_states(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
             self._states.pop(seq_id, None)
-        vocab_size = self.decoder.description.vocab_size
         for new in plan.new_sequences:
-            self._states[new.seq_id] = SamplingState(new, vocab_size, self.device)
+            self._states[new.seq_id] = SamplingState(new, self._constraints, self.device)
 
     def _last_sampled(self, seq_id: int) -> int:
         token_id = self._states[seq_id].last_token_id

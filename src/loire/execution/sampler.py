@@ -1,9 +1,9 @@
 """From logits to tokens, for the whole batch at once, each row under its own parameters.
 
-The order is vLLM's: logit bias and min_tokens, penalties, temperature, min-p, top-k, top-p. A
-row's token is a function of its logits, parameters and (seed, choice, position) alone: rows are
-grouped by the width that their own top-k or top-p needs, never by their neighbours', because the
-rounding of a sum depends on its length.
+The order is vLLM's: logit bias, penalties, what may not come (min_tokens, constraint),
+temperature, min-p, top-k, top-p. A row's token is a function of its logits, parameters and (seed,
+choice, position) alone: rows are grouped by the width that their own top-k or top-p needs, never
+by their neighbours', because the rounding of a sum depends on its length.
 """
 
 from collections import defaultdict
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loire.base.sampling import SamplingParams
 from loire.base.step import TokenLogprobs
+from loire.execution.constraints import ConstraintError
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
 
@@ -57,16 +58,25 @@ def sample(
         for row, state in enumerate(states)
         if finite[row] and state.params.logprobs is not None
     }
-    good = [row for row in range(len(states)) if finite[row]]
-    adjusted = [row for row in good if _adjust(logits[row], states[row], positions[row])]
+    errors = {row: NOT_FINITE for row in range(len(states)) if not finite[row]}
+    adjusted = []
+    for row, state in enumerate(states):
+        if row in errors:
+            continue
+        try:
+            if _adjust(logits[row], state, positions[row]):
+                adjusted.append(row)
+        except ConstraintError as error:
+            errors[row] = str(error)
+    good = [row for row in range(len(states)) if row not in errors]
     greedy: list[int] = likeliest.tolist()
     for row in adjusted:
         greedy[row] = int(logits[row].argmax())
     tokens = _choose(logits, good, states, positions, greedy)
     draws = []
     for row, state in enumerate(states):
-        if not finite[row]:
-            draws.append(Draw(error=NOT_FINITE))
+        if row in errors:
+            draws.append(Draw(error=errors[row]))
             continue
         logprobs = None
         if row in raw:
@@ -91,16 +101,17 @@ def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[T
 
 
 def _adjust(logits: Tensor, state: SamplingState, position: int) -> bool:
-    """Bias, min_tokens and penalties of one row, in place; whether it had any. Most have none."""
+    """Bias, min_tokens, penalties and constraint of one row, in place; whether it had any.
+
+    Raises ConstraintError.
+    """
     params = state.params
     forbids_stop = bool(state.stop_token_ids) and position - state.num_prompt < params.min_tokens
-    if not (params.logit_bias or forbids_stop or state.has_penalties):
+    if not (params.logit_bias or forbids_stop or state.has_penalties or state.constraint):
         return False
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
         logits[ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
-    if forbids_stop:
-        logits[list(state.stop_token_ids)] = NEG_INF
     if state.has_penalties:
         assert state.output_counts is not None
         assert state.seen is not None
@@ -110,7 +121,20 @@ def _adjust(logits: Tensor, state: SamplingState, position: int) -> bool:
             torch.where(state.seen, scaled, logits, out=logits)
         logits -= params.frequency_penalty * state.output_counts
         logits -= params.presence_penalty * (state.output_counts > 0)
+    constraint = state.constraint
+    forbidden = None if constraint is None else constraint.forbidden().to(logits.device)
+    if forbidden is not None:
+        logits.masked_fill_(forbidden, NEG_INF)
+    if forbids_stop and not (forbidden is not None and _only(state.stop_token_ids, forbidden)):
+        logits[list(state.stop_token_ids)] = NEG_INF
     return True
+
+
+def _only(token_ids: Sequence[int], forbidden: Tensor) -> bool:
+    """Whether nothing but these may come: a complete form ends, however early."""
+    others = ~forbidden
+    others[list(token_ids)] = False
+    return not bool(others.any())
 
 
 def _choose(

@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 
 from loire.base.step import NewSequence
+from loire.execution.constraints import ConstraintFactory, SequenceConstraint
 
 
 class SamplingState:
     """Parameters of one sequence and, where penalties ask for them, its token counts."""
 
-    def __init__(self, new: NewSequence, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, new: NewSequence, constraints: ConstraintFactory, device: torch.device
+    ) -> None:
         self.params = new.params
         self.seed = new.seed
         self.choice = new.choice
@@ -21,6 +24,11 @@ class SamplingState:
         self.seen: Tensor | None = None
         """bool [V]: occurs in prompt or output."""
         params = new.params
+        self.constraint: SequenceConstraint | None = None
+        if params.structured_outputs is not None:
+            self.constraint = constraints.constraint(
+                params.structured_outputs, new.output_token_ids
+            )
         self.has_penalties = (
             params.repetition_penalty != 1.0
             or params.frequency_penalty != 0.0
@@ -29,7 +37,7 @@ class SamplingState:
         if self.has_penalties:
             outputs = torch.tensor(new.output_token_ids, dtype=torch.int64, device=device)
             prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64, device=device)
-            self.output_counts = torch.bincount(outputs, minlength=vocab_size).float()
+            self.output_counts = torch.bincount(outputs, minlength=constraints.vocab_size).float()
             self.seen = self.output_counts > 0
             self.seen[prompt] = True
 
@@ -49,3 +57,5 @@ class SamplingState:
         if self.output_counts is not None and self.seen is not None:
             self.output_counts[token_id] += 1
             self.seen[token_id] = True
+        if self.constraint is not None:
+            self.constraint.record(token_id)

@@ -67,6 +67,8 @@ def _submit(client: EngineClient, body: ChatCompletionRequest) -> Submission:
         )
     except RequestError as error:
         error.param = _OPENAI_NAMES.get(error.param or "", error.param)
+        if error.param == "structured_outputs":
+            error.param = body.structure_field
         if error.param == "max_tokens" and body.max_completion_tokens is not None:
             error.param = "max_completion_tokens"
         raise

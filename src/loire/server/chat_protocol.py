@@ -7,15 +7,9 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.server.errors import UNION_TAG
-from loire.server.protocol import (
-    MAX_INT,
-    GenerationRequest,
-    Name,
-    StrictModel,
-    Text,
-    Usage,
-    refuse,
-)
+from loire.server.protocol import GenerationRequest, Usage
+from loire.server.strict import MAX_INT, Name, StrictModel, Text, refuse
+from loire.server.structured_protocol import ResponseFormat
 
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
@@ -100,25 +94,6 @@ class ChatMessage(StrictModel):
         return message
 
 
-class ResponseFormat(StrictModel):
-    """The form of the answer: text."""
-
-    type: Literal["text"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_structure(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            refuse(
-                f"'response_format' of type {kind!r} is not supported: structured output is not "
-                f"implemented yet; only 'text' is",
-                "type",
-                kind="unsupported",
-            )
-        return data
-
-
 class ChatCompletionRequest(GenerationRequest):
     """A request for the next message of a conversation."""
 
@@ -180,6 +155,7 @@ class ChatCompletionRequest(GenerationRequest):
         return self.shared_sampling_params(
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=self.top_logprobs if self.logprobs else None,
+            structured_outputs=self.structured(self.response_format),
         )
 
 

@@ -62,6 +62,8 @@ def _submit(client: EngineClient, body: CompletionRequest) -> list[Submission]:
         except RequestError as error:
             if error.param == "prompt" and len(body.prompts) > 1:
                 error.param = f"prompt[{number}]"
+            elif error.param == "structured_outputs":
+                error.param = body.structure_field
             raise
     return submissions
 

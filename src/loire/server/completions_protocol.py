@@ -7,7 +7,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.server.errors import UNION_TAG
-from loire.server.protocol import MAX_INT, GenerationRequest, Text, TokenId, Usage, refuse
+from loire.server.protocol import GenerationRequest, Usage
+from loire.server.strict import MAX_INT, Text, TokenId, refuse
 
 MAX_PROMPTS = 1024
 MAX_CHOICES = 1024
@@ -91,6 +92,7 @@ class CompletionRequest(GenerationRequest):
             max_tokens=max(self.max_tokens, 1),
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
+            structured_outputs=self.structured(),
         )
 
 

@@ -1,93 +1,42 @@
-"""What all requests of the OpenAI API share: strictness, bounds and sampling parameters.
+"""What all requests of the OpenAI API share: sampling parameters, streaming, usage.
 
-Honour or refuse, never ignore: a field that nobody knows, or that Loire does not support, is an
-error that names it. null stands for an absent field, as in OpenAI's own API. Bounds are those of
-SamplingParams; those on lists and strings keep what one request can cost in check.
+Bounds on sampling parameters are those of SamplingParams.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import SamplingParams
+from loire.base.structured_outputs import StructuredOutputs
 from loire.server.errors import UNION_TAG
+from loire.server.strict import (
+    MAX_INT,
+    MAX_NAME,
+    Name,
+    StrictModel,
+    TokenId,
+    TokenKey,
+    refuse,
+)
+from loire.server.structured_protocol import StructuredFields
 
-MAX_NAME = 512
-"""Characters of a model's name, a user's id and the like."""
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
-MAX_INT = 2**31 - 1
-
-
-def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:
-    """Fail a validation with a whole sentence; path leads from the model to the field.
-
-    kind: "told" for a value that does not work, "unsupported" for what Loire cannot do.
-    """
-    context = {"message": message, "path": path}
-    raise PydanticCustomError(kind, "{message}", context)
-
-
-class StrictModel(BaseModel):
-    """A part of a request: no unknown fields, no conversions between types, no NaN.
-
-    UNSUPPORTED: fields of the OpenAI API that are refused, each with what to do instead.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls_and_refuse(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        known = cls.UNSUPPORTED.keys() | cls.model_fields.keys()
-        given = {
-            name: value for name, value in data.items() if value is not None or name not in known
-        }
-        for name, advice in cls.UNSUPPORTED.items():
-            if name in given:
-                refuse(f"{name!r} is not supported: {advice}", name, kind="unsupported")
-        return given
 
 
 def _text_or_list(value: Any) -> str:
     return f"{UNION_TAG}list" if isinstance(value, list) else f"{UNION_TAG}text"
 
 
-def _whole_characters(text: str) -> str:
-    """JSON can escape half a character; what cannot be tokenized is refused here."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticKnownError("string_unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole_characters)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 StopStrings = Annotated[
     Annotated[StopString, Tag(f"{UNION_TAG}text")]
     | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag(f"{UNION_TAG}list")],
     Discriminator(_text_or_list),
 ]
-# JSON has no integer keys, so these come as strings.
-TokenKey = Annotated[int, Field(strict=False, ge=0, le=MAX_INT)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
-Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 
 class StreamOptions(StrictModel):
@@ -107,7 +56,7 @@ class StreamOptions(StrictModel):
         return self
 
 
-class GenerationRequest(StrictModel):
+class GenerationRequest(StructuredFields):
     """Fields that chat and plain completions share; the last group is vLLM's."""
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
@@ -152,6 +101,7 @@ class GenerationRequest(StrictModel):
         max_tokens: int | None,
         logprobs: int | None,
         prompt_logprobs: int | None = None,
+        structured_outputs: StructuredOutputs | None = None,
     ) -> SamplingParams:
         """SamplingParams from the shared fields. Raises RequestError, naming the field."""
         return SamplingParams(
@@ -174,6 +124,7 @@ class GenerationRequest(StrictModel):
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=structured_outputs,
         )
 
 

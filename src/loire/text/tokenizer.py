@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from loire.base.errors import CheckpointError
-from loire.checkpoint.checkpoint import TokenizerSource
+from loire.checkpoint.checkpoint import Checkpoint, TokenizerSource
 from loire.text.gguf_tokenizer import build_from_gguf
 from loire.text.token_bytes import TokenBytes
 
@@ -65,6 +65,19 @@ class Tokenizer:
         """Id of a token by its name in the vocabulary."""
         token_id: int | None = self.rust.token_to_id(token)
         return token_id
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint, with the special tokens that its description names.
+
+    Raises CheckpointError if there is none or it is damaged.
+    """
+    description = checkpoint.description
+    return load_tokenizer(
+        checkpoint.tokenizer,
+        eos_token_ids=description.eos_token_ids,
+        bos_token_id=description.bos_token_id,
+    )
 
 
 def load_tokenizer(

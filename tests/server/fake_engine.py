@@ -31,8 +31,16 @@ class FakeEngine:
     failure: ends a request after its first token; death: the stream raises after it.
     """
 
-    def __init__(self, model: Path, reply: str = "Hello there", *, at_once: bool = False) -> None:
-        self.frontend = Frontend(open_checkpoint(model), WINDOW)
+    def __init__(
+        self,
+        model: Path,
+        reply: str = "Hello there",
+        *,
+        at_once: bool = False,
+        window: int = WINDOW,
+    ) -> None:
+        self.window = window
+        self.frontend = Frontend(open_checkpoint(model), window)
         self.reply = reply
         self.at_once = at_once
         self.alive = True
@@ -51,7 +59,7 @@ class FakeEngine:
             model=NAME,
             dtype="float32",
             device="cpu",
-            max_model_len=WINDOW,
+            max_model_len=self.window,
             max_num_seqs=8,
             max_num_batched_tokens=256,
             block_size=16,

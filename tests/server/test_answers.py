@@ -293,5 +293,5 @@ def test_api_description_is_complete(engine: FakeEngine) -> None:
         }
     schemas = description["components"]["schemas"]
     assert schemas["ChatCompletionRequest"]["additionalProperties"] is False
-    assert "tools" not in schemas["ChatCompletionRequest"]["properties"]
+    assert "functions" not in schemas["ChatCompletionRequest"]["properties"]
     assert "$defs" not in str(description)

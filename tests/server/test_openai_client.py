@@ -16,11 +16,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
 from loire.checkpoint.checkpoint import TokenizerSource
 from loire.text.tokenizer import load_tokenizer
+from support.tiny_models import save_tiny_llama
 
-WINDOW = 512
+WINDOW = 1024
 START_S = 90
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY: Any = {"model": "tiny", "temperature": 0, "max_tokens": 12}
@@ -77,9 +79,10 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_llama: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model = save_tiny_llama(tmp_path_factory.mktemp("served"), max_positions=WINDOW)
     server = start(
-        tiny_llama, "--served-model-name", "tiny", "--dtype", "float32", "--num-threads", "1",
+        model, "--served-model-name", "tiny", "--dtype", "float32", "--num-threads", "1",
         "--kv-cache-memory", "8MB", "--max-num-seqs", "4",
     )  # fmt: skip
     try:
@@ -258,10 +261,10 @@ def test_stop_string_ends_the_text(client: openai.OpenAI) -> None:
 
 def test_prompt_that_does_not_fit(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(prompt="x" * 600, **GREEDY)
+        client.completions.create(prompt="x" * 1200, **GREEDY)
     error = refused(caught.value)
     assert error["code"] == "context_length_exceeded"
-    assert "600" in error["message"]
+    assert "1200" in error["message"]
     assert str(WINDOW) in error["message"]
 
 
@@ -270,8 +273,10 @@ def test_unknown_field_and_model(client: openai.OpenAI) -> None:
         client.chat.completions.create(messages=MESSAGES, extra_body={"foo": 1}, **GREEDY)
     assert "'foo'" in refused(caught.value)["message"]
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(messages=MESSAGES, tools=TOOLS, **GREEDY)
-    assert refused(caught.value)["param"] == "tools"
+        client.chat.completions.create(
+            messages=MESSAGES, function_call="auto", functions=[{"name": "f"}], **GREEDY
+        )
+    assert refused(caught.value)["param"] == "functions"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-9", messages=MESSAGES)
 
@@ -372,3 +377,25 @@ def test_constraint_cut_by_length_or_stop_says_length(server: Server) -> None:
             messages=MESSAGES, response_format=form, **{**GREEDY, **fields}
         )
         assert answer.choices[0].finish_reason == "length"
+
+
+def test_required_calls_are_valid(client: openai.OpenAI) -> None:
+    """The tiny random model writes nonsense, but what it writes is a call."""
+    parameters = {
+        "type": "object",
+        "properties": {"unit": {"enum": ["C", "F"]}, "days": {"type": "boolean"}},
+        "required": ["unit", "days"],
+    }
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    ask: Any = {"messages": MESSAGES, "tools": [tool], "tool_choice": "required"}
+    ask |= {"parallel_tool_calls": False, "model": "tiny", "temperature": 0, "max_tokens": 150}
+    answer = client.chat.completions.create(**ask)
+    [made] = answer.choices[0].message.tool_calls or []
+    assert isinstance(made, ChatCompletionMessageFunctionToolCall)
+    assert made.function.name == "weather"
+    assert json.loads(made.function.arguments).keys() == {"unit", "days"}
+    assert answer.choices[0].finish_reason == "tool_calls"
+    with client.chat.completions.stream(**ask) as stream:
+        streamed = stream.get_final_completion()
+    [again] = streamed.choices[0].message.tool_calls or []
+    assert again.function.arguments == made.function.arguments

@@ -91,9 +91,9 @@ def test_unsupported_completion_field_is_named(
             "'image_url'",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls",
-            "tool calling",
+            {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
+            "messages[0].function_call",
+            "older form",
         ),
         (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -273,7 +273,8 @@ def test_roles_and_parts_reach_the_template(engine: FakeEngine) -> None:
     assert chat(engine, messages=messages).status_code == 200
     assert engine.submissions[-1].prompt == (
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nab<|im_end|>\n"
-        "<|im_start|>assistant\nc<|im_end|>\n<|im_start|>tool\nd<|im_end|>\n"
+        "<|im_start|>assistant\nc<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\nd\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 

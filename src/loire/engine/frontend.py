@@ -1,13 +1,18 @@
 """The client's side of one model: text in, token ids out. Never imports torch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
+from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.engine.requests import RequestBuilder, Submission
 from loire.text.chat_template import ChatTemplate
+from loire.text.dialect import Dialect, read_dialect
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
+from loire.text.tools.definitions import Tool
+from loire.text.tools.prompt import render
 
 Message = Mapping[str, object]
 """A chat message: {"role": ..., "content": ...}."""
@@ -21,8 +26,10 @@ class Frontend:
         self.max_model_len = max_model_len
         self._builder = RequestBuilder(self.tokenizer, max_model_len, seed)
         self._template: ChatTemplate | None = None
+        self._dialect: Dialect | None = None
         if checkpoint.chat_template is not None:
             self._template = ChatTemplate(checkpoint.chat_template, self.tokenizer.template_tokens)
+            self._dialect = read_dialect(checkpoint.chat_template, self._template.variables)
 
     @property
     def has_chat_template(self) -> bool:
@@ -49,12 +56,57 @@ class Frontend:
         cache_salt: str = "",
     ) -> Submission:
         """A request from a conversation, through the model's chat template."""
+        return self.rendered(request_id, self.render(messages), params, cache_salt=cache_salt)
+
+    def rendered(
+        self,
+        request_id: str,
+        prompt: str,
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> Submission:
+        """A request from a prompt that a chat template wrote, special tokens included."""
+        return self._builder.build(
+            request_id,
+            prompt,
+            params,
+            cache_salt=cache_salt,
+            add_special_tokens=False,
+            shown_ids=shown_ids,
+        )
+
+    def check_form(self, form: StructuredOutputs) -> None:
+        """Raise RequestError if a constraint is wrong, too large, or not supported."""
+        self._builder.check_form(form)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation in which tools may be offered.
+
+        variables: what else the template reads. Raises RequestError if the template refuses.
+        """
+        return render(self.template, self.dialect, messages, tools, variables)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises RequestError if it has none."""
         if self._template is None:
             raise RequestError(
                 "this model has no chat template: send a plain prompt instead", param="messages"
             )
-        text = self._template.render(messages, add_generation_prompt=True)
-        # The template writes the special tokens itself.
-        return self._builder.build(
-            request_id, text, params, cache_salt=cache_salt, add_special_tokens=False
-        )
+        return self._template
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the model calls tools and thinks. Raises RequestError without a chat template."""
+        if self._dialect is None:
+            raise RequestError(
+                "this model has no chat template: send a plain prompt instead", param="messages"
+            )
+        return self._dialect

@@ -39,7 +39,10 @@ class CompletionLedger:
         self._stop_token_ids = frozenset(request.stop_token_ids)
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, request.prompt_token_ids, self._params.skip_special_tokens
+            tokenizer,
+            request.prompt_token_ids,
+            self._params.skip_special_tokens,
+            submission.shown_ids,
         )
         self._matcher = StopMatcher(self._params.stop, self._params.include_stop_str_in_output)
 

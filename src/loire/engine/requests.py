@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
+from loire.base.structured_outputs import StructuredOutputs
 from loire.text.grammar import GrammarChecker
 from loire.text.tokenizer import Tokenizer
 
@@ -23,6 +24,8 @@ class Submission:
     prompt: str | None
     arrival_s: float
     """Monotonic time."""
+    shown_ids: frozenset[int] = frozenset()
+    """Special tokens that stay visible in the text, such as the marks around a call."""
 
 
 class RequestBuilder:
@@ -42,6 +45,7 @@ class RequestBuilder:
         *,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> Submission:
         """Accept a prompt, as text or as token ids, or raise RequestError.
 
@@ -58,7 +62,7 @@ class RequestBuilder:
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
         self._check_token_ids("stop_token_ids", tuple(params.stop_token_ids))
         if params.structured_outputs is not None:
-            self._grammars.check(params.structured_outputs)
+            self.check_form(params.structured_outputs)
         request = EngineRequest(
             request_id=request_id,
             prompt_token_ids=token_ids,
@@ -67,7 +71,11 @@ class RequestBuilder:
             stop_token_ids=self._stop_token_ids(params),
             cache_salt=cache_salt,
         )
-        return Submission(request=request, prompt=text, arrival_s=arrival_s)
+        return Submission(request=request, prompt=text, arrival_s=arrival_s, shown_ids=shown_ids)
+
+    def check_form(self, form: StructuredOutputs) -> None:
+        """Raise RequestError if a constraint is wrong, too large, or not supported."""
+        self._grammars.check(form)
 
     def _stop_token_ids(self, params: SamplingParams) -> tuple[int, ...]:
         """All tokens that end an output. A form that is complete ends it in any case."""

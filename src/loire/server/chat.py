@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 
 from loire.base.errors import RequestError
 from loire.base.outputs import PositionLogprobs
-from loire.engine.requests import Submission
 from loire.server.answers import (
     ERROR_RESPONSES,
     AnswerHead,
@@ -28,10 +27,21 @@ from loire.server.chat_protocol import (
     ChatLogprobs,
 )
 from loire.server.connection import while_connected
+from loire.server.conversation import Started, collect, submit
 from loire.server.generation import Choice, Generation
 from loire.server.served import EngineClient, Served
 from loire.server.sse import EventStream
+from loire.server.tools_protocol import FunctionCall, ToolCall
 from loire.text.tokenizer import Tokenizer
+from loire.text.tools.events import (
+    AnswerEvent,
+    ArgumentsDelta,
+    CallBroken,
+    CallEnded,
+    CallStarted,
+    ContentDelta,
+    ReasoningDelta,
+)
 
 router = APIRouter()
 
@@ -49,22 +59,17 @@ async def create_chat_completion(
     """The next message of a conversation."""
     client = served.client_for(body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    submission = await asyncio.to_thread(_submit, client, body)
-    answer = ChatAnswer(body, Generation(client, [submission]))
+    started = await asyncio.to_thread(_submit, client, body)
+    answer = ChatAnswer(body, started, Generation(client, [started.submission]))
     if body.stream:
         return EventStream(answer.events())
     await while_connected(request.receive, answer.generation.run())
     return json_response(answer.whole())
 
 
-def _submit(client: EngineClient, body: ChatCompletionRequest) -> Submission:
+def _submit(client: EngineClient, body: ChatCompletionRequest) -> Started:
     try:
-        return client.frontend.chat(
-            client.next_id(),
-            [message.for_template() for message in body.messages],
-            body.sampling_params(),
-            cache_salt=body.cache_salt,
-        )
+        return submit(client, body.conversation(), body.sampling_params(), body.cache_salt)
     except RequestError as error:
         error.param = _OPENAI_NAMES.get(error.param or "", error.param)
         if error.param == "structured_outputs":
@@ -77,8 +82,11 @@ def _submit(client: EngineClient, body: ChatCompletionRequest) -> Submission:
 class ChatAnswer:
     """Puts what the engine generates into the form of the chat API."""
 
-    def __init__(self, body: ChatCompletionRequest, generation: Generation) -> None:
+    def __init__(
+        self, body: ChatCompletionRequest, started: Started, generation: Generation
+    ) -> None:
         self.generation = generation
+        self._readers = [started.reader() for _ in generation.choices]
         self._body = body
         self._head = AnswerHead("chatcmpl", body.model)
 
@@ -104,22 +112,44 @@ class ChatAnswer:
     def _whole_choice(self, choice: Choice) -> ChatChoice:
         assert choice.finish_reason is not None, "every choice ends"
         text, positions = choice.take()
+        reader = self._readers[choice.index]
+        answer = collect(reader.read(text, choice.finish_reason))
+        calls = [
+            ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            for call in answer.calls
+        ]
         logprobs = self._logprobs(positions)
         return ChatChoice(
             index=choice.index,
-            message=AnswerMessage(content=text),
+            message=AnswerMessage(
+                content=None if calls and not answer.content else answer.content,
+                reasoning_content=answer.reasoning or None,
+                tool_calls=calls or None,
+            ),
             logprobs=None if logprobs is None else ChatLogprobs.model_validate(logprobs),
-            finish_reason=choice.finish_reason,
+            finish_reason=reader.finish_reason(choice.finish_reason),
         )
 
     def _deltas(self, choice: Choice) -> list[dict[str, Any]]:
-        """Chunks of a choice's news; the first one of a choice only says who speaks."""
+        """Chunks of a choice's news; the first one of a choice only says who speaks.
+
+        The log-probabilities of the news are with the last of them, beside the finish reason.
+        """
         deltas = []
         if not choice.begun:
             deltas.append(_delta(choice.index, {"role": "assistant", "content": ""}))
         text, positions = choice.take()
-        delta = {"content": text} if text else {}
-        deltas.append(_delta(choice.index, delta, self._logprobs(positions), choice.finish_reason))
+        reader, finish_reason = self._readers[choice.index], choice.finish_reason
+        news = [delta for event in reader.read(text, finish_reason) if (delta := _news(event))]
+        deltas += [_delta(choice.index, delta) for delta in news[:-1]]
+        deltas.append(
+            _delta(
+                choice.index,
+                news[-1] if news else {},
+                self._logprobs(positions),
+                None if finish_reason is None else reader.finish_reason(finish_reason),
+            )
+        )
         return deltas
 
     def _logprobs(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any] | None:
@@ -137,9 +167,26 @@ class ChatAnswer:
         }
 
 
+def _news(event: AnswerEvent) -> dict[str, Any]:
+    """An event in the form of a delta; empty for what OpenAI's form has no words for."""
+    match event:
+        case ContentDelta(text):
+            return {"content": text}
+        case ReasoningDelta(text):
+            return {"reasoning_content": text}
+        case CallStarted(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case ArgumentsDelta(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case CallEnded() | CallBroken():
+            return {}
+
+
 def _delta(
     index: int,
-    delta: dict[str, str],
+    delta: dict[str, Any],
     logprobs: dict[str, Any] | None = None,
     finish_reason: str | None = None,
 ) -> dict[str, Any]:

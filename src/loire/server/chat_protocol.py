@@ -3,20 +3,33 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
+from loire.server.conversation import AnswerFinish, Conversation
 from loire.server.errors import UNION_TAG
 from loire.server.protocol import GenerationRequest, Usage
 from loire.server.strict import MAX_INT, Name, StrictModel, Text, refuse
 from loire.server.structured_protocol import ResponseFormat
+from loire.server.tools_protocol import (
+    MAX_TOOLS,
+    FunctionTool,
+    PastCall,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+    tool_use,
+)
+from loire.text.tools.definitions import ToolUse
 
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
+MAX_PAST_CALLS = 128
+"""Calls in one message."""
+MAX_VARIABLES = 32
 MAX_METADATA = 16
 """Entries of metadata, as in OpenAI's API."""
 
-_NO_TOOLS = "tool calling is not implemented yet; leave it out"
 _NO_AUDIO = "this server answers with text; leave it out"
 
 
@@ -51,23 +64,26 @@ Content = Annotated[
 
 
 class ChatMessage(StrictModel):
-    """A message of the conversation. What becomes of name and tool_call_id is up to the template.
+    """A message of the conversation. What becomes of its name is up to the template.
 
     The role "developer" is OpenAI's later name of "system" and is given to the template as that.
     """
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
-        "tool_calls": _NO_TOOLS,
-        "function_call": _NO_TOOLS,
+        "function_call": "it is the older form of tool calls: send 'tool_calls'",
         "audio": _NO_AUDIO,
         "refusal": "send it as the content",
         "annotations": "leave it out",
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
+    content: Content | None = Field(None, description="required, but beside tool_calls")
     name: Name = ""
+    tool_calls: list[PastCall] = Field(
+        default_factory=list, max_length=MAX_PAST_CALLS, description="what the assistant called"
+    )
     tool_call_id: Name = Field("", description='which call a message of role "tool" answers')
+    reasoning_content: Text = Field("", description="what the assistant thought")
 
     @model_validator(mode="before")
     @classmethod
@@ -80,17 +96,30 @@ class ChatMessage(StrictModel):
         }
         return {name: value for name, value in data.items() if name not in empty_extras}
 
+    @model_validator(mode="after")
+    def _check_role(self) -> "ChatMessage":
+        if self.content is None and not self.tool_calls:
+            refuse("'content' is required", "content")
+        for field in ("tool_calls", "reasoning_content"):
+            if getattr(self, field) and self.role != "assistant":
+                refuse(f"{field!r} is for messages of role 'assistant', not {self.role!r}", field)
+        if self.role == "tool" and not self.tool_call_id:
+            refuse("'tool_call_id' is required in a message of role 'tool'", "tool_call_id")
+        return self
+
     def for_template(self) -> dict[str, object]:
         """The message as chat templates expect it."""
-        content = self.content
+        content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         message: dict[str, object] = {
             "role": "system" if self.role == "developer" else self.role,
             "content": text,
         }
-        for key, value in (("name", self.name), ("tool_call_id", self.tool_call_id)):
-            if value:
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            if value := getattr(self, key):
                 message[key] = value
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return message
 
 
@@ -98,11 +127,9 @@ class ChatCompletionRequest(GenerationRequest):
     """A request for the next message of a conversation."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
-        "tools": _NO_TOOLS,
-        "tool_choice": _NO_TOOLS,
-        "parallel_tool_calls": _NO_TOOLS,
-        "functions": _NO_TOOLS,
-        "function_call": _NO_TOOLS,
+        "functions": "it is the older form of tools: send 'tools'",
+        "function_call": "it is the older form of tool_choice: send 'tool_choice'",
+        "documents": "the prompt has no place of its own for them: put them into a message",
         "audio": _NO_AUDIO,
         "prediction": "predicted outputs are not implemented; leave it out",
         "reasoning_effort": "the models served here have no such setting; leave it out",
@@ -124,6 +151,14 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = Field(True, description="false: at most one call per answer")
+    chat_template_kwargs: dict[Name, Any] = Field(
+        default_factory=dict,
+        max_length=MAX_VARIABLES,
+        description="variables that the model's chat template reads, such as enable_thinking",
+    )
     modalities: list[Literal["text"]] = Field(default=["text"], max_length=1)
     metadata: dict[Name, Name] = Field(
         default_factory=dict, max_length=MAX_METADATA, description="accepted without effect"
@@ -137,6 +172,8 @@ class ChatCompletionRequest(GenerationRequest):
         "", description="accepted without effect: equal prefixes are found by themselves"
     )
 
+    _tool_use: ToolUse | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _check_pairs(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
@@ -148,7 +185,16 @@ class ChatCompletionRequest(GenerationRequest):
                 f"({self.max_completion_tokens}) name the same limit: send one of them",
                 "max_tokens",
             )
+        self._tool_use = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
         return self
+
+    def conversation(self) -> Conversation:
+        """What the model shall answer."""
+        return Conversation(
+            messages=[message.for_template() for message in self.messages],
+            tools=self._tool_use,
+            variables=self.chat_template_kwargs,
+        )
 
     def sampling_params(self) -> SamplingParams:
         """How to choose tokens. Raises RequestError, naming the field."""
@@ -180,11 +226,19 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+def is_none(value: object) -> bool:
+    """Whether a field is left out of an answer."""
+    return value is None
+
+
 class AnswerMessage(BaseModel):
     """What the model says."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null if there is nothing but calls")
+    reasoning_content: str | None = Field(None, exclude_if=is_none)
+    """What the model thought before, if it is one that thinks."""
+    tool_calls: list[ToolCall] | None = Field(None, exclude_if=is_none)
     refusal: None = None
 
 
@@ -194,7 +248,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: AnswerFinish
 
 
 class ChatCompletion(BaseModel):
@@ -214,6 +268,8 @@ class ChatDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -222,7 +278,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: AnswerFinish | None
 
 
 class ChatCompletionChunk(BaseModel):

@@ -14,7 +14,7 @@ from datetime import datetime
 from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
@@ -27,17 +27,24 @@ _TEMPLATE_FILE = "<template>"
 
 
 class ChatTemplate:
-    """A compiled template. special_tokens: bos_token and the like, by the names it uses."""
+    """A compiled template. special_tokens: bos_token and the like, by the names it uses.
+
+    variables: names that the template reads beside the messages, such as tools or enable_thinking.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens)
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            read = meta.find_undeclared_variables(environment.parse(source))
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             ) from error
+        own = {*environment.globals, *special_tokens, "messages", "add_generation_prompt"}
+        self.variables = frozenset(read - own)
 
     def render(
         self,

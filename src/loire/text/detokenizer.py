@@ -1,7 +1,7 @@
 """Text from tokens as they come, never half a character."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 CONTEXT_TOKENS = 4
@@ -22,14 +22,18 @@ class IncrementalDetokenizer:
     """Text of an output that continues a prompt, in constant time per token.
 
     The pieces, joined, are the bytes of all tokens decoded as UTF-8; bytes that can no longer
-    become a character are replaced by U+FFFD.
+    become a character are replaced by U+FFFD. shown_ids: special tokens that are never skipped.
     """
 
     def __init__(
-        self, tokenizer: ByteSource, prompt_token_ids: Sequence[int], skip_special_tokens: bool
+        self,
+        tokenizer: ByteSource,
+        prompt_token_ids: Sequence[int],
+        skip_special_tokens: bool,
+        shown_ids: Set[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.push(prompt_token_ids[-CONTEXT_TOKENS:])
 

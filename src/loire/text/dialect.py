@@ -1,0 +1,27 @@
+"""What a model's chat template tells of its ways: how it calls tools and whether it thinks."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from loire.text.reasoning import MISTRAL_THINK, THINK, ReasoningMarks
+from loire.text.tools.formats import GENERIC, ToolFormat, choose_format
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one model writes. knows_tools: its template renders tools and calls itself."""
+
+    tool_format: ToolFormat
+    knows_tools: bool
+    reasoning: ReasoningMarks | None
+
+
+def read_dialect(template: str, variables: Set[str]) -> Dialect:
+    """The dialect of a template, from its source and the variables that it reads."""
+    tool_format = choose_format(template) if "tools" in variables else GENERIC
+    marks = (THINK, MISTRAL_THINK)
+    return Dialect(
+        tool_format=tool_format,
+        knows_tools=tool_format is not GENERIC,
+        reasoning=next((mark for mark in marks if mark.closing in template), None),
+    )

@@ -1,0 +1,168 @@
+"""Conversations with tools as a prompt, also for templates that know nothing of tools."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loire.base.errors import RequestError
+from loire.text.chat_template import ChatTemplate
+from loire.text.dialect import Dialect
+from loire.text.tools.definitions import Tool
+from loire.text.tools.formats import GENERIC, LLAMA
+
+Message = Mapping[str, Any]
+"""A message in OpenAI's form; the arguments of its tool_calls are JSON text."""
+
+
+def render(
+    template: ChatTemplate,
+    dialect: Dialect,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    variables: Mapping[str, Any] | None = None,
+) -> str:
+    """The prompt of a conversation in which tools are offered, or were called before.
+
+    Raises RequestError, naming the message, if a call in it is broken, or if the template refuses.
+    """
+    variables = variables or {}
+    if not dialect.knows_tools:
+        return _render_generic(template, messages, tools, variables)
+    offered = [tool.for_template() for tool in tools] or None
+    if dialect.tool_format is LLAMA:
+        messages = _one_call_each(messages)
+    try:
+        return template.render(_with_objects(messages), tools=offered, **variables)
+    except RequestError:
+        # Some templates (DeepSeek's) join the arguments to text, so they want them as text.
+        if not any(message.get("tool_calls") for message in messages):
+            raise
+        try:
+            return template.render(messages, tools=offered, **variables)
+        except RequestError:
+            pass
+        raise
+
+
+def explain_tools(tools: Sequence[Tool]) -> str:
+    """What a model is told that was not taught a form of calls by its template."""
+    descriptions = "\n".join(
+        json.dumps(tool.for_template()["function"], ensure_ascii=False) for tool in tools
+    )
+    example = GENERIC.before + '{"name": "<function>", "arguments": {"<parameter>": <value>}}'
+    return (
+        f"You can call functions. Each is described by a line of JSON:\n{descriptions}\n\n"
+        f"To call one, write nothing but its name and arguments in this form, once per call:\n"
+        f"{example}{GENERIC.after}\n"
+        f"What it returns comes back between <tool_response> and </tool_response>. If no function "
+        f"helps, answer the user in plain words."
+    )
+
+
+def _render_generic(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    variables: Mapping[str, Any],
+) -> str:
+    plain = _without_calls(messages)
+    if not tools:
+        return template.render(plain, **variables)
+    explained = explain_tools(tools)
+    is_system = bool(plain) and plain[0]["role"] == "system"
+    first = _joined(plain[0], explained) if is_system else {"role": "system", "content": explained}
+    rest = plain[1:] if is_system else plain
+    try:
+        return template.render([first, *rest], **variables)
+    except RequestError:
+        # Some templates (Gemma's) refuse a system message: the user says it then.
+        if not rest or rest[0]["role"] != "user":
+            raise
+        told = {**rest[0], "content": f"{first['content']}\n\n{_text(rest[0])}"}
+        return template.render([told, *rest[1:]], **variables)
+
+
+def _without_calls(messages: Sequence[Message]) -> list[Message]:
+    """Calls as the text that the model would write, and their results as what the user says."""
+    plain: list[Message] = []
+    after_result = False
+    for message in _with_objects(messages):
+        if message.get("tool_calls"):
+            calls = [
+                json.dumps({"name": call["name"], "arguments": call["arguments"]},
+                           ensure_ascii=False)
+                for call in (entry["function"] for entry in message["tool_calls"])
+            ]  # fmt: skip
+            written = GENERIC.before + GENERIC.between.join(calls) + GENERIC.after
+            text = "\n".join(filter(None, (_text(message), written)))
+            message = {"role": "assistant", "content": text}
+        is_result = message["role"] == "tool"
+        if is_result:
+            result = f"<tool_response>\n{_text(message)}\n</tool_response>"
+            if after_result:
+                plain[-1] = _joined(plain[-1], result, gap="\n")
+                continue
+            message = {"role": "user", "content": result}
+        after_result = is_result
+        plain.append(message)
+    return plain
+
+
+def _with_objects(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the arguments of calls as objects, as templates want to write them."""
+    return [
+        {**message, "tool_calls": [
+            {**call, "function": {**call["function"], "arguments": _arguments(number, place, call)}}
+            for place, call in enumerate(message["tool_calls"])
+        ]} if message.get("tool_calls") else message
+        for number, message in enumerate(messages)
+    ]  # fmt: skip
+
+
+def _arguments(number: int, place: int, call: Message) -> dict[str, Any]:
+    text = call["function"]["arguments"]
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        value = str(error)
+    if not isinstance(value, dict):
+        param = f"messages[{number}].tool_calls[{place}].function.arguments"
+        raise RequestError(
+            f"{param} must be a JSON object as text, but is {text[:80]!r}", param=param
+        )
+    return value
+
+
+def _one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """Calls side by side as calls one after the other, each followed by its result."""
+    split: list[Message] = []
+    waiting: list[Message] = []
+    """Calls whose results have not been seen."""
+    for message in messages:
+        if message["role"] == "tool":
+            call_id = message.get("tool_call_id")
+            answered = [call for call in waiting if call["id"] == call_id]
+            waiting = [call for call in waiting if call["id"] != call_id]
+            split += map(_calling, answered)
+        else:
+            split += map(_calling, waiting)
+            waiting = []
+        if len(message.get("tool_calls") or ()) > 1:
+            waiting = list(message["tool_calls"])
+            message = {"role": "assistant", "content": _text(message)}
+            if not message["content"]:
+                continue
+        split.append(message)
+    return split + list(map(_calling, waiting))
+
+
+def _calling(call: Message) -> Message:
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def _joined(message: Message, text: str, gap: str = "\n\n") -> Message:
+    return {**message, "content": f"{_text(message)}{gap}{text}"}
+
+
+def _text(message: Message) -> str:
+    return message.get("content") or ""

@@ -1,0 +1,190 @@
+"""Tools in the chat API: how calls come out, what is refused, what reaches the model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import NAME, FakeEngine, call, events
+
+from loire.server.chat_protocol import ChatCompletion, ChatCompletionChunk
+
+WINDOW = 4096
+"""The tiny model has a token per byte, so explaining the tools takes many."""
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Tours"}}\n</tool_call>'
+
+
+def _tool(name: str = "weather", **function: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **function}}
+
+
+def _ask(engine: FakeEngine, **fields: Any) -> Any:
+    body = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [_tool()],
+        **fields,
+    }
+    return call(engine, "POST", "/v1/chat/completions", json=body)
+
+
+def _streamed(response: Any) -> tuple[str, list[dict[str, str]], str]:
+    """Content, calls and finish reason, put together as a client does."""
+    assert response.status_code == 200, response.text
+    *chunks, done = events(response)
+    assert done == "[DONE]"
+    content, calls, finish_reason = "", [], None
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+        [choice] = chunk["choices"]
+        content += choice["delta"].get("content") or ""
+        for delta in choice["delta"].get("tool_calls", ()):
+            if "id" in delta:
+                assert delta["index"] == len(calls)
+                calls.append({"name": delta["function"]["name"], "arguments": ""})
+            calls[delta["index"]]["arguments"] += delta["function"]["arguments"]
+        finish_reason = choice["finish_reason"] or finish_reason
+    assert finish_reason is not None
+    return content, calls, finish_reason
+
+
+@pytest.fixture
+def engine(tiny_llama: Path) -> FakeEngine:
+    return FakeEngine(tiny_llama, CALL, window=WINDOW)
+
+
+def test_a_call_is_a_call(engine: FakeEngine) -> None:
+    body = _ask(engine).json()
+    ChatCompletion.model_validate(body)
+    [choice] = body["choices"]
+    [made] = choice["message"]["tool_calls"]
+    assert choice["message"]["content"] is None
+    assert made["function"]["name"] == "weather"
+    assert json.loads(made["function"]["arguments"]) == {"city": "Tours"}
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_a_streamed_call_is_the_same(engine: FakeEngine) -> None:
+    content, calls, finish_reason = _streamed(_ask(engine, stream=True))
+    assert (content, finish_reason) == ("", "tool_calls")
+    assert [entry["name"] for entry in calls] == ["weather"]
+    assert json.loads(calls[0]["arguments"]) == {"city": "Tours"}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "No tool needed.",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": \n</tool_call>',
+        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
+        "<tool_call> nothing </tool_call>",
+    ],
+)
+def test_what_is_no_call_is_text(tiny_llama: Path, reply: str) -> None:
+    engine = FakeEngine(tiny_llama, reply, window=WINDOW)
+    [choice] = _ask(engine).json()["choices"]
+    assert choice["message"]["content"] == reply
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "stop"
+    # A call that breaks off may have been begun in the stream: its text follows all the same.
+    content, calls, finish_reason = _streamed(_ask(engine, stream=True))
+    assert (content, finish_reason) == (reply, "stop")
+    assert not calls or '"city": ' in reply
+
+
+def test_choice_none_offers_nothing(engine: FakeEngine) -> None:
+    [choice] = _ask(engine, tool_choice="none").json()["choices"]
+    assert choice["message"]["content"] == CALL
+    assert "weather" not in (engine.submissions[0].prompt or "")
+
+
+@pytest.mark.parametrize(
+    ("choice", "allowed"),
+    [
+        ("required", {"weather", "time"}),
+        ({"type": "function", "function": {"name": "time"}}, {"time"}),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "required",
+                    "tools": [{"type": "function", "function": {"name": "time"}}],
+                },
+            },
+            {"time"},
+        ),
+    ],
+)
+def test_a_call_that_must_be_made_is_enforced(
+    engine: FakeEngine, choice: Any, allowed: set[str]
+) -> None:
+    assert _ask(engine, tools=[_tool(), _tool("time")], tool_choice=choice).status_code == 200
+    spec = engine.submissions[0].request.params.structured_outputs
+    assert spec is not None
+    assert spec.grammar is not None
+    named = {name for name in ("weather", "time") if f'\\"{name}\\"' in spec.grammar}
+    assert named == allowed
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "no 'tools'"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "other"}}},
+            "tool_choice.function.name",
+            "'weather'",
+        ),
+        ({"tools": [_tool(), _tool()]}, "tools[1].function.name", "'weather'"),
+        ({"tools": [_tool("a b")]}, "tools[0].function.name", "pattern"),
+        (
+            {"tools": [_tool(parameters={"type": "array"})]},
+            "tools[0].function.parameters",
+            "'weather'",
+        ),
+        (
+            {"tools": [_tool(parameters={"properties": {"a": {"type": "x"}}}, strict=True)]},
+            "tools[0].function.parameters",
+            "'weather'",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'web_search'"),
+        ({"guided_regex": "a"}, "guided_regex", "tool"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "not for"),
+        ({"chat_template_kwargs": {"mood": 1}}, "chat_template_kwargs.mood", "does not occur"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "required"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "["}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+            "JSON object",
+        ),
+    ],
+)
+def test_mistakes_are_named(
+    engine: FakeEngine, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = _ask(engine, **fields)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param, error
+    assert words in error["message"]
+
+
+def test_calls_and_results_reach_the_template(engine: FakeEngine) -> None:
+    made = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [made]},
+        {"role": "tool", "content": "done", "tool_call_id": "1"},
+    ]
+    assert _ask(engine, tools=[], messages=messages).status_code == 200
+    prompt = engine.submissions[0].prompt or ""
+    assert '{"name": "f", "arguments": {"a": 1}}' in prompt
+    assert "<tool_response>\ndone\n</tool_response>" in prompt

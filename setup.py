@@ -15,7 +15,7 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden",
 FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-DLOIRE_AVX512"]
-AVX512_BF16 = [*AVX512, "-mavx512bf16", "-DLOIRE_AVX512_BF16"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni", "-DLOIRE_AVX512_BF16"]
 AMX = ["-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):

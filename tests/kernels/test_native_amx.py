@@ -197,7 +197,8 @@ def test_the_real_tiles_compile(tmp_path: Path) -> None:
     """As setup.py compiles them; what they do only a processor with AMX can show."""
     probe = tmp_path / "probe.cpp"
     probe.write_text('void f() { asm volatile("tilerelease"); }')
-    flags = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx512bf16 -mamx-tile -mamx-bf16"
+    flags = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx512bf16 -mavx512vnni"
+    flags += " -mamx-tile -mamx-bf16"
     assert COMPILER is not None
     command = [COMPILER, *flags.split(), "-c", str(probe), "-o", str(tmp_path / "probe.o")]
     if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:

@@ -12,6 +12,7 @@ from loire.base.errors import CapacityError, ConfigError
 DType = Literal["bfloat16", "float16", "float32"]
 Policy = Literal["sequential", "static", "orca", "paged"]
 Reserve = Literal["max-tokens", "window"]
+Quantization = Literal["int8", "int4"]
 
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK_SIZES = (8, 16, 32, 64, 128)
@@ -32,6 +33,8 @@ class EngineOptions:
         kv_cache_memory_bytes: size of the KV pool; by default a share of the free memory.
         policy: preset of batching policy and KV allocator.
         reserve: what the reserved allocator sets aside per request.
+        quantization: of the weights, while they are loaded; "int8" or "int4" (the output head has
+            8 bits in either), None keeps the numbers.
         kernels: "auto" or the name of a backend in loire.kernels.
         num_threads: of the CPU kernels; by default the cores this process may use.
         pipeline_depth: 2 schedules a step while the one before it computes; 1 does not.
@@ -48,6 +51,7 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     policy: Policy = "paged"
     reserve: Reserve = "max-tokens"
+    quantization: Quantization | None = None
     kernels: str = "auto"
     num_threads: int | None = None
     pipeline_depth: Literal[1, 2] = 1

@@ -61,6 +61,11 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
     )
     add("--policy", choices=("sequential", "static", "orca", "paged"), help="[paged]")
     add("--reserve", choices=("max-tokens", "window"), help="what orca and static reserve")
+    add(
+        "--quantization",
+        choices=("int8", "int4"),
+        help="round the weights to that many bits while loading [keep the numbers]",
+    )
     add("--kernels", help="a backend listed by `loire env` [auto]")
     add("--num-threads", type=int, help="threads of the CPU kernels [all cores]")
     add("--pipeline-depth", type=int, choices=(1, 2), help="2 schedules ahead by one step [1]")

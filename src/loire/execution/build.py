@@ -57,6 +57,7 @@ def build_runner(
         device=device,
         backend=backend,
         max_model_len=options.max_model_len or description.default_window,
+        quantization=options.quantization,
         progress=progress,
     )
     available = available_memory(device)

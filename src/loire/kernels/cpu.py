@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loire.base.config import Quantization
 from loire.kernels.interface import AttentionPlan, AttentionShape, FlatBatch, LayerCache, Linear
 from loire.kernels.reference import (
     ReferenceBackend,
-    ReferenceLinear,
     attend_row,
     gather_context,
     visible,
@@ -83,11 +83,17 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        quantization: Quantization | None = None,
+    ) -> Linear:
         """Pack weight [out, in] once if it is bfloat16."""
-        if weight.dtype == torch.bfloat16 and can_pack():
+        if quantization is None and weight.dtype == torch.bfloat16 and can_pack():
             return PackedLinear(weight, bias)
-        return ReferenceLinear(weight, bias)
+        return super().linear(weight, bias, quantization=quantization)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """As the reference, in one operator where torch has one."""

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from loire.base.config import Quantization
 from loire.checkpoint.description import Activation
 
 
@@ -122,8 +123,17 @@ class Backend(Protocol):
     torch_threads: int | None
     """Threads for PyTorch's own operators during a step; None leaves them as they are."""
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        """Prepare weight [out, in] (and bias [out]); the caller drops its own reference."""
+    def linear(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        quantization: Quantization | None = None,
+    ) -> Linear:
+        """Prepare weight [out, in] (and bias [out]); the caller drops its own reference.
+
+        quantization: rounds weights and activations as loire.kernels.quantization defines it.
+        """
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

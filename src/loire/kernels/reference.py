@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loire.base.config import Quantization
 from loire.checkpoint.description import Activation
 from loire.kernels.interface import (
     AttentionPlan,
@@ -16,6 +17,7 @@ from loire.kernels.interface import (
     Linear,
     RotaryTable,
 )
+from loire.kernels.quantization import ReferenceQuantizedLinear
 
 
 class ReferenceLinear:
@@ -52,8 +54,16 @@ class ReferenceBackend:
     batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
     torch_threads: int | None = None
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        """Keep weight [out, in] as it is."""
+    def linear(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        quantization: Quantization | None = None,
+    ) -> Linear:
+        """Keep weight [out, in] as it is, or as codes."""
+        if quantization is not None:
+            return ReferenceQuantizedLinear(weight, bias, quantization)
         return ReferenceLinear(weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from loire.base.config import Quantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import ModelDescription
-from loire.kernels.interface import AttentionShape, Backend, HeadNorms, RotaryTable
+from loire.kernels.interface import AttentionShape, Backend, HeadNorms, Linear, RotaryTable
 from loire.models.decoder import MLP, Attention, Decoder, Layer
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
@@ -23,13 +24,14 @@ def load_decoder(
     device: torch.device,
     backend: Backend,
     max_model_len: int,
+    quantization: Quantization | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Decoder:
     """Read, convert and prepare all weights.
 
     Raises CheckpointError naming tensors that are missing, left over or of the wrong shape.
     """
-    return _Loader(checkpoint, dtype, device, backend, max_model_len).load(progress)
+    return _Loader(checkpoint, dtype, device, backend, max_model_len, quantization).load(progress)
 
 
 class _Loader:
@@ -42,12 +44,14 @@ class _Loader:
         device: torch.device,
         backend: Backend,
         max_model_len: int,
+        quantization: Quantization | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.description = checkpoint.description
         self.dtype = dtype
         self.device = device
         self.backend = backend
+        self.quantization = quantization
         self.reader = TensorReader(checkpoint.tensors)
         self.taken: set[str] = set()
         description = self.description
@@ -79,7 +83,9 @@ class _Loader:
         head_weight = embedding
         if not description.tied_embeddings:
             head_weight = self._weight("lm_head.weight", tuple(embedding.shape))
-        head = self.backend.linear(head_weight)
+        # The distribution over tokens is what quantization hurts most: 8 bits at least.
+        head_quantization: Quantization | None = None if self.quantization is None else "int8"
+        head = self.backend.linear(head_weight, quantization=head_quantization)
         if progress is not None:
             progress(1.0)
         return Decoder(description, self.backend, embedding, layers, final_norm, head)
@@ -161,8 +167,8 @@ class _Loader:
                 window=window,
                 softcap=description.attention_softcap,
             ),
-            qkv=self.backend.linear(weight, bias),
-            output=self.backend.linear(output, output_bias),
+            qkv=self._linear(weight, bias),
+            output=self._linear(output, output_bias),
             norms=norms,
             rotary=self._rotary(window),
         )
@@ -182,10 +188,13 @@ class _Loader:
         )
         down_bias = take("mlp.down_proj.bias", (hidden,)) if description.mlp_bias else None
         return MLP(
-            gate_up=self.backend.linear(weight, bias),
-            down=self.backend.linear(take("mlp.down_proj.weight", (hidden, inner)), down_bias),
+            gate_up=self._linear(weight, bias),
+            down=self._linear(take("mlp.down_proj.weight", (hidden, inner)), down_bias),
             activation=description.activation,
         )
+
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return self.backend.linear(weight, bias, quantization=self.quantization)
 
     # --- single tensors -----------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import weakref
 import torch
 from torch import Tensor
 
+from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.description import Activation
 from loire.kernels.interface import (
@@ -20,6 +21,7 @@ from loire.kernels.interface import (
 from loire.kernels.native.library import NativeLibrary, load_library
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
 _ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _EVERYTHING = 2**62
 """A window that no context fills."""
@@ -81,9 +83,15 @@ class NativeBackend:
         state: int = load_library().amx_state()
         return state == _AMX_UNPROVEN
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        quantization: Quantization | None = None,
+    ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
-        return NativeLinear(self, self._library, self._context, weight, bias)
+        return NativeLinear(self, self._library, self._context, weight, bias, quantization)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
@@ -258,7 +266,9 @@ class NativeBackend:
 
 
 class NativeLinear:
-    """A weight in panels of 32 outputs. See source/linear.h for the layout and order of sums."""
+    """A weight in panels. See source/linear.h and source/linear_quantized.h for the layout and the
+    order of sums.
+    """
 
     def __init__(
         self,
@@ -267,6 +277,7 @@ class NativeLinear:
         context: int,
         weight: Tensor,
         bias: Tensor | None,
+        quantization: Quantization | None,
     ) -> None:
         self.out_features, self.in_features = weight.shape
         self._backend = backend  # keeps the context open
@@ -274,6 +285,7 @@ class NativeLinear:
         self._library = library
         self._run = library.linear
         self._dtype = weight.dtype
+        self._quantization = quantization
         if not weight.numel():
             raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
         weight = weight if weight.stride(1) == 1 else weight.contiguous()
@@ -281,6 +293,7 @@ class NativeLinear:
         handle = library.pack(
             context,
             _type(weight),
+            _FORMATS[quantization],
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
             self.out_features,
@@ -298,8 +311,13 @@ class NativeLinear:
     @property
     def weight_bytes(self) -> int:
         """Bytes that one multiplication reads of it: whole panels and steps."""
-        padded = -(-self.out_features // 32) * 32 * (-(-self.in_features // 32) * 32)
-        return padded * self._dtype.itemsize
+        steps = -(-self.in_features // 32)
+        if self._quantization is None:
+            return -(-self.out_features // 32) * 32 * steps * 32 * self._dtype.itemsize
+        outputs = -(-self.out_features // 16) * 16
+        if self._quantization == "int8":
+            return outputs * (steps * 32 + 4)
+        return outputs * steps * 18
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""

@@ -26,6 +26,7 @@ namespace {
 #include "rotary.h"
 #include "attention.h"
 #include "linear.h"
+#include "linear_quantized.h"
 #include "largest.h"
 #include "limits.h"
 #if defined(LOIRE_AMX)
@@ -35,20 +36,33 @@ namespace {
 #include "linear_amx.h"
 #endif
 
+template <typename Format>
+constexpr LinearOperations linear_operations(PieceFunction pack_activations) {
+    return {pack_activations,
+            linear_piece<Format>,
+            Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
+            Layout::CHAINS,
+            block_tokens<Format::MOST_ROWS>,
+            1};
+}
+
+template <typename Element, int BITS>
+constexpr LinearOperations quantized_operations() {
+    using Format = QuantizedFormat<Element, BITS>;
+    return linear_operations<Format>(quantize_activations_piece<Format>);
+}
+
 template <typename Element, typename Format>
 constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
     return {norm_piece<Element>,
             activation_piece<Element>,
             rotary_piece<Element>,
             attention_piece<Element>,
-            pack_activations_piece<Format>,
-            linear_piece<Format>,
             multiply_limit,
             flops,
-            Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
-            Layout::CHAINS,
-            block_tokens,
-            1};
+            linear_operations<Format>(pack_activations_piece<Format>),
+            quantized_operations<Element, 8>(),
+            quantized_operations<Element, 4>()};
 }
 
 constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
@@ -57,14 +71,10 @@ constexpr TypedOperations bfloat16_operations() {
     TypedOperations result = operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece,
                                                                   FLOPS * BFLOAT16_LINKS);
 #if defined(LOIRE_AMX)
-    result.pack_activations = pack_tiles_piece;
-    result.linear = linear_tiles_piece;
+    result.dense = {pack_tiles_piece, linear_tiles_piece, TOKEN_STEP_BYTES, Layout::TILES,
+                    tile_tokens, 4};
     result.multiply_limit = multiply_tiles_limit_piece;
     result.multiply_limit_flops = TILE_LIMIT_FLOPS;
-    result.packed_bytes_per_step = TOKEN_STEP_BYTES;
-    result.layout = Layout::TILES;
-    result.tokens_per_block = tile_tokens;
-    result.panels_per_piece = 4;
 #endif
     return result;
 }

@@ -42,6 +42,16 @@ struct Context {
     const TypedOperations& typed(int32_t type) const {
         return type == 0 ? operations.float32 : operations.bfloat16;
     }
+
+    const LinearOperations& linear(bool is_bfloat16, WeightFormat format) const {
+        const TypedOperations& operations = typed(is_bfloat16);
+        switch (format) {
+            case WeightFormat::INT8: return operations.int8;
+            case WeightFormat::INT4: return operations.int4;
+            case WeightFormat::DENSE: break;
+        }
+        return operations.dense;
+    }
 };
 
 // Those that can be used here, best first.
@@ -55,7 +65,8 @@ std::vector<const Operations*> find_instruction_sets() {
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16") && avx512_bf16.computes_exactly()) {
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16") &&
+        __builtin_cpu_supports("avx512vnni") && avx512_bf16.computes_exactly()) {
 #if defined(LOIRE_HAS_AMX)
         if (find_amx().state == AmxState::WORKS) found.push_back(&amx);
 #endif
@@ -133,7 +144,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 3; }
+int loire_interface_version() { return 4; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -156,24 +167,30 @@ void* loire_open(const char* instruction_set, int32_t num_threads) {
 
 void loire_close(void* context) { delete static_cast<Context*>(context); }
 
-void* loire_pack(Context* context, int32_t type, const void* weight, const void* bias,
-                 int64_t out_features, int64_t in_features, int64_t row_stride) {
+// format: 0 keeps the numbers, 8 and 4 quantize them to that many bits.
+void* loire_pack(Context* context, int32_t type, int32_t format, const void* weight,
+                 const void* bias, int64_t out_features, int64_t in_features,
+                 int64_t row_stride) {
     PackedWeight* packed = nullptr;
     locked(context, [&] {
-        packed = new PackedWeight(context->pool, weight, bias, type == 1, out_features,
-                                  in_features, row_stride, context->typed(type).layout);
+        if (format != 0 && format != 8 && format != 4)
+            throw std::invalid_argument("weights have no format " + std::to_string(format));
+        const auto kind = WeightFormat(format);
+        packed = new PackedWeight(context->pool, weight, bias, type == 1, kind, out_features,
+                                  in_features, row_stride,
+                                  context->linear(type == 1, kind).layout);
     });
     return packed;
 }
 
 void loire_free_weight(PackedWeight* weight) { delete weight; }
 
-// out is float32 if wide, else of the weight's type.
+// out is float32 if wide, else of x's type: the one that the weight was packed from.
 int loire_linear(Context* context, const PackedWeight* weight, const void* x, void* out,
                  int32_t wide, int64_t tokens) {
     return locked(context, [&] {
-        multiply(context->typed(weight->is_bfloat16), context->pool, context->activations, *weight,
-                 x, out, wide != 0, tokens);
+        multiply(context->linear(weight->is_bfloat16, weight->format), context->pool,
+                 context->activations, *weight, x, out, wide != 0, tokens);
     });
 }
 

@@ -15,27 +15,53 @@
 
 // A block of sums in registers: tokens times vectors of 16 outputs.
 #if defined(LOIRE_AVX512)
-constexpr int MOST_ROWS = 8, VECTORS = 2;
+constexpr int DENSE_ROWS = 8, DENSE_VECTORS = 2;
 #elif defined(LOIRE_AVX2)
-constexpr int MOST_ROWS = 6, VECTORS = 1;
+constexpr int DENSE_ROWS = 6, DENSE_VECTORS = 1;
 #elif defined(__aarch64__)
-constexpr int MOST_ROWS = 4, VECTORS = 1;
+constexpr int DENSE_ROWS = 4, DENSE_VECTORS = 1;
 #else
-constexpr int MOST_ROWS = 1, VECTORS = 1;
+constexpr int DENSE_ROWS = 1, DENSE_VECTORS = 1;
 #endif
 
 constexpr int64_t MOST_STREAMED = 6;  // tokens for which weights come straight from memory
 
 // Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache. Few leave
 // little time to fetch the next chunk into the L2 cache; many want to reload sums less often.
-constexpr int64_t FEW_PASSES = 4, STEPS_FOR_FEW = 8, STEPS_FOR_MANY = 16;
+constexpr int64_t FEW_PASSES = 4, BYTES_FOR_FEW = 16 << 10, BYTES_FOR_MANY = 32 << 10;
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
 
-// Weight and activations of one word, as the links of a chain.
-struct Float32Format {
+// Fetches bytes into the L2 cache, which has room for more misses than the L1 cache. In the order
+// of addresses: the processor's own prefetching sees a stream.
+template <int64_t BYTES>
+INLINE void fetch(const char* source) {
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(source + line, 0, 2);
+}
+
+// What formats of plain numbers share. Links: weight and activations of one word, as the links of a
+// chain.
+template <typename Links>
+struct DenseFormat {
+    static constexpr int MOST_ROWS = DENSE_ROWS, VECTORS = DENSE_VECTORS;
+    static constexpr int64_t PANEL = DENSE_PANEL;
+
+    // One step of ROWS tokens and of outputs [column, column + 16 * VECTORS); fetches a step ahead.
+    template <int ROWS, typename Activation>
+    static INLINE void step(const char* weight, int64_t column, const char* ahead,
+                            const Activation* activations, Vec16 (&chains)[ROWS][VECTORS]) {
+#pragma GCC unroll 16
+        for (int word = 0; word < 16; ++word) {
+            fetch<Links::WORD_BYTES>(ahead + word * Links::WORD_BYTES);
+            Links::template links<ROWS>(weight + column * 4, word, activations, chains);
+        }
+    }
+};
+
+struct Float32Format : DenseFormat<Float32Format> {
     using Element = float;
     using Activation = float;
-    static constexpr int64_t WEIGHT_BYTES = 4096;  // per panel and step
+    static constexpr int64_t WORD_BYTES = 256, WEIGHT_BYTES = 16 * WORD_BYTES;  // per panel and step
     static constexpr int64_t ACTIVATIONS = 32;     // per token and step
 
     // One step of a token.
@@ -51,7 +77,7 @@ struct Float32Format {
             Vec16 w[VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)
-                w[v] = load(reinterpret_cast<const float*>(weight + word * 256 + half * 128 + v * 64));
+                w[v] = load(reinterpret_cast<const float*>(weight + word * WORD_BYTES + half * 128 + v * 64));
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
                 const Vec16 x = broadcast(activations[r * ACTIVATIONS + 2 * word + half]);
@@ -63,10 +89,10 @@ struct Float32Format {
 };
 
 #if defined(LOIRE_AVX512_BF16)
-struct BFloat16Format {
+struct BFloat16Format : DenseFormat<BFloat16Format> {
     using Element = bfloat16;
     using Activation = uint32_t;
-    static constexpr int64_t WEIGHT_BYTES = 2048;
+    static constexpr int64_t WORD_BYTES = 128, WEIGHT_BYTES = 16 * WORD_BYTES;
     static constexpr int64_t ACTIVATIONS = 16;
 
     static INLINE void order(const bfloat16* x, uint32_t* packed) {
@@ -80,7 +106,7 @@ struct BFloat16Format {
         __m512bh w[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v)
-            w[v] = (__m512bh)_mm512_loadu_si512(weight + word * 128 + v * 64);
+            w[v] = (__m512bh)_mm512_loadu_si512(weight + word * WORD_BYTES + v * 64);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             const auto x = (__m512bh)_mm512_set1_epi32(int(activations[r * ACTIVATIONS + word]));
@@ -91,10 +117,10 @@ struct BFloat16Format {
     }
 };
 #else
-struct BFloat16Format {
+struct BFloat16Format : DenseFormat<BFloat16Format> {
     using Element = bfloat16;
     using Activation = float;
-    static constexpr int64_t WEIGHT_BYTES = 2048;
+    static constexpr int64_t WORD_BYTES = 128, WEIGHT_BYTES = 16 * WORD_BYTES;
     static constexpr int64_t ACTIVATIONS = 32;
 
     static INLINE void order(const bfloat16* x, float* packed) {
@@ -106,7 +132,7 @@ struct BFloat16Format {
                              const float* activations, Vec16 (&chain)[ROWS][VECTORS]) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-            const Vec16 pairs = load(reinterpret_cast<const float*>(weight + word * 128 + v * 64));
+            const Vec16 pairs = load(reinterpret_cast<const float*>(weight + word * WORD_BYTES + v * 64));
             const Vec16 upper = upper_halves(pairs), lower = lower_halves(pairs);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
@@ -124,42 +150,29 @@ struct Prefetch {
     int64_t distance, first, every;
 };
 
-// Fetches a word into the L2 cache, which has room for more misses than the L1 cache. In the order
-// of addresses: the processor's own prefetching sees a stream.
-template <typename Format>
-INLINE void fetch(const char* step, int word) {
-    constexpr int64_t WORD_BYTES = Format::WEIGHT_BYTES / 16;
-#pragma GCC unroll 4
-    for (int64_t line = 0; line < WORD_BYTES; line += 64)
-        __builtin_prefetch(step + word * WORD_BYTES + line, 0, 2);
-}
-
-// Takes the chains of ROWS tokens times VECTORS * 16 outputs, in sums [tokens][PANEL], some steps on.
+// Takes the chains of ROWS tokens times 16 * VECTORS outputs, in sums [tokens][PANEL], some steps on.
 template <typename Format, int ROWS>
-void multiply(const char* weight, const void* untyped, int64_t steps, const Prefetch& prefetch,
-              float* sums) {
+void multiply(const char* weight, int64_t column, const void* untyped, int64_t steps,
+              const Prefetch& prefetch, float* sums) {
+    constexpr int VECTORS = Format::VECTORS;
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
     int64_t until_prefetch = prefetch.first;
     Vec16 chains[ROWS][VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * PANEL + v * 16);
+        for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * Format::PANEL + v * 16);
     for (int64_t step = 0; step < steps; ++step) {
         const char* ahead = weight;
         if (until_prefetch-- == 0) ahead += prefetch.distance, until_prefetch = prefetch.every - 1;
-#pragma GCC unroll 16
-        for (int word = 0; word < 16; ++word) {
-            fetch<Format>(ahead, word);
-            Format::template links<ROWS>(weight, word, activations, chains);
-        }
+        Format::template step<ROWS>(weight, column, ahead, activations, chains);
         weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) store(sums + r * PANEL + v * 16, chains[r][v]);
+        for (int v = 0; v < VECTORS; ++v) store(sums + r * Format::PANEL + v * 16, chains[r][v]);
 }
 
 // All steps of one panel for some tokens, in blocks.
@@ -169,19 +182,19 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
     const int64_t passes = (tokens + block - 1) / block;
     const int64_t chunk = passes == 1            ? steps
-                          : passes <= FEW_PASSES ? STEPS_FOR_FEW
-                                                 : STEPS_FOR_MANY;
+                          : passes <= FEW_PASSES ? BYTES_FOR_FEW / Format::WEIGHT_BYTES
+                                                 : BYTES_FOR_MANY / Format::WEIGHT_BYTES;
     const int64_t distance = passes == 1 ? PREFETCH_BYTES : chunk * Format::WEIGHT_BYTES;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
         for (int64_t t = 0; t < tokens; t += block)
-            for_count<MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
+            for_count<Format::MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 const Prefetch prefetch{distance, t / block, passes};
-                for (int column = 0; column < PANEL; column += VECTORS * 16)
+                for (int column = 0; column < Format::PANEL; column += Format::VECTORS * 16)
                     multiply<Format, rows.value>(
-                        panel + step * Format::WEIGHT_BYTES + column * 4,
+                        panel + step * Format::WEIGHT_BYTES, column,
                         activations + (t * steps + rows.value * step) * activation_bytes, count,
-                        prefetch, sums + t * PANEL + column);
+                        prefetch, sums + t * Format::PANEL + column);
             });
     }
 }
@@ -191,8 +204,8 @@ struct LinearPiece {
     int64_t first_token, tokens, first_panel, last_panel;
 };
 
-inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
-    const int64_t panels = (a.out_features + PANEL - 1) / PANEL;
+inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t panel_size, int64_t piece) {
+    const int64_t panels = (a.out_features + panel_size - 1) / panel_size;
     const int64_t columns = (panels + a.panels_per_piece - 1) / a.panels_per_piece;
     const int64_t first_token = piece / columns * a.tokens_per_piece;
     const int64_t left = a.tokens - first_token;
@@ -202,14 +215,15 @@ inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
             last_panel < panels ? last_panel : panels};
 }
 
-// Adds the bias to sums [tokens][PANEL] of one panel and stores them.
-template <typename Element>
+// Scales sums [tokens][PANEL] of one panel, adds the bias and stores them.
+template <typename Element, int64_t PANEL>
 void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, int64_t tokens,
                   const float* sums) {
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t column = panel * PANEL; column < panel * PANEL + PANEL; column += 16) {
             if (column >= a.out_features) break;
             Vec16 value = load(sums + t * PANEL + column % PANEL);
+            if (a.scales != nullptr) value = value * load(a.scales + column);
             if (a.bias != nullptr) value = value + load(a.bias + column);
             const int64_t at = (first_token + t) * a.out_features + column;
             const int64_t count = a.out_features - column;
@@ -223,7 +237,8 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
 template <typename Format>
 void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const LinearArguments*>(untyped);
-    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, piece);
+    constexpr int64_t PANEL = Format::PANEL;
+    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, PANEL, piece);
     const int64_t panel_bytes = a.steps * Format::WEIGHT_BYTES;
     const int64_t token_bytes =
         a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
@@ -235,12 +250,13 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         __builtin_memset(sums, 0, sum_bytes);
         multiply_panel<Format>(static_cast<const char*>(a.weight) + panel * panel_bytes,
                                activations, tokens, a.tokens_per_block, a.steps, sums);
-        finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums);
+        finish_panel<typename Format::Element, PANEL>(a, panel, first_token, tokens, sums);
     }
 }
 
 // Blocks of even size: a block of few tokens takes as long to load its weights. More than a few
 // tokens pass in two blocks at least: the second one has its weights in the L1 cache.
+template <int64_t MOST_ROWS>
 int64_t block_tokens(int64_t tokens) {
     const int64_t blocks = (tokens + MOST_ROWS - 1) / MOST_ROWS;
     return blocks == 1 && tokens <= MOST_STREAMED ? tokens

@@ -14,7 +14,7 @@ int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 
 }  // namespace
 
-void multiply(const TypedOperations& operations, Pool& pool, Scratch& activations,
+void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
               const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens) {
     if (tokens == 0) return;
     const int64_t block = operations.tokens_per_block(tokens);
@@ -36,7 +36,7 @@ void multiply(const TypedOperations& operations, Pool& pool, Scratch& activation
     int64_t panels = std::max(least, PIECE_BYTES / weight.panel_bytes);
     const int64_t wanted = PIECES_PER_THREAD * pool.num_threads();
     while (panels > 1 && rows * (weight.panels / panels) < wanted) panels /= 2;
-    const LinearArguments arguments{weight.data,  weight.bias,         packing.packed,
+    const LinearArguments arguments{weight.data,  weight.scales, weight.bias, packing.packed,
                                     out,          wide,                tokens,
                                     weight.steps, weight.out_features, block,
                                     tokens_per_piece, panels};

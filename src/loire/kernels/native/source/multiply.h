@@ -10,9 +10,9 @@
 
 namespace loire {
 
-// out [tokens, out] = x [tokens, in] * weight. x is of the weight's type, out too unless wide:
-// float32 then. operations: those the weight was packed for. activations: room for packing.
-void multiply(const TypedOperations& operations, Pool& pool, Scratch& activations,
+// out [tokens, out] = x [tokens, in] * weight. x is of the type that the weight was packed from, out
+// too unless wide: float32 then. operations: those the weight was packed for. activations: room for packing.
+void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
               const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens);
 
 }  // namespace loire

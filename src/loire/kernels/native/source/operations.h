@@ -123,25 +123,26 @@ struct AttentionArguments {
     int64_t partial_floats;  // of one split
 };
 
-// Weights are packed in panels of 32 outputs and steps of 32 inputs.
-constexpr int64_t PANEL = 32;
+// Weights are packed in panels of some outputs and steps of 32 inputs.
 constexpr int64_t STEP = 32;
+constexpr int64_t DENSE_PANEL = 32, QUANTIZED_PANEL = 16;
 
 // The order of words in a step of a packed weight.
 enum class Layout { CHAINS, TILES };  // see linear.h, linear_amx.h
 
 struct PackActivationsArguments {
     const void* x;  // [T, in]
-    void* packed;   // see linear.h, linear_amx.h
+    void* packed;   // see linear.h, linear_amx.h, linear_quantized.h
     int64_t tokens, in_features, steps;
     int64_t tokens_per_block;
 };
 
 struct LinearArguments {
     const void* weight;       // packed
-    const float* bias;        // [panels * PANEL] or null
+    const float* scales;      // [outputs of whole panels] or null: the sums are multiplied by them
+    const float* bias;        // [outputs of whole panels] or null
     const void* activations;  // packed
-    void* out;                // [T, out], of the weight's type or float32
+    void* out;                // [T, out], of x's type or float32
     bool wide;                // whether out is float32
     int64_t tokens, steps, out_features;
     int64_t tokens_per_block;  // of the packed activations
@@ -156,14 +157,20 @@ struct LimitArguments {
     float* results;  // per piece, so that nothing is left out
 };
 
-struct TypedOperations {
-    PieceFunction norm, activation, rotary, attention, pack_activations, linear;
-    PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
-    int64_t multiply_limit_flops;
+// How to multiply with weights of one format.
+struct LinearOperations {
+    PieceFunction pack_activations, linear;
     int64_t packed_bytes_per_step;   // of one token's activations
     Layout layout;                   // of packed weights
     int64_t (*tokens_per_block)(int64_t tokens);  // of packed activations, for so many in all
     int64_t panels_per_piece;        // at least, where activations leave the L1 cache
+};
+
+struct TypedOperations {
+    PieceFunction norm, activation, rotary, attention;
+    PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
+    int64_t multiply_limit_flops;
+    LinearOperations dense, int8, int4;
 };
 
 struct Operations {

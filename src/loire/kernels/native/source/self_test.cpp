@@ -85,12 +85,13 @@ void expected_row(const void* untyped, int64_t token, Scratch&) {
 std::vector<float> product(const Operations& operations, Pool& pool, const Shape& shape,
                            const std::vector<bfloat16>& weight, const std::vector<bfloat16>& bias,
                            const std::vector<bfloat16>& x) {
-    const TypedOperations& typed = operations.bfloat16;
-    const PackedWeight packed(pool, weight.data(), bias.data(), true, shape.out_features,
-                              shape.in_features, shape.in_features, typed.layout);
+    const LinearOperations& dense = operations.bfloat16.dense;
+    const PackedWeight packed(pool, weight.data(), bias.data(), true, WeightFormat::DENSE,
+                              shape.out_features, shape.in_features, shape.in_features,
+                              dense.layout);
     Scratch activations;
     std::vector<float> out(size_t(shape.tokens * shape.out_features));
-    multiply(typed, pool, activations, packed, x.data(), out.data(), true, shape.tokens);
+    multiply(dense, pool, activations, packed, x.data(), out.data(), true, shape.tokens);
     return out;
 }
 

@@ -138,6 +138,70 @@ INLINE Vec16 fma(const Vec16& a, const Vec16& b, const Vec16& c) {
 
 INLINE Vec16 fma(float a, const Vec16& b, const Vec16& c) { return fma(broadcast(a), b, c); }
 
+// Sixteen 32-bit integers, or sixteen groups of four bytes.
+struct Int16 {
+    Ints part[PARTS];
+};
+
+INLINE Int16 broadcast_int(int32_t value) {
+    Int16 result;
+    EACH_PART result.part[p] = value - Ints{};
+    return result;
+}
+
+INLINE Int16 load_ints(const void* source) {
+    Int16 result;
+    EACH_PART __builtin_memcpy(&result.part[p], static_cast<const char*>(source) + p * LANES * 4,
+                               sizeof(Ints));
+    return result;
+}
+
+INLINE Vec16 to_floats(const Int16& value) {
+    Vec16 result;
+    EACH_PART result.part[p] = __builtin_convertvector(value.part[p], Floats);
+    return result;
+}
+
+// Rounds to nearest, ties to even. For values within 2^22.
+INLINE Int16 to_nearest(const Vec16& value) {
+    constexpr float TO_INTEGER = 12582912.0f;
+    Int16 result;
+    EACH_PART result.part[p] =
+        (Ints)(value.part[p] + TO_INTEGER) - (Ints)(Floats{} + TO_INTEGER);
+    return result;
+}
+
+// sum + the four products of each lane's bytes, those of a unsigned, those of b signed. Exact.
+INLINE Ints dot_part(Ints sum, Ints a, Ints b) {
+#if defined(LOIRE_AVX512_BF16)  // (every processor that has it has VNNI, and the build says so)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(LOIRE_AVX512)
+    const __m512i even_a = _mm512_and_si512((__m512i)a, _mm512_set1_epi16(0xff));
+    const __m512i even_b = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)b, 8), 8);
+    const __m512i even = _mm512_madd_epi16(even_a, even_b);
+    const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16((__m512i)a, 8),
+                                          _mm512_srai_epi16((__m512i)b, 8));
+    return sum + (Ints)even + (Ints)odd;
+#elif defined(LOIRE_AVX2)
+    const __m256i even_a = _mm256_and_si256((__m256i)a, _mm256_set1_epi16(0xff));
+    const __m256i even_b = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)b, 8), 8);
+    const __m256i even = _mm256_madd_epi16(even_a, even_b);
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)a, 8),
+                                          _mm256_srai_epi16((__m256i)b, 8));
+    return sum + (Ints)even + (Ints)odd;
+#else
+    for (int byte = 0; byte < 4; ++byte)
+        sum += (Ints)((Words)a >> (8 * byte) & 0xff) * ((Ints)((Words)b << (24 - 8 * byte)) >> 24);
+    return sum;
+#endif
+}
+
+INLINE Int16 dot(const Int16& sum, const Int16& a, int32_t b) {
+    Int16 result;
+    EACH_PART result.part[p] = dot_part(sum.part[p], a.part[p], b - Ints{});
+    return result;
+}
+
 // Each lane one bfloat16 pair: the float32 values of the upper and of the lower halves.
 INLINE Vec16 upper_halves(const Vec16& pairs) {
     Vec16 result;
@@ -214,10 +278,11 @@ struct Count {
 
 template <int MOST, typename Step>
 INLINE void for_count(int64_t count, Step step) {
-    static_assert(MOST <= 8);
+    static_assert(MOST <= 12);
 #define LOIRE_COUNT(N) \
     case N: return step(Count<(MOST >= N ? N : 1)>{});
     switch (count) {
+        LOIRE_COUNT(12) LOIRE_COUNT(11) LOIRE_COUNT(10) LOIRE_COUNT(9)
         LOIRE_COUNT(8) LOIRE_COUNT(7) LOIRE_COUNT(6) LOIRE_COUNT(5)
         LOIRE_COUNT(4) LOIRE_COUNT(3) LOIRE_COUNT(2) LOIRE_COUNT(1)
     }

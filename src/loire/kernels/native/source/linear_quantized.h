@@ -1,0 +1,130 @@
+// x [T, in] times a quantized weight [out, in], the same bits for a row whatever the others are, and
+// the same bits with every instruction set that has fused multiply-add.
+//
+// Each token's inputs are rounded to whole multiples of a scale per 32 of them,
+//     scale = largest magnitude / 127,   x = round(input * (127 / largest magnitude)),
+// as in llama.cpp's Q8_0. Weights are
+//     int8   (code - 128) * scale of the output,          code in 1..255
+//     int4   (code - 8) * scale of 32 inputs (bfloat16),  code in 0..15
+// So each 32 inputs give a whole number that no order of additions changes; those, times their
+// scales, are added in the order of the inputs, in one chain per output that starts at zero:
+//     int8   chain = fma(number, x's scale, chain); at the end times the output's scale
+//     int4   chain = fma(number * x's scale, weight's scale, chain)
+//
+// The packed weight: panels of 16 outputs; in a panel, steps of 32 inputs; in a step, a lane of four
+// bytes per output of
+//     int8   8 words with inputs (4 i, .., 4 i + 3); 512 bytes
+//     int4   4 words that hold inputs (4 i, .., 4 i + 3) in the lower halves of their bytes and
+//            16 inputs later in the upper ones; then the 16 scales; 288 bytes
+// The packed activations: blocks of tokens, in a block steps, in a step token by token.
+
+#if defined(LOIRE_AVX512)
+constexpr int QUANTIZED_ROWS = 12;
+#elif defined(LOIRE_AVX2)
+constexpr int QUANTIZED_ROWS = 3;
+#else
+constexpr int QUANTIZED_ROWS = 2;
+#endif
+
+// One step of one token.
+struct QuantizedStep {
+    int8_t x[STEP];
+    float scale;
+    int32_t start;  // of the number: minus the zero of the codes times the sum of x
+};
+
+template <typename GivenElement, int BITS>
+struct QuantizedFormat {
+    using Element = GivenElement;
+    using Activation = QuantizedStep;
+    static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = 1;
+    static constexpr int64_t PANEL = QUANTIZED_PANEL;
+    static constexpr int64_t CODE_BYTES = PANEL * STEP * BITS / 8;
+    static constexpr int64_t WEIGHT_BYTES = BITS == 8 ? CODE_BYTES : CODE_BYTES + PANEL * 2;
+    static constexpr int64_t ACTIVATIONS = 1;
+    static constexpr int32_t ZERO = 1 << (BITS - 1);
+
+    template <int ROWS>
+    static INLINE void add(const Int16& codes, int word, const QuantizedStep* x,
+                           Int16 (&numbers)[ROWS]) {
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) {
+            int32_t four;
+            __builtin_memcpy(&four, x[r].x + 4 * word, 4);
+            numbers[r] = dot(numbers[r], codes, four);
+        }
+    }
+
+    template <int ROWS>
+    static INLINE void step(const char* weight, int64_t, const char* ahead,
+                            const QuantizedStep* x, Vec16 (&chains)[ROWS][1]) {
+        Int16 numbers[ROWS];
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) numbers[r] = broadcast_int(x[r].start);
+        fetch<WEIGHT_BYTES>(ahead);
+#pragma GCC unroll 8
+        for (int word = 0; word < CODE_BYTES / 64; ++word) {
+            const Int16 codes = load_ints(weight + word * 64);
+            if constexpr (BITS == 8) {
+                add<ROWS>(codes, word, x, numbers);
+            } else {
+                Int16 lower, upper;
+                EACH_PART {
+                    lower.part[p] = codes.part[p] & 0x0f0f0f0f;
+                    upper.part[p] = (Ints)((Words)codes.part[p] >> 4) & 0x0f0f0f0f;
+                }
+                add<ROWS>(lower, word, x, numbers);
+                add<ROWS>(upper, word + 4, x, numbers);
+            }
+        }
+        Vec16 scales = zero();
+        if constexpr (BITS == 4)
+            scales = load(reinterpret_cast<const bfloat16*>(weight + CODE_BYTES));
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) {
+            const Vec16 number = to_floats(numbers[r]), scale = broadcast(x[r].scale);
+            chains[r][0] = BITS == 8 ? fma(number, scale, chains[r][0])
+                                     : fma(number * scale, scales, chains[r][0]);
+        }
+    }
+};
+
+// One step of a token. Inputs that are not finite make the scale, and so the outputs, NaN.
+INLINE void quantize_step(const Vec16 (&x)[2], int32_t zero_code, QuantizedStep& packed) {
+    const Vec16 none = zero();
+    const float most = largest(maximum(maximum(x[0], none - x[0]), maximum(x[1], none - x[1])));
+    const float poison = sum(x[0] * none + x[1] * none);
+    const float factor = most > 0.0f ? 127.0f / most : 0.0f;
+    const Vec16 factors = broadcast(poison == 0.0f && factor < 1e38f ? factor : 0.0f);
+    int32_t total = 0;
+    for (int half = 0; half < 2; ++half) {
+        const Int16 whole = to_nearest(x[half] * factors);
+        int32_t values[16];
+        EACH_PART __builtin_memcpy(values + p * LANES, &whole.part[p], sizeof(Ints));
+        for (int i = 0; i < 16; ++i) {
+            packed.x[half * 16 + i] = int8_t(values[i]);
+            total += values[i];
+        }
+    }
+    packed.scale = most / 127.0f + poison;
+    packed.start = -zero_code * total;
+}
+
+// One block of tokens, padded with zeros to whole steps.
+template <typename Format>
+void quantize_activations_piece(const void* untyped, int64_t piece, Scratch&) {
+    using Element = typename Format::Element;
+    const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
+    const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
+    const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
+    for (int64_t r = 0; r < rows; ++r) {
+        const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
+        auto* packed = static_cast<QuantizedStep*>(a.packed) + first * a.steps + r;
+        for (int64_t k = 0; k < a.in_features; k += STEP, packed += rows) {
+            const int64_t count = a.in_features - k;
+            const Vec16 step[2] = {load_some(x + k, count),
+                                   count > 16 ? load_some(x + k + 16, count - 16) : zero()};
+            quantize_step(step, Format::ZERO, *packed);
+        }
+    }
+}

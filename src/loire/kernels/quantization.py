@@ -1,0 +1,81 @@
+"""Quantized weights and activations: their definition.
+
+Backends that compute with whole numbers must agree with it up to the rounding of their sums;
+native/source/linear_quantized.h says what the native ones do.
+
+    int8   weights with a scale per output:      weight = code * scale, code in -127..127
+    int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
+    inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loire.base.config import Quantization
+
+GROUP = 32
+"""Inputs that share a scale."""
+
+
+class ReferenceQuantizedLinear:
+    """A weight in codes, multiplied in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, quantization: Quantization) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._codes, self._scales = quantize_weight(weight, quantization)
+        self._bits = 8 if quantization == "int8" else 4
+        self._bias = None if bias is None else bias.float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the codes and scales, as the format packs them."""
+        scale_bytes = 4 if self._bits == 8 else 2
+        return self._codes.numel() * self._bits // 8 + self._scales.numel() * scale_bytes
+
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        codes, scales = quantize_activations(x)
+        given = (codes * scales[..., None]).flatten(1)[:, : self.in_features]
+        weight = self._codes.float() * self._scales[..., None]
+        result = F.linear(given, weight.flatten(1)[:, : self.in_features], self._bias)
+        return result if wide else result.to(x.dtype)
+
+
+def quantize_weight(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Tensor]:
+    """Codes (int8 [out, groups, inputs of a group]) and scales (float32 [out, groups]).
+
+    int8: one group, of all inputs. int4: groups of 32, padded with zeros; the scale, rounded to
+    bfloat16, maps the number of largest magnitude (the positive one of equals) to -8.
+    """
+    wide = weight.float()
+    if quantization == "int8":
+        grouped = wide[:, None, :]
+        scales = grouped.abs().amax(dim=2) / 127.0
+        lowest, highest = -127, 127
+    else:
+        grouped = _groups(wide)
+        low, high = grouped.amin(dim=2), grouped.amax(dim=2)
+        largest = torch.where(high >= -low, high, low)
+        scales = (largest / -8.0).bfloat16().float()
+        lowest, highest = -8, 7
+    codes = (grouped / scales[..., None]).nan_to_num(0.0).round().clamp(lowest, highest)
+    return codes.to(torch.int8), scales
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (float32 [T, groups, 32], whole numbers) and scales (float32 [T, groups]) of x [T, in].
+
+    A group with an input that is not finite has the scale NaN.
+    """
+    grouped = _groups(x.float())
+    largest = grouped.abs().amax(dim=2)
+    # (A number divided by a tensor is its product with the reciprocal, rounded twice.)
+    factors = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
+    codes = (grouped * factors[..., None]).round()
+    return codes, largest / 127.0 + (grouped * 0.0).sum(dim=2)
+
+
+def _groups(x: Tensor) -> Tensor:
+    padding = -x.shape[1] % GROUP
+    return F.pad(x, (0, padding)).view(x.shape[0], -1, GROUP)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from loire.cli.access_options import access_options, add_access_options
 from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, engine_options
 
 
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--served-model-name", action="append", help="name in the API (repeatable) [the model's]"
     )
+    add_access_options(parser)
     add_engine_options(parser)
 
 
@@ -26,4 +28,5 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         served_model_names=args.served_model_name,
         options=engine_options(args),
+        access=access_options(args),
     )

@@ -2,12 +2,13 @@
 
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
-400 is a mistake in the request, 404 an unknown model or route, 413 a body that is too large,
+400 is a mistake in the request, 401 a missing key, 403 a key that does not open this route,
+404 an unknown model or route, 413 a body that is too large, 429 a limit that was reached,
 500 a request that the engine could not finish, 503 an engine that loads or has stopped.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -43,12 +44,19 @@ class ApiError(LoireError):
     """An error of the HTTP layer itself, with the status it is answered with."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
 
 class ClientDisconnectedError(LoireError):
@@ -77,7 +85,7 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
 def error_response(error: Exception) -> Response:
     """An error as an HTTP response."""
     status, body = describe(error)
-    headers = error.headers if isinstance(error, HTTPException) else None
+    headers = error.headers if isinstance(error, (ApiError, HTTPException)) else None
     # Plain ASCII, because a message may repeat text that has no UTF-8 form.
     content = json.dumps(body.model_dump())
     return Response(content, status, headers=headers, media_type="application/json")

@@ -16,9 +16,11 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from loire.api import AsyncLLM
 from loire.base.errors import ConfigError
+from loire.server.access import AccessOptions
 from loire.server.app import create_app
 from loire.server.served import ServedModel
 
@@ -38,16 +40,22 @@ def serve(
     port: int = 8000,
     served_model_names: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    access: AccessOptions | None = None,
 ) -> int:
     """Serve a model until SIGTERM or SIGINT; 0 after a clean end.
 
     model, options: as for AsyncLLM. port: 0 takes a free one; the log says which. Raises
-    ConfigError if the address cannot be bound, and whatever loading the model raises.
+    ConfigError if the address cannot be bound, or should not be without keys, and whatever
+    loading the model raises.
     """
     _log_to_stderr()
+    access = access or AccessOptions()
+    ring = access.open_ring(host)
     listener = bind(host, port)
+    served = ServedModel(served_model_names or (model,))
+    app = create_app(served, ring, public_metrics=access.public_metrics)
     try:
-        asyncio.run(_serve(listener, model, served_model_names or (model,), options or {}))
+        asyncio.run(_serve(listener, app, served, model, options or {}))
     finally:
         listener.close()
     return 0
@@ -77,12 +85,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    listener: socket.socket, model: str, names: Sequence[str], options: Mapping[str, Any]
+    listener: socket.socket,
+    app: FastAPI,
+    served: ServedModel,
+    model: str,
+    options: Mapping[str, Any],
 ) -> None:
-    served = ServedModel(names)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(served),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,

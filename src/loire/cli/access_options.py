@@ -1,0 +1,50 @@
+"""Flags of `loire serve` about who may use it."""
+
+import argparse
+from pathlib import Path
+
+from loire.server.access import AccessOptions
+from loire.server.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
+
+
+def add_access_options(parser: argparse.ArgumentParser) -> None:
+    """The flags. None of them has a default of its own: AccessOptions has."""
+    group = parser.add_argument_group("access (docs/security.md)")
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="API keys, one a line, as NAME:KEY or NAME:sha256:HEX (repeatable)",
+    )
+    group.add_argument(
+        "--admin-key-file",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"keys that also open /admin (repeatable) [{ADMIN_VARIABLE}]",
+    )
+    group.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=f"a key; other users see it in the list of processes (repeatable) [{KEY_VARIABLE}]",
+    )
+    group.add_argument(
+        "--allow-no-key",
+        action="store_true",
+        help="let other machines in without a key",
+    )
+    group.add_argument("--public-metrics", action="store_true", help="/metrics needs no key")
+
+
+def access_options(args: argparse.Namespace) -> AccessOptions:
+    """Settings from the flags that were given."""
+    return AccessOptions(
+        keys=KeySources(args.api_key_file, args.admin_key_file, args.api_key),
+        allow_no_key=args.allow_no_key,
+        public_metrics=args.public_metrics,
+    )

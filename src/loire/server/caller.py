@@ -1,0 +1,23 @@
+"""Who makes a call: known before any route runs, and kept in the call's ASGI scope."""
+
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """tenant: the name of the key; empty where no keys are configured."""
+
+    tenant: str = ""
+
+
+def set_caller(scope: Scope, caller: Caller) -> None:
+    """Note who makes this call."""
+    scope.setdefault("state", {})["caller"] = caller
+
+
+def get_caller(scope: Scope) -> Caller:
+    """Who makes this call; nobody in particular if nothing was noted."""
+    caller: Caller = scope.get("state", {}).get("caller", Caller())
+    return caller

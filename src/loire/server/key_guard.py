@@ -1,0 +1,76 @@
+"""Lets nobody in without a key: every route is closed except those named here."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loire.server.caller import Caller, set_caller
+from loire.server.errors import ApiError
+from loire.server.keys import ApiKey, KeyRing
+from loire.server.refusals import refusal
+
+PUBLIC_PATHS = ("/health", "/static")
+"""Open with all that lies below them, as is `/` itself: health, and the page's own files."""
+
+ADMIN_PATHS = ("/admin",)
+"""What shows the requests of all tenants, with all that lies below them."""
+
+METRICS_PATH = "/metrics"
+
+
+class KeyGuard:
+    """ASGI middleware: 401 without a key that is known, 403 for admin routes without an admin key.
+
+    With an empty ring everything is open. public_metrics: /metrics needs no key.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, *, public_metrics: bool = False) -> None:
+        self._app = app
+        self._ring = ring
+        self._public = (*PUBLIC_PATHS, METRICS_PATH) if public_metrics else PUBLIC_PATHS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Speak ASGI."""
+        if scope["type"] == "lifespan" or not self._ring:
+            await self._app(scope, receive, send)
+            return
+        key = self._presented(scope)
+        error = self._refusal(scope["path"], key)
+        if error is not None:
+            await refusal(scope, error)(scope, receive, send)
+            return
+        if key is not None:
+            set_caller(scope, Caller(tenant=key.name))
+        await self._app(scope, receive, send)
+
+    def _presented(self, scope: Scope) -> ApiKey | None:
+        """The key in `Authorization: Bearer KEY` or, as Anthropic has it, in `x-api-key`."""
+        headers = dict(reversed(scope["headers"]))
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            return self._ring.find(key.strip())
+        if b"x-api-key" in headers:
+            return self._ring.find(headers[b"x-api-key"].strip())
+        return None
+
+    def _refusal(self, path: str, key: ApiKey | None) -> ApiError | None:
+        if path == "/" or _is_below(path, self._public):
+            return None
+        if key is None:
+            return ApiError(
+                401,
+                "this server needs a key that it knows: send it as 'Authorization: Bearer KEY' "
+                "(or as 'x-api-key: KEY')",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if _is_below(path, ADMIN_PATHS) and not key.admin:
+            return ApiError(
+                403,
+                "this route shows the requests of all tenants and needs an admin key "
+                "(see --admin-key-file)",
+                code="admin_key_needed",
+            )
+        return None
+
+
+def _is_below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in roots)

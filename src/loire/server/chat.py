@@ -29,7 +29,8 @@ from loire.server.chat_protocol import (
 from loire.server.connection import while_connected
 from loire.server.conversation import Started, collect, submit
 from loire.server.generation import Choice, Generation
-from loire.server.served import EngineClient, Served
+from loire.server.request_client import RequestClient
+from loire.server.served import Served
 from loire.server.sse import EventStream
 from loire.server.tools_protocol import FunctionCall, ToolCall
 from loire.text.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ async def create_chat_completion(
     return json_response(answer.whole())
 
 
-def _submit(client: EngineClient, body: ChatCompletionRequest) -> Started:
+def _submit(client: RequestClient, body: ChatCompletionRequest) -> Started:
     try:
         return submit(client, body.conversation(), body.sampling_params(), body.cache_salt)
     except RequestError as error:

@@ -26,7 +26,8 @@ from loire.server.completions_protocol import (
 )
 from loire.server.connection import while_connected
 from loire.server.generation import Choice, Generation
-from loire.server.served import EngineClient, Served
+from loire.server.request_client import RequestClient
+from loire.server.served import Served
 from loire.server.sse import EventStream
 
 router = APIRouter()
@@ -51,7 +52,7 @@ async def create_completion(body: CompletionRequest, request: Request, served: S
     return json_response(answer.whole())
 
 
-def _submit(client: EngineClient, body: CompletionRequest) -> list[Submission]:
+def _submit(client: RequestClient, body: CompletionRequest) -> list[Submission]:
     params = body.sampling_params()
     submissions = []
     for number, prompt in enumerate(body.prompts):

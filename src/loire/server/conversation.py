@@ -26,7 +26,7 @@ from loire.base.structured_outputs import StructuredOutputs
 from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
 from loire.server.generation import FinishReason
-from loire.server.served import EngineClient
+from loire.server.request_client import RequestClient
 from loire.text.answer_parser import AnswerParser
 from loire.text.dialect import Dialect
 from loire.text.reasoning import ReasoningSplitter
@@ -141,7 +141,7 @@ def collect(events: Iterable[AnswerEvent]) -> Answer:
 
 
 def submit(
-    client: EngineClient, conversation: Conversation, params: SamplingParams, cache_salt: str = ""
+    client: RequestClient, conversation: Conversation, params: SamplingParams, cache_salt: str = ""
 ) -> Started:
     """Accept a conversation: render and tokenize it, and enforce the form of calls if asked to.
 

@@ -10,7 +10,7 @@ from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from loire.engine.requests import Submission
 from loire.server.errors import ApiError
 from loire.server.protocol import PromptTokensDetails, Usage
-from loire.server.served import EngineClient
+from loire.server.request_client import RequestClient
 
 FinishReason = Literal["stop", "length"]
 
@@ -63,7 +63,7 @@ class Generation:
 
     def __init__(
         self,
-        client: EngineClient,
+        client: RequestClient,
         submissions: Sequence[Submission],
         *,
         prompt_only: bool = False,

@@ -22,8 +22,9 @@ class Health(BaseModel):
     response_model=Health,
     responses={503: {"model": Health, "description": "The model loads, or the engine stopped"}},
 )
-async def health(response: Response, served: Served) -> Health:
+async def health(response: Response, to_caller: Served) -> Health:
     """200 when requests are taken, else 503."""
+    served = to_caller.model
     if served.loading:
         response.status_code = 503
         return Health(status="loading")

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from loire.server.answers import ERROR_RESPONSES
-from loire.server.served import Served, ServedModel
+from loire.server.served import Served, ServedToCaller
 
 router = APIRouter(prefix="/v1/models", responses=ERROR_RESPONSES)
 
@@ -40,6 +40,6 @@ async def retrieve_model(model_id: str, served: Served) -> Model:
     return _model(served, model_id)
 
 
-def _model(served: ServedModel, name: str) -> Model:
+def _model(served: ServedToCaller, name: str) -> Model:
     window = served.client_for(name).config.max_model_len
     return Model(id=name, created=served.created, max_model_len=window)

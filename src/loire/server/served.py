@@ -1,30 +1,20 @@
 """The model that is served: its names, and the engine behind it once it is loaded."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
-from loire.base.config import EngineConfig
-from loire.base.outputs import RequestOutput
-from loire.engine.frontend import Frontend
-from loire.engine.requests import Submission
+from loire.server.caller import Caller, get_caller
 from loire.server.errors import ApiError
+from loire.server.request_client import RequestClient
+from loire.server.tenants import TenantClient
 
 
-class EngineClient(Protocol):
+class EngineClient(RequestClient, Protocol):
     """What the server needs of an engine. AsyncLLM is one."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """The settled configuration."""
-        ...
-
-    @property
-    def frontend(self) -> Frontend:
-        """Tokenizer, chat template and request checks."""
-        ...
 
     @property
     def alive(self) -> bool:
@@ -34,14 +24,6 @@ class EngineClient(Protocol):
     @property
     def num_requests(self) -> int:
         """Requests in the engine, waiting or running."""
-        ...
-
-    def next_id(self) -> str:
-        """An id that no request of this engine has had."""
-        ...
-
-    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
-        """Run a request; each output holds what is new. Closing the iterator ends it."""
         ...
 
     async def close(self) -> None:
@@ -105,10 +87,31 @@ class ServedModel:
             await self._client.close()
 
 
-async def _served_model(request: Request) -> ServedModel:
-    served: ServedModel = request.app.state.served
-    return served
+@dataclass(frozen=True, slots=True)
+class ServedToCaller:
+    """The served model as a route sees it: what the route runs, it runs for its caller."""
+
+    model: ServedModel
+    caller: Caller
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What requests may call it."""
+        return self.model.names
+
+    @property
+    def created(self) -> int:
+        """Unix time of the server's start."""
+        return self.model.created
+
+    def client_for(self, name: str) -> TenantClient:
+        """The engine that serves a model, for the caller. Raises ApiError as ServedModel does."""
+        return TenantClient(self.model.client_for(name), self.caller)
 
 
-Served = Annotated[ServedModel, Depends(_served_model)]
-"""A route's parameter: the model that its app serves."""
+async def _served_to_caller(request: Request) -> ServedToCaller:
+    return ServedToCaller(request.app.state.served, get_caller(request.scope))
+
+
+Served = Annotated[ServedToCaller, Depends(_served_to_caller)]
+"""A route's parameter: the model that its app serves, for whoever made the call."""

@@ -1,0 +1,31 @@
+"""What a route needs of an engine to run requests in it."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from loire.base.config import EngineConfig
+from loire.base.outputs import RequestOutput
+from loire.engine.frontend import Frontend
+from loire.engine.requests import Submission
+
+
+class RequestClient(Protocol):
+    """Builds submissions with `frontend` and `next_id`, and runs them with `stream`."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settled configuration."""
+        ...
+
+    @property
+    def frontend(self) -> Frontend:
+        """Tokenizer, chat template and request checks."""
+        ...
+
+    def next_id(self) -> str:
+        """An id that no request of this engine has had."""
+        ...
+
+    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
+        """Run a request; each output holds what is new. Closing the iterator ends it."""
+        ...

@@ -1,0 +1,55 @@
+"""The engine as one caller sees it: tenants share it, but not each other's prefixes.
+
+Whether a prompt's beginning is in the prefix cache can be told from the time to its first token.
+Each tenant therefore has a salt of its own, so that nobody can find out what others have asked.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from loire.base.config import EngineConfig
+from loire.base.outputs import RequestOutput
+from loire.engine.frontend import Frontend
+from loire.engine.requests import Submission
+from loire.server.caller import Caller
+from loire.server.request_client import RequestClient
+
+
+def tenant_salt(tenant: str, cache_salt: str) -> str:
+    """The prefix cache's salt: of the tenant, and within it of the requests with this cache_salt.
+
+    Without keys there are no tenants, and the request's own salt is all there is.
+    """
+    if not tenant:
+        return cache_salt
+    return hashlib.sha256(json.dumps([tenant, cache_salt]).encode()).hexdigest()
+
+
+class TenantClient:
+    """A RequestClient whose requests are all made on behalf of one caller."""
+
+    def __init__(self, client: RequestClient, caller: Caller) -> None:
+        self._client = client
+        self._caller = caller
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settled configuration."""
+        return self._client.config
+
+    @property
+    def frontend(self) -> Frontend:
+        """Tokenizer, chat template and request checks."""
+        return self._client.frontend
+
+    def next_id(self) -> str:
+        """An id that no request of this engine has had."""
+        return self._client.next_id()
+
+    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
+        """Run a request under its tenant's salt; each output holds what is new."""
+        request = submission.request
+        salt = tenant_salt(self._caller.tenant, request.cache_salt)
+        return self._client.stream(replace(submission, request=replace(request, cache_salt=salt)))

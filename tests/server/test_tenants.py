@@ -1,0 +1,78 @@
+"""Tenants share an engine, but nothing that would tell one about another."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import NAME, FakeEngine
+
+from loire.api import AsyncLLM
+from loire.server.app import create_app
+from loire.server.keys import KeyRing, parse_key
+from loire.server.served import ServedModel
+from loire.server.tenants import tenant_salt
+
+ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
+RING = KeyRing([parse_key(f"alice:{ALICE}", place=""), parse_key(f"bob:{BOB}", place="")])
+LONG_PROMPT = "A beginning that fills more than one block of the cache. " * 3
+
+
+async def complete(client: httpx.AsyncClient, key: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": NAME, "prompt": LONG_PROMPT, "max_tokens": 2, **fields}
+    headers = {"Authorization": f"Bearer {key}"}
+    response = await client.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_salts() -> None:
+    assert tenant_salt("", "") == ""
+    assert tenant_salt("", "x") == "x"
+    salts = {
+        tenant_salt(tenant, salt) for tenant in ("a", "b", "ab") for salt in ("", "a", "b", '"')
+    }
+    assert len(salts) == 12
+    assert tenant_salt("a", "x") == tenant_salt("a", "x")
+    assert "a" not in {salt for salt in salts if len(salt) != 64}
+
+
+@pytest.mark.parametrize("fields", [{}, {"cache_salt": "mine"}])
+def test_salt_reaches_the_engine(tiny_llama: Path, fields: dict[str, str]) -> None:
+    engine = FakeEngine(tiny_llama)
+    app = create_app(ServedModel([NAME], engine), RING)
+
+    async def test() -> None:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for key in (ALICE, ALICE, BOB):
+                await complete(client, key, **fields)
+
+    asyncio.run(test())
+    first, again, other = (submission.request.cache_salt for submission in engine.submissions)
+    assert first == again == tenant_salt("alice", fields.get("cache_salt", ""))
+    assert other == tenant_salt("bob", fields.get("cache_salt", ""))
+
+
+def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
+    async def test() -> list[int]:
+        llm = AsyncLLM(str(tiny_llama), dtype="float32", num_threads=1, kv_cache_memory_bytes=2**20)
+        app = create_app(ServedModel([NAME], llm), RING)
+        transport = httpx.ASGITransport(app=app)
+        cached = []
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                for key, salt in (
+                    (ALICE, ""), (ALICE, ""), (BOB, ""), (ALICE, "s"), (BOB, "s"), (BOB, "s"),
+                ):  # fmt: skip
+                    usage = (await complete(client, key, cache_salt=salt))["usage"]
+                    cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+        finally:
+            await llm.close()
+        return cached
+
+    first, again, other, salted, other_salted, other_again = asyncio.run(test())
+    assert (first, other, salted, other_salted) == (0, 0, 0, 0)
+    assert again == other_again > 0

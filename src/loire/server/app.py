@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from loire import __version__
-from loire.server import chat, completions, health, models
+from loire.server import chat, completions, health, models, page
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
 from loire.server.keys import NO_KEYS, KeyRing
@@ -36,7 +36,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.served = served
-    for module in (chat, completions, models, health):
+    for module in (chat, completions, models, health, page):
         app.include_router(module.router)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit)

@@ -13,7 +13,7 @@ from fake_engine import NAME, Connection, FakeEngine, run
 
 from loire.base.errors import ConfigError
 from loire.cli.main import _parser
-from loire.server.access import AccessOptions, is_loopback
+from loire.server.access import Access, AccessOptions, is_loopback
 from loire.server.app import create_app
 from loire.server.keys import ApiKey, KeyRing, KeySources, parse_key
 from loire.server.served import ServedModel
@@ -43,7 +43,8 @@ def ask(
 ) -> httpx.Response:
     """One request to an app with keys."""
     public_metrics = more.pop("public_metrics", False)
-    app = create_app(ServedModel([NAME], engine), ring(), public_metrics=public_metrics)
+    access = Access(ring=ring(), public_metrics=public_metrics)
+    app = create_app(ServedModel([NAME], engine), access)
     if key is not None:
         more["headers"] = {"Authorization": f"Bearer {key}"}
 
@@ -71,7 +72,7 @@ def endpoints(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def test_every_route_needs_a_key_but_health_and_the_pages_files(engine: FakeEngine) -> None:
-    found = sorted(endpoints(create_app(ServedModel([NAME], engine), ring()).routes))
+    found = sorted(endpoints(create_app(ServedModel([NAME], engine), Access(ring=ring())).routes))
     for known in ("/v1/chat/completions", "/v1/completions"):
         assert ("POST", known) in found
     assert ("GET", "/openapi.json") in found
@@ -139,7 +140,7 @@ def test_metrics_need_a_key_unless_public(engine: FakeEngine) -> None:
 def test_a_client_without_a_key_cannot_make_the_server_read_its_body(engine: FakeEngine) -> None:
     async def test() -> None:
         connection = Connection(engine, "/v1/chat/completions", CHAT)
-        connection.app = create_app(ServedModel([NAME], engine), ring())
+        connection.app = create_app(ServedModel([NAME], engine), Access(ring=ring()))
         await connection.run()
         assert connection.sent[0]["status"] == 401
         assert connection._body is not None
@@ -179,10 +180,10 @@ def test_keys_from_files_environment_and_flags(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("short", ["5 characters", "at least 16", "openssl"]),
-        ("alice:", ["'alice'", "0 characters"]),
+        ("alice:", ["'alice'", "has 0"]),
         (":0123456789abcdef", ["name", "colon"]),
-        ("a b:0123456789abcdef", ["name"]),
-        ("alice:0123456789 abcdef", ["no spaces"]),
+        ("é:0123456789abcdef", ["name"]),
+        ("alice:0123456789 abcdef", ["no spaces", "limits"]),
         ("alice:0123456789é-abcdef", ["ASCII"]),
         ("alice:md5:0123456789abcdef0123456789abcdef", ["sha256:", "64"]),
         ("alice:sha256:0123", ["64"]),
@@ -241,15 +242,15 @@ def test_loopback() -> None:
 
 def test_other_machines_are_not_let_in_without_a_key(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError) as caught:
-        AccessOptions().open_ring("0.0.0.0", {})
+        AccessOptions().settle("0.0.0.0", {})
     for word in ("0.0.0.0", "--api-key-file", "LOIRE_API_KEY", "--allow-no-key", "127.0.0.1"):
         assert word in str(caught.value)
     with caplog.at_level(logging.INFO, "loire.server"):
-        assert not AccessOptions(allow_no_key=True).open_ring("0.0.0.0", {})
+        assert not AccessOptions(allow_no_key=True).settle("0.0.0.0", {}).ring
         assert "whoever can reach 0.0.0.0" in caplog.text
-        assert AccessOptions().open_ring("0.0.0.0", {"LOIRE_API_KEY": ALICE})
+        assert AccessOptions().settle("0.0.0.0", {"LOIRE_API_KEY": ALICE}).ring
         assert "1 API keys" in caplog.text
-        assert not AccessOptions().open_ring("127.0.0.1", {})
+        assert not AccessOptions().settle("127.0.0.1", {}).ring
         assert "only this machine" in caplog.text
     assert ALICE not in caplog.text
 

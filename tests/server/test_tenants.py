@@ -9,6 +9,7 @@ import pytest
 from fake_engine import NAME, FakeEngine
 
 from loire.api import AsyncLLM
+from loire.server.access import Access
 from loire.server.app import create_app
 from loire.server.keys import KeyRing, parse_key
 from loire.server.served import ServedModel
@@ -16,6 +17,7 @@ from loire.server.tenants import tenant_salt
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
 RING = KeyRing([parse_key(f"alice:{ALICE}", place=""), parse_key(f"bob:{BOB}", place="")])
+ACCESS = Access(ring=RING)
 LONG_PROMPT = "A beginning that fills more than one block of the cache. " * 3
 
 
@@ -42,7 +44,7 @@ def test_salts() -> None:
 @pytest.mark.parametrize("fields", [{}, {"cache_salt": "mine"}])
 def test_salt_reaches_the_engine(tiny_llama: Path, fields: dict[str, str]) -> None:
     engine = FakeEngine(tiny_llama)
-    app = create_app(ServedModel([NAME], engine), RING)
+    app = create_app(ServedModel([NAME], engine), ACCESS)
 
     async def test() -> None:
         transport = httpx.ASGITransport(app=app)
@@ -59,7 +61,7 @@ def test_salt_reaches_the_engine(tiny_llama: Path, fields: dict[str, str]) -> No
 def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
     async def test() -> list[int]:
         llm = AsyncLLM(str(tiny_llama), dtype="float32", num_threads=1, kv_cache_memory_bytes=2**20)
-        app = create_app(ServedModel([NAME], llm), RING)
+        app = create_app(ServedModel([NAME], llm), ACCESS)
         transport = httpx.ASGITransport(app=app)
         cached = []
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from loire.server.access import AccessOptions
 from loire.server.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
+from loire.server.rates import Limits
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +40,25 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         help="let other machines in without a key",
     )
     group.add_argument("--public-metrics", action="store_true", help="/metrics needs no key")
+    for flag, what in (
+        ("--limit-requests-per-minute", "requests a minute"),
+        ("--limit-tokens-per-minute", "tokens a minute, of prompts and outputs"),
+        ("--limit-concurrency", "calls at a time"),
+    ):
+        group.add_argument(
+            flag, type=int, metavar="N", help=f"most {what} per key, if the key file says no other"
+        )
 
 
 def access_options(args: argparse.Namespace) -> AccessOptions:
     """Settings from the flags that were given."""
     return AccessOptions(
         keys=KeySources(args.api_key_file, args.admin_key_file, args.api_key),
+        limits=Limits(
+            requests_per_minute=args.limit_requests_per_minute,
+            tokens_per_minute=args.limit_tokens_per_minute,
+            concurrency=args.limit_concurrency,
+        ),
         allow_no_key=args.allow_no_key,
         public_metrics=args.public_metrics,
     )

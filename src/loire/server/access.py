@@ -9,31 +9,50 @@ from dataclasses import dataclass, field
 
 from loire.base.errors import ConfigError
 from loire.server.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeyRing, KeySources
+from loire.server.rates import NO_LIMITS, Limits
 
 log = logging.getLogger("loire.server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may use a server, and how much of it.
+
+    limits: of all callers together where there are no keys. public_metrics: /metrics needs no key.
+    """
+
+    ring: KeyRing = field(default_factory=KeyRing)
+    limits: Limits = NO_LIMITS
+    public_metrics: bool = False
+
+
+OPEN_ACCESS = Access()
+"""No keys and no limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccessOptions:
-    """Who may use a server.
+    """Settings of an Access.
 
     Attributes:
         keys: where API keys come from, beside the environment.
+        limits: of each key that has none of its own.
         allow_no_key: other machines may reach a server without keys.
         public_metrics: /metrics needs no key.
     """
 
     keys: KeySources = field(default_factory=KeySources)
+    limits: Limits = NO_LIMITS
     allow_no_key: bool = False
     public_metrics: bool = False
 
-    def open_ring(self, host: str, environment: Mapping[str, str] = os.environ) -> KeyRing:
-        """The keys of a server that will listen on a host; says in the log who may ask.
+    def settle(self, host: str, environment: Mapping[str, str] = os.environ) -> Access:
+        """The access to a server that will listen on a host; says in the log who may ask.
 
         Raises ConfigError if a key is wrong, or if other machines could reach the server and no
         key would keep them out.
         """
-        ring = self.keys.read(environment)
+        ring = self.keys.read(environment, self.limits)
         if ring:
             log.info("%d API keys: every route but /health needs one", len(ring.keys))
         elif is_loopback(host):
@@ -50,7 +69,7 @@ class AccessOptions:
             log.info(
                 "no admin key (--admin-key-file or %s): admin routes are closed", ADMIN_VARIABLE
             )
-        return ring
+        return Access(ring=ring, limits=self.limits, public_metrics=self.public_metrics)
 
 
 def is_loopback(host: str) -> bool:

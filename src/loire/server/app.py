@@ -7,20 +7,16 @@ from fastapi import FastAPI
 
 from loire import __version__
 from loire.server import chat, completions, health, models, page
+from loire.server.access import OPEN_ACCESS, Access
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
-from loire.server.keys import NO_KEYS, KeyRing
 from loire.server.limits import BodyLimit
+from loire.server.rate_guard import RateGuard
 from loire.server.served import ServedModel
 
 
-def create_app(
-    served: ServedModel, ring: KeyRing = NO_KEYS, *, public_metrics: bool = False
-) -> FastAPI:
-    """The routes for one served model. Shutting the app down stops its engine.
-
-    ring: the keys that open it. public_metrics: /metrics needs none.
-    """
+def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
+    """The routes for one served model. Shutting the app down stops its engine."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -40,6 +36,7 @@ def create_app(
         app.include_router(module.router)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit)
-    app.add_middleware(KeyGuard, ring, public_metrics=public_metrics)
+    app.add_middleware(RateGuard)
+    app.add_middleware(KeyGuard, access)
     add_error_handlers(app)
     return app

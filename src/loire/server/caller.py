@@ -1,15 +1,18 @@
 """Who makes a call: known before any route runs, and kept in the call's ASGI scope."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import Scope
+
+from loire.server.rates import TenantMeter
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """tenant: the name of the key; empty where no keys are configured."""
+    """tenant: the name of the key; empty where no keys are configured. meter: of its tenant."""
 
     tenant: str = ""
+    meter: TenantMeter = field(default_factory=TenantMeter)
 
 
 def set_caller(scope: Scope, caller: Caller) -> None:

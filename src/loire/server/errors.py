@@ -109,6 +109,8 @@ def _answer(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> tuple[int, ErrorBody]:
     kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 429:
+        kind = "rate_limit_error"
     detail = ErrorDetail(message=message, type=kind, param=param, code=code)
     return status, ErrorBody(error=detail)
 

@@ -10,7 +10,7 @@ from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from loire.engine.requests import Submission
 from loire.server.errors import ApiError
 from loire.server.protocol import PromptTokensDetails, Usage
-from loire.server.request_client import RequestClient
+from loire.server.tenants import TenantClient
 
 FinishReason = Literal["stop", "length"]
 
@@ -58,16 +58,18 @@ class Generation:
     """Runs the submissions of one call. Ending run() or batches() early ends them all.
 
     prompt_only: nothing is asked for but the prompt (and its log-probabilities); the one token
-    with which the engine ends a request is neither shown nor counted.
+    with which the engine ends a request is neither shown nor counted. Raises ApiError (429) beyond
+    the caller's limits.
     """
 
     def __init__(
         self,
-        client: RequestClient,
+        client: TenantClient,
         submissions: Sequence[Submission],
         *,
         prompt_only: bool = False,
     ) -> None:
+        client.admit(submissions)
         self.frontend = client.frontend
         self.num_completion_tokens = 0
         self._client = client

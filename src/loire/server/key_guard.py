@@ -2,9 +2,11 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from loire.server.access import Access
 from loire.server.caller import Caller, set_caller
 from loire.server.errors import ApiError
-from loire.server.keys import ApiKey, KeyRing
+from loire.server.keys import ApiKey
+from loire.server.rates import TenantMeter
 from loire.server.refusals import refusal
 
 PUBLIC_PATHS = ("/health", "/static")
@@ -19,26 +21,34 @@ METRICS_PATH = "/metrics"
 class KeyGuard:
     """ASGI middleware: 401 without a key that is known, 403 for admin routes without an admin key.
 
-    With an empty ring everything is open. public_metrics: /metrics needs no key.
+    With an empty ring everything is open.
     """
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, *, public_metrics: bool = False) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
-        self._ring = ring
-        self._public = (*PUBLIC_PATHS, METRICS_PATH) if public_metrics else PUBLIC_PATHS
+        self._ring = access.ring
+        self._public = (*PUBLIC_PATHS, METRICS_PATH) if access.public_metrics else PUBLIC_PATHS
+        self._nobody = Caller(meter=TenantMeter(limits=access.limits))
+        self._callers = {
+            key.name: Caller(key.name, TenantMeter(key.name, key.limits))
+            for key in access.ring.keys
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
-        if scope["type"] == "lifespan" or not self._ring:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        key = self._presented(scope)
-        error = self._refusal(scope["path"], key)
-        if error is not None:
-            await refusal(scope, error)(scope, receive, send)
-            return
-        if key is not None:
-            set_caller(scope, Caller(tenant=key.name))
+        caller = self._nobody
+        if self._ring:
+            key = self._presented(scope)
+            error = self._refusal(scope["path"], key)
+            if error is not None:
+                await refusal(scope, error)(scope, receive, send)
+                return
+            if key is not None:
+                caller = self._callers[key.name]
+        set_caller(scope, caller)
         await self._app(scope, receive, send)
 
     def _presented(self, scope: Scope) -> ApiKey | None:

@@ -49,11 +49,10 @@ def serve(
     loading the model raises.
     """
     _log_to_stderr()
-    access = access or AccessOptions()
-    ring = access.open_ring(host)
+    settled = (access or AccessOptions()).settle(host)
     listener = bind(host, port)
     served = ServedModel(served_model_names or (model,))
-    app = create_app(served, ring, public_metrics=access.public_metrics)
+    app = create_app(served, settled)
     try:
         asyncio.run(_serve(listener, app, served, model, options or {}))
     finally:

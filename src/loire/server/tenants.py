@@ -1,4 +1,4 @@
-"""The engine as one caller sees it: tenants share it, but not each other's prefixes.
+"""The engine as one caller sees it: tenants share it, but not each other's prefixes or limits.
 
 Whether a prompt's beginning is in the prefix cache can be told from the time to its first token.
 Each tenant therefore has a salt of its own, so that nobody can find out what others have asked.
@@ -6,8 +6,10 @@ Each tenant therefore has a salt of its own, so that nobody can find out what ot
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
+from typing import cast
 
 from loire.base.config import EngineConfig
 from loire.base.outputs import RequestOutput
@@ -48,8 +50,22 @@ class TenantClient:
         """An id that no request of this engine has had."""
         return self._client.next_id()
 
-    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
-        """Run a request under its tenant's salt; each output holds what is new."""
+    def admit(self, submissions: Sequence[Submission]) -> None:
+        """Take the prompts' tokens from what the tenant may use.
+
+        Raises ApiError (429) if they are more than it has left.
+        """
+        num_tokens = sum(len(submission.request.prompt_token_ids) for submission in submissions)
+        self._caller.meter.take_prompt(num_tokens)
+
+    async def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
+        """Run a request under its tenant's salt and at its expense; outputs hold what is new."""
         request = submission.request
         salt = tenant_salt(self._caller.tenant, request.cache_salt)
-        return self._client.stream(replace(submission, request=replace(request, cache_salt=salt)))
+        salted = replace(submission, request=replace(request, cache_salt=salt))
+        outputs = cast("AsyncGenerator[RequestOutput, None]", self._client.stream(salted))
+        async with aclosing(outputs):
+            async for output in outputs:
+                num_tokens = sum(len(delta.token_ids) for delta in output.outputs)
+                self._caller.meter.take_output(num_tokens)
+                yield output

@@ -36,7 +36,11 @@ def started(
     allocator = PagedAllocator(num_blocks, 16, prefix_caching=True)
     executor = FakeExecutor(num_blocks, 16)
     scheduler = Scheduler(
-        allocator, Continuous(64), max_num_batched_tokens=budget, max_model_len=WINDOW
+        allocator,
+        Continuous(64),
+        max_num_batched_tokens=budget,
+        max_model_len=WINDOW,
+        background_tokens=8,
     )
     core = EngineCore(scheduler, executor)
     for request in given:

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
+from loire.base.step import StepPlan
 from loire.engine.core import EngineCore
 from loire.memory.allocator import KVAllocator
 from loire.memory.paged import PagedAllocator
 from loire.memory.reserved import ReservedAllocator
 from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
+from loire.scheduling.budget import ALONE
 from loire.scheduling.scheduler import Scheduler
 from loire.scheduling.sequence import Sequence, Status
 from support.fake_execution import POISON, VOCAB, FakeExecutor, expected_tokens
@@ -45,6 +47,7 @@ class Case:
     allocator: KVAllocator
     policy: BatchingPolicy
     budget: int
+    background_tokens: int
     max_model_len: int
     depth: int
     arrivals: list[Arrival]
@@ -56,7 +59,9 @@ def shared_prefix(group: int, length: int) -> list[int]:
 
 
 @st.composite
-def arrivals(draw: st.DrawFn, max_model_len: int) -> list[Arrival]:
+def arrivals(
+    draw: st.DrawFn, max_model_len: int, priorities: st.SearchStrategy[int]
+) -> list[Arrival]:
     result = []
     for index in range(draw(st.integers(1, 9))):
         prefix = shared_prefix(draw(st.integers(0, 1)), draw(st.integers(0, 24)))
@@ -77,6 +82,7 @@ def arrivals(draw: st.DrawFn, max_model_len: int) -> list[Arrival]:
             seed=draw(st.integers(0, 3)),
             stop_token_ids=tuple(draw(st.sampled_from([(), (5,), (1, 2, 3)]))),
             cache_salt=draw(st.sampled_from(["", "", "other"])),
+            priority=draw(priorities),
         )
         aborts = draw(st.sampled_from(["no", "no", "no", "request", "choice"]))
         result.append(
@@ -100,14 +106,15 @@ def paged_cases(draw: st.DrawFn) -> Case:
         PagedAllocator(num_blocks, block_size, prefix_caching=draw(st.booleans())),
         Continuous(draw(st.integers(1, 8))),
         budget=draw(st.integers(1, 40)),
+        background_tokens=draw(st.integers(1, 5)),
         max_model_len=max_model_len,
         depth=draw(st.sampled_from([1, 2])),
-        arrivals=draw(arrivals(max_model_len)),
+        arrivals=draw(arrivals(max_model_len, st.sampled_from([0, 0, 0, -1, 1, 2]))),
     )
 
 
 @st.composite
-def historical_cases(draw: st.DrawFn) -> Case:
+def historical_cases(draw: st.DrawFn, priorities: st.SearchStrategy[int]) -> Case:
     block_size = draw(st.sampled_from([4, 8]))
     max_model_len = draw(st.integers(24, 48))
     num_blocks = draw(st.integers(1, 5)) * -(-max_model_len // block_size)
@@ -122,8 +129,9 @@ def historical_cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from([Sequential(), Static(size), Continuous(size)])),
         budget=draw(st.integers(1, 40)),
         max_model_len=max_model_len,
+        background_tokens=draw(st.integers(1, 5)),
         depth=draw(st.sampled_from([1, 2])),
-        arrivals=draw(arrivals(max_model_len)),
+        arrivals=draw(arrivals(max_model_len, priorities)),
     )
 
 
@@ -138,16 +146,33 @@ class Run:
             case.policy,
             max_num_batched_tokens=case.budget,
             max_model_len=case.max_model_len,
+            background_tokens=case.background_tokens,
         )
         self.received: dict[tuple[str, int], Received] = {}
         self.aborted: set[tuple[str, int]] = set()
+        self._schedule = self.scheduler.schedule
+        self.scheduler.schedule = self._schedule_checked  # type: ignore[method-assign]
         self._preempt = self.scheduler._preempt
         self.scheduler._preempt = self._preempt_checked  # type: ignore[method-assign]
 
     def _preempt_checked(self, victim: Sequence) -> None:
-        oldest = min(self.scheduler.running, key=lambda s: s.order)
-        assert victim is not oldest, "the oldest running sequence was preempted"
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        first = min(running, key=lambda s: s.order)
+        displaced = any(s.priority < victim.priority for s in waiting)
+        assert victim is not first or displaced, "the first running sequence was preempted"
+        assert victim is max(running, key=lambda s: s.order)
         self._preempt(victim)
+
+    def _schedule_checked(self) -> StepPlan | None:
+        plan = self._schedule()
+        background, others = 0, 0
+        for row in plan.rows if plan else ():
+            sequence = self.scheduler._sequences[row.seq_id]
+            background += len(row.token_ids) if sequence.priority > 0 else 0
+            others += sequence.priority <= 0
+        limit = self.case.background_tokens * (1 if others else ALONE)
+        assert background <= limit, f"{background} tokens of background work beside {others} rows"
+        return plan
 
     def play(self) -> None:
         core = EngineCore(self.scheduler, self.executor, depth=self.case.depth)
@@ -228,9 +253,18 @@ def test_paged(case: Case) -> None:
 
 
 @COMMON
-@given(historical_cases())
+@given(historical_cases(st.just(0)))
 def test_historical_policies(case: Case) -> None:
     run = Run(case)
     run.play()
     run.check_end()
     assert run.scheduler.num_preemptions == 0
+
+
+@COMMON
+@given(historical_cases(st.sampled_from([0, 0, -1, 1, 2])))
+def test_historical_policies_with_priorities(case: Case) -> None:
+    run = Run(case)
+    run.play()
+    run.check_end()
+    event(f"preempted: {run.scheduler.num_preemptions > 0}")

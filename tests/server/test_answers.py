@@ -42,6 +42,13 @@ def test_chat(engine: FakeEngine) -> None:
     assert engine.running == []
 
 
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", TEXT)])
+def test_priority_reaches_the_engine(engine: FakeEngine, path: str, body: dict[str, Any]) -> None:
+    post(engine, path, body, priority=-3)
+    post(engine, path, body)
+    assert [submission.request.priority for submission in engine.submissions] == [-3, 0]
+
+
 def test_streamed_chat_is_the_same(engine: FakeEngine) -> None:
     response = post(engine, "chat/completions", CHAT, n=2, stream=True, stream_options=USAGE)
     assert response.headers["content-type"].startswith("text/event-stream")

@@ -25,6 +25,8 @@ class EngineRequest:
     adapter: str = ""
     output_token_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice, tokens generated earlier, when a request is resumed."""
+    priority: int = 0
+    """Lower is earlier; above 0 it is background work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,12 @@ class Frontend:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
     ) -> Submission:
         """A request from plain text, or from token ids as they are."""
-        return self._builder.build(request_id, prompt, params, cache_salt=cache_salt)
+        return self._builder.build(
+            request_id, prompt, params, cache_salt=cache_salt, priority=priority
+        )
 
     def chat(
         self,
@@ -65,6 +68,7 @@ class Frontend:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
         shown_ids: frozenset[int] = frozenset(),
     ) -> Submission:
         """A request from a prompt that a chat template wrote, special tokens included."""
@@ -73,6 +77,7 @@ class Frontend:
             prompt,
             params,
             cache_salt=cache_salt,
+            priority=priority,
             add_special_tokens=False,
             shown_ids=shown_ids,
         )

@@ -44,6 +44,7 @@ class RequestBuilder:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
         add_special_tokens: bool = True,
         shown_ids: frozenset[int] = frozenset(),
     ) -> Submission:
@@ -70,6 +71,7 @@ class RequestBuilder:
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             stop_token_ids=self._stop_token_ids(params),
             cache_salt=cache_salt,
+            priority=priority,
         )
         return Submission(request=request, prompt=text, arrival_s=arrival_s, shown_ids=shown_ids)
 

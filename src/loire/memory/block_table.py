@@ -9,6 +9,8 @@ class BlockTable:
 
     Attributes:
         root: start of the sequence's hash chain: its salt and adapter.
+        priority: of the sequence; none waits for a prefix that a less urgent one (a higher number)
+            is computing.
         reads_cache: whether cached blocks may stand in for computing the prompt.
         blocks: ids of the blocks held.
         chain: hashes of the full blocks of the known tokens, as far as they were needed.
@@ -17,6 +19,7 @@ class BlockTable:
     """
 
     root: bytes = b""
+    priority: int = 0
     reads_cache: bool = True
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)

@@ -47,7 +47,7 @@ class PagedAllocator:
             if table.reads_cache:
                 num_readable = (len(token_ids) - 1) // self.block_size
                 hits = self._find_prefix(table.chain[:num_readable])
-                if len(hits) < num_readable and table.chain[len(hits)] in self._owners:
+                if len(hits) < num_readable and self._is_pending(table.chain[len(hits)], table):
                     return Refusal.PREFIX_PENDING
         num_new = self._blocks_for(len(token_ids)) - len(hits)
         taken_from_cache = sum(self.pool.is_cached(block) for block in hits)
@@ -62,7 +62,8 @@ class PagedAllocator:
         self._promise(table, num_new)
         if self.prefix_caching:
             for key in table.chain[len(hits) :]:
-                self._owners.setdefault(key, table)
+                if not self._is_pending(key, table):
+                    self._owners[key] = table
         return Admission(len(hits) * self.block_size)
 
     def extend(self, table: BlockTable, start: int, end: int) -> list[BlockCopy] | None:
@@ -155,6 +156,11 @@ class PagedAllocator:
                 break
             hits.append(block)
         return hits
+
+    def _is_pending(self, key: bytes, table: BlockTable) -> bool:
+        """Whether a sequence that is as urgent, or more so, is computing this prefix."""
+        owner = self._owners.get(key)
+        return owner is not None and owner.priority <= table.priority
 
     def _promise(self, table: BlockTable, num_blocks: int) -> None:
         self._num_promised += num_blocks - table.num_promised

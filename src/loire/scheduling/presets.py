@@ -16,6 +16,7 @@ def build_scheduler(config: EngineConfig) -> Scheduler:
         _batching(config),
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
+        background_tokens=config.background_tokens,
     )
 
 

@@ -1,13 +1,18 @@
 """The scheduler: each step it decides who computes how many tokens, and takes results back.
 
-Rules, in this order:
-1. Every running sequence gets one token of the budget; if the budget is smaller than their
+The order of sequences is by priority (lower is earlier), then by arrival. Rules, in this order:
+1. A waiting sequence enters in the place of running ones of less urgent priorities, if they have
+   the slot or the memory that it needs: the last in order are preempted.
+2. Every running sequence gets one token of the budget; if the budget is smaller than their
    number, they take turns, the least recently served first. What is left goes to those with more
-   to compute (prefill), in order of arrival.
-2. Memory goes to the earliest arrival first. Where it runs out, the latest arrival is preempted:
-   it gives everything back, keeps its tokens, and is recomputed later. The oldest never is.
-3. What is left of the budget admits waiting sequences in order of arrival, as far as the batching
-   policy and the memory allow. One that waits for a prefix another is computing lets others pass.
+   to compute (prefill), in order. Background work (loire.scheduling.budget) comes after all others.
+3. Memory goes to the first in order first. Where it runs out, the last is preempted: it gives
+   everything back, keeps its tokens, and is recomputed later. The first never is.
+4. What is left of the budget admits waiting sequences in order, as far as the batching policy and
+   the memory allow. One that waits for a prefix another is computing lets others pass.
+
+A priority may wait for as long as more urgent ones keep the engine full; within a priority, the
+oldest request always goes on.
 """
 
 import time
@@ -26,10 +31,10 @@ from loire.base.step import (
     StepRecord,
     StepResult,
     StepRow,
-    TokenLogprobs,
 )
 from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
 from loire.scheduling.batching import BatchingPolicy
+from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
 
@@ -47,10 +52,11 @@ class Scheduler:
         *,
         max_num_batched_tokens: int,
         max_model_len: int,
+        background_tokens: int,
     ) -> None:
         self.allocator = allocator
         self.policy = policy
-        self.max_num_batched_tokens = max_num_batched_tokens
+        self.budget = TokenBudget(max_num_batched_tokens, background_tokens)
         self.max_model_len = max_model_len
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -66,6 +72,7 @@ class Scheduler:
         self._step_ids = count()
         self._seq_ids = count()
         self._arrivals = count()
+        self._turns = count()
         self._copies: list[BlockCopy] = []
         self._recorder = StepRecorder()
 
@@ -118,12 +125,14 @@ class Scheduler:
         """Plan the next step; None if there is nothing to compute now."""
         self._release_held()
         self._copies.clear()
+        self._admit_urgent()
         preempted_before = self.num_preemptions
-        grants = self._grant_running()
+        grants = self.budget.grant(self.running)
+        for sequence in grants:
+            sequence.last_served = next(self._turns)
         rows = self._secure_memory(grants)
-        budget = self.max_num_batched_tokens - sum(n for _, n in rows)
         if self.num_preemptions == preempted_before:
-            rows += self._admit(budget)
+            self._admit(rows)
         if not rows:
             return None
         return self._make_plan(rows)
@@ -158,21 +167,28 @@ class Scheduler:
 
     # --- planning a step ------------------------------------------------------------------
 
-    def _grant_running(self) -> dict[Sequence, int]:
-        ready = [sequence for sequence in self.running if sequence.num_to_compute > 0]
-        budget = self.max_num_batched_tokens
-        if len(ready) > budget:
-            ready = sorted(ready, key=lambda s: (s.last_served, s.order))[:budget]
-        grants = dict.fromkeys(ready, 1)
-        left = budget - len(ready)
-        for sequence in sorted(ready, key=lambda s: s.order) if left else ():
-            more = min(sequence.num_to_compute - 1, left)
-            grants[sequence] += more
-            left -= more
-        return grants
+    def _admit_urgent(self) -> None:
+        """Let those in who are more urgent than somebody who runs, if need be in their place."""
+        index = 0
+        while index < len(self.waiting) and self.running and not self.policy.whole_batches:
+            sequence = self.waiting[index]
+            if sequence.priority >= self.running[-1].priority:
+                break
+            before = (s.num_to_compute for s in self.running if s.order < sequence.order)
+            if sum(before) >= self.budget.max_tokens:
+                break
+            has_slot = self.policy.free_slots(len(self.running), len(self.held)) > 0
+            admission = self._try_admission(sequence) if has_slot else None
+            if isinstance(admission, Admission):
+                del self.waiting[index]
+                self._enter(sequence, admission)
+            elif admission is Refusal.PREFIX_PENDING:
+                index += 1
+            else:
+                self._preempt(self.running[-1])
 
-    def _secure_memory(self, grants: dict[Sequence, int]) -> list[tuple[Sequence, int]]:
-        rows = []
+    def _secure_memory(self, grants: dict[Sequence, int]) -> Rows:
+        rows: Rows = []
         for sequence in sorted(grants, key=lambda s: s.order):
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for an earlier one
@@ -188,14 +204,15 @@ class Scheduler:
                 rows.append((sequence, num_tokens))
         return rows
 
-    def _admit(self, budget: int) -> list[tuple[Sequence, int]]:
-        rows: list[tuple[Sequence, int]] = []
+    def _admit(self, rows: Rows) -> None:
+        """Let the next ones in, adding their rows to those of the step."""
         free_slots = self.policy.free_slots(len(self.running), len(self.held))
         index = 0
         while free_slots > 0 and index < len(self.waiting):
+            sequence = self.waiting[index]
+            budget = self.budget.left_for(sequence, rows, self.running)
             if budget == 0 and not self.policy.whole_batches:
                 break
-            sequence = self.waiting[index]
             admission = self._try_admission(sequence)
             if admission is Refusal.PREFIX_PENDING:
                 index += 1
@@ -211,9 +228,7 @@ class Scheduler:
             self._copies += copies
             if num_tokens:
                 rows.append((sequence, num_tokens))
-            budget -= num_tokens
             free_slots -= 1
-        return rows
 
     def _try_admission(self, sequence: Sequence) -> Admission | Refusal:
         # A quarter of the running sequences cross into a new block within the next
@@ -242,6 +257,7 @@ class Scheduler:
         sequence.status = Status.RUNNING
         sequence.num_computed = admission.num_cached_tokens
         sequence.slot = self._take_slot()
+        sequence.last_served = next(self._turns)
         insort(self.running, sequence, key=lambda s: s.order)
         request = sequence.request
         if request.num_cached_tokens is None:
@@ -262,7 +278,7 @@ class Scheduler:
         self._recorder.num_preemptions += 1
         self._enqueue(sequence)
 
-    def _make_plan(self, rows: list[tuple[Sequence, int]]) -> StepPlan:
+    def _make_plan(self, rows: Rows) -> StepPlan:
         step_id = next(self._step_ids)
         step_rows, new = [], []
         for sequence, num_tokens in rows:
@@ -285,7 +301,6 @@ class Scheduler:
             )
             sequence.num_in_flight += num_tokens
             sequence.num_pending += samples
-            sequence.last_served = step_id
         plan = StepPlan(
             step_id=step_id,
             rows=tuple(step_rows),
@@ -308,7 +323,7 @@ class Scheduler:
         if result.error is not None:
             return self._fail_request(request, result.error)
         self.allocator.publish(sequence.table, sequence.tokens, sequence.num_computed)
-        prompt_logprobs = self._new_prompt_logprobs(sequence, row, result)
+        prompt_logprobs = sequence.take_prompt_logprobs(row.start, result.prompt_logprobs)
         finish: FinishReason | None = None
         stop_reason: int | None = None
         token_ids: tuple[int, ...] = ()
@@ -317,7 +332,7 @@ class Scheduler:
             sequence.num_pending -= 1
             sequence.tokens.append(result.token_id)
             token_ids = (result.token_id,)
-            finish, stop_reason = self._finish(sequence)
+            finish, stop_reason = sequence.finish()
             if request.num_unborn:
                 self._bear_siblings(request, sequence)
         update = SequenceUpdate(
@@ -334,24 +349,6 @@ class Scheduler:
         if finish is not None:
             self._end(sequence)
         return [update] if token_ids or prompt_logprobs else []
-
-    def _new_prompt_logprobs(
-        self, sequence: Sequence, row: StepRow, result: RowResult
-    ) -> tuple[TokenLogprobs, ...]:
-        """Those not delivered yet: after a preemption the prompt is computed once more."""
-        delivered = sequence.num_prompt_logprobs
-        new = result.prompt_logprobs[max(delivered - row.start, 0) :]
-        sequence.num_prompt_logprobs += len(new)
-        return new
-
-    def _finish(self, sequence: Sequence) -> tuple[FinishReason | None, int | None]:
-        message = sequence.request.message
-        token = sequence.tokens[-1]
-        if token in message.stop_token_ids and sequence.num_output > message.params.min_tokens:
-            return "stop", token if token in message.params.stop_token_ids else None
-        if len(sequence.tokens) >= sequence.max_tokens:
-            return "length", None
-        return None, None
 
     def _bear_siblings(self, request: Request, parent: Sequence) -> None:
         for choice in range(1, request.num_unborn + 1):

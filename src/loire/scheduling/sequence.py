@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from loire.base.messages import EngineRequest
-from loire.base.step import NewSequence
+from loire.base.outputs import FinishReason
+from loire.base.step import NewSequence, TokenLogprobs
 from loire.memory.block_table import BlockTable
 from loire.memory.hashing import root_hash
 
@@ -32,7 +33,7 @@ class Sequence:
         num_in_flight: tokens after those that are in steps whose results have not come back.
         num_pending: sampled tokens among those results: not known yet, but certain to come.
         epoch: how often it was preempted; results of an earlier epoch are dropped.
-        last_served: id of the last step it had a row in.
+        last_served: number of its last turn, among those of all sequences.
         slot: the row it occupies in pictures of the batch.
     """
 
@@ -58,9 +59,19 @@ class Sequence:
     """Whether execution knows its sampling state."""
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Arrival order: earlier requests first, then earlier choices."""
-        return (self.request.arrival, self.choice)
+    def priority(self) -> int:
+        """Of its request: lower is earlier."""
+        return self.request.message.priority
+
+    @property
+    def is_background(self) -> bool:
+        """Whether it is to fill only what others leave idle."""
+        return self.priority > 0
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """The more urgent first, then earlier requests, then earlier choices."""
+        return (self.priority, self.request.arrival, self.choice)
 
     @property
     def num_prompt(self) -> int:
@@ -97,6 +108,24 @@ class Sequence:
             stop_token_ids=message.stop_token_ids,
         )
 
+    def take_prompt_logprobs(
+        self, start: int, logprobs: tuple[TokenLogprobs, ...]
+    ) -> tuple[TokenLogprobs, ...]:
+        """Those of a row from position start on that were not delivered yet: after a preemption
+        the prompt is computed once more."""
+        new = logprobs[max(self.num_prompt_logprobs - start, 0) :]
+        self.num_prompt_logprobs += len(new)
+        return new
+
+    def finish(self) -> tuple[FinishReason | None, int | None]:
+        """Whether, and why, it ends with its newest token; the token, if the request named it."""
+        message, token = self.request.message, self.tokens[-1]
+        if token in message.stop_token_ids and self.num_output > message.params.min_tokens:
+            return "stop", token if token in message.params.stop_token_ids else None
+        if len(self.tokens) >= self.max_tokens:
+            return "length", None
+        return None, None
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -127,6 +156,7 @@ class Request:
         limit = message.params.max_tokens
         table = BlockTable(
             root=root_hash(message.cache_salt, message.adapter),
+            priority=message.priority,
             reads_cache=choice > 0 or not message.params.reads_whole_prompt,
         )
         sequence = Sequence(

@@ -70,7 +70,13 @@ async def create_chat_completion(
 
 def _submit(client: RequestClient, body: ChatCompletionRequest) -> Started:
     try:
-        return submit(client, body.conversation(), body.sampling_params(), body.cache_salt)
+        return submit(
+            client,
+            body.conversation(),
+            body.sampling_params(),
+            cache_salt=body.cache_salt,
+            priority=body.priority,
+        )
     except RequestError as error:
         error.param = _OPENAI_NAMES.get(error.param or "", error.param)
         if error.param == "structured_outputs":

@@ -58,7 +58,13 @@ def _submit(client: RequestClient, body: CompletionRequest) -> list[Submission]:
     for number, prompt in enumerate(body.prompts):
         try:
             submissions.append(
-                client.frontend.prompt(client.next_id(), prompt, params, cache_salt=body.cache_salt)
+                client.frontend.prompt(
+                    client.next_id(),
+                    prompt,
+                    params,
+                    cache_salt=body.cache_salt,
+                    priority=body.priority,
+                )
             )
         except RequestError as error:
             if error.param == "prompt" and len(body.prompts) > 1:

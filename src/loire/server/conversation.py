@@ -141,7 +141,12 @@ def collect(events: Iterable[AnswerEvent]) -> Answer:
 
 
 def submit(
-    client: RequestClient, conversation: Conversation, params: SamplingParams, cache_salt: str = ""
+    client: RequestClient,
+    conversation: Conversation,
+    params: SamplingParams,
+    *,
+    cache_salt: str = "",
+    priority: int = 0,
 ) -> Started:
     """Accept a conversation: render and tokenize it, and enforce the form of calls if asked to.
 
@@ -163,6 +168,7 @@ def submit(
             prompt,
             params,
             cache_salt=cache_salt,
+            priority=priority,
             shown_ids=_marker_ids(frontend, dialect, with_tools=use is not None),
         )
     except RequestError as error:

@@ -83,6 +83,9 @@ class GenerationRequest(StructuredFields):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     cache_salt: Name = Field("", description="only requests of equal salt share cached prefixes")
+    priority: int = Field(
+        0, ge=-MAX_INT, le=MAX_INT, description="lower is earlier; above 0 it is background work"
+    )
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "GenerationRequest":

@@ -54,8 +54,7 @@ def explain_tools(tools: Sequence[Tool]) -> str:
         f"You can call functions. Each is described by a line of JSON:\n{descriptions}\n\n"
         f"To call one, write nothing but its name and arguments in this form, once per call:\n"
         f"{example}{GENERIC.after}\n"
-        f"What it returns comes back between <tool_response> and </tool_response>. If no function "
-        f"helps, answer the user in plain words."
+        f"The user then tells you what it returned. If no function helps, answer in plain words."
     )
 
 
@@ -83,29 +82,44 @@ def _render_generic(
 
 
 def _without_calls(messages: Sequence[Message]) -> list[Message]:
-    """Calls as the text that the model would write, and their results as what the user says."""
+    """Calls as the text that the model would write, and their results as what the user says.
+
+    In plain words: marks that it was not taught confuse a small model, which writes them as well.
+    """
     plain: list[Message] = []
-    after_result = False
+    names: dict[str, str] = {}
+    """Of the functions called, by the calls' ids."""
+    results: list[str] = []
+    """That were not told yet."""
     for message in _with_objects(messages):
+        if message["role"] == "tool":
+            name = names.get(message.get("tool_call_id", ""), "that you called")
+            results.append(f"The function {name} returned this:\n{_text(message)}")
+            continue
+        plain += _told(results)
+        results = []
         if message.get("tool_calls"):
-            calls = [
-                json.dumps({"name": call["name"], "arguments": call["arguments"]},
-                           ensure_ascii=False)
-                for call in (entry["function"] for entry in message["tool_calls"])
-            ]  # fmt: skip
-            written = GENERIC.before + GENERIC.between.join(calls) + GENERIC.after
-            text = "\n".join(filter(None, (_text(message), written)))
-            message = {"role": "assistant", "content": text}
-        is_result = message["role"] == "tool"
-        if is_result:
-            result = f"<tool_response>\n{_text(message)}\n</tool_response>"
-            if after_result:
-                plain[-1] = _joined(plain[-1], result, gap="\n")
-                continue
-            message = {"role": "user", "content": result}
-        after_result = is_result
+            functions = [call["function"] for call in message["tool_calls"]]
+            names |= {call["id"]: call["function"]["name"] for call in message["tool_calls"]}
+            message = {"role": "assistant", "content": _with_calls(_text(message), functions)}
         plain.append(message)
-    return plain
+    return plain + _told(results)
+
+
+def _told(results: Sequence[str]) -> list[Message]:
+    """What functions returned, as one message of the user, if there is anything."""
+    text = "\n".join([*results, "Answer my question with it."])
+    return [{"role": "user", "content": text}] if results else []
+
+
+def _with_calls(text: str, functions: Sequence[Mapping[str, Any]]) -> str:
+    """A message with calls, as the model would write it."""
+    calls = [
+        json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False)
+        for call in functions
+    ]
+    written = GENERIC.before + GENERIC.between.join(calls) + GENERIC.after
+    return "\n".join(filter(None, (text, written)))
 
 
 def _with_objects(messages: Sequence[Message]) -> list[Message]:
@@ -160,8 +174,8 @@ def _calling(call: Message) -> Message:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def _joined(message: Message, text: str, gap: str = "\n\n") -> Message:
-    return {**message, "content": f"{_text(message)}{gap}{text}"}
+def _joined(message: Message, text: str) -> Message:
+    return {**message, "content": f"{_text(message)}\n\n{text}"}
 
 
 def _text(message: Message) -> str:

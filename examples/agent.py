@@ -22,8 +22,8 @@ from openai import OpenAI
 INSTRUCTIONS = "You are a helpful assistant. Answer in one short sentence."
 MAX_STEPS = 4
 """Requests to the model for one question: an agent that may call tools forever sometimes does."""
-MAX_TURNS = 3
-"""Questions, with all that followed them, that the model is shown again."""
+MAX_TURNS = 4
+"""Questions and answers that the model is shown again. A large model can follow more of them."""
 
 # --- The tools: functions from text to text, and what the model is told of them. ---
 
@@ -79,12 +79,12 @@ def describe(name: str, description: str, **properties: Any) -> dict[str, Any]:
 
 
 # The narrower a schema, the less a small model can get wrong.
-NUMBER = r"-?[0-9]{1,6}(\.[0-9]{1,4})?"
+NUMBER = r"-?[0-9]{1,6}(\.[0-9]{1,2})?"
 DESCRIPTIONS: Any = [
     describe(
         "calculate",
         "Compute numbers, for example 12 * 3.5 + 4.",
-        expression={"type": "string", "pattern": f"^{NUMBER}( [-+*/] {NUMBER}){{1,5}}$"},
+        expression={"type": "string", "pattern": f"^{NUMBER}( [-+*/] {NUMBER}){{1,3}}$"},
     ),
     describe(
         "time_in",
@@ -99,7 +99,7 @@ def run_tool(name: str, arguments: str) -> str:
     try:
         return TOOLS[name](**json.loads(arguments))
     except (ArithmeticError, KeyError, SyntaxError, TypeError, ValueError) as error:
-        return f"error: {error}"
+        return f"error: {error!r}"
 
 
 # --- The memory: the conversation, kept in a file. ---
@@ -182,7 +182,7 @@ def main() -> None:
     agent = Agent(client, options.model, Memory(options.memory), tool_choice=options.tool_choice)
     while question := input("> ").strip():
         for line in agent.answer(question):
-            print(line)
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -187,4 +187,4 @@ def test_calls_and_results_reach_the_template(engine: FakeEngine) -> None:
     assert _ask(engine, tools=[], messages=messages).status_code == 200
     prompt = engine.submissions[0].prompt or ""
     assert '{"name": "f", "arguments": {"a": 1}}' in prompt
-    assert "<tool_response>\ndone\n</tool_response>" in prompt
+    assert "The function f returned this:\ndone\n" in prompt

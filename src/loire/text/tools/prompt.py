@@ -54,7 +54,7 @@ def explain_tools(tools: Sequence[Tool]) -> str:
         f"You can call functions. Each is described by a line of JSON:\n{descriptions}\n\n"
         f"To call one, write nothing but its name and arguments in this form, once per call:\n"
         f"{example}{GENERIC.after}\n"
-        f"The user then tells you what it returned. If no function helps, answer in plain words."
+        f"If no function helps, answer in plain words."
     )
 
 

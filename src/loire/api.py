@@ -255,6 +255,11 @@ class AsyncLLM:
         """Requests in the engine, waiting or running, as of its latest step."""
         return self._engine.core.scheduler.num_requests
 
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """What happened in the latest steps, oldest first."""
+        return tuple(self._engine.core.records)
+
     def next_id(self) -> str:
         """An id that no request of this engine has had."""
         return f"request-{next(self._ids)}"

@@ -186,6 +186,7 @@ class Run:
             for update in core.step():
                 self._receive(update)
             self._check_step()
+            self._check_block_owners(core)
             step += 1
             assert step < MAX_STEPS, "somebody starves"
         core.close()
@@ -218,6 +219,14 @@ class Run:
         members = len(self.scheduler.running) + len(self.scheduler.held)
         assert members <= getattr(self.case.policy, "max_num_seqs", 1)
         assert all(s.status is Status.RUNNING for s in self.scheduler.running)
+
+    def _check_block_owners(self, core: EngineCore) -> None:
+        """A block in use was taken by one sequence at most, however many share it."""
+        present = {s.seq_id for s in (*self.scheduler.running, *self.scheduler.held)}
+        if core.records:
+            owned = [s.num_blocks for s in core.records[-1].slots if s.seq_id in present]
+            assert all(count >= 0 for count in owned)
+            assert sum(owned) <= core.records[-1].blocks_in_use
 
     def check_end(self) -> None:
         for arrival in self.case.arrivals:

@@ -12,7 +12,7 @@ from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
 from loire.base.messages import SequenceUpdate
 from loire.base.outputs import RequestOutput
-from loire.base.step import TokenLogprobs
+from loire.base.step import StepRecord, TokenLogprobs
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.frontend import Frontend
 from loire.engine.ledger import RequestLedger
@@ -50,6 +50,7 @@ class FakeEngine:
         self.failure: str | None = None
         self.death: Exception | None = None
         self.running: list[str] = []
+        self.records: list[StepRecord] = []
         self.submissions: list[Submission] = []
         self.began = asyncio.Event()
 

@@ -54,7 +54,7 @@ def test_damage_is_named_with_its_line(tmp_path: Path) -> None:
     header = json.loads(lines[0])
     damage: list[tuple[int, str, str]] = [
         (0, json.dumps({**header, "format": "else"}), "format is 'else'"),
-        (0, json.dumps({**header, "version": 9}), "version is 9, but this Loire reads 1"),
+        (0, json.dumps({**header, "version": 9}), "version is 9, but this Loire reads 2"),
         (0, json.dumps({**header, "slot": ["slot"]}), "fields of steps or slots"),
         (0, json.dumps({**header, "name": 3}), "no name"),
         (0, "[1, 2, 3]", "does not begin with"),
@@ -75,11 +75,11 @@ def test_damage_is_named_with_its_line(tmp_path: Path) -> None:
         (step, changed(lines[step], 0, 0), "step 0 comes after step 0"),
         (step, changed(lines[step], 1, 1.0), "comes after one at"),
         (step, changed(lines[step], 14, {}), "slots of a step are a list"),
-        (step, changed(lines[step], 14, [[0, 0, 0]]), "a slot is a list of 5 numbers"),
-        (step, changed(lines[step], 14, [[0, 99, 0, 1, 0]]), "sequence 99 was not introduced"),
-        (step, changed(lines[step], 14, [[2**40, 0, 0, 1, 0]]), "slots are below 65536"),
-        (step, changed(lines[step], 14, [[0, 0, 0, 1, 2]]), "ended is 0 or 1"),
-        (step, changed(lines[step], 14, [[0, 0, 0, 1, 0]] * 2), "a slot occurs twice"),
+        (step, changed(lines[step], 14, [[0, 0, 0]]), "a slot is a list of 6 numbers"),
+        (step, changed(lines[step], 14, [[0, 99, 0, 1, 0, 0]]), "sequence 99 was not introduced"),
+        (step, changed(lines[step], 14, [[2**40, 0, 0, 1, 0, 0]]), "slots are below 65536"),
+        (step, changed(lines[step], 14, [[0, 0, 0, 1, 2, 0]]), "ended is 0 or 1"),
+        (step, changed(lines[step], 14, [[0, 0, 0, 1, 0, 0]] * 2), "a slot occurs twice"),
     ]
     path = tmp_path / "damaged.jsonl"
     for index, line, message in damage:

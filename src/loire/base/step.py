@@ -121,6 +121,9 @@ class SlotRecord:
     num_prefill_tokens: int
     num_decode_tokens: int
     ended: bool
+    num_blocks: int = 0
+    """KV blocks it holds after the step and took itself. Those shared with it are counted where
+    they were taken, so the sum over sequences is never more than the blocks in use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ class BlockTable:
         blocks: ids of the blocks held.
         chain: hashes of the full blocks of the known tokens, as far as they were needed.
         num_published: leading blocks that were offered to the prefix cache.
+        num_shared: leading blocks that it did not take itself: prefix hits, or those of a parent.
         num_promised: blocks that the known tokens will need in the end; admission counts them.
     """
 
@@ -24,4 +25,5 @@ class BlockTable:
     blocks: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)
     num_published: int = 0
+    num_shared: int = 0
     num_promised: int = 0

@@ -58,7 +58,7 @@ class PagedAllocator:
             self.pool.share(block)
         self._num_tables += 1
         table.blocks.extend(hits)
-        table.num_published = len(hits)
+        table.num_published = table.num_shared = len(hits)
         self._promise(table, num_new)
         if self.prefix_caching:
             for key in table.chain[len(hits) :]:
@@ -80,6 +80,7 @@ class PagedAllocator:
             copies.append((source, target))
             held[first] = target
             table.num_published = min(table.num_published, first)
+            table.num_shared = min(table.num_shared, first)
             # The copy is read before anything is written in this step, so the source may go.
             self.pool.release(source)
         held.extend(self.pool.take() for _ in range(num_new))
@@ -105,6 +106,7 @@ class PagedAllocator:
         self._num_tables += 1
         child.blocks.extend(parent.blocks[:num_held])
         child.num_published = min(parent.num_published, num_shared // self.block_size)
+        child.num_shared = num_held
         for block in child.blocks:
             self.pool.share(block)
         self._promise(child, num_new + num_copies)
@@ -133,7 +135,7 @@ class PagedAllocator:
         for block in reversed(table.blocks):
             self.pool.release(block)
         table.blocks.clear()
-        table.num_published = 0
+        table.num_published = table.num_shared = 0
         self._num_tables -= 1
 
     def check(self) -> None:

@@ -30,6 +30,7 @@ class StepRecorder:
         """
         computed = num_prefill_tokens + num_decode_tokens > 0
         ended = computed and sequence.status is Status.ENDED
+        num_blocks = len(sequence.table.blocks) - sequence.table.num_shared
         last = self._last.get(sequence.seq_id)
         if (
             last is not None
@@ -37,6 +38,7 @@ class StepRecorder:
             and last.num_prefill_tokens == num_prefill_tokens
             and last.num_decode_tokens == num_decode_tokens
             and last.ended == ended
+            and last.num_blocks == num_blocks
         ):
             return last
         return SlotRecord(
@@ -46,6 +48,7 @@ class StepRecorder:
             num_prefill_tokens=num_prefill_tokens,
             num_decode_tokens=num_decode_tokens,
             ended=ended,
+            num_blocks=num_blocks,
         )
 
     def record(

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from loire import __version__
-from loire.server import chat, completions, health, models, page
+from loire.server import chat, completions, health, live, models, page
 from loire.server.access import OPEN_ACCESS, Access
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
@@ -32,7 +32,7 @@ def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.served = served
-    for module in (chat, completions, models, health, page):
+    for module in (chat, completions, models, health, live, page):
         app.include_router(module.router)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit)

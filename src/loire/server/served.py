@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
+from loire.base.step import StepRecord
 from loire.server.caller import Caller, get_caller
 from loire.server.errors import ApiError
 from loire.server.request_client import RequestClient
@@ -24,6 +25,11 @@ class EngineClient(RequestClient, Protocol):
     @property
     def num_requests(self) -> int:
         """Requests in the engine, waiting or running."""
+        ...
+
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """What happened in the latest steps, oldest first."""
         ...
 
     async def close(self) -> None:

@@ -1,8 +1,8 @@
 """Step records in a file: JSON lines, compact, versioned, and checked when read.
 
-    {"format": "loire-trace", "version": 1, "name": "static", "step": [...], "slot": [...]}
+    {"format": "loire-trace", "version": 2, "name": "static", "step": [...], "slot": [...]}
     ["S_1", 0]                                         sequence 0 belongs to request S_1
-    [0, 12.5, 0.01, ..., [[0, 0, 4, 0, 0]]]            one step: its fields, the slots last
+    [0, 12.5, 0.01, ..., [[0, 0, 4, 0, 0, 1]]]         one step: its fields, the slots last
 
 Every header begins another trace, so that one file can hold several policies' runs of one load.
 """
@@ -17,7 +17,7 @@ from loire.base.errors import ConfigError
 from loire.base.step import SlotRecord, StepRecord
 
 FORMAT = "loire-trace"
-VERSION = 1
+VERSION = 2
 STEP_FIELDS = (
     "step_id",
     "time_s",
@@ -35,7 +35,7 @@ STEP_FIELDS = (
     "num_prefix_hit_tokens",
     "slots",
 )
-SLOT_FIELDS = ("slot", "seq_id", "num_prefill_tokens", "num_decode_tokens", "ended")
+SLOT_FIELDS = ("slot", "seq_id", "num_prefill_tokens", "num_decode_tokens", "ended", "num_blocks")
 MAX_LINE_CHARACTERS = 2**24
 MAX_SLOTS = 2**16
 """More rows than any batch has; a larger number in a file is damage."""
@@ -73,6 +73,7 @@ class TraceWriter:
                     slot.num_prefill_tokens,
                     slot.num_decode_tokens,
                     int(slot.ended),
+                    slot.num_blocks,
                 ]
             )
         numbers = [getattr(record, name) for name in STEP_FIELDS[:-1]]
@@ -214,7 +215,7 @@ class _Reader:
     def _slot(self, value: object) -> SlotRecord:
         if not isinstance(value, list) or len(value) != len(SLOT_FIELDS):
             raise self._error(f"a slot is a list of {len(SLOT_FIELDS)} numbers, not {value!r:.80}")
-        slot, seq_id, num_prefill, num_decode, ended = (
+        slot, seq_id, num_prefill, num_decode, ended, num_blocks = (
             self._count(name, number) for name, number in zip(SLOT_FIELDS, value, strict=True)
         )
         if slot >= MAX_SLOTS or ended > 1:
@@ -225,7 +226,7 @@ class _Reader:
         if seq_id not in self._request_ids:
             raise self._error(f"sequence {seq_id} was not introduced")
         request_id = self._request_ids[seq_id]
-        return SlotRecord(slot, seq_id, request_id, num_prefill, num_decode, ended == 1)
+        return SlotRecord(slot, seq_id, request_id, num_prefill, num_decode, ended == 1, num_blocks)
 
     def _count(self, name: str, value: object) -> int:
         if type(value) is not int or not 0 <= value < 2**63:

@@ -13,6 +13,7 @@ from fake_engine import NAME, FakeEngine, call, run
 from loire.base.errors import LoireError
 from loire.base.step import SlotRecord, StepRecord
 from loire.server import live
+from loire.server.access import Access
 from loire.server.app import create_app
 from loire.server.keys import KeyRing, parse_key
 from loire.server.live import MAX_SLOTS, MAX_STEPS, StepView, describe, live_events
@@ -230,7 +231,7 @@ def test_with_keys_only_an_admin_may_watch(engine: FakeEngine) -> None:
         ]
     )
     engine.alive = False  # or else the stream of whoever may watch would not end
-    app = create_app(ServedModel([NAME], engine), ring)
+    app = create_app(ServedModel([NAME], engine), Access(ring=ring))
 
     async def status(headers: dict[str, str]) -> int:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)

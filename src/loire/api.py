@@ -10,18 +10,18 @@ Names and arguments follow vLLM's where it has them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from itertools import count
 from types import TracebackType
 from typing import Any, cast
 
 from loire.base.config import EngineConfig, EngineOptions
 from loire.base.errors import EngineError, RequestError
-from loire.base.messages import SequenceUpdate
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import SamplingParams
 from loire.base.step import StepRecord
+from loire.engine.client import RequestStreams
 from loire.engine.frontend import Frontend, Message
 from loire.engine.ledger import RequestLedger
 from loire.engine.requests import Submission
@@ -70,6 +70,7 @@ class LLM:
         self._engine: Engine | None = start_engine(
             model, EngineOptions(**options), allow_download=allow_download, progress=progress
         )
+        self._frontend = self._engine.frontend()
         self._ids = count()
 
     @property
@@ -87,7 +88,7 @@ class LLM:
     @property
     def frontend(self) -> Frontend:
         """Tokenizer, chat template and request checks."""
-        return self.engine.frontend
+        return self._frontend
 
     @property
     def records(self) -> Sequence[StepRecord]:
@@ -221,9 +222,10 @@ class AsyncLLM:
         self._engine = start_engine(
             model, EngineOptions(**options), allow_download=allow_download, progress=progress
         )
-        self._streams: dict[str, _Stream] = {}
+        self._frontend = self._engine.frontend()
+        self._streams = RequestStreams()
         self._ids = count()
-        self._thread = EngineThread(self._engine.core, self._deliver, self._die)
+        self._thread = EngineThread(self._engine.core, self._streams.deliver, self._streams.fail)
 
     @classmethod
     async def create(cls, model: str, **arguments: Any) -> "AsyncLLM":
@@ -243,7 +245,7 @@ class AsyncLLM:
     @property
     def frontend(self) -> Frontend:
         """Tokenizer, chat template and request checks."""
-        return self._engine.frontend
+        return self._frontend
 
     @property
     def alive(self) -> bool:
@@ -264,30 +266,13 @@ class AsyncLLM:
         """An id that no request of this engine has had."""
         return f"request-{next(self._ids)}"
 
-    async def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
+    def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
         """Run a submission made with `frontend`; each output holds what is new.
 
         Leaving the iterator (or cancelling the task) ends the request and frees its blocks.
         Raises EngineError if the engine stops.
         """
-        ledger = RequestLedger(submission, self.frontend.tokenizer)
-        stream = _Stream(asyncio.get_running_loop())
-        self._streams[ledger.request_id] = stream
-        try:
-            self._thread.submit(submission.request)
-            while not ledger.finished:
-                for update in await stream.take():
-                    news = ledger.apply(update)
-                    if news is None:
-                        continue
-                    output, must_abort = news
-                    if must_abort:
-                        self._thread.abort_choice(update.request_id, update.choice)
-                    yield output
-        finally:
-            del self._streams[ledger.request_id]
-            if not ledger.finished and self._thread.alive:
-                self._thread.abort(ledger.request_id)
+        return self._streams.stream(self._thread, submission, self.frontend.tokenizer)
 
     async def generate(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -300,76 +285,14 @@ class AsyncLLM:
         else:
             content, salt = _take_prompt(cast("Prompt", prompt))
             submission = self.frontend.prompt(self.next_id(), content, params, cache_salt=salt)
-        async for output in self.stream(submission):
-            yield output
+        async with aclosing(self.stream(submission)) as outputs:
+            async for output in outputs:
+                yield output
 
     async def close(self) -> None:
         """Stop the engine after the step in progress; open streams end with EngineError."""
         await asyncio.to_thread(self._thread.close)
-        self._die(EngineError("the engine was closed"))
-
-    def _deliver(self, updates: Sequence[SequenceUpdate]) -> None:
-        arrivals: dict[_Stream, list[SequenceUpdate]] = {}
-        for update in updates:
-            stream = self._streams.get(update.request_id)
-            if stream is not None:
-                arrivals.setdefault(stream, []).append(update)
-        # One wake-up of each loop per step, however many of its streams have news.
-        by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-        for stream, news in arrivals.items():
-            by_loop.setdefault(stream.loop, []).append(partial(stream.put, news))
-        for loop, calls in by_loop.items():
-            _call_on(loop, calls)
-
-    def _die(self, death: EngineError) -> None:
-        for stream in tuple(self._streams.values()):
-            _call_on(stream.loop, [partial(stream.fail, death)])
-
-
-class _Stream:
-    """Updates of one request, on their way to a coroutine. Used on the coroutine's loop alone."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._ready = asyncio.Event()
-        self._updates: list[SequenceUpdate] = []
-        self._death: EngineError | None = None
-
-    def put(self, updates: Sequence[SequenceUpdate]) -> None:
-        """Add what has come."""
-        self._updates += updates
-        self._ready.set()
-
-    def fail(self, death: EngineError) -> None:
-        """take() raises once what came before is taken."""
-        self._death = death
-        self._ready.set()
-
-    async def take(self) -> list[SequenceUpdate]:
-        """Wait for updates; all that have come. Raises EngineError if the engine stopped."""
-        await self._ready.wait()
-        updates, self._updates = self._updates, []
-        if not updates and self._death is not None:
-            raise self._death
-        # After a death the event stays set, so that the next call raises.
-        if self._death is None:
-            self._ready.clear()
-        return updates
-
-
-def _call_on(loop: asyncio.AbstractEventLoop, calls: Sequence[Callable[[], None]]) -> None:
-    """Call on a loop's own thread, from any thread; not at all if the loop was closed."""
-
-    def call_all() -> None:
-        for call in calls:
-            call()
-
-    try:
-        loop.call_soon_threadsafe(call_all)
-    except RuntimeError:
-        # The loop ended without its streams: nobody waits there, and the engine goes on.
-        if not loop.is_closed():
-            raise
+        self._streams.fail(EngineError("the engine was closed"))
 
 
 def _is_conversation(prompt: object) -> bool:

@@ -10,6 +10,7 @@
     ├── RequestError                   a request that cannot be accepted (also a ValueError)
     │   └── PromptTooLongError         ... because it does not fit
     └── EngineError                    the engine cannot go on (stopped, or its step failed)
+        └── RequestTimeoutError        ... in the time that a request may take
 
 Every message says what was wrong, with the numbers, and what to do about it.
 """
@@ -60,3 +61,7 @@ class PromptTooLongError(RequestError):
 
 class EngineError(LoireError):
     """The engine cannot go on: it was closed, or a step failed as a whole."""
+
+
+class RequestTimeoutError(EngineError):
+    """A request that had not ended when its time was over."""

@@ -172,7 +172,7 @@ def _load(args: argparse.Namespace, engine: "Engine") -> "Load":
     from loire.workloads.loads import draw_lengths, synthetic
     from loire.workloads.traces import read_trace, trace_load
 
-    vocab_size = engine.frontend.tokenizer.vocab_size
+    vocab_size = engine.frontend().tokenizer.vocab_size
     if args.trace is not None:
         entries = read_trace(args.trace)[: args.first : args.every]
         return trace_load(

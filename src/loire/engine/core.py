@@ -5,7 +5,7 @@ still computes on another thread; one that turns out to be superfluous is droppe
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -29,8 +29,17 @@ class StepExecutor(Protocol):
 class EngineCore:
     """Drives one scheduler and one executor. Not thread-safe: one thread calls it."""
 
-    def __init__(self, scheduler: Scheduler, executor: StepExecutor, *, depth: int = 1) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: StepExecutor,
+        *,
+        depth: int = 1,
+        on_begin: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        """on_begin: told the ids of requests before the step that computes them first."""
         self.scheduler = scheduler
+        self._on_begin = on_begin
         self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
         self._executor = executor
         self._depth = depth
@@ -66,6 +75,8 @@ class EngineCore:
             plan = self.scheduler.schedule()
             if plan is None:
                 break
+            if self._on_begin is not None and plan.new_sequences:
+                self._on_begin(self.scheduler.request_ids(plan.new_sequences))
             self._in_flight.append(self._submit(plan))
         if not self._in_flight:
             if self.scheduler.has_unfinished:

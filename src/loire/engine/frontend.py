@@ -21,8 +21,16 @@ Message = Mapping[str, object]
 class Frontend:
     """Tokenizer, chat template and request checks of one model."""
 
-    def __init__(self, checkpoint: Checkpoint, max_model_len: int, seed: int | None = None) -> None:
-        self.tokenizer: Tokenizer = checkpoint_tokenizer(checkpoint)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        max_model_len: int,
+        seed: int | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """tokenizer: the checkpoint's, if it was made already."""
+        self.tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
         self._builder = RequestBuilder(self.tokenizer, max_model_len, seed)
         self._template: ChatTemplate | None = None

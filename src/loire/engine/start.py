@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
+from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.engine.core import EngineCore, StepExecutor
@@ -13,10 +14,10 @@ from loire.scheduling.presets import build_scheduler
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A loaded model: the client's side, the core, and what was settled for it."""
+    """A loaded model: its checkpoint, the core, and what was settled for it."""
 
     config: EngineConfig
-    frontend: Frontend
+    checkpoint: Checkpoint
     core: EngineCore
     executor: StepExecutor
     weight_bytes: int
@@ -46,6 +47,10 @@ class Engine:
         )
         return EngineCore(build_scheduler(config), around(self.executor))
 
+    def frontend(self) -> Frontend:
+        """Make the client's side: tokenizer, chat template and request checks."""
+        return Frontend(self.checkpoint, self.config.max_model_len, self.config.seed)
+
     @property
     def plan_lines(self) -> tuple[str, str]:
         """How the memory is used and what fits, in two lines."""
@@ -73,19 +78,29 @@ def start_engine(
 
     Raises ModelError or ConfigError, saying what to do.
     """
+    checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
+    return load_engine(checkpoint, options, name=model, progress=progress)
+
+
+def load_engine(
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    *,
+    name: str,
+    progress: Callable[[float], None] | None = None,
+) -> Engine:
+    """Load a checkpoint that was opened, and put an idle engine around it. Raises as above."""
     import time
 
     from loire.execution.build import build_runner
 
     started = time.perf_counter()
-    checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
-    built = build_runner(checkpoint, options, name=model, progress=progress)
+    built = build_runner(checkpoint, options, name=name, progress=progress)
     config = built.config
-    frontend = Frontend(checkpoint, config.max_model_len, config.seed)
     core = EngineCore(build_scheduler(config), built.runner, depth=config.pipeline_depth)
     return Engine(
         config=config,
-        frontend=frontend,
+        checkpoint=checkpoint,
         core=core,
         executor=built.runner,
         weight_bytes=built.weight_bytes,

@@ -12,20 +12,23 @@ Command = Callable[[EngineCore], object]
 
 
 class EngineThread:
-    """Runs an EngineCore; commands are carried out between steps, in order.
+    """Runs an EngineCore; commands are carried out between steps, in order. An EngineLink.
 
-    on_updates and on_death are called on the engine's thread. Idle, it sleeps on a condition.
+    The callbacks are called on the engine's thread: on_step after each step, on_rest when commands
+    left nothing to compute, on_death once, when it cannot go on. Idle, it sleeps on a condition.
     """
 
     def __init__(
         self,
         core: EngineCore,
-        on_updates: Callable[[Sequence[SequenceUpdate]], None],
+        on_step: Callable[[Sequence[SequenceUpdate]], None],
         on_death: Callable[[EngineError], None],
+        on_rest: Callable[[], None] = lambda: None,
     ) -> None:
         self.core = core
-        self._on_updates = on_updates
+        self._on_step = on_step
         self._on_death = on_death
+        self._on_rest = on_rest
         self._commands: deque[Command] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -40,15 +43,28 @@ class EngineThread:
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request. Raises EngineError if the engine has stopped."""
-        self._send(lambda core: core.add(request))
+        self.send([lambda core: core.add(request)])
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step boundary."""
-        self._send(lambda core: core.abort(request_id))
+        self.send([lambda core: core.abort(request_id)])
 
     def abort_choice(self, request_id: str, choice: int) -> None:
         """End one completion at the next step boundary."""
-        self._send(lambda core: core.abort_choice(request_id, choice))
+        self.send([lambda core: core.abort_choice(request_id, choice)])
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Have commands carried out together, with no step between them.
+
+        Raises EngineError if the engine has stopped.
+        """
+        with self._wake:
+            if self._death is not None:
+                raise self._death
+            if self._stopping:
+                raise EngineError("the engine was closed: it takes no more requests")
+            self._commands += commands
+            self._wake.notify()
 
     def close(self) -> None:
         """Stop after the step in progress. Unfinished requests get no further news."""
@@ -57,21 +73,13 @@ class EngineThread:
             self._wake.notify()
         self._thread.join()
 
-    def _send(self, command: Command) -> None:
-        with self._wake:
-            if self._death is not None:
-                raise self._death
-            if self._stopping:
-                raise EngineError("the engine was closed: it takes no more requests")
-            self._commands.append(command)
-            self._wake.notify()
-
     def _run(self) -> None:
         try:
             while self._carry_out_commands():
-                updates = self.core.step()
-                if updates:
-                    self._on_updates(updates)
+                if self.core.has_work:
+                    self._on_step(self.core.step())
+                else:
+                    self._on_rest()
         except Exception as error:  # noqa: BLE001  whatever it was, clients must hear of it
             self._die(error)
         finally:

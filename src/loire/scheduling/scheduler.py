@@ -18,6 +18,7 @@ oldest request always goes on.
 import time
 from bisect import insort
 from collections import deque
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from itertools import count
 
@@ -25,6 +26,7 @@ from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.outputs import FinishReason
 from loire.base.step import (
     PENDING_TOKEN,
+    NewSequence,
     RowResult,
     SlotRecord,
     StepPlan,
@@ -85,6 +87,11 @@ class Scheduler:
     def num_requests(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
+
+    def request_ids(self, sequences: Iterable[NewSequence]) -> tuple[str, ...]:
+        """The requests that sequences of a plan which was just made belong to, each once."""
+        owners = (self._sequences[sequence.seq_id].request for sequence in sequences)
+        return tuple(dict.fromkeys(request.message.request_id for request in owners))
 
     def add(self, message: EngineRequest) -> None:
         """Take in a request: its first sequence waits; siblings follow after the prefill.

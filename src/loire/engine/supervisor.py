@@ -1,0 +1,339 @@
+"""Keeps an engine running in a process of its own; one that dies or hangs is replaced.
+
+Requests that had not ended go on in the next engine (see journal.py): their clients see a pause.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loire.base import errors
+from loire.base.errors import EngineError, LoireError, RequestError
+from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.step import StepRecord
+from loire.engine.core import NUM_RECORDS
+from loire.engine.journal import Entry, Journal
+from loire.engine.process import EngineProcess
+from loire.engine.wire import (
+    Abort,
+    Begun,
+    Failed,
+    FromEngine,
+    Load,
+    Loading,
+    News,
+    Ready,
+    Submit,
+    WireError,
+    frame,
+)
+
+log = logging.getLogger("loire.engine")
+
+COMMAND = (sys.executable, "-m", "loire.engine.worker")
+MAX_STARTS = 3
+"""Tries to bring an engine to Ready before giving up."""
+FIRST_DELAY_S = 0.5
+"""Pause before the second try; it doubles with each more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorOptions:
+    """How the engine's process is watched.
+
+    Attributes:
+        step_timeout_s: an engine that has work and says nothing for that long, and for
+            step_timeout_per_token_s more per token that its step may hold, hangs and is killed.
+        command: what runs the engine; the number of its socket is appended.
+    """
+
+    step_timeout_s: float = 60.0
+    step_timeout_per_token_s: float = 0.1
+    command: Sequence[str] = COMMAND
+
+
+DEFAULT_SUPERVISION = SupervisorOptions()
+
+
+class EngineSupervisor:
+    """An EngineLink to a process. Used on one event loop.
+
+    on_updates: given the news of each step. on_failure: told once, when it gives up; from then on
+    it is not alive. start() starts the process; load() tells it what to load.
+    """
+
+    def __init__(
+        self,
+        on_updates: Callable[[Sequence[SequenceUpdate]], None],
+        on_failure: Callable[[EngineError], None],
+        options: SupervisorOptions = DEFAULT_SUPERVISION,
+    ) -> None:
+        self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
+        """What happened in the latest steps of all engines, oldest first."""
+        self.num_restarts = 0
+        self.blocks_in_use = 0
+        """KV blocks that requests hold, as of the engine's latest news."""
+        self.ready: Ready | None = None
+        """What the engine that runs now told when it was loaded; None while there is none."""
+        self._on_updates = on_updates
+        self._on_failure = on_failure
+        self._options = options
+        self._journal = Journal()
+        self._aborts: list[Abort] = []
+        self._flush: asyncio.Handle | None = None
+        self._num_held_by_engine = 0
+        self._process: EngineProcess | None = None
+        self._load: Load | None = None
+        self._failed: Failed | None = None
+        self._failure: LoireError | None = None
+        self._closing = False
+        self._first_ready: asyncio.Future[Ready] | None = None
+        self._run: asyncio.Task[None] | None = None
+        self._last_words: tuple[str, ...] = ()
+        self._started_s = 0.0
+        self._last_news_s = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be taken; also while a new engine is loading."""
+        return self._failure is None and not self._closing
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs now."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def last_words(self) -> tuple[str, ...]:
+        """The last lines that an engine which died wrote to its stderr."""
+        return self._last_words
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended, and those that the engine has still to let go of."""
+        return max(len(self._journal), self._num_held_by_engine)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        return self._journal.num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return self._journal.num_waiting_tokens
+
+    # --- an EngineLink ----------------------------------------------------------------------
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request. Raises EngineError if there is no engine any more, RequestError if it
+        cannot cross to another process.
+        """
+        if self._failure is not None:
+            raise EngineError(str(self._failure))
+        if self._closing:
+            raise EngineError("the engine was closed: it takes no more requests")
+        try:
+            frame(Submit(request))
+        except WireError as error:
+            raise RequestError(str(error)) from error
+        self._journal.add(request)
+        self._flush_soon()
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step boundary."""
+        if self._journal.remove(request_id):
+            self._aborts.append(Abort(request_id))
+        self._flush_soon()
+
+    def abort_choice(self, request_id: str, choice: int) -> None:
+        """End one completion at the next step boundary."""
+        if self._journal.end_choice(request_id, choice):
+            self._aborts.append(Abort(request_id, choice))
+        self._flush_soon()
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the process, so that it prepares itself while the model is being found."""
+        self._first_ready = asyncio.get_running_loop().create_future()
+        await self._start_process()
+        self._run = asyncio.create_task(self._keep_running())
+
+    async def load(self, load: Load) -> Ready:
+        """Load a model, now and in every later engine; what the engine settled.
+
+        Raises LoireError if the model cannot be loaded, EngineError if the engine dies of it.
+        """
+        assert self._process is not None
+        assert self._first_ready is not None
+        self._load = load
+        self._process.send(load)
+        return await self._first_ready
+
+    async def close(self) -> None:
+        """Stop the engine at once. Unfinished requests get no further news."""
+        self._closing = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)
+        if self._process is not None:
+            await self._process.close()
+
+    async def _start_process(self) -> None:
+        self._started_s = time.monotonic()
+        self._process = await EngineProcess.start(self._options.command, self._take)
+        if self._load is not None:
+            self._process.send(self._load)
+
+    async def _keep_running(self) -> None:
+        """Replace each engine that dies, until one cannot be brought up."""
+        num_failed_starts = 0
+        while True:
+            assert self._process is not None
+            end = await self._process.wait()
+            was_ready, self.ready = self.ready is not None, None
+            if self._failed is not None:
+                known = getattr(errors, self._failed.kind, EngineError)
+                return self._give_up(known(self._failed.message))
+            num_failed_starts = 0 if was_ready else num_failed_starts + 1
+            self._last_words = tuple(self._process.last_lines)
+            if num_failed_starts >= MAX_STARTS:
+                return self._give_up(
+                    EngineError(
+                        f"the engine's process ended {num_failed_starts} times before it was "
+                        f"ready ({end}); the last lines it wrote:\n" + "\n".join(self._last_words)
+                    )
+                )
+            self._after_death(end)
+            if num_failed_starts:
+                await asyncio.sleep(FIRST_DELAY_S * 2 ** (num_failed_starts - 1))
+            self.num_restarts += 1
+            await self._start_process()
+
+    def _after_death(self, end: str) -> None:
+        log.error(
+            "the engine (process %s) died: %s; starting another, %d requests will go on in it",
+            self.pid,
+            end,
+            len(self._journal),
+        )
+        self._aborts.clear()
+        self._num_held_by_engine = self.blocks_in_use = 0
+        culprit = self._journal.crashed()
+        if culprit is not None:
+            self._fail_request(culprit)
+
+    def _fail_request(self, culprit: Entry) -> None:
+        request_id = culprit.request.request_id
+        log.error("request %s killed the engine %d times: failed", request_id, culprit.strikes)
+        message = (
+            f"the engine's process died {culprit.strikes} times while it computed this request "
+            f"({request_id}): it is not tried again"
+        )
+        self._on_updates(
+            [
+                SequenceUpdate(request_id, choice, finish_reason="error", error=message)
+                for choice in range(len(culprit.outputs))
+                if choice not in culprit.ended
+            ]
+        )
+
+    def _give_up(self, failure: LoireError) -> None:
+        self._failure = failure
+        self._journal.clear()
+        assert self._first_ready is not None
+        if not self._first_ready.done():
+            self._first_ready.set_exception(failure)
+        log.error("no engine any more: %s", failure)
+        self._on_failure(EngineError(str(failure)))
+
+    # --- messages ---------------------------------------------------------------------------
+
+    def _take(self, message: FromEngine) -> None:
+        self._last_news_s = time.monotonic()
+        match message:
+            case News():
+                self._take_news(message)
+            case Begun(request_ids):
+                self._journal.begin(request_ids)
+            case Loading(stage):
+                log.info("engine: %s (%.1f s)", stage, self._last_news_s - self._started_s)
+            case Failed():
+                self._failed = message
+            case Ready():
+                self._take_ready(message)
+
+    def _take_news(self, news: News) -> None:
+        self._num_held_by_engine = news.num_requests
+        self.blocks_in_use = news.blocks_in_use
+        if news.record is not None:
+            self.records.append(news.record)
+        accepted = [self._journal.accept(update) for update in news.updates]
+        self._on_updates([update for update in accepted if update is not None])
+        if self._journal.num_held:
+            self._flush_soon()
+
+    def _take_ready(self, ready: Ready) -> None:
+        self.ready = ready
+        log.info("engine ready (%.1f s)", self._last_news_s - self._started_s)
+        assert self._first_ready is not None
+        if not self._first_ready.done():
+            self._first_ready.set_result(ready)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Send what has come up, once this turn of the loop is over: one write for all of it."""
+        if self._flush is None and self.ready is not None:
+            self._flush = asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush = None
+        if self.ready is None or self._process is None:
+            return
+        aborts, self._aborts = self._aborts, []
+        submits = [
+            Submit(entry.to_send(), tuple(sorted(entry.ended)))
+            for entry in self._journal.next_to_send()
+        ]
+        if aborts or submits:
+            self._process.send(*aborts, *submits)
+        if submits and self._watchdog is None:
+            self._last_news_s = time.monotonic()
+            self._watch()
+
+    # --- the watchdog -----------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Kill an engine that has work and makes no step; look again when one would be overdue."""
+        self._watchdog = None
+        if self.ready is None or not self._journal.num_sent:
+            return
+        num_tokens = min(
+            self._journal.num_unproven_tokens + self._journal.num_sent,
+            self.ready.config.max_num_batched_tokens,
+        )
+        options = self._options
+        limit_s = options.step_timeout_s + num_tokens * options.step_timeout_per_token_s
+        silent_s = time.monotonic() - self._last_news_s
+        if silent_s >= limit_s:
+            assert self._process is not None
+            log.error(
+                "the engine made no step for %.1f s (the limit for up to %d tokens is %.1f s): "
+                "killing process %d",
+                silent_s,
+                num_tokens,
+                limit_s,
+                self._process.pid,
+            )
+            self._process.kill()
+            return
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(limit_s - silent_s, self._watch)

@@ -1,0 +1,182 @@
+"""The engine's process: loads a model, then computes what the supervisor sends.
+
+    python -m loire.engine.worker FD        FD: the number of a connected Unix socket
+
+It ends at once when the supervisor closes the socket, or dies. It ignores SIGINT and SIGTERM:
+when to stop is the supervisor's to say. What it writes to stderr, the supervisor logs.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from loire.base.errors import EngineError, LoireError
+from loire.base.messages import SequenceUpdate
+from loire.engine.core import EngineCore, StepExecutor
+from loire.engine.thread import Command, EngineThread
+from loire.engine.wire import (
+    Abort,
+    Begun,
+    Failed,
+    FrameReader,
+    FromEngine,
+    Load,
+    Loading,
+    News,
+    Ready,
+    Submit,
+    ToEngine,
+    WireError,
+    frame,
+    read_to_engine,
+)
+
+log = logging.getLogger("loire.engine")
+
+RECEIVE_BYTES = 2**16
+
+EXIT_FAILED = 1
+
+
+class EngineWorker:
+    """Both ends of one engine: the socket and the core.
+
+    around: wraps the executor of the steps.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        around: Callable[[StepExecutor], StepExecutor] = lambda executor: executor,
+    ) -> None:
+        self._connection = connection
+        self._around = around
+        self._sending = threading.Lock()
+        self._reader = FrameReader()
+        self._early: list[ToEngine] = []
+
+    def run(self) -> None:
+        """Load and compute until the supervisor hangs up."""
+        threading.Thread(target=self._end_with_supervisor, daemon=True).start()
+        core = self._load()
+        if core is None:
+            return
+        thread = EngineThread(
+            core,
+            on_step=lambda updates: self._tell_news(core, updates),
+            on_death=_die,
+            on_rest=lambda: self._tell_news(core, None),
+        )
+        while messages := self._receive():
+            thread.send([_command(message) for message in messages])
+
+    def _load(self) -> EngineCore | None:
+        """The core of the model that the supervisor names; None if it cannot be loaded."""
+        self.send(Loading("starting"))
+        # Beside the supervisor's own preparations: this takes the longest.
+        from loire.checkpoint.open import open_checkpoint
+        from loire.engine.start import load_engine
+        from loire.execution import build  # noqa: F401
+        from loire.scheduling.presets import build_scheduler
+
+        load, *self._early = self._receive()
+        if not isinstance(load, Load):
+            raise WireError(f"the first message must be Load, but is {type(load).__name__}")
+        self.send(Loading("reading the weights"))
+        try:
+            from pathlib import Path
+
+            checkpoint = open_checkpoint(Path(load.path))
+            engine = load_engine(checkpoint, load.options, name=load.name)
+        except LoireError as error:
+            self.send(Failed(type(error).__name__, str(error)))
+            return None
+        core = EngineCore(
+            build_scheduler(engine.config),
+            self._around(engine.executor),
+            depth=engine.config.pipeline_depth,
+            on_begin=lambda request_ids: self.send(Begun(tuple(request_ids))),
+        )
+        self.send(Ready(engine.config, engine.plan_lines, engine.kernels))
+        return core
+
+    def send(self, message: FromEngine) -> None:
+        """Send a message; blocks while the supervisor does not read. Ends the process with it."""
+        data = frame(message)
+        try:
+            with self._sending:
+                self._connection.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)
+
+    def _tell_news(self, core: EngineCore, updates: Sequence[SequenceUpdate] | None) -> None:
+        """updates: of a step, or None when there was none."""
+        scheduler = core.scheduler
+        self.send(
+            News(
+                tuple(updates or ()),
+                None if updates is None else core.records[-1],
+                scheduler.num_requests,
+                scheduler.allocator.counts.in_use,
+            )
+        )
+
+    def _receive(self) -> list[ToEngine]:
+        """The next messages, at least one; none at the end."""
+        messages, self._early = self._early, []
+        while not messages:
+            data = self._connection.recv(RECEIVE_BYTES)
+            if not data:
+                return []
+            messages = [read_to_engine(body) for body in self._reader.feed(data)]
+        return messages
+
+    def _end_with_supervisor(self) -> None:
+        """Wait until the other side is closed, whatever other threads are doing."""
+        poll = select.poll()
+        poll.register(self._connection, 0)  # a hang-up is always told
+        poll.poll()
+        os._exit(0)
+
+
+def _command(message: ToEngine) -> Command:
+    match message:
+        case Submit(request, ended_choices):
+
+            def submit(core: EngineCore) -> None:
+                core.add(request)
+                for choice in ended_choices:
+                    core.abort_choice(request.request_id, choice)
+
+            return submit
+        case Abort(request_id, None):
+            return lambda core: core.abort(request_id)
+        case Abort(request_id, int(choice)):
+            return lambda core: core.abort_choice(request_id, choice)
+        case _:
+            raise WireError(f"{type(message).__name__} comes only once")
+
+
+def _die(error: EngineError) -> None:
+    log.error("%s", error, exc_info=error.__cause__)
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def main(around: Callable[[StepExecutor], StepExecutor] = lambda executor: executor) -> None:
+    """Run the process whose argument is the socket's number."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Whatever prints to stdout belongs to the log: the supervisor's stdout may be a pipe of data.
+    os.dup2(2, 1)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=logging.INFO)
+    EngineWorker(socket.socket(fileno=int(sys.argv[1])), around).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The engine in a process of its own: the same tokens, through deaths, hangs and poison."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loire import LLM, SamplingParams
+from loire.base.config import EngineOptions
+from loire.base.errors import EngineError, ModelError, RequestError, RequestTimeoutError
+from loire.base.outputs import RequestOutput
+from loire.engine.supervised import SupervisedEngine
+from loire.engine.supervisor import SupervisorOptions
+
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "num_threads": 1,
+    "kv_cache_memory_bytes": 8_000_000,
+    "max_num_batched_tokens": 256,
+}
+HARMFUL_WORKER = Path(__file__).parents[1] / "support" / "harmful_worker.py"
+HARMFUL = SupervisorOptions(
+    command=(sys.executable, str(HARMFUL_WORKER)), step_timeout_s=2.0, step_timeout_per_token_s=0.0
+)
+PROMPTS = [f"Tell me about the number {number}" for number in range(8)]
+SAMPLED = SamplingParams(
+    max_tokens=300, temperature=0.9, seed=5, ignore_eos=True, logprobs=1, logit_bias={40: 1.0}
+)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run an async test, with a limit on its time."""
+
+    async def limited() -> None:
+        await asyncio.wait_for(test(), 120)
+
+    asyncio.run(limited())
+
+
+@asynccontextmanager
+async def engine(model: Path, **arguments: Any) -> AsyncGenerator[SupervisedEngine, None]:
+    started = await SupervisedEngine.create(str(model), EngineOptions(**OPTIONS), **arguments)
+    try:
+        yield started
+    finally:
+        await started.close()
+
+
+class Reader:
+    """Reads a stream to its end."""
+
+    def __init__(self, engine: SupervisedEngine, prompt: str, params: SamplingParams) -> None:
+        submission = engine.frontend.prompt(engine.next_id(), prompt, params)
+        self.texts = [""] * params.n
+        self.token_ids: list[list[int]] = [[] for _ in range(params.n)]
+        self.num_logprobs = [0] * params.n
+        self.finish_reasons: list[str | None] = [None] * params.n
+        self.last: RequestOutput | None = None
+        self.begun = asyncio.Event()
+        self.task = asyncio.create_task(self._read(engine.stream(submission)))
+
+    async def _read(self, outputs: AsyncGenerator[RequestOutput, None]) -> None:
+        async with aclosing(outputs):
+            async for output in outputs:
+                self.last = output
+                for delta in output.outputs:
+                    self.texts[delta.index] += delta.text
+                    self.token_ids[delta.index] += delta.token_ids
+                    self.num_logprobs[delta.index] += len(delta.logprobs or ())
+                    self.finish_reasons[delta.index] = delta.finish_reason
+                    if delta.error is not None:
+                        raise EngineError(delta.error)
+                if len(self.token_ids[0]) > 3:
+                    self.begun.set()
+
+
+def kill(engine: SupervisedEngine) -> None:
+    assert engine.supervisor.pid is not None
+    os.kill(engine.supervisor.pid, signal.SIGKILL)
+
+
+def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
+    parameters = [
+        SAMPLED,
+        SamplingParams(max_tokens=300, temperature=0, ignore_eos=True, prompt_logprobs=1),
+        SamplingParams(max_tokens=200, temperature=0.8, seed=3, n=3, stop=["e"]),
+    ]
+    with LLM(str(tiny_llama), **OPTIONS) as llm:
+        expected = [
+            llm.generate(prompt, params)[0] for prompt in PROMPTS[:4] for params in parameters
+        ]
+
+    async def test() -> None:
+        async with engine(tiny_llama) as supervised:
+            readers = [Reader(supervised, p, params) for p in PROMPTS[:4] for params in parameters]
+            for _ in range(2):
+                await readers[0].begun.wait()
+                readers[0].begun.clear()
+                kill(supervised)
+                while supervised.ready:
+                    await asyncio.sleep(0.01)
+            await asyncio.gather(*(reader.task for reader in readers))
+            assert supervised.supervisor.num_restarts == 2
+            for reader, whole in zip(readers, expected, strict=True):
+                assert reader.texts == [output.text for output in whole.outputs]
+                assert reader.token_ids == [list(output.token_ids) for output in whole.outputs]
+                assert reader.finish_reasons == [o.finish_reason for o in whole.outputs]
+                assert reader.last is not None
+                assert reader.last.num_cached_tokens <= len(whole.prompt_token_ids)
+                if whole.prompt_logprobs is not None:
+                    assert reader.last.prompt_logprobs is not None
+                    assert len(reader.last.prompt_logprobs) == len(whole.prompt_token_ids)
+                else:
+                    logprobs = [len(output.logprobs or ()) for output in whole.outputs]
+                    assert reader.num_logprobs == logprobs
+            await settled(supervised)
+
+    run(test)
+
+
+async def settled(supervised: SupervisedEngine) -> None:
+    """Nothing is left anywhere."""
+    for _ in range(200):
+        if supervised.num_requests == 0 == supervised.supervisor.blocks_in_use:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{supervised.num_requests} requests are left")
+
+
+def test_leaving_a_stream_frees_its_blocks(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama) as supervised:
+            readers = [Reader(supervised, prompt, SAMPLED) for prompt in PROMPTS]
+            await readers[0].begun.wait()
+            assert supervised.supervisor.blocks_in_use > 0
+            assert len(supervised.records) > 3
+            for reader in readers:
+                reader.task.cancel()
+            await asyncio.gather(*(reader.task for reader in readers), return_exceptions=True)
+            await settled(supervised)
+
+    run(test)
+
+
+def test_a_request_that_kills_the_engine_twice_is_failed_alone(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama, supervision=HARMFUL) as supervised:
+            bystanders = [Reader(supervised, prompt, SAMPLED) for prompt in PROMPTS]
+            for bystander in bystanders:
+                await bystander.begun.wait()
+            poison = Reader(supervised, "a \x01 kills", SAMPLED)
+            with pytest.raises(EngineError, match=r"died 2 times.*request-8"):
+                await poison.task
+            assert supervised.supervisor.num_restarts == 2
+            await asyncio.gather(*(reader.task for reader in bystanders))
+            assert {len(reader.token_ids[0]) for reader in bystanders} == {300}
+            await settled(supervised)
+
+    run(test)
+
+
+def test_an_engine_that_hangs_is_replaced(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama, supervision=HARMFUL) as supervised:
+            bystander = Reader(supervised, PROMPTS[0], SAMPLED)
+            hanging = Reader(supervised, "a \x02 hangs", SAMPLED)
+            with pytest.raises(EngineError, match="died 2 times"):
+                await hanging.task
+            await bystander.task
+            assert len(bystander.token_ids[0]) == 300
+
+    run(test)
+
+
+def test_an_exception_in_a_step_is_a_death(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama, supervision=HARMFUL) as supervised:
+            raising = Reader(supervised, "a \x03 raises", SAMPLED)
+            with pytest.raises(EngineError, match="died 2 times"):
+                await raising.task
+            assert any("for the test" in line for line in supervised.supervisor.last_words)
+            after = Reader(supervised, PROMPTS[0], SAMPLED)
+            await after.task
+
+    run(test)
+
+
+def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(ModelError, match=r"config\.json"):
+            async with engine(tmp_path):
+                pass
+
+    run(test)
+
+
+def test_options_that_cannot_work_are_told(tiny_llama: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(ValueError, match="max_model_len is 100000"):
+            await SupervisedEngine.create(str(tiny_llama), EngineOptions(max_model_len=100_000))
+
+    run(test)
+
+
+def test_a_process_that_cannot_start_is_given_up_with_its_last_lines(tiny_llama: Path) -> None:
+    command = (sys.executable, "-c", "import sys; sys.exit('no engine in here')")
+
+    async def test() -> None:
+        with pytest.raises(EngineError, match=r"3 times(.|\n)*no engine in here"):
+            async with engine(tiny_llama, supervision=SupervisorOptions(command=command)):
+                pass
+
+    run(test)
+
+
+def test_time_of_a_request_is_limited(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama, supervision=HARMFUL, request_timeout_s=0.5) as supervised:
+            reader = Reader(supervised, "a \x04 is slow", SAMPLED)
+            with pytest.raises(RequestTimeoutError, match=r"within 0\.5 s"):
+                await reader.task
+            await settled(supervised)
+
+    run(test)
+
+
+def test_what_cannot_cross_is_refused(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama) as supervised:
+            submission = supervised.frontend.prompt("r", "x", SAMPLED, cache_salt="\ud800")
+            with pytest.raises(RequestError, match="surrogate"):
+                await anext(supervised.stream(submission))
+            assert supervised.num_requests == 0
+
+    run(test)
+
+
+def test_the_engine_ends_with_its_supervisor(tiny_llama: Path) -> None:
+    """The supervisor is killed in the middle of a stream: its engine does not stay behind."""
+    program = f"""
+import asyncio, os, signal
+from loire import SamplingParams
+from loire.base.config import EngineOptions
+from loire.engine.supervised import SupervisedEngine
+
+async def main():
+    engine = await SupervisedEngine.create({str(tiny_llama)!r}, EngineOptions(**{OPTIONS!r}))
+    params = SamplingParams(max_tokens=400, ignore_eos=True)
+    stream = engine.stream(engine.frontend.prompt("r", "x", params))
+    await anext(stream)
+    print(engine.supervisor.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+    async def test() -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+        pid = int(output)
+        for _ in range(300):
+            if not Path(f"/proc/{pid}").exists():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"process {pid} is still there")
+
+    run(test)

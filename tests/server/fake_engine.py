@@ -44,6 +44,8 @@ class FakeEngine:
         self.reply = reply
         self.at_once = at_once
         self.alive = True
+        self.ready = True
+        self.ended_with: EngineError | None = None
         self.closed = False
         self.gate: asyncio.Event | None = None
         self.pause: asyncio.Event | None = None
@@ -76,6 +78,17 @@ class FakeEngine:
     @property
     def num_requests(self) -> int:
         return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.running) if self.gate is not None else 0
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return 10 * self.num_waiting
+
+    def end_all(self, error: EngineError) -> None:
+        self.ended_with = error
 
     def next_id(self) -> str:
         return f"request-{len(self.submissions)}"

@@ -8,7 +8,8 @@ import httpx
 import pytest
 from fake_engine import NAME, FakeEngine
 
-from loire.api import AsyncLLM
+from loire.base.config import EngineOptions
+from loire.engine.supervised import SupervisedEngine
 from loire.server.access import Access
 from loire.server.app import create_app
 from loire.server.keys import KeyRing, parse_key
@@ -60,8 +61,9 @@ def test_salt_reaches_the_engine(tiny_llama: Path, fields: dict[str, str]) -> No
 
 def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
     async def test() -> list[int]:
-        llm = AsyncLLM(str(tiny_llama), dtype="float32", num_threads=1, kv_cache_memory_bytes=2**20)
-        app = create_app(ServedModel([NAME], llm), ACCESS)
+        options = EngineOptions(dtype="float32", num_threads=1, kv_cache_memory_bytes=2**20)
+        engine = await SupervisedEngine.create(str(tiny_llama), options)
+        app = create_app(ServedModel([NAME], engine), ACCESS)
         transport = httpx.ASGITransport(app=app)
         cached = []
         try:
@@ -72,7 +74,7 @@ def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
                     usage = (await complete(client, key, cache_salt=salt))["usage"]
                     cached.append(usage["prompt_tokens_details"]["cached_tokens"])
         finally:
-            await llm.close()
+            await engine.close()
         return cached
 
     first, again, other, salted, other_salted, other_again = asyncio.run(test())

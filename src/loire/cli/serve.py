@@ -3,6 +3,7 @@
 import argparse
 
 from loire.cli.access_options import access_options, add_access_options
+from loire.cli.limit_options import add_limit_options, server_limits
 from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, engine_options
 
 
@@ -15,18 +16,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", action="append", help="name in the API (repeatable) [the model's]"
     )
     add_access_options(parser)
+    add_limit_options(parser)
     add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
+    from loire.base.config import EngineOptions
     from loire.server.run import serve
+    from loire.server.settings import ServerSettings
 
-    return serve(
-        args.model,
-        host=args.host,
-        port=args.port,
-        served_model_names=args.served_model_name,
-        options=engine_options(args),
+    settings = ServerSettings(
+        model=args.model,
+        names=args.served_model_name or (args.model,),
+        options=EngineOptions(**engine_options(args)),
         access=access_options(args),
+        limits=server_limits(args),
     )
+    return serve(settings, host=args.host, port=args.port)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from loire import __version__
 from loire.server import chat, completions, health, live, models, page
 from loire.server.access import OPEN_ACCESS, Access
+from loire.server.admission import Tickets
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
 from loire.server.limits import BodyLimit
@@ -35,6 +36,7 @@ def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
     for module in (chat, completions, models, health, live, page):
         app.include_router(module.router)
     # The last one added is the first to see a request.
+    app.add_middleware(Tickets, admission=served.admission)
     app.add_middleware(BodyLimit)
     app.add_middleware(RateGuard)
     app.add_middleware(KeyGuard, access)

@@ -4,7 +4,8 @@
 
 400 is a mistake in the request, 401 a missing key, 403 a key that does not open this route,
 404 an unknown model or route, 413 a body that is too large, 429 a limit that was reached,
-500 a request that the engine could not finish, 503 an engine that loads or has stopped.
+500 a request that the engine could not finish, 503 an engine that loads or has stopped,
+504 a request that was not finished in time.
 """
 
 import json
@@ -16,7 +17,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from loire.base.errors import EngineError, LoireError, PromptTooLongError, RequestError
+from loire.base.errors import (
+    EngineError,
+    LoireError,
+    PromptTooLongError,
+    RequestError,
+    RequestTimeoutError,
+)
 
 UNION_TAG = "as "
 """Marks the parts of a validation path that name a member of a union, not a field."""
@@ -72,6 +79,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
             return _answer(400, str(error), param=error.param, code="context_length_exceeded")
         case RequestError():
             return _answer(400, str(error), param=error.param)
+        case RequestTimeoutError():
+            return _answer(504, str(error), code="request_timeout")
         case EngineError():
             return _answer(503, str(error), code="engine_unavailable")
         case RequestValidationError():

@@ -41,5 +41,5 @@ async def retrieve_model(model_id: str, served: Served) -> Model:
 
 
 def _model(served: ServedToCaller, name: str) -> Model:
-    window = served.client_for(name).config.max_model_len
+    window = served.model.client_for(name).config.max_model_len
     return Model(id=name, created=served.created, max_model_len=window)

@@ -1,60 +1,54 @@
 """`serve`: a server that answers at once and takes requests as soon as its model is loaded.
 
 The socket is bound before anything else, so that a taken port is told in the first moment; then
-/health answers 503 while the model loads on a thread of its own, and 200 from then on.
+/health answers 503 while the model loads in a process of its own, and 200 from then on.
+This process never imports torch.
 """
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from loire.api import AsyncLLM
-from loire.base.errors import ConfigError
-from loire.server.access import AccessOptions
+from loire.base.errors import ConfigError, EngineError
+from loire.engine.supervised import SupervisedEngine
+from loire.engine.supervisor import SupervisorOptions
+from loire.server.admission import Admission
 from loire.server.app import create_app
 from loire.server.served import ServedModel
+from loire.server.settings import ServerSettings
 
 log = logging.getLogger("loire.server")
 
-SHUTDOWN_S = 30
-"""Requests in progress may take that long to end when the server is told to stop."""
+FLUSH_S = 2
+"""Once all requests have ended, connections have that long to send what they hold."""
+
+DRAIN_POLL_S = 0.05
 
 BACKLOG = 2048
 """Connections that may wait to be accepted; a whole load may arrive at once."""
 
 
-def serve(
-    model: str,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    served_model_names: Sequence[str] | None = None,
-    options: Mapping[str, Any] | None = None,
-    access: AccessOptions | None = None,
-) -> int:
+def serve(settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000) -> int:
     """Serve a model until SIGTERM or SIGINT; 0 after a clean end.
 
-    model, options: as for AsyncLLM. port: 0 takes a free one; the log says which. Raises
-    ConfigError if the address cannot be bound, or should not be without keys, and whatever
-    loading the model raises.
+    port: 0 takes a free one; the log says which. Raises ConfigError if the address cannot be
+    bound, or should not be without keys, whatever loading the model raises, and EngineError if
+    the engine is lost for good.
     """
     _log_to_stderr()
-    settled = (access or AccessOptions()).settle(host)
+    access = settings.access.settle(host)
     listener = bind(host, port)
-    served = ServedModel(served_model_names or (model,))
-    app = create_app(served, settled)
+    served = ServedModel(settings.names, admission=Admission(settings.limits))
+    app = create_app(served, access)
     try:
-        asyncio.run(_serve(listener, app, served, model, options or {}))
+        asyncio.run(_serve(listener, app, served, settings))
     finally:
         listener.close()
     return 0
@@ -84,13 +78,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    listener: socket.socket,
-    app: FastAPI,
-    served: ServedModel,
-    model: str,
-    options: Mapping[str, Any],
+    listener: socket.socket, app: FastAPI, served: ServedModel, settings: ServerSettings
 ) -> None:
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -98,62 +88,92 @@ async def _serve(
             server_header=False,
             lifespan="on",
             backlog=BACKLOG,
-            timeout_graceful_shutdown=SHUTDOWN_S,
+            timeout_graceful_shutdown=FLUSH_S,
         )
     )
-    _stop_on_sigterm(server)
-    log.info("listening on %s, loading %s", _url(listener), model)
-    loading = asyncio.create_task(_load(served, model, options))
+    lost: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
+    log.info("listening on %s, loading %s", _url(listener), settings.model)
+    loading = asyncio.create_task(_load(served, settings, lost))
     serving = asyncio.create_task(server.serve([listener]))
-    await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done() and loading.exception() is not None:
-        server.should_exit = True
+    stopping = asyncio.create_task(server.told_to_stop.wait())
+    ends: set[asyncio.Future[Any]] = {serving, stopping, lost}
+    await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and loading.exception() is None:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if stopping.done() and not server.force_exit:
+        served.draining = True
+        draining = asyncio.create_task(drain(served, settings.limits.grace_period_s))
+        await asyncio.wait({draining, *(ends - {stopping})}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+    loading.cancel()
+    stopping.cancel()
+    # A load that was interrupted leaves no process behind before this ends.
+    [outcome] = await asyncio.gather(loading, return_exceptions=True)
+    server.should_exit = True
     await serving
-    if loading.done():
-        loading.result()
-    else:
-        loading.cancel()
+    if isinstance(outcome, Exception):
+        raise outcome
+    if lost.done():
+        raise lost.result()
     log.info("stopped")
 
 
-async def _load(served: ServedModel, model: str, options: Mapping[str, Any]) -> None:
+async def drain(served: ServedModel, grace_period_s: float) -> None:
+    """Wait until the requests that were let in have ended; end the rest after the grace period."""
+    admission = served.admission
+    log.info(
+        "stopping: no new requests, %d running ones have %g s",
+        admission.num_admitted,
+        grace_period_s,
+    )
+    end = time.monotonic() + grace_period_s
+    while admission.num_admitted and time.monotonic() < end:
+        await asyncio.sleep(DRAIN_POLL_S)
+    if admission.num_admitted:
+        log.warning("the grace period is over: ending %d requests", admission.num_admitted)
+        served.end_all(
+            EngineError(
+                f"the server stops, and this request was not finished within the grace period of "
+                f"{grace_period_s:g} s"
+            )
+        )
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which only notes that it was told to stop: new requests hear that it drains."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.told_to_stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second stops at once."""
+        if self.told_to_stop.is_set():
+            self.force_exit = self.should_exit = True
+        self._loop.call_soon_threadsafe(self.told_to_stop.set)
+
+
+async def _load(
+    served: ServedModel, settings: ServerSettings, lost: "asyncio.Future[EngineError]"
+) -> None:
     started = time.perf_counter()
-    llm = await _on_daemon_thread(lambda: AsyncLLM(model, **options))
-    served.set_ready(llm)
-    for line in llm.engine.plan_lines:
+
+    def lose(error: EngineError) -> None:
+        if not lost.done():
+            lost.set_result(error)
+
+    client = await SupervisedEngine.create(
+        settings.model,
+        settings.options,
+        supervision=SupervisorOptions(step_timeout_s=settings.limits.step_timeout_s),
+        request_timeout_s=settings.limits.request_timeout_s,
+        on_failure=lose,
+    )
+    served.set_ready(client)
+    for line in client.plan_lines:
         log.info("%s", line)
     log.info("ready after %.1f s, as %s", time.perf_counter() - started, ", ".join(served.names))
-
-
-async def _on_daemon_thread(work: Callable[[], AsyncLLM]) -> AsyncLLM:
-    """The result of blocking work, on a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[AsyncLLM] = loop.create_future()
-
-    def settle(set_outcome: Callable[[Any], None], outcome: object) -> None:
-        if not future.done():
-            set_outcome(outcome)
-
-    def run() -> None:
-        try:
-            outcome, set_outcome = work(), future.set_result
-        except BaseException as error:  # noqa: BLE001  raised again where it is awaited
-            loop.call_soon_threadsafe(settle, future.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(settle, set_outcome, outcome)
-
-    threading.Thread(target=run, name="loire-load", daemon=True).start()
-    return await future
-
-
-def _stop_on_sigterm(server: uvicorn.Server) -> None:
-    """End cleanly, with status 0: uvicorn would die of the signal once it has shut down."""
-
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
 
 
 def _url(listener: socket.socket) -> str:

@@ -3,23 +3,32 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 from fastapi import Depends, Request
 
+from loire.base.errors import EngineError
 from loire.base.step import StepRecord
+from loire.server.admission import Admission, AdmittedClient, Ticket, get_ticket
 from loire.server.caller import Caller, get_caller
 from loire.server.errors import ApiError
 from loire.server.request_client import RequestClient
 from loire.server.tenants import TenantClient
 
+State: TypeAlias = Literal["loading", "ready", "draining", "stopped"]
+
 
 class EngineClient(RequestClient, Protocol):
-    """What the server needs of an engine. AsyncLLM is one."""
+    """What the server needs of an engine. `engine.supervised.SupervisedEngine` gives it."""
 
     @property
     def alive(self) -> bool:
-        """Whether requests can be taken."""
+        """Whether requests can be taken; also while a new engine takes over from a dead one."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an engine now that computes."""
         ...
 
     @property
@@ -32,31 +41,60 @@ class EngineClient(RequestClient, Protocol):
         """What happened in the latest steps, oldest first."""
         ...
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        ...
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        ...
+
+    def end_all(self, error: EngineError) -> None:
+        """End every request with this error."""
+        ...
+
     async def close(self) -> None:
         """Stop the engine."""
         ...
 
 
 class ServedModel:
-    """One model under one or more names; loading at first, then ready.
+    """One model under one or more names: loading at first, then ready, at last draining.
 
-    names: what requests may call it; the first is the one it is shown under.
+    names: what requests may call it; the first is the one it is shown under. admission: bounds
+    the queue.
     """
 
-    def __init__(self, names: Sequence[str], client: EngineClient | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        client: EngineClient | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         self.names = tuple(names)
         self.created = int(time.time())
+        self.draining = False
+        """Whether the server is stopping: no new requests are taken."""
+        self.admission = admission or Admission()
         self._client = client
 
     @property
-    def loading(self) -> bool:
-        """Whether the engine is still on its way."""
-        return self._client is None
+    def state(self) -> State:
+        """What a load balancer must know."""
+        if self._client is not None and not self._client.alive:
+            return "stopped"
+        if self.draining:
+            return "draining"
+        if self._client is None or not self._client.ready:
+            return "loading"
+        return "ready"
 
     @property
-    def alive(self) -> bool:
-        """Whether requests are taken."""
-        return self._client is not None and self._client.alive
+    def num_requests(self) -> int:
+        """Requests in the engine, waiting or running."""
+        return 0 if self._client is None else self._client.num_requests
 
     def set_ready(self, client: EngineClient) -> None:
         """From now on, requests are taken."""
@@ -64,7 +102,12 @@ class ServedModel:
 
     @property
     def client(self) -> EngineClient:
-        """The engine. Raises ApiError (503) while it loads and after it has stopped."""
+        """The engine.
+
+        Raises ApiError (503) while it loads, while the server drains, and after it has stopped.
+        """
+        if self.draining:
+            raise ApiError(503, "the server is stopping and takes no new requests", code="draining")
         if self._client is None:
             raise ApiError(
                 503, "the model is loading: ask again when /health answers 200", code="loading"
@@ -87,6 +130,11 @@ class ServedModel:
             )
         return self.client
 
+    def end_all(self, error: EngineError) -> None:
+        """End every request with this error."""
+        if self._client is not None:
+            self._client.end_all(error)
+
     async def close(self) -> None:
         """Stop the engine, if there is one."""
         if self._client is not None:
@@ -99,6 +147,7 @@ class ServedToCaller:
 
     model: ServedModel
     caller: Caller
+    ticket: Ticket
 
     @property
     def names(self) -> Sequence[str]:
@@ -111,12 +160,18 @@ class ServedToCaller:
         return self.model.created
 
     def client_for(self, name: str) -> TenantClient:
-        """The engine that serves a model, for the caller. Raises ApiError as ServedModel does."""
-        return TenantClient(self.model.client_for(name), self.caller)
+        """The engine that serves a model, for a request of the caller that may join its queue now.
+
+        Raises ApiError as ServedModel does, and 429 if the queue is full.
+        """
+        client = self.model.client_for(name)
+        self.model.admission.admit(self.ticket, client)
+        return TenantClient(AdmittedClient(client, self.ticket), self.caller)
 
 
 async def _served_to_caller(request: Request) -> ServedToCaller:
-    return ServedToCaller(request.app.state.served, get_caller(request.scope))
+    scope = request.scope
+    return ServedToCaller(request.app.state.served, get_caller(scope), get_ticket(scope))
 
 
 Served = Annotated[ServedToCaller, Depends(_served_to_caller)]

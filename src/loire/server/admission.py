@@ -1,0 +1,151 @@
+"""A bounded queue: beyond it, a request is refused at once, before it is tokenized.
+
+A request waits from the moment it is let in until the engine computes something of it. On its way
+to the engine's own queue it is counted by its ticket, from then on by the engine.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loire.base.config import EngineConfig
+from loire.base.outputs import RequestOutput
+from loire.engine.frontend import Frontend
+from loire.engine.requests import Submission
+from loire.server.errors import ApiError
+from loire.server.request_client import RequestClient
+from loire.server.settings import ServerLimits
+
+_TICKET = "loire.ticket"
+
+RETRY_AFTER_S = 1
+
+
+class Queue(Protocol):
+    """The engine's queue."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        ...
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        ...
+
+
+class Ticket:
+    """One HTTP request that may want the engine."""
+
+    def __init__(self, admission: "Admission") -> None:
+        self._admission = admission
+        self._admitted = False
+        self._preparing = False
+
+    def admit(self) -> None:
+        """It has been let in, and is on its way to the queue."""
+        if not self._admitted:
+            self._admitted = self._preparing = True
+            self._admission.num_admitted += 1
+            self._admission.num_preparing += 1
+
+    def joins_queue(self) -> None:
+        """The engine counts it from now on."""
+        if self._preparing:
+            self._preparing = False
+            self._admission.num_preparing -= 1
+
+    def end(self) -> None:
+        """It has been answered, or its client is gone."""
+        self.joins_queue()
+        if self._admitted:
+            self._admitted = False
+            self._admission.num_admitted -= 1
+
+
+class Admission:
+    """Counts the requests that were let in, and refuses those that find the queue full."""
+
+    def __init__(self, limits: ServerLimits | None = None) -> None:
+        self.limits = limits or ServerLimits()
+        self.num_admitted = 0
+        """Requests let in whose answer is not complete."""
+        self.num_preparing = 0
+        """Those of them that are not in the engine's queue yet."""
+        self.num_refused = 0
+
+    def admit(self, ticket: Ticket, queue: Queue) -> None:
+        """Let a request in. Raises ApiError (429) if the queue is full."""
+        limits = self.limits
+        num_requests = queue.num_waiting + self.num_preparing
+        if num_requests >= limits.max_queued_requests:
+            self._refuse(f"{num_requests:,} requests", f"{limits.max_queued_requests:,}")
+        if queue.num_waiting_tokens >= limits.max_queued_tokens:
+            self._refuse(
+                f"requests with {queue.num_waiting_tokens:,} tokens",
+                f"{limits.max_queued_tokens:,}",
+            )
+        ticket.admit()
+
+    def _refuse(self, waiting: str, limit: str) -> None:
+        self.num_refused += 1
+        raise ApiError(
+            429,
+            f"the queue is full: {waiting} are waiting, the limit is {limit}; try again later",
+            code="queue_full",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
+
+
+class AdmittedClient:
+    """A RequestClient whose ticket learns when its request has joined the engine's queue."""
+
+    def __init__(self, client: RequestClient, ticket: Ticket) -> None:
+        self._client = client
+        self._ticket = ticket
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settled configuration."""
+        return self._client.config
+
+    @property
+    def frontend(self) -> Frontend:
+        """Tokenizer, chat template and request checks."""
+        return self._client.frontend
+
+    def next_id(self) -> str:
+        """An id that no request of this engine has had."""
+        return self._client.next_id()
+
+    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
+        """Run a request; each output holds what is new."""
+        self._ticket.joins_queue()
+        return self._client.stream(submission)
+
+
+class Tickets:
+    """ASGI middleware: gives every HTTP request a ticket, and takes it back at the end."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Speak ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        ticket = scope[_TICKET] = Ticket(self._admission)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            ticket.end()
+
+
+def get_ticket(scope: Scope) -> Ticket:
+    """The ticket of a call."""
+    ticket: Ticket = scope[_TICKET]
+    return ticket

@@ -60,7 +60,7 @@ def engine(num_blocks: int = 4 * WINDOW // BLOCK) -> Engine:
     settled = config(num_blocks)
     return Engine(
         config=settled,
-        frontend=None,  # type: ignore[arg-type]
+        checkpoint=None,  # type: ignore[arg-type]
         core=EngineCore(build_scheduler(settled), ConstantExecutor()),
         executor=Watching(),
         weight_bytes=1000,

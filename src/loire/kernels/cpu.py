@@ -6,6 +6,7 @@ one.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.kernels.interface import AttentionPlan, AttentionShape, FlatBatch, LayerCache, Linear
+from loire.kernels.interface import (
+    AttentionPlan,
+    AttentionShape,
+    FlatBatch,
+    LayerCache,
+    Linear,
+    whole,
+)
 from loire.kernels.reference import (
     ReferenceBackend,
     attend_row,
@@ -85,12 +93,13 @@ class CpuBackend(ReferenceBackend):
 
     def linear(
         self,
-        weight: Tensor,
+        weight: Tensor | Sequence[Tensor],
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
     ) -> Linear:
         """Pack weight [out, in] once if it is bfloat16."""
+        weight = whole(weight)
         if quantization is None and weight.dtype == torch.bfloat16 and can_pack():
             return PackedLinear(weight, bias)
         return super().linear(weight, bias, quantization=quantization)

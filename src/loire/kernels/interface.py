@@ -12,6 +12,7 @@ plan_attention() is called once per step, attend() once per layer with its plan 
 does), so that whatever the layers share is worked out once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,6 +111,11 @@ class Linear(Protocol):
         ...
 
 
+def whole(weight: Tensor | Sequence[Tensor]) -> Tensor:
+    """A weight that may come in parts, as one tensor."""
+    return weight if isinstance(weight, Tensor) else torch.cat(list(weight))
+
+
 class AttentionPlan(Protocol):
     """Whatever a backend works out once per step for all layers."""
 
@@ -120,18 +126,21 @@ class Backend(Protocol):
     name: str
     batch_invariant_dtypes: frozenset[torch.dtype]
     """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""
+    copies_weights: bool
+    """Whether linear() keeps nothing of the tensors it is given, on whatever memory they lie."""
     torch_threads: int | None
     """Threads for PyTorch's own operators during a step; None leaves them as they are."""
 
     def linear(
         self,
-        weight: Tensor,
+        weight: Tensor | Sequence[Tensor],
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
     ) -> Linear:
         """Prepare weight [out, in] (and bias [out]); the caller drops its own reference.
 
+        weight: whole, or in parts, one below the other.
         quantization: rounds weights and activations as loire.kernels.quantization defines it.
         """
         ...

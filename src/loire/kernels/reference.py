@@ -1,5 +1,6 @@
 """The operations in plain torch, on any device: their definition. Others must agree with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from loire.kernels.interface import (
     LayerCache,
     Linear,
     RotaryTable,
+    whole,
 )
 from loire.kernels.quantization import ReferenceQuantizedLinear
 
@@ -52,19 +54,20 @@ class ReferenceBackend:
 
     name = "reference"
     batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
+    copies_weights = False
     torch_threads: int | None = None
 
     def linear(
         self,
-        weight: Tensor,
+        weight: Tensor | Sequence[Tensor],
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
     ) -> Linear:
         """Keep weight [out, in] as it is, or as codes."""
         if quantization is not None:
-            return ReferenceQuantizedLinear(weight, bias, quantization)
-        return ReferenceLinear(weight, bias)
+            return ReferenceQuantizedLinear(whole(weight), bias, quantization)
+        return ReferenceLinear(whole(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, E] (or [..., E]) normalised in float32, times weight."""

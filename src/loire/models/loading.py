@@ -1,6 +1,7 @@
 """Weights from a checkpoint into a decoder, layer by layer, so that memory peaks at little more
 than the final size. Every tensor must be used and every weight be there."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,8 @@ from loire.kernels.interface import AttentionShape, Backend, HeadNorms, Linear, 
 from loire.models.decoder import MLP, Attention, Decoder, Layer
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
+
+LAYERS_AHEAD = 2
 
 
 def load_decoder(
@@ -69,13 +72,13 @@ class _Loader:
             "model.embed_tokens.weight", (description.vocab_size, description.hidden_size)
         )
         layers = []
-        # Reading and dequantizing run ahead on another thread while a layer is packed: by one
-        # layer, as two more in memory are few and all of them would be a second copy.
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._prefetch, 0)
+        # Reading and dequantizing run ahead on other threads while a layer is packed: by two
+        # layers, as so many more in memory are few and all of them would be a second copy.
+        with ThreadPoolExecutor(LAYERS_AHEAD) as pool:
+            ahead = deque(pool.submit(self._prefetch, index) for index in range(LAYERS_AHEAD))
             for index in range(description.num_layers):
-                tensors = ahead.result()
-                ahead = pool.submit(self._prefetch, index + 1)
+                tensors = ahead.popleft().result()
+                ahead.append(pool.submit(self._prefetch, index + LAYERS_AHEAD))
                 layers.append(self._layer(index, tensors))
                 if progress is not None:
                     progress((index + 1) / (description.num_layers + 1))
@@ -111,10 +114,17 @@ class _Loader:
         """All tensors of a layer, converted to the model's dtype on the host."""
         prefix = f"model.layers.{index}."
         return {
-            name.removeprefix(prefix): self.reader.read(name, self._dtype_of(name))
+            name.removeprefix(prefix): self.reader.read(
+                name, self._dtype_of(name), may_share=self._packed_once(name)
+            )
             for name in self.checkpoint.tensors
             if name.startswith(prefix)
         }
+
+    def _packed_once(self, name: str) -> bool:
+        """Whether a tensor is a matrix that the backend copies into a form of its own."""
+        on_host = self.device.type == "cpu"
+        return name.endswith("proj.weight") and self.backend.copies_weights and on_host
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return torch.float32 if "norm" in name else self.dtype
@@ -193,7 +203,7 @@ class _Loader:
             activation=description.activation,
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def _linear(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> Linear:
         return self.backend.linear(weight, bias, quantization=self.quantization)
 
     # --- single tensors -----------------------------------------------------------------------
@@ -226,17 +236,17 @@ class _Taker:
         in_features: int,
         *,
         with_bias: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weight [sum(sizes), in] and bias of projections that are computed as one."""
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Weight [sum(sizes), in] in parts, and bias, of projections that are computed as one."""
         if f"{fused_name}.weight" in self._tensors:
             weight = self(f"{fused_name}.weight", (sum(sizes), in_features))
             bias = self(f"{fused_name}.bias", (sum(sizes),)) if with_bias else None
-            return weight, bias
+            return [weight], bias
         pairs = list(zip(names, sizes, strict=True))
-        weight = torch.cat([self(f"{name}.weight", (size, in_features)) for name, size in pairs])
+        parts = [self(f"{name}.weight", (size, in_features)) for name, size in pairs]
         if not with_bias:
-            return weight, None
-        return weight, torch.cat([self(f"{name}.bias", (size,)) for name, size in pairs])
+            return parts, None
+        return parts, torch.cat([self(f"{name}.bias", (size,)) for name, size in pairs])
 
 
 def expected_names(description: ModelDescription, present: set[str]) -> list[str]:

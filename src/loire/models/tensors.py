@@ -12,7 +12,7 @@ from torch import Tensor
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 
-CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = 2**19
 """How many elements are dequantized at once."""
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -25,17 +25,20 @@ class TensorReader:
         self._tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype, *, may_share: bool = False) -> Tensor:
         """The tensor on the host, contiguous, in dtype.
+
+        may_share: where nothing has to be changed, it may lie in the mapped file: for a caller
+        who reads it once and lets go of it.
 
         Raises CheckpointError if its file cannot be read, or is shorter than when it was opened.
         """
         info = self._tensors[name]
         data = self._bytes(info)
         if info.format.name in _PLAIN:
-            # A copy always: nothing may go on pointing into a file.
+            # Otherwise a copy always: nothing may go on pointing into a file.
             values = torch.frombuffer(data, dtype=_PLAIN[info.format.name])
-            tensor = values.view(info.shape).to(dtype, copy=True)
+            tensor = values.view(info.shape).to(dtype, copy=not may_share)
         else:
             tensor = _dequantize(info, data, dtype)
         if info.interleaved_heads:

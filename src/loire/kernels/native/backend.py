@@ -2,6 +2,9 @@
 
 import os
 import weakref
+from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +43,7 @@ class NativeBackend:
 
     name = "native"
     batch_invariant_dtypes = frozenset(_TYPES)
+    copies_weights = True
     torch_threads: int | None = 1  # it has threads of its own
 
     def __init__(self, num_threads: int | None = None, instruction_set: str | None = None) -> None:
@@ -85,13 +89,14 @@ class NativeBackend:
 
     def linear(
         self,
-        weight: Tensor,
+        weight: Tensor | Sequence[Tensor],
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
     ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
-        return NativeLinear(self, self._library, self._context, weight, bias, quantization)
+        parts = [weight] if isinstance(weight, Tensor) else list(weight)
+        return NativeLinear(self, self._library, self._context, parts, bias, quantization)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
@@ -275,30 +280,34 @@ class NativeLinear:
         backend: NativeBackend,
         library: NativeLibrary,
         context: int,
-        weight: Tensor,
+        parts: Sequence[Tensor],
         bias: Tensor | None,
         quantization: Quantization | None,
     ) -> None:
-        self.out_features, self.in_features = weight.shape
+        self.in_features = parts[0].shape[1]
+        self.out_features = sum(len(part) for part in parts)
         self._backend = backend  # keeps the context open
         self._context = context
         self._library = library
         self._run = library.linear
-        self._dtype = weight.dtype
+        self._dtype = parts[0].dtype
         self._quantization = quantization
-        if not weight.numel():
+        if not self.out_features * self.in_features:
             raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
-        weight = weight if weight.stride(1) == 1 else weight.contiguous()
-        bias = None if bias is None else bias.to(weight.dtype).contiguous()
+        parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
+        if any(part.shape[1] != self.in_features or part.dtype != self._dtype for part in parts):
+            raise ValueError("the parts of a weight differ in their inputs or dtypes")
+        bias = None if bias is None else bias.to(self._dtype).contiguous()
         handle = library.pack(
             context,
-            _type(weight),
+            _type(parts[0]),
             _FORMATS[quantization],
-            weight.data_ptr(),
+            len(parts),
+            _array(c_void_p, [part.data_ptr() for part in parts]),
+            _array(c_int64, [len(part) for part in parts]),
+            _array(c_int64, [part.stride(0) for part in parts]),
             None if bias is None else bias.data_ptr(),
-            self.out_features,
             self.in_features,
-            weight.stride(0),
         )
         if handle is None:
             raise EngineError(
@@ -363,6 +372,11 @@ def instruction_sets() -> tuple[str, ...]:
     """Instruction sets that can be used here, best first. Raises ConfigError if none can."""
     names: bytes = load_library().instruction_sets()
     return tuple(names.decode().split(","))
+
+
+def _array(kind: Any, values: Sequence[int]) -> Any:
+    """A C array."""
+    return (kind * len(values))(*values)
 
 
 def _type(x: Tensor) -> int:

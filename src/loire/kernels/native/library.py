@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -35,7 +35,7 @@ class NativeLibrary:
         self.open = self._function("loire_open", pointer, (c_char_p, c_int32))
         self.close = self._function("loire_close", None, (pointer,))
         self.pack = self._function(
-            "loire_pack", pointer, (pointer, c_int32, c_int32, pointer, pointer, size, size, size)
+            "loire_pack", pointer, (pointer, c_int32, c_int32, c_int32, *(pointer,) * 4, size)
         )
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
         self.linear = self._function("loire_linear", c_int, (*(pointer,) * 4, c_int32, size))

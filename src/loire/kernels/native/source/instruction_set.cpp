@@ -27,6 +27,7 @@ namespace {
 #include "attention.h"
 #include "linear.h"
 #include "linear_quantized.h"
+#include "pack.h"
 #include "largest.h"
 #include "limits.h"
 #if defined(LOIRE_AMX)
@@ -37,11 +38,11 @@ namespace {
 #endif
 
 template <typename Format>
-constexpr LinearOperations linear_operations(PieceFunction pack_activations) {
-    return {pack_activations,
+constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction pack_activations) {
+    return {pack,
+            pack_activations,
             linear_piece<Format>,
             Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
-            Layout::CHAINS,
             block_tokens<Format::MOST_ROWS>,
             1};
 }
@@ -49,7 +50,8 @@ constexpr LinearOperations linear_operations(PieceFunction pack_activations) {
 template <typename Element, int BITS>
 constexpr LinearOperations quantized_operations() {
     using Format = QuantizedFormat<Element, BITS>;
-    return linear_operations<Format>(quantize_activations_piece<Format>);
+    return linear_operations<Format>(BITS == 8 ? pack_int8_piece<Element> : pack_int4_piece<Element>,
+                                     quantize_activations_piece<Format>);
 }
 
 template <typename Element, typename Format>
@@ -60,7 +62,7 @@ constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops
             attention_piece<Element>,
             multiply_limit,
             flops,
-            linear_operations<Format>(pack_activations_piece<Format>),
+            linear_operations<Format>(pack_dense_piece<Element>, pack_activations_piece<Format>),
             quantized_operations<Element, 8>(),
             quantized_operations<Element, 4>()};
 }
@@ -71,8 +73,8 @@ constexpr TypedOperations bfloat16_operations() {
     TypedOperations result = operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece,
                                                                   FLOPS * BFLOAT16_LINKS);
 #if defined(LOIRE_AMX)
-    result.dense = {pack_tiles_piece, linear_tiles_piece, TOKEN_STEP_BYTES, Layout::TILES,
-                    tile_tokens, 4};
+    result.dense = {pack_dense_piece<bfloat16, false>, pack_tiles_piece, linear_tiles_piece,
+                    TOKEN_STEP_BYTES, tile_tokens, 4};
     result.multiply_limit = multiply_tiles_limit_piece;
     result.multiply_limit_flops = TILE_LIMIT_FLOPS;
 #endif

@@ -144,7 +144,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 4; }
+int loire_interface_version() { return 5; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -167,18 +167,25 @@ void* loire_open(const char* instruction_set, int32_t num_threads) {
 
 void loire_close(void* context) { delete static_cast<Context*>(context); }
 
+// The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
 // format: 0 keeps the numbers, 8 and 4 quantize them to that many bits.
-void* loire_pack(Context* context, int32_t type, int32_t format, const void* weight,
-                 const void* bias, int64_t out_features, int64_t in_features,
-                 int64_t row_stride) {
+void* loire_pack(Context* context, int32_t type, int32_t format, int32_t num_parts,
+                 const void* const* parts, const int64_t* part_outputs, const int64_t* row_strides,
+                 const void* bias, int64_t in_features) {
     PackedWeight* packed = nullptr;
     locked(context, [&] {
         if (format != 0 && format != 8 && format != 4)
             throw std::invalid_argument("weights have no format " + std::to_string(format));
+        check_range("number of parts", num_parts, MOST_PARTS + 1);
+        std::vector<WeightPart> all;
+        int64_t outputs = 0;
+        for (int32_t i = 0; i < num_parts; ++i) {
+            all.push_back({parts[i], part_outputs[i], row_strides[i]});
+            outputs += part_outputs[i];
+        }
         const auto kind = WeightFormat(format);
-        packed = new PackedWeight(context->pool, weight, bias, type == 1, kind, out_features,
-                                  in_features, row_stride,
-                                  context->linear(type == 1, kind).layout);
+        packed = new PackedWeight(context->pool, context->linear(type == 1, kind), all, bias,
+                                  type == 1, kind, outputs, in_features);
     });
     return packed;
 }

@@ -127,9 +127,6 @@ struct AttentionArguments {
 constexpr int64_t STEP = 32;
 constexpr int64_t DENSE_PANEL = 32, QUANTIZED_PANEL = 16;
 
-// The order of words in a step of a packed weight.
-enum class Layout { CHAINS, TILES };  // see linear.h, linear_amx.h
-
 struct PackActivationsArguments {
     const void* x;  // [T, in]
     void* packed;   // see linear.h, linear_amx.h, linear_quantized.h
@@ -157,11 +154,36 @@ struct LimitArguments {
     float* results;  // per piece, so that nothing is left out
 };
 
-// How to multiply with weights of one format.
+// Rows of a weight that lie together in memory.
+struct WeightPart {
+    const void* rows;  // [outputs, in]
+    int64_t outputs, stride;  // in elements, from row to row
+};
+
+constexpr int MOST_PARTS = 3;
+
+// A weight [out, in] to be packed, its parts one below the other; a piece is a panel.
+struct PackArguments {
+    WeightPart parts[MOST_PARTS];
+    char* packed;
+    float* scales;  // per output, of int8
+    int64_t out_features, in_features, steps, panel_bytes;
+
+    // Row `out`, or null beyond the last.
+    const void* row(int64_t out, int64_t element_bytes) const {
+        for (const WeightPart& part : parts) {
+            if (out < part.outputs)
+                return static_cast<const char*>(part.rows) + out * part.stride * element_bytes;
+            out -= part.outputs;
+        }
+        return nullptr;
+    }
+};
+
+// How to pack and to multiply with weights of one format.
 struct LinearOperations {
-    PieceFunction pack_activations, linear;
+    PieceFunction pack, pack_activations, linear;
     int64_t packed_bytes_per_step;   // of one token's activations
-    Layout layout;                   // of packed weights
     int64_t (*tokens_per_block)(int64_t tokens);  // of packed activations, for so many in all
     int64_t panels_per_piece;        // at least, where activations leave the L1 cache
 };

@@ -1,8 +1,10 @@
-// A weight in panels, in the layout that an instruction set reads.
+// A weight in panels, in the layout that an instruction set reads. DENSE keeps the numbers, the other
+// formats round them as linear_quantized.h says.
 
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "pool.h"
 
@@ -12,11 +14,11 @@ enum class WeightFormat : int32_t { DENSE = 0, INT8 = 8, INT4 = 4 };
 
 class PackedWeight {
   public:
-    // weight [out, in] with rows of row_stride elements, bias [out] or null, both of one type.
-    // format: DENSE keeps the numbers, the others round them as linear_quantized.h says.
-    PackedWeight(Pool& pool, const void* weight, const void* bias, bool is_bfloat16,
-                 WeightFormat format, int64_t out_features, int64_t in_features,
-                 int64_t row_stride, Layout layout);
+    // parts (at most MOST_PARTS) of the weight and bias [out] (or null), all of one type.
+    // operations: those of the format, which multiply with it later.
+    PackedWeight(Pool& pool, const LinearOperations& operations,
+                 const std::vector<WeightPart>& parts, const void* bias, bool is_bfloat16,
+                 WeightFormat format, int64_t out_features, int64_t in_features);
     ~PackedWeight();
     PackedWeight(const PackedWeight&) = delete;
     PackedWeight& operator=(const PackedWeight&) = delete;

@@ -86,9 +86,9 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
                            const std::vector<bfloat16>& weight, const std::vector<bfloat16>& bias,
                            const std::vector<bfloat16>& x) {
     const LinearOperations& dense = operations.bfloat16.dense;
-    const PackedWeight packed(pool, weight.data(), bias.data(), true, WeightFormat::DENSE,
-                              shape.out_features, shape.in_features, shape.in_features,
-                              dense.layout);
+    const PackedWeight packed(pool, dense, {{weight.data(), shape.out_features, shape.in_features}},
+                              bias.data(), true, WeightFormat::DENSE, shape.out_features,
+                              shape.in_features);
     Scratch activations;
     std::vector<float> out(size_t(shape.tokens * shape.out_features));
     multiply(dense, pool, activations, packed, x.data(), out.data(), true, shape.tokens);

@@ -44,6 +44,8 @@ class FakeEngine:
         self.reply = reply
         self.at_once = at_once
         self.alive = True
+        self.num_restarts = 0
+        self.listeners: list[Callable[[StepRecord], None]] = []
         self.ready = True
         self.ended_with: EngineError | None = None
         self.closed = False
@@ -86,6 +88,14 @@ class FakeEngine:
     @property
     def num_waiting_tokens(self) -> int:
         return 10 * self.num_waiting
+
+    @property
+    def num_blocks_in_use(self) -> int:
+        return 2 * len(self.running)
+
+    def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
 
     def end_all(self, error: EngineError) -> None:
         self.ended_with = error

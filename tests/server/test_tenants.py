@@ -31,6 +31,10 @@ async def complete(client: httpx.AsyncClient, key: str, **fields: Any) -> dict[s
     return answer
 
 
+def scrape(served: ServedModel) -> bytes:
+    return served.observer.metrics.scrape()
+
+
 def test_salts() -> None:
     assert tenant_salt("", "") == ""
     assert tenant_salt("", "x") == "x"
@@ -63,7 +67,8 @@ def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
     async def test() -> list[int]:
         options = EngineOptions(dtype="float32", num_threads=1, kv_cache_memory_bytes=2**20)
         engine = await SupervisedEngine.create(str(tiny_llama), options)
-        app = create_app(ServedModel([NAME], engine), ACCESS)
+        served = ServedModel([NAME], engine)
+        app = create_app(served, ACCESS)
         transport = httpx.ASGITransport(app=app)
         cached = []
         try:
@@ -73,6 +78,10 @@ def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
                 ):  # fmt: skip
                     usage = (await complete(client, key, cache_salt=salt))["usage"]
                     cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+            # The engine's steps reach the metrics and the lives of the requests.
+            assert b'loire_computed_tokens_total{phase="decode"} 6.0' in scrape(served)
+            assert [call.requests[0].num_steps for call in served.observer.recent()] == [2] * 6
+            assert b"loire_kv_blocks_in_use 0.0" in scrape(served)
         finally:
             await engine.close()
         return cached

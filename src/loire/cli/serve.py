@@ -4,6 +4,7 @@ import argparse
 
 from loire.cli.access_options import access_options, add_access_options
 from loire.cli.limit_options import add_limit_options, server_limits
+from loire.cli.log_options import add_log_options, log_options
 from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, engine_options
 
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_access_options(parser)
     add_limit_options(parser)
+    add_log_options(parser)
     add_engine_options(parser)
 
 
@@ -32,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
         options=EngineOptions(**engine_options(args)),
         access=access_options(args),
         limits=server_limits(args),
+        log=log_options(args),
     )
     return serve(settings, host=args.host, port=args.port)

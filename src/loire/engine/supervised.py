@@ -114,6 +114,22 @@ class SupervisedEngine:
         """What happened in the latest steps, oldest first."""
         return tuple(self.supervisor.records)
 
+    @property
+    def num_blocks_in_use(self) -> int:
+        """KV blocks that requests hold."""
+        return self.supervisor.blocks_in_use
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were started to replace one that had died."""
+        return self.supervisor.num_restarts
+
+    def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
+        """Tell a listener of each step from now on; call what is returned to end that."""
+        listeners = self.supervisor.step_listeners
+        listeners.append(listener)
+        return lambda: listeners.remove(listener)
+
     def next_id(self) -> str:
         """An id that no request of this engine has had."""
         return f"request-{next(self._ids)}"

@@ -74,6 +74,8 @@ class EngineSupervisor:
     ) -> None:
         self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
         """What happened in the latest steps of all engines, oldest first."""
+        self.step_listeners: list[Callable[[StepRecord], None]] = []
+        """Told of each step, on the event loop."""
         self.num_restarts = 0
         self.blocks_in_use = 0
         """KV blocks that requests hold, as of the engine's latest news."""
@@ -276,6 +278,8 @@ class EngineSupervisor:
         self.blocks_in_use = news.blocks_in_use
         if news.record is not None:
             self.records.append(news.record)
+            for listener in tuple(self.step_listeners):
+                listener(news.record)
         accepted = [self._journal.accept(update) for update in news.updates]
         self._on_updates([update for update in accepted if update is not None])
         if self._journal.num_held:

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from loire import __version__
-from loire.server import chat, completions, health, live, models, page
+from loire.server import admin, chat, completions, health, live, metrics_route, models, page
 from loire.server.access import OPEN_ACCESS, Access
 from loire.server.admission import Tickets
+from loire.server.calls import CallLog
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
 from loire.server.limits import BodyLimit
@@ -33,12 +34,13 @@ def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.served = served
-    for module in (chat, completions, models, health, live, page):
+    for module in (chat, completions, models, health, live, page, admin, metrics_route):
         app.include_router(module.router)
     # The last one added is the first to see a request.
     app.add_middleware(Tickets, admission=served.admission)
     app.add_middleware(BodyLimit)
     app.add_middleware(RateGuard)
     app.add_middleware(KeyGuard, access)
+    app.add_middleware(CallLog, served.observer.metrics)
     add_error_handlers(app)
     return app

@@ -24,6 +24,7 @@ from loire.base.errors import (
     RequestError,
     RequestTimeoutError,
 )
+from loire.server.call import get_call
 
 UNION_TAG = "as "
 """Marks the parts of a validation path that name a member of a union, not a field."""
@@ -104,6 +105,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Let every exception that reaches the app leave it in the OpenAI form."""
 
     async def answer(request: Request, error: Exception) -> Response:
+        get_call(request.scope).error_code = describe(error)[1].error.code
         return error_response(error)
 
     async def nobody_reads(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loire.server.access import Access
+from loire.server.call import get_call
 from loire.server.caller import Caller, set_caller
 from loire.server.errors import ApiError
 from loire.server.keys import ApiKey
@@ -49,6 +50,7 @@ class KeyGuard:
             if key is not None:
                 caller = self._callers[key.name]
         set_caller(scope, caller)
+        get_call(scope).tenant = caller.tenant
         await self._app(scope, receive, send)
 
     def _presented(self, scope: Scope) -> ApiKey | None:

@@ -5,6 +5,7 @@ import json
 from fastapi import Response
 from starlette.types import Scope
 
+from loire.server.call import get_call
 from loire.server.errors import ApiError, error_response
 
 _ANTHROPIC_TYPES = {
@@ -17,6 +18,7 @@ _ANTHROPIC_TYPES = {
 
 def refusal(scope: Scope, error: ApiError) -> Response:
     """The response to a call that no route will see."""
+    get_call(scope).error_code = error.code
     if not scope["path"].startswith("/v1/messages"):
         return error_response(error)
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")

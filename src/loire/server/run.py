@@ -8,7 +8,6 @@ This process never imports torch.
 import asyncio
 import logging
 import socket
-import sys
 import time
 from types import FrameType
 from typing import Any
@@ -21,6 +20,7 @@ from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import SupervisorOptions
 from loire.server.admission import Admission
 from loire.server.app import create_app
+from loire.server.logs import log_to_stderr
 from loire.server.served import ServedModel
 from loire.server.settings import ServerSettings
 
@@ -42,10 +42,12 @@ def serve(settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000
     bound, or should not be without keys, whatever loading the model raises, and EngineError if
     the engine is lost for good.
     """
-    _log_to_stderr()
+    log_to_stderr(settings.log.format)
     access = settings.access.settle(host)
     listener = bind(host, port)
-    served = ServedModel(settings.names, admission=Admission(settings.limits))
+    served = ServedModel(
+        settings.names, admission=Admission(settings.limits), log_prompts=settings.log.prompts
+    )
     app = create_app(served, access)
     try:
         asyncio.run(_serve(listener, app, served, settings))
@@ -179,14 +181,3 @@ async def _load(
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _log_to_stderr() -> None:
-    """One line per stage from Loire; from uvicorn only what went wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("loire", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(level)
-        logger.propagate = False

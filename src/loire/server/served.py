@@ -1,7 +1,7 @@
 """The model that is served: its names, and the engine behind it once it is loaded."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeAlias
 
@@ -10,9 +10,12 @@ from fastapi import Depends, Request
 from loire.base.errors import EngineError
 from loire.base.step import StepRecord
 from loire.server.admission import Admission, AdmittedClient, Ticket, get_ticket
+from loire.server.call import Call, get_call
 from loire.server.caller import Caller, get_caller
 from loire.server.errors import ApiError
+from loire.server.metrics import EngineState, Metrics
 from loire.server.request_client import RequestClient
+from loire.server.request_watch import Observer
 from loire.server.tenants import TenantClient
 
 State: TypeAlias = Literal["loading", "ready", "draining", "stopped"]
@@ -51,6 +54,20 @@ class EngineClient(RequestClient, Protocol):
         """Prompt tokens of those."""
         ...
 
+    @property
+    def num_blocks_in_use(self) -> int:
+        """KV blocks that requests hold."""
+        ...
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were started to replace one that had died."""
+        ...
+
+    def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
+        """Tell a listener of each step from now on; call what is returned to end that."""
+        ...
+
     def end_all(self, error: EngineError) -> None:
         """End every request with this error."""
         ...
@@ -64,7 +81,7 @@ class ServedModel:
     """One model under one or more names: loading at first, then ready, at last draining.
 
     names: what requests may call it; the first is the one it is shown under. admission: bounds
-    the queue.
+    the queue. log_prompts: whether the log shows what is asked.
     """
 
     def __init__(
@@ -72,13 +89,18 @@ class ServedModel:
         names: Sequence[str],
         client: EngineClient | None = None,
         admission: Admission | None = None,
+        *,
+        log_prompts: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.created = int(time.time())
         self.draining = False
         """Whether the server is stopping: no new requests are taken."""
         self.admission = admission or Admission()
-        self._client = client
+        self.observer = Observer(Metrics(self._engine_state), log_prompts=log_prompts)
+        self._client: EngineClient | None = None
+        if client is not None:
+            self.set_ready(client)
 
     @property
     def state(self) -> State:
@@ -99,6 +121,7 @@ class ServedModel:
     def set_ready(self, client: EngineClient) -> None:
         """From now on, requests are taken."""
         self._client = client
+        client.watch_steps(self.observer.add_step)
 
     @property
     def client(self) -> EngineClient:
@@ -140,6 +163,19 @@ class ServedModel:
         if self._client is not None:
             await self._client.close()
 
+    def _engine_state(self) -> EngineState | None:
+        client = self._client
+        if client is None:
+            return None
+        return EngineState(
+            num_running=client.num_requests - client.num_waiting,
+            num_waiting=client.num_waiting,
+            num_waiting_tokens=client.num_waiting_tokens,
+            num_blocks=client.config.num_blocks,
+            num_blocks_in_use=client.num_blocks_in_use,
+            num_restarts=client.num_restarts,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ServedToCaller:
@@ -148,6 +184,7 @@ class ServedToCaller:
     model: ServedModel
     caller: Caller
     ticket: Ticket
+    call: Call
 
     @property
     def names(self) -> Sequence[str]:
@@ -166,12 +203,15 @@ class ServedToCaller:
         """
         client = self.model.client_for(name)
         self.model.admission.admit(self.ticket, client)
-        return TenantClient(AdmittedClient(client, self.ticket), self.caller)
+        admitted = AdmittedClient(client, self.ticket)
+        return TenantClient(admitted, self.caller, self.model.observer, self.call)
 
 
 async def _served_to_caller(request: Request) -> ServedToCaller:
     scope = request.scope
-    return ServedToCaller(request.app.state.served, get_caller(scope), get_ticket(scope))
+    return ServedToCaller(
+        request.app.state.served, get_caller(scope), get_ticket(scope), get_call(scope)
+    )
 
 
 Served = Annotated[ServedToCaller, Depends(_served_to_caller)]

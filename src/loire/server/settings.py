@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
 from loire.server.access import AccessOptions
+from loire.server.logs import LogOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class ServerSettings:
         names: under which requests may ask for it; the first is the one it is shown under.
         options: of the engine.
         access: who may use it.
+        log: what it writes to stderr.
     """
 
     model: str
@@ -54,3 +56,4 @@ class ServerSettings:
     options: EngineOptions = field(default_factory=EngineOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    log: LogOptions = field(default_factory=LogOptions)

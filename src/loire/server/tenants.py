@@ -12,11 +12,14 @@ from dataclasses import replace
 from typing import cast
 
 from loire.base.config import EngineConfig
+from loire.base.errors import LoireError
 from loire.base.outputs import RequestOutput
 from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
+from loire.server.call import Call
 from loire.server.caller import Caller
 from loire.server.request_client import RequestClient
+from loire.server.request_watch import Observer
 
 
 def tenant_salt(tenant: str, cache_salt: str) -> str:
@@ -32,9 +35,13 @@ def tenant_salt(tenant: str, cache_salt: str) -> str:
 class TenantClient:
     """A RequestClient whose requests are all made on behalf of one caller."""
 
-    def __init__(self, client: RequestClient, caller: Caller) -> None:
+    def __init__(
+        self, client: RequestClient, caller: Caller, observer: Observer, call: Call
+    ) -> None:
         self._client = client
         self._caller = caller
+        self._observer = observer
+        self._call = call
 
     @property
     def config(self) -> EngineConfig:
@@ -64,8 +71,16 @@ class TenantClient:
         salt = tenant_salt(self._caller.tenant, request.cache_salt)
         salted = replace(submission, request=replace(request, cache_salt=salt))
         outputs = cast("AsyncGenerator[RequestOutput, None]", self._client.stream(salted))
-        async with aclosing(outputs):
-            async for output in outputs:
-                num_tokens = sum(len(delta.token_ids) for delta in output.outputs)
-                self._caller.meter.take_output(num_tokens)
-                yield output
+        watch = self._observer.watch(salted, self._call)
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    watch.see(output)
+                    num_tokens = sum(len(delta.token_ids) for delta in output.outputs)
+                    self._caller.meter.take_output(num_tokens)
+                    yield output
+        except LoireError as error:
+            watch.fail(error)
+            raise
+        finally:
+            watch.end()

@@ -1,0 +1,21 @@
+"""Flags of `loire serve` about its log."""
+
+import argparse
+
+from loire.server.logs import LogOptions
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    group = parser.add_argument_group("log")
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="of the lines on stderr"
+    )
+    group.add_argument(
+        "--log-prompts", action="store_true", help="log what is asked, which is otherwise kept out"
+    )
+
+
+def log_options(args: argparse.Namespace) -> LogOptions:
+    """Settings from the flags that were given."""
+    return LogOptions(format=args.log_format, prompts=args.log_prompts)

@@ -1,0 +1,65 @@
+"""One HTTP call: what is known about it, from its first byte to its last."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from starlette.types import Scope
+
+from loire.base.outputs import RequestTiming
+
+Outcome: TypeAlias = Literal["completed", "aborted", "failed"]
+
+
+@dataclass(slots=True, eq=False)
+class RequestLife:
+    """One request that a call made to the engine. Times are monotonic, in seconds."""
+
+    request_id: str
+    """The engine's name for it."""
+    arrival_s: float
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_steps: int = 0
+    """Steps that computed something of it."""
+    num_recomputations: int = 0
+    """How often a sequence of it was preempted after its first token, and computed again."""
+    timing: RequestTiming = field(default_factory=RequestTiming)
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    """Per choice, how it ended."""
+    decoding: set[int] = field(default_factory=set)
+    """Its sequences that generate tokens, by the scheduler's numbers."""
+    outcome: Outcome | None = None
+    """None while it is waiting or running."""
+    error: str | None = None
+    end_s: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """call_id: the client's own, or one that was made up. Times as in RequestLife."""
+
+    call_id: str
+    method: str = ""
+    path: str = ""
+    tenant: str = ""
+    start_s: float = field(default_factory=time.monotonic)
+    start_unix_s: float = field(default_factory=time.time)
+    end_s: float | None = None
+    status: int | None = None
+    """Of the response; None before it began."""
+    error_code: str | None = None
+    """Why it was refused or failed."""
+    requests: list[RequestLife] = field(default_factory=list)
+
+
+def set_call(scope: Scope, call: Call) -> None:
+    """Note what a scope belongs to."""
+    scope.setdefault("state", {})["call"] = call
+
+
+def get_call(scope: Scope) -> Call:
+    """The call that a scope belongs to; a nameless one if none was noted."""
+    call: Call | None = scope.get("state", {}).get("call")
+    return call or Call("")

@@ -1,0 +1,161 @@
+"""What Prometheus sees. Names and units follow https://prometheus.io/docs/practices/naming/.
+
+All metrics are in a registry of their own, so that several servers in one process do not mix.
+docs/metrics.md says what each one means.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from loire.base.step import StepRecord
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0),
+)
+"""Bounds of histograms of time: three a decade, from a step to a long answer."""
+
+POWERS = tuple(float(2**exponent) for exponent in range(14))
+"""Bounds of histograms of sizes: 1 to 8192."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """How an engine stands at this moment."""
+
+    num_running: int
+    """Requests."""
+    num_waiting: int
+    num_waiting_tokens: int
+    num_blocks: int
+    """KV blocks of the pool."""
+    num_blocks_in_use: int
+    num_restarts: int
+    """Engines that were started to replace one that had died."""
+
+
+class Metrics:
+    """Everything that is counted and measured.
+
+    read_state: asked at each scrape; None while there is no engine yet.
+    """
+
+    def __init__(self, read_state: Callable[[], EngineState | None]) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(_StateCollector(read_state))
+        ProcessCollector(registry=self.registry)
+        self.requests = self._counter(
+            "loire_requests", "Requests that ended, by how they did", "tenant", "outcome"
+        )
+        self.rejections = self._counter(
+            "loire_rejections", "Calls that were refused, by the error's code", "reason"
+        )
+        self.prompt_tokens = self._counter(
+            "loire_prompt_tokens", "Prompt tokens of requests that began", "tenant"
+        )
+        self.cached_tokens = self._counter(
+            "loire_cached_prompt_tokens", "Those of them found in the prefix cache", "tenant"
+        )
+        self.output_tokens = self._counter("loire_output_tokens", "Tokens generated", "tenant")
+        self.prefix_queries = self._counter(
+            "loire_prefix_cache_queries", "Requests that looked into the prefix cache"
+        )
+        self.prefix_hits = self._counter(
+            "loire_prefix_cache_hits", "Requests that found a beginning of their prompt there"
+        )
+        self.queue_time = self._histogram(
+            "loire_queue_time_seconds", "From arrival to the first step that computes a request"
+        )
+        self.time_to_first_token = self._histogram(
+            "loire_time_to_first_token_seconds", "From arrival to the first output token"
+        )
+        self.inter_token_latency = self._histogram(
+            "loire_inter_token_latency_seconds", "From one output token of a request to the next"
+        )
+        self.request_duration = self._histogram(
+            "loire_request_duration_seconds", "From arrival to the end of a request"
+        )
+        self.step_duration = self._histogram(
+            "loire_step_duration_seconds", "Forward pass and sampling of a step"
+        )
+        self.batch_size = self._histogram(
+            "loire_batch_size_sequences", "Sequences computed in a step", POWERS
+        )
+        self.batch_tokens = self._histogram(
+            "loire_batch_size_tokens", "Tokens computed in a step", POWERS
+        )
+        self.computed_tokens = self._counter(
+            "loire_computed_tokens", "Tokens that steps computed", "phase"
+        )
+        self.preemptions = self._counter(
+            "loire_preemptions", "Sequences whose blocks were taken back, to be computed again"
+        )
+        self._prefill = self.computed_tokens.labels("prefill")
+        self._decode = self.computed_tokens.labels("decode")
+
+    def add_step(self, record: StepRecord) -> None:
+        """Count a step."""
+        num_prefill = num_decode = num_sequences = 0
+        for slot in record.slots:
+            num_prefill += slot.num_prefill_tokens
+            num_decode += slot.num_decode_tokens
+            num_sequences += bool(slot.num_prefill_tokens or slot.num_decode_tokens)
+        self.step_duration.observe(record.compute_s)
+        self.batch_size.observe(num_sequences)
+        self.batch_tokens.observe(num_prefill + num_decode)
+        self._prefill.inc(num_prefill)
+        self._decode.inc(num_decode)
+        self.preemptions.inc(record.num_preemptions)
+
+    def scrape(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, bounds: Iterable[float] = SECONDS) -> Histogram:
+        return Histogram(name, meaning, buckets=tuple(bounds), registry=self.registry)
+
+
+class _StateCollector(Collector):
+    """What is not counted but looked up when it is asked for."""
+
+    def __init__(self, read_state: Callable[[], EngineState | None]) -> None:
+        self._read_state = read_state
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of this moment; none while there is no engine."""
+        state = self._read_state()
+        if state is None:
+            return
+        yield GaugeMetricFamily(
+            "loire_running_requests", "Requests of which something is computed", state.num_running
+        )
+        yield GaugeMetricFamily(
+            "loire_waiting_requests", "Requests of which nothing is computed", state.num_waiting
+        )
+        yield GaugeMetricFamily(
+            "loire_waiting_tokens", "Prompt tokens of those", state.num_waiting_tokens
+        )
+        yield GaugeMetricFamily("loire_kv_blocks", "KV blocks of the pool", state.num_blocks)
+        yield GaugeMetricFamily(
+            "loire_kv_blocks_in_use", "Those that requests hold", state.num_blocks_in_use
+        )
+        yield GaugeMetricFamily(
+            "loire_kv_usage_ratio",
+            "Share of the pool that requests hold, 0 to 1",
+            state.num_blocks_in_use / state.num_blocks,
+        )
+        yield CounterMetricFamily(
+            "loire_engine_restarts",
+            "Engines started to replace one that had died",
+            state.num_restarts,
+        )

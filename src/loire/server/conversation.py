@@ -30,6 +30,7 @@ from loire.server.request_client import RequestClient
 from loire.text.answer_parser import AnswerParser
 from loire.text.dialect import Dialect
 from loire.text.reasoning import ReasoningSplitter
+from loire.text.reasoning_grammar import Thinking, Thoughts
 from loire.text.tools.definitions import ToolUse
 from loire.text.tools.events import (
     AnswerEvent,
@@ -40,7 +41,7 @@ from loire.text.tools.events import (
     ContentDelta,
     ReasoningDelta,
 )
-from loire.text.tools.grammar import CallGrammar, Thinking
+from loire.text.tools.grammar import CallGrammar
 from loire.text.tools.parser import ToolParser
 
 AnswerFinish = Literal["stop", "length", "tool_calls"]
@@ -159,9 +160,9 @@ def submit(
         conversation.messages, () if use is None else use.tools, conversation.variables
     )
     thinking = _thinking(dialect, prompt)
+    thoughts = Thoughts(dialect.reasoning, thinking, lambda text: _special_id(frontend, text))
+    params = _constrained(frontend, thoughts, use, params)
     enforced = use is not None and use.enforced
-    if use is not None:
-        params = _constrained(frontend, dialect, thinking, use, params)
     try:
         submission = frontend.rendered(
             client.next_id(),
@@ -214,9 +215,15 @@ def _thinking(dialect: Dialect, prompt: str) -> Thinking:
 
 
 def _constrained(
-    frontend: Frontend, dialect: Dialect, thinking: Thinking, use: ToolUse, params: SamplingParams
+    frontend: Frontend, thoughts: Thoughts, use: ToolUse | None, params: SamplingParams
 ) -> SamplingParams:
+    """The parameters with all that is asked of the answer's form as one constraint."""
     form = params.structured_outputs
+    if form is not None and (use is not None or thoughts.possible):
+        frontend.check_form(form)  # alone, so that an error is about what was sent
+    if use is None:
+        form = form and thoughts.before(form)
+        return replace(params, structured_outputs=form)
     if form is not None and not form.is_json:
         raise RequestError(
             f"{form.kind!r} fixes the form of the whole answer, so that no tool could be called: "
@@ -225,16 +232,7 @@ def _constrained(
         )
     if form is None and not use.enforced:
         return params
-    schema = None
-    if form is not None:
-        schema = '{"type": "object"}' if form.json_object else str(form.json)
-    grammar = CallGrammar(
-        dialect.tool_format,
-        lambda text: _special_id(frontend, text),
-        marks=dialect.reasoning,
-        thinking=thinking,
-        answer_schema=schema,
-    )
+    grammar = CallGrammar(frontend.dialect.tool_format, thoughts, form)
     return replace(params, structured_outputs=StructuredOutputs(grammar=grammar.write(use)))
 
 

@@ -274,7 +274,8 @@ def test_roles_and_parts_reach_the_template(engine: FakeEngine) -> None:
     assert engine.submissions[-1].prompt == (
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nab<|im_end|>\n"
         "<|im_start|>assistant\nc<|im_end|>\n"
-        "<|im_start|>user\n<tool_response>\nd\n</tool_response><|im_end|>\n"
+        "<|im_start|>user\nThe function that you called returned this:\nd\n"
+        "Answer my question with it.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 

@@ -1,6 +1,7 @@
 """Serve the OpenAI API over HTTP."""
 
 import argparse
+from pathlib import Path
 
 from loire.cli.access_options import access_options, add_access_options
 from loire.cli.limit_options import add_limit_options, server_limits
@@ -15,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one [8000]")
     parser.add_argument(
         "--served-model-name", action="append", help="name in the API (repeatable) [the model's]"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, help="folder for files and batches [data in LOIRE_HOME]"
     )
     add_access_options(parser)
     add_limit_options(parser)
@@ -35,5 +39,6 @@ def run(args: argparse.Namespace) -> int:
         access=access_options(args),
         limits=server_limits(args),
         log=log_options(args),
+        data_dir=args.data_dir,
     )
     return serve(settings, host=args.host, port=args.port)

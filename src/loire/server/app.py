@@ -2,14 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from loire import __version__
-from loire.server import admin, chat, completions, health, live, metrics_route, models, page
+from loire.checkpoint.store import loire_home
+from loire.server import admin, chat, completions, files, health, live, metrics_route, models, page
 from loire.server.access import OPEN_ACCESS, Access
 from loire.server.admission import Tickets
 from loire.server.calls import CallLog
+from loire.server.data_folder import DataFolder
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
 from loire.server.limits import BodyLimit
@@ -17,8 +20,14 @@ from loire.server.rate_guard import RateGuard
 from loire.server.served import ServedModel
 
 
-def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
-    """The routes for one served model. Shutting the app down stops its engine."""
+def create_app(
+    served: ServedModel, access: Access = OPEN_ACCESS, data_dir: Path | None = None
+) -> FastAPI:
+    """The routes for one served model. Shutting the app down stops its engine.
+
+    data_dir: where files and batches are kept; by default data in LOIRE_HOME.
+    """
+    data = DataFolder(data_dir or loire_home() / "data")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -26,6 +35,7 @@ def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
             yield
         finally:
             await served.close()
+            data.close()
 
     app = FastAPI(
         title="Loire",
@@ -34,7 +44,8 @@ def create_app(served: ServedModel, access: Access = OPEN_ACCESS) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.served = served
-    for module in (chat, completions, models, health, live, page, admin, metrics_route):
+    app.state.data = data
+    for module in (chat, completions, files, models, health, live, page, admin, metrics_route):
         app.include_router(module.router)
     # The last one added is the first to see a request.
     app.add_middleware(Tickets, admission=served.admission)

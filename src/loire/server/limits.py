@@ -4,25 +4,31 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loire.server.errors import error_response
+from loire.server.file_store import MAX_FILE_BYTES
 
 MAX_BODY_BYTES = 16 * 2**20
 
+UPLOAD_PATH = "/v1/files"
+MAX_UPLOAD_BYTES = MAX_FILE_BYTES + 2**16
+"""Of a form around a file, which goes to the disk while it arrives."""
+
 
 class BodyLimit:
-    """ASGI middleware: answers 413 when a body is, or grows, larger than max_bytes."""
+    """ASGI middleware: answers 413 when a body is, or grows, larger than its route reads."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes = MAX_UPLOAD_BYTES if scope["path"] == UPLOAD_PATH else MAX_BODY_BYTES
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        if lengths and lengths[0].isdigit() and int(lengths[0]) > self._max_bytes:
-            await error_response(self._too_large(f"{int(lengths[0]):,}"))(scope, receive, send)
+        if lengths and lengths[0].isdigit() and int(lengths[0]) > max_bytes:
+            error = _too_large(f"{int(lengths[0]):,}", max_bytes)
+            await error_response(error)(scope, receive, send)
             return
         num_received = 0
 
@@ -30,14 +36,13 @@ class BodyLimit:
             nonlocal num_received
             message = await receive()
             num_received += len(message.get("body", b""))
-            if num_received > self._max_bytes:
-                raise self._too_large(f"more than {self._max_bytes:,}")
+            if num_received > max_bytes:
+                raise _too_large(f"more than {max_bytes:,}", max_bytes)
             return message
 
         await self._app(scope, counted, send)
 
-    def _too_large(self, size: str) -> HTTPException:
-        # Starlette's own exception, which FastAPI lets through while it reads the body.
-        return HTTPException(
-            413, f"the body has {size} bytes, but at most {self._max_bytes:,} are read"
-        )
+
+def _too_large(size: str, max_bytes: int) -> HTTPException:
+    # Starlette's own exception, which FastAPI lets through while it reads the body.
+    return HTTPException(413, f"the body has {size} bytes, but at most {max_bytes:,} are read")

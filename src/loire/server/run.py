@@ -48,7 +48,7 @@ def serve(settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000
     served = ServedModel(
         settings.names, admission=Admission(settings.limits), log_prompts=settings.log.prompts
     )
-    app = create_app(served, access)
+    app = create_app(served, access, settings.data_dir)
     try:
         asyncio.run(_serve(listener, app, served, settings))
     finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
@@ -49,6 +50,7 @@ class ServerSettings:
         options: of the engine.
         access: who may use it.
         log: what it writes to stderr.
+        data_dir: for files and batches; by default data in LOIRE_HOME.
     """
 
     model: str
@@ -57,3 +59,4 @@ class ServerSettings:
     access: AccessOptions = field(default_factory=AccessOptions)
     limits: ServerLimits = field(default_factory=ServerLimits)
     log: LogOptions = field(default_factory=LogOptions)
+    data_dir: Path | None = None

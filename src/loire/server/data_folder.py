@@ -1,0 +1,70 @@
+"""The folder in which a server keeps files and batches, for itself alone.
+
+Nothing is made, and nothing locked, before the first call that needs it, so that servers which
+keep nothing can share the default folder.
+"""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, NoReturn
+
+from fastapi import Depends, Request
+
+from loire.checkpoint.file_lock import file_lock
+from loire.server.disk import storing
+from loire.server.errors import ApiError
+from loire.server.file_store import FileStore
+
+log = logging.getLogger("loire.server")
+
+
+class DataFolder:
+    """Opened at first use. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: FileStore | None = None
+        self._opening = Lock()
+        self._held = ExitStack()
+
+    @property
+    def files(self) -> FileStore:
+        """The files. Raises ApiError: 503 if another server has the folder, 507 or 500."""
+        with self._opening:
+            if self._files is None:
+                self._files = self._open()
+            return self._files
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        with self._opening:
+            self._files = None
+            self._held.close()
+
+    def _open(self) -> FileStore:
+        with storing(f"use the folder {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                stack.enter_context(file_lock(self.path / "lock", self._refuse))
+                files = FileStore(self.path / "files")
+                self._held = stack.pop_all()
+                return files
+
+    def _refuse(self) -> NoReturn:
+        raise ApiError(
+            503,
+            f"another server keeps its files in {self.path}: start this one with a --data-dir of "
+            f"its own",
+            code="data_dir_in_use",
+        )
+
+
+async def _data_folder(request: Request) -> DataFolder:
+    folder: DataFolder = request.app.state.data
+    return folder
+
+
+Data = Annotated[DataFolder, Depends(_data_folder)]
+"""A route's parameter: where its app keeps files and batches."""

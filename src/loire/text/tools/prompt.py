@@ -1,7 +1,9 @@
 """Conversations with tools as a prompt, also for templates that know nothing of tools."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from loire.base.errors import RequestError
@@ -31,16 +33,16 @@ def render(
     offered = [tool.for_template() for tool in tools] or None
     if dialect.tool_format is LLAMA:
         messages = _one_call_each(messages)
+    if dialect.tool_format.id_length is not None:
+        messages = _with_ids_of(dialect.tool_format.id_length, messages)
+    with_objects = _with_objects(messages)
     try:
-        return template.render(_with_objects(messages), tools=offered, **variables)
+        return template.render(with_objects, tools=offered, **variables)
     except RequestError:
-        # Some templates (DeepSeek's) join the arguments to text, so they want them as text.
-        if not any(message.get("tool_calls") for message in messages):
-            raise
-        try:
-            return template.render(messages, tools=offered, **variables)
-        except RequestError:
-            pass
+        # Some templates join the arguments to text, so they want them as text.
+        if any(message.get("tool_calls") for message in messages):
+            with suppress(RequestError):
+                return template.render(messages, tools=offered, **variables)
         raise
 
 
@@ -96,7 +98,11 @@ def _without_calls(messages: Sequence[Message]) -> list[Message]:
             name = names.get(message.get("tool_call_id", ""), "that you called")
             results.append(f"The function {name} returned this:\n{_text(message)}")
             continue
-        plain += _told(results)
+        if results and message["role"] == "user":
+            # Told together: many templates want the roles to alternate.
+            message = {**message, "content": "\n".join([*results, "", _text(message)])}
+        else:
+            plain += _told(results)
         results = []
         if message.get("tool_calls"):
             functions = [call["function"] for call in message["tool_calls"]]
@@ -137,7 +143,7 @@ def _arguments(number: int, place: int, call: Message) -> dict[str, Any]:
     text = call["function"]["arguments"]
     try:
         value = json.loads(text or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         value = str(error)
     if not isinstance(value, dict):
         param = f"messages[{number}].tool_calls[{place}].function.arguments"
@@ -145,6 +151,25 @@ def _arguments(number: int, place: int, call: Message) -> dict[str, Any]:
             f"{param} must be a JSON object as text, but is {text[:80]!r}", param=param
         )
     return value
+
+
+def _with_ids_of(length: int, messages: Sequence[Message]) -> list[Message]:
+    """The messages with ids of so many letters and digits: templates refuse what others gave."""
+
+    def fitting(call_id: str) -> str:
+        if len(call_id) == length and call_id.isascii() and call_id.isalnum():
+            return call_id
+        return hashlib.sha256(call_id.encode()).hexdigest()[:length]
+
+    fitted: list[Message] = []
+    for message in messages:
+        if message.get("tool_call_id"):
+            message = {**message, "tool_call_id": fitting(message["tool_call_id"])}
+        if message.get("tool_calls"):
+            calls = [{**call, "id": fitting(call["id"])} for call in message["tool_calls"]]
+            message = {**message, "tool_calls": calls}
+        fitted.append(message)
+    return fitted
 
 
 def _one_call_each(messages: Sequence[Message]) -> list[Message]:

@@ -7,6 +7,7 @@ import pytest
 from fake_engine import call
 
 from loire.server.page import CONTENT_SECURITY_POLICY, MEDIA_TYPES, page_files
+from loire.tracing.palette import DARK_COLORS, LIGHT_COLORS
 
 NAMES = sorted(page_files())
 
@@ -85,5 +86,13 @@ def test_all_files_that_are_named_exist() -> None:
     named = set(re.findall(r'"static/([^"]+)"', html))
     for name, file in page_files().items():
         if name.endswith(".js"):
-            named |= set(re.findall(r'from "\./([^"]+)"', file.content.decode()))
+            named |= set(re.findall(r'(?:from|import) "\./([^"]+)"', file.content.decode()))
     assert named | {"index.html"} == set(page_files())
+
+
+def test_the_colors_are_those_of_all_pictures() -> None:
+    css = page_files()["live.css"].content.decode()
+    light, dark = css.split("@media (prefers-color-scheme: dark)")
+    for part, colors in ((light, LIGHT_COLORS), (dark, DARK_COLORS)):
+        for index, color in enumerate(colors):
+            assert f"--c{index}: {color};" in part

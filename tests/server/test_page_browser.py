@@ -38,7 +38,7 @@ def engine(tiny_llama: Path) -> FakeEngine:
 def page(browser: Browser, engine: FakeEngine) -> Iterator[Page]:
     """The page of a served model; every message of its console is a failure."""
     with running(create_app(ServedModel([NAME], engine))) as url:
-        context = browser.new_context()
+        context = browser.new_context(viewport={"width": 1400, "height": 900})
         page = context.new_page()
         messages: list[str] = []
         page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))

@@ -2,6 +2,7 @@
 
 import { ServerError, listModels } from "./api.js";
 import { byId } from "./dom.js";
+import "./live.js";
 import { MessageList } from "./messages.js";
 import { askForKey, describeSettings, editSettings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";

@@ -80,6 +80,15 @@ class Reader:
                     self.begun.set()
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is more than the record of its end."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
 def kill(engine: SupervisedEngine) -> None:
     assert engine.supervisor.pid is not None
     os.kill(engine.supervisor.pid, signal.SIGKILL)
@@ -266,8 +275,8 @@ asyncio.run(main())
         )
         output, _ = await process.communicate()
         pid = int(output)
-        for _ in range(300):
-            if not Path(f"/proc/{pid}").exists():
+        for _ in range(1000):
+            if not is_running(pid):
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"process {pid} is still there")

@@ -277,3 +277,22 @@ def test_historical_policies_with_priorities(case: Case) -> None:
     run.play()
     run.check_end()
     event(f"preempted: {run.scheduler.num_preemptions > 0}")
+
+
+def test_fork_of_a_block_that_was_copied_in_the_same_step() -> None:
+    """The parent copies the block it shares with an urgent sibling; the next one forks the copy."""
+    background = EngineRequest("r0", (13, 14), SamplingParams(max_tokens=None), 0, priority=1)
+    prompt = (*shared_prefix(0, 17), 14)
+    siblings = EngineRequest("r1", prompt, SamplingParams(n=4, max_tokens=None), 0)
+    case = Case(
+        PagedAllocator(6, 8, prefix_caching=False),
+        Continuous(3),
+        budget=3,
+        background_tokens=1,
+        max_model_len=24,
+        depth=2,
+        arrivals=[Arrival(background, 0), Arrival(siblings, 0)],
+    )
+    run = Run(case)
+    run.play()
+    run.check_end()

@@ -207,7 +207,7 @@ class Scheduler:
                 if victim is sequence:
                     break
             if copies is not None:
-                self._copies += copies
+                self._add_copies(copies)
                 rows.append((sequence, num_tokens))
         return rows
 
@@ -232,7 +232,7 @@ class Scheduler:
             num_tokens = min(sequence.num_to_compute, budget)
             copies = self._extend(sequence, num_tokens)
             assert copies is not None, "admission promised memory that is not there"
-            self._copies += copies
+            self._add_copies(copies)
             if num_tokens:
                 rows.append((sequence, num_tokens))
             free_slots -= 1
@@ -274,6 +274,13 @@ class Scheduler:
 
     def _extend(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:
         return self.allocator.extend(sequence.table, sequence.start, sequence.start + num_tokens)
+
+    def _add_copies(self, copies: list[BlockCopy]) -> None:
+        """Add copies to the step. All are read before any is written, so that a copy of a copy (a
+        sibling that forks a parent whose block was copied just now) is taken from the original.
+        """
+        originals = {target: source for source, target in self._copies}
+        self._copies += [(originals.get(source, source), target) for source, target in copies]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -8,9 +8,21 @@ from fastapi import FastAPI
 
 from loire import __version__
 from loire.checkpoint.store import loire_home
-from loire.server import admin, chat, completions, files, health, live, metrics_route, models, page
+from loire.server import (
+    admin,
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    live,
+    metrics_route,
+    models,
+    page,
+)
 from loire.server.access import OPEN_ACCESS, Access
 from loire.server.admission import Tickets
+from loire.server.batch_queue import BatchQueue
 from loire.server.calls import CallLog
 from loire.server.data_folder import DataFolder
 from loire.server.errors import add_error_handlers
@@ -28,12 +40,15 @@ def create_app(
     data_dir: where files and batches are kept; by default data in LOIRE_HOME.
     """
     data = DataFolder(data_dir or loire_home() / "data")
+    queue = BatchQueue(data, served)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        queue.start()
         try:
             yield
         finally:
+            await queue.close()
             await served.close()
             data.close()
 
@@ -45,7 +60,19 @@ def create_app(
     )
     app.state.served = served
     app.state.data = data
-    for module in (chat, completions, files, models, health, live, page, admin, metrics_route):
+    app.state.batches = queue
+    for module in (
+        chat,
+        completions,
+        files,
+        batches,
+        models,
+        health,
+        live,
+        page,
+        admin,
+        metrics_route,
+    ):
         app.include_router(module.router)
     # The last one added is the first to see a request.
     app.add_middleware(Tickets, admission=served.admission)

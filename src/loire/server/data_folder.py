@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 from fastapi import Depends, Request
 
 from loire.checkpoint.file_lock import file_lock
+from loire.server.batch_record import BatchStore
 from loire.server.disk import storing
 from loire.server.errors import ApiError
 from loire.server.file_store import FileStore
@@ -25,32 +26,45 @@ class DataFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files: FileStore | None = None
+        self._stores: tuple[FileStore, BatchStore] | None = None
         self._opening = Lock()
         self._held = ExitStack()
 
     @property
     def files(self) -> FileStore:
         """The files. Raises ApiError: 503 if another server has the folder, 507 or 500."""
-        with self._opening:
-            if self._files is None:
-                self._files = self._open()
-            return self._files
+        return self._opened()[0]
+
+    @property
+    def batches(self) -> BatchStore:
+        """The batches. Raises ApiError as files does."""
+        return self._opened()[1]
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether batches were ever kept here."""
+        return (self.path / "batches").is_dir()
 
     def close(self) -> None:
         """Let others have the folder."""
         with self._opening:
-            self._files = None
+            self._stores = None
             self._held.close()
 
-    def _open(self) -> FileStore:
+    def _opened(self) -> tuple[FileStore, BatchStore]:
+        with self._opening:
+            if self._stores is None:
+                self._stores = self._open()
+            return self._stores
+
+    def _open(self) -> tuple[FileStore, BatchStore]:
         with storing(f"use the folder {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 stack.enter_context(file_lock(self.path / "lock", self._refuse))
-                files = FileStore(self.path / "files")
+                stores = FileStore(self.path / "files"), BatchStore(self.path / "batches")
                 self._held = stack.pop_all()
-                return files
+                return stores
 
     def _refuse(self) -> NoReturn:
         raise ApiError(

@@ -12,7 +12,8 @@ from loire.server.errors import ApiError
 PART = ".part"
 """Ends the names of files that are not complete; those of an earlier process can be removed."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk, or a used-up share of it, is called."""
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -53,7 +54,7 @@ def storing(what: str) -> Iterator[None]:
 def storage_error(error: OSError, what: str) -> ApiError:
     """What a client is told when the disk fails. what: such as "keep the file"."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return ApiError(
             507,
             f"cannot {what}: the server's disk is full{where}; delete files that are not needed, "

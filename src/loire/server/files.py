@@ -87,6 +87,13 @@ async def delete_file(file_id: str, request: Request, data: Data) -> FileDeleted
     """Delete a file."""
     store = data.files
     file = _file(store, file_id, request)
+    for record in data.batches.unfinished:
+        if record.input_file_id == file.id:
+            raise ApiError(
+                409,
+                f"batch {record.id} is reading the file: cancel it, or wait for its end",
+                code="file_in_use",
+            )
     with storing("delete the file"):
         await asyncio.to_thread(store.delete, file)
     return FileDeleted(id=file.id)

@@ -69,7 +69,10 @@ class TenantClient:
         """Run a request under its tenant's salt and at its expense; outputs hold what is new."""
         request = submission.request
         salt = tenant_salt(self._caller.tenant, request.cache_salt)
-        salted = replace(submission, request=replace(request, cache_salt=salt))
+        least = self._caller.least_priority
+        priority = request.priority if least is None else max(request.priority, least)
+        request = replace(request, cache_salt=salt, priority=priority)
+        salted = replace(submission, request=request)
         outputs = cast("AsyncGenerator[RequestOutput, None]", self._client.stream(salted))
         watch = self._observer.watch(salted, self._call)
         try:

@@ -125,6 +125,21 @@ def test_a_form_is_that_of_the_answer(
     assert matches == admitted
 
 
+@pytest.mark.parametrize(
+    ("reply", "finish"),
+    [('Hm.</think>{"a": 1}', "stop"), ('Hm.</think>{"a": 1', "length"), ("Hm.", "length")],
+)
+def test_an_answer_that_stops_before_its_form_is_whole(
+    model: Path, reply: str, finish: str
+) -> None:
+    engine = FakeEngine(model, f"{reply}END", window=WINDOW)
+    ask: dict[str, Any] = {"response_format": {"type": "json_object"}, "stop": ["END"]}
+    for stream in (False, True):
+        response = _ask(engine, stream=stream, **ask, **INSIDE)
+        last = events(response)[-2] if stream else response.json()
+        assert last["choices"][0]["finish_reason"] == finish
+
+
 def test_a_bad_form_is_named_as_it_was_sent(model: Path) -> None:
     format_ = {"type": "json_schema", "json_schema": {"name": "f", "schema": {"type": "strin"}}}
     messages = [{"role": "user", "content": "Is it?"}]

@@ -128,6 +128,37 @@ def test_a_call_that_must_be_made_is_enforced(
 
 
 @pytest.mark.parametrize(
+    ("stop", "finish", "arguments"),
+    [
+        (["Tours"], "length", ['{"city": "']),
+        (["weather"], "length", []),
+        (["</tool_call>"], "tool_calls", ['{"city": "Tours"}']),
+    ],
+)
+def test_a_stop_inside_a_required_call_cuts_it_off(
+    engine: FakeEngine, stop: list[str], finish: str, arguments: list[str]
+) -> None:
+    ask: dict[str, Any] = {"tool_choice": "required", "stop": stop}
+    [choice] = _ask(engine, **ask).json()["choices"]
+    calls = choice["message"].get("tool_calls", [])
+    assert [made["function"]["arguments"] for made in calls] == arguments
+    assert choice["finish_reason"] == finish
+    _, streamed, streamed_finish = _streamed(_ask(engine, stream=True, **ask))
+    assert [made["arguments"] for made in streamed] == arguments
+    assert streamed_finish == finish
+
+
+@pytest.mark.parametrize(
+    ("reply", "finish"), [('{"a": [1]}', "stop"), ('{"a": 1', "length"), (CALL, "tool_calls")]
+)
+def test_json_beside_tools_is_whole_or_too_long(tiny_llama: Path, reply: str, finish: str) -> None:
+    engine = FakeEngine(tiny_llama, f"{reply}END", window=WINDOW)
+    ask: dict[str, Any] = {"response_format": {"type": "json_object"}, "stop": ["END"]}
+    [choice] = _ask(engine, **ask).json()["choices"]
+    assert choice["finish_reason"] == finish
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "no 'tools'"),

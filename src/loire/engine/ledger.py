@@ -82,7 +82,7 @@ class CompletionLedger:
             return False
         try:
             json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return True
         return False
 

@@ -16,6 +16,7 @@ not stream. Messages have the keys that chat templates expect: role (system, use
 tool), content (text), tool_calls (with arguments as JSON text), tool_call_id, reasoning_content.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -63,12 +64,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A conversation that was accepted."""
+    """A conversation that was accepted. is_json: an answer without calls must be JSON."""
 
     submission: Submission
     tools: ToolUse | None
     dialect: Dialect
     thinking: Thinking
+    is_json: bool
 
     def reader(self) -> "AnswerReader":
         """Reads one of the answers."""
@@ -79,26 +81,51 @@ class Started:
         if self.tools is not None:
             names = {tool.name for tool in self.tools.callable_tools}
             parser = ToolParser(self.dialect.tool_format, names, max_calls=self.tools.max_calls)
-        return AnswerReader(AnswerParser(splitter, parser))
+        must_call = self.tools is not None and self.tools.mode == "required"
+        return AnswerReader(AnswerParser(splitter, parser), must_call, self.is_json)
 
 
 class AnswerReader:
-    """Turns the text of one answer into events."""
+    """Turns the text of one answer into events.
 
-    def __init__(self, parser: AnswerParser) -> None:
+    must_call, is_json: what the answer has to be. One that a stop string ended before it was that
+    is told as one that was too long.
+    """
+
+    def __init__(self, parser: AnswerParser, must_call: bool, is_json: bool) -> None:
         self._parser = parser
+        self._must_call = must_call
+        self._is_json = is_json
+        self._content = ""
+        """Of an answer that has to be JSON."""
+        self._cut = False
 
     def read(self, text: str, finish_reason: FinishReason | None) -> list[AnswerEvent]:
         """What is certain after more text, and, with a finish reason, after all of it."""
         events = self._parser.push(text)
         if finish_reason is not None:
-            events += self._parser.finish(truncated=finish_reason == "length")
+            self._cut = self._must_call and (self._parser.in_call or not self._parser.num_calls)
+            events += self._parser.finish(truncated=finish_reason == "length" or self._cut)
+        if self._is_json:
+            texts = (event.text for event in events if isinstance(event, ContentDelta))
+            self._content += "".join(texts)
+            if finish_reason is not None and not self._parser.num_calls:
+                self._cut = not _is_json(self._content)
         return events
 
     def finish_reason(self, finish_reason: FinishReason) -> AnswerFinish:
         """How the answer ended, once everything was read."""
-        called = finish_reason == "stop" and self._parser.num_calls > 0
-        return "tool_calls" if called else finish_reason
+        if finish_reason == "length" or self._cut:
+            return "length"
+        return "tool_calls" if self._parser.num_calls else "stop"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -161,6 +188,7 @@ def submit(
     )
     thinking = _thinking(dialect, prompt)
     thoughts = Thoughts(dialect.reasoning, thinking, lambda text: _special_id(frontend, text))
+    form = params.structured_outputs
     params = _constrained(frontend, thoughts, use, params)
     enforced = use is not None and use.enforced
     try:
@@ -176,7 +204,7 @@ def submit(
         if use is not None and enforced and error.param == "structured_outputs":
             _blame_a_tool(frontend, use)
         raise
-    return Started(submission, use, dialect, thinking)
+    return Started(submission, use, dialect, thinking, form is not None and form.is_json)
 
 
 def _blame_a_tool(frontend: Frontend, use: ToolUse) -> None:

@@ -17,6 +17,11 @@ class AnswerParser:
         """Calls that came to their end."""
         return 0 if self._tools is None else self._tools.num_complete
 
+    @property
+    def in_call(self) -> bool:
+        """Whether a call was begun that has not come to its end."""
+        return self._tools is not None and self._tools.in_call
+
     def push(self, text: str) -> list[AnswerEvent]:
         """Take in text: what has become certain."""
         if self._splitter is not None:

@@ -82,6 +82,11 @@ class ToolParser:
         """Calls that came to their end."""
         return self._num_complete
 
+    @property
+    def in_call(self) -> bool:
+        """Whether a call was told that has not come to its end."""
+        return self._state is _State.CALL and self._announced
+
     def push(self, text: str) -> list[ToolEvent]:
         """Take in text: what has become certain."""
         position = 0
@@ -102,9 +107,9 @@ class ToolParser:
         truncated: because of its length. A call that was announced is then left as it is, without
         an end; otherwise a call without an end is none.
         """
-        if self._state is _State.CALL and self._announced and truncated:
+        if self.in_call and truncated:
             return self._take()
-        if self._state is _State.CALL and self._announced:
+        if self.in_call:
             self._tell(CallBroken(self._num_started - 1))
         rest = "".join(self._raw) + self._mark
         if self._state is not _State.BETWEEN or rest.strip():

@@ -208,6 +208,18 @@ def test_mistakes_are_named(
     assert words in error["message"]
 
 
+def test_too_many_tools_to_enforce(tiny_llama: Path) -> None:
+    engine = FakeEngine(tiny_llama, "x", window=200_000)
+    tools = [_tool(f"t{n}", parameters={"enum": [{"a": "x" * 9999}]}) for n in range(9)]
+    assert _ask(engine, tools=tools).status_code == 200
+    response = _ask(engine, tools=tools, tool_choice="required")
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "tools"
+    assert "these 9 tools cannot be enforced together: their grammar has 9" in error["message"]
+    assert "65,536" in error["message"]
+
+
 def test_calls_and_results_reach_the_template(engine: FakeEngine) -> None:
     made = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     messages = [

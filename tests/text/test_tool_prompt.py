@@ -57,6 +57,8 @@ QWEN = r"""
 {%- endif %}"""
 
 LLAMA_3 = r"""{{- bos_token }}
+{%- if custom_tools is defined %}{% set tools = custom_tools %}{% endif %}
+{%- if not tools is defined %}{% set tools = none %}{% endif %}
 {%- if tools is not none and messages[0].role != 'system' %}
     {%- set system = 'Environment: ipython' %}
 {%- elif messages[0].role == 'system' %}

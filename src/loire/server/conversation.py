@@ -202,22 +202,28 @@ def submit(
         )
     except RequestError as error:
         if use is not None and enforced and error.param == "structured_outputs":
-            _blame_a_tool(frontend, use)
+            raise _about_tools(frontend, use, error) from error
         raise
     return Started(submission, use, dialect, thinking, form is not None and form.is_json)
 
 
-def _blame_a_tool(frontend: Frontend, use: ToolUse) -> None:
-    """Raise RequestError for the first tool whose parameters cannot be enforced, if it is one."""
+def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> RequestError:
+    """An error of the grammar of calls, about the tool whose parameters are at fault, or all."""
     for number, tool in enumerate(use.tools):
         try:
             frontend.check_form(StructuredOutputs(json=tool.parameters))
-        except RequestError as error:
-            reason = str(error).removeprefix("structured_outputs.json: ")
-            raise RequestError(
+        except RequestError as alone:
+            reason = str(alone).removeprefix("structured_outputs.json: ")
+            return RequestError(
                 f"the parameters of tool {tool.name!r} cannot be enforced: {reason}",
                 param=f"tools[{number}].function.parameters",
-            ) from error
+            )
+    reason = str(error).removeprefix("structured_outputs.grammar: ")
+    return RequestError(
+        f"the calls of these {len(use.callable_tools)} tools cannot be enforced together: their "
+        f"grammar {reason}; allow fewer of them, or leave the choice to the model",
+        param="tools",
+    )
 
 
 def _check_variables(frontend: Frontend, variables: Mapping[str, Any]) -> None:

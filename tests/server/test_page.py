@@ -96,3 +96,45 @@ def test_the_colors_are_those_of_all_pictures() -> None:
     for part, colors in ((light, LIGHT_COLORS), (dark, DARK_COLORS)):
         for index, color in enumerate(colors):
             assert f"--c{index}: {color};" in part
+
+
+def _luminance(color: str) -> float:
+    """Of #rrggbb, from 0 to 1 (WCAG 2.2, relative luminance)."""
+    parts = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(first: str, second: str) -> float:
+    lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+TEXT_ON = {
+    "ink": ["paper", "raised", "sunken", "accent-wash"],
+    "label": [f"c{index}" for index in range(12)],
+    "muted": ["paper", "raised", "sunken", "accent-wash"],
+    "accent": ["paper", "raised", "sunken"],
+    "alert": ["alert-wash"],
+    "on-accent": ["accent", "accent-strong"],
+}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_has_enough_contrast(dark: bool) -> None:
+    """WCAG 2.2 AA: 4.5 for text, 3 for the edges of controls."""
+    colors: dict[str, str] = {}
+    for name in ("base.css", "live.css"):
+        light, dark_part = (
+            page_files()[name].content.decode().split("@media (prefers-color-scheme: dark)", 1)
+        )
+        for part in (light, dark_part.split("}\n}", 1)[0])[: 1 + dark]:
+            colors |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part))
+    ratios = {
+        (text, ground): _contrast(colors[text], colors[ground])
+        for text, grounds in TEXT_ON.items()
+        for ground in grounds
+    }
+    assert {pair: ratio for pair, ratio in ratios.items() if ratio < 4.5} == {}
+    edges = {ground: _contrast(colors["edge"], colors[ground]) for ground in ("paper", "raised")}
+    assert {ground: ratio for ground, ratio in edges.items() if ratio < 3} == {}

@@ -8,12 +8,13 @@ const FEWEST_ROWS = 8;
 const FOOT = 18;
 const GAP = 2;
 
-/** Draw the latest steps that fit; returns the seq, by slot, that is in the latest step. */
+/** Draw the latest steps that fit. */
 export function drawGrid(canvas, batch) {
   const width = canvas.clientWidth;
   const columns = Math.max(1, Math.floor((width - GUTTER) / COLUMN));
   const steps = batch.steps.slice(-columns);
-  const rows = Math.max(FEWEST_ROWS, ...steps.flatMap((step) => step.slots.map((s) => s.slot + 1)));
+  const fewest = Math.min(FEWEST_ROWS, batch.engine.max_num_seqs);
+  const rows = Math.max(fewest, ...steps.flatMap((step) => step.slots.map((s) => s.slot + 1)));
   const lane = laneHeight(rows);
   const context = prepare(canvas, width, rows * lane + FOOT);
   context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
@@ -74,9 +75,8 @@ function drawCell(context, slot, x, y, lane) {
 /** The sequence's name at the left end of what is seen of it, if there is room. */
 function drawLabels(context, steps, left, lane) {
   const open = new Map(); // slot -> { seq, first, end }
-  const { ink } = theme();
   context.textAlign = "left";
-  context.fillStyle = ink;
+  context.fillStyle = theme().label;
   const draw = ({ seq, first, end }, slot) => {
     const label = `S${seq + 1}`;
     if (context.measureText(label).width + 8 > (end - first) * COLUMN - 4) return;

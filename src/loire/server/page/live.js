@@ -11,6 +11,8 @@ import { askForKey } from "./settings.js";
 const RETRY_MS = 3000;
 const WORDS_EVERY_MS = 2000;
 const OPEN = "loire.live";
+/** The policy under which slots are free only when their whole batch has ended. */
+const WHOLE_BATCHES = "static";
 
 const narrow = matchMedia("(max-width: 759px)");
 const panel = byId("live");
@@ -57,6 +59,7 @@ function take(news) {
   if (news.engine) {
     batch = new Batch(news.engine);
     byId("live-engine").textContent = describe(news.engine);
+    byId("held-sign").hidden = news.engine.policy !== WHOLE_BATCHES;
   }
   if (news.steps) batch.add(news);
   if (news.idle) batch.setIdle();
@@ -133,10 +136,15 @@ function showTable(slots) {
   const row = (slot) => el(
     "tr", {},
     ...[
-      slot.slot + 1, `S${slot.seq + 1}`, slot.prefill ? `prefill ${slot.prefill}` : "decode", slot.blocks,
+      slot.slot + 1, `S${slot.seq + 1}`, doing(slot), slot.blocks,
     ].map((cell) => el("td", {}, String(cell))),
   );
   byId("live-rows").replaceChildren(...[...slots].sort((a, b) => a.slot - b.slot).map(row));
+}
+
+function doing({ prefill, decode }) {
+  if (prefill > 0) return `prefill of ${prefill}`;
+  return decode > 0 ? "decode" : "ended, holds its slot";
 }
 
 function setOpen(open) {

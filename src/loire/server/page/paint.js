@@ -10,6 +10,7 @@ export function theme() {
     const read = (name) => style.getPropertyValue(`--${name}`).trim();
     colors = {
       ink: read("ink"),
+      label: read("label"),
       muted: read("muted"),
       lane: read("lane"),
       line: read("line"),

@@ -32,7 +32,7 @@ export function drawBlocks(canvas, batch) {
   const each = scale === 1 ? "A cell is a block" : `A cell is ${scale} blocks`;
   const tokens = `${(scale * batch.engine.block_size).toLocaleString("en")} tokens`;
   const rest = numBlocks - cells * scale;
-  const more = rest > 0 ? `; ${rest.toLocaleString("en")} more free blocks are not drawn` : "";
+  const more = rest > 0 ? `; free and not drawn: ${rest.toLocaleString("en")} more` : "";
   return `${each} of ${tokens}${more}.`;
 }
 

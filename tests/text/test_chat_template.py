@@ -51,14 +51,122 @@ CONVERSATION = [
 ]
 TOOLS = [{"type": "function", "function": {"name": "höhe", "parameters": {"type": "object"}}}]
 
+TOOL_TEMPLATES = {
+    "macros that describe types, as Hermes 3": r"""
+{%- macro kind(spec) %}
+  {%- set names = {"string": "str", "integer": "int", "number": "float"} %}
+  {%- if spec.type is defined and spec.type == "array" %}{{- "list[" + kind(spec["items"]) + "]" }}
+  {%- elif spec.type is defined and spec.type is iterable and spec.type is not string %}
+    {{- "Union[" }}{% for one in spec.type %}{{- kind({"type": one}) }}
+    {%- if not loop.last %}{{- "," }}{% endif %}{% endfor %}{{- "]" }}
+  {%- else %}{{- names[spec.type] | default("Any") }}{% endif %}
+{%- endmacro %}
+{{- bos_token }}<tools>
+{%- for tool in tools or [] %}
+  {%- if tool.function is defined %}{% set tool = tool.function %}{% endif %}
+  {{- '{"name": "' ~ tool.name ~ '", "description": "' ~ tool.name + "(" }}
+  {%- for name, spec in tool.parameters.properties | items %}
+    {{- name + ": " + kind(spec) }}{% if not loop.last %}{{- ", " }}{% endif %}
+  {%- endfor %}{{- ")" }}
+  {%- for name, spec in tool.parameters.properties.items() if spec.description is defined %}
+    {{- "\n    " + name + ": " + spec.description | trim }}
+  {%- endfor %}{{- '", "parameters": ' + tool.parameters | tojson }}
+{%- endfor %}</tools>
+{%- for message in messages %}
+  {%- if message.role == "assistant" and message.tool_calls is defined %}
+    {%- for call in message.tool_calls %}{{- '<tool_call>' }}
+      {%- if call.function is defined %}{%- set call = call.function %}{%- endif %}
+      {{- '{"arguments": ' }}{{- call.arguments | tojson }}{{- ', "name": "' }}{{- call.name }}
+      {{- '"}</tool_call>' }}
+    {%- endfor %}
+  {%- else %}{{- message.role + ": " + message.content }}{% endif %}
+{%- endfor %}""",
+    "thoughts of the last turn, as Qwen 3": r"""
+{%- set ns = namespace(multi_step_tool=true, last=messages | length - 1) %}
+{%- for message in messages[::-1] %}
+  {%- set index = (messages | length - 1) - loop.index0 %}
+  {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not (
+      message.content.startswith('<tool_response>') and message.content.endswith('</x>')) %}
+    {%- set ns.multi_step_tool = false %}{%- set ns.last = index %}
+  {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+  {%- set content = message.content if message.content is string else '' %}
+  {%- set thought = '' %}
+  {%- if message.reasoning_content is string %}{% set thought = message.reasoning_content %}
+  {%- elif '</think>' in content %}
+    {%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+    {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+  {%- endif %}
+  {%- if loop.index0 > ns.last and (loop.last or thought) %}
+    {{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+  {%- else %}{{- message.role + '\n' + content }}{% endif %}
+  {%- for call in message.tool_calls or [] %}
+    {%- if (loop.first and content) or (not loop.first) %}{{- '\n' }}{% endif %}
+    {{- call.function.name }}
+    {{- call.function.arguments if call.function.arguments is string
+        else call.function.arguments | tojson }}
+  {%- endfor %}
+{%- endfor %}""",
+}
+TOOL_CONVERSATION = [
+    *CONVERSATION[:2],
+    {"role": "assistant", "content": "<think>\nA river.\n</think>\n\nÀ Nantes."},
+    {"role": "user", "content": "And how high?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "I do not know.",
+        "tool_calls": [
+            {"id": "1", "type": "function",
+             "function": {"name": "höhe", "arguments": {"place": "Orléans", "hours": [1, 2]}}},
+            {"id": "2", "type": "function",
+             "function": {"name": "höhe", "arguments": {"place": "<Tours>"}}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "1.20"},
+    {"role": "tool", "tool_call_id": "2", "content": "0.80"},
+]  # fmt: skip
+TYPED_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "höhe",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string", "description": " where & when "},
+                    "hours": {"type": "array", "items": {"type": ["integer", "number"]}},
+                },
+            },
+        },
+    }
+]
+
+
+@pytest.mark.parametrize("name", TOOL_TEMPLATES)
+@pytest.mark.parametrize("tools", [None, TYPED_TOOLS])
+def test_equals_transformers_with_tools(name: str, tools: Any) -> None:
+    source = TOOL_TEMPLATES[name]
+    expected = _reference().apply_chat_template(
+        TOOL_CONVERSATION, chat_template=source, tokenize=False, tools=tools
+    )
+    template = ChatTemplate(source, SPECIAL)
+    found = template.render(TOOL_CONVERSATION, add_generation_prompt=False, tools=tools)
+    assert found == expected
+    assert "Orléans" in found
+
+
+def _reference() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL)
+
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("generate", [True, False])
 def test_equals_transformers(name: str, generate: bool) -> None:
     source = TEMPLATES[name]
-    reference = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>")), **SPECIAL
-    )
+    reference = _reference()
     for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[1:2]):
         for variables in ({}, {"tools": TOOLS}, {"thinking": True}):
             expected = reference.apply_chat_template(

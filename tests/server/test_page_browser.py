@@ -205,6 +205,16 @@ def test_busy_servers_say_when_to_try_again(page: Page) -> None:
     expect(page.locator(".answer .problem")).to_have_text(expected)
 
 
+def test_questions_without_answers_are_asked_together(page: Page, engine: FakeEngine) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    say(page, "First")
+    expect(page.locator(".answer .problem")).to_have_text("The server cannot be reached.")
+    page.unroute("**/v1/chat/completions")
+    say(page, "Second")
+    expect(answers(page).last).to_have_text(SHOWN)
+    assert "First\n\nSecond" in sent(engine)
+
+
 def test_a_key_is_asked_for_and_sent(page: Page) -> None:
     keys: list[str | None] = []
 
@@ -218,7 +228,7 @@ def test_a_key_is_asked_for_and_sent(page: Page) -> None:
     page.route("**/v1/chat/completions", refuse_without_key)
     say(page, "Hello")
     dialog = page.locator("#ask-key")
-    expect(dialog.locator("#ask-key-text")).to_have_text("A key is needed.")
+    expect(dialog.locator("#ask-key-text")).to_have_text("This server answers with a key only.")
     dialog.get_by_label("Key").fill("sk-right")
     dialog.get_by_role("button", name="Use it").click()
     expect(answers(page)).to_have_text([SHOWN])

@@ -1,6 +1,7 @@
 // The server's API: requests, its errors, its streams of events.
 
 const KEY = "loire.key";
+export const KEY_CHANGE = "loire-key-change";
 
 /** What the server, or the way to it, said no with. status 0: it cannot be reached. */
 export class ServerError extends Error {
@@ -23,9 +24,11 @@ export function savedKey(kind = "api") {
   return sessionStorage.getItem(`${KEY}.${kind}`) ?? "";
 }
 
+/** Keep a key, or with "" forget it; the document hears of it by the event KEY_CHANGE. */
 export function saveKey(key, kind = "api") {
   if (key) sessionStorage.setItem(`${KEY}.${kind}`, key);
   else sessionStorage.removeItem(`${KEY}.${kind}`);
+  document.dispatchEvent(new Event(KEY_CHANGE));
 }
 
 /** A response that is a success. Raises ServerError, or AbortError if the signal says so. */

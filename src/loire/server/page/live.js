@@ -1,6 +1,6 @@
 // The panel beside the chat: follows the engine's steps while somebody looks, and draws them.
 
-import { ServerError, events, request, savedKey } from "./api.js";
+import { KEY_CHANGE, ServerError, events, request, savedKey } from "./api.js";
 import { Batch } from "./batch.js";
 import { drawBlocks } from "./blocks.js";
 import { byId, el } from "./dom.js";
@@ -48,6 +48,8 @@ function showProblem(error) {
   const needsKey = error.status === 401 || error.status === 403;
   byId("live-problem-text").textContent = error.explanation;
   byId("live-key").hidden = !needsKey;
+  // That somebody may not look is no alarm.
+  byId("live-problem").classList.toggle("calm", needsKey);
   byId("live-problem").hidden = false;
   panel.dataset.state = "down";
   return needsKey;
@@ -58,6 +60,7 @@ function take(news) {
   panel.dataset.state = "up";
   if (news.engine) {
     batch = new Batch(news.engine);
+    panel.classList.add("known");
     byId("live-engine").textContent = describe(news.engine);
     byId("held-sign").hidden = news.engine.policy !== WHOLE_BATCHES;
   }
@@ -185,9 +188,11 @@ byId("pause-live").addEventListener("click", (event) => {
   event.currentTarget.textContent = paused ? "Go on" : "Pause";
   schedule();
 });
-byId("live-key").addEventListener("click", async () => {
-  const why = "The picture shows everybody's requests, so it needs an admin key.";
-  if (!(await askForKey(why, "admin"))) return;
+byId("live-key").addEventListener("click", () => {
+  askForKey("The picture shows everybody's requests, so it needs an admin key.", "admin");
+});
+document.addEventListener(KEY_CHANGE, () => {
+  following?.abort();
   following = null;
   update();
 });

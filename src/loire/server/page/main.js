@@ -1,6 +1,6 @@
 // The page: which conversation is shown, what is asked, and what is answering.
 
-import { ServerError, listModels } from "./api.js";
+import { ServerError, listModels, savedKey } from "./api.js";
 import { byId } from "./dom.js";
 import "./live.js";
 import { MessageList } from "./messages.js";
@@ -109,7 +109,7 @@ async function answer(conversation) {
     showSidebar();
   }
   if (message.error && [0, 503].includes(message.error.status)) connect();
-  if (message.error?.status === 401 && await askForKey(message.error.text)) {
+  if (message.error?.status === 401 && await askForKey(whyKey())) {
     conversation.messages.pop();
     await Promise.all([answer(conversation), connect()]);
   }
@@ -131,6 +131,7 @@ function send() {
   if (!text || stopFirst()) return;
   if (models.length === 0) {
     tell("The model is not ready yet.");
+    connect();
     return;
   }
   box.value = "";
@@ -174,6 +175,10 @@ byId("open-settings").addEventListener("click", async () => {
   }
 });
 
+function whyKey() {
+  return savedKey() ? "The server does not know this tab's key." : "This server answers with a key only.";
+}
+
 let connecting = false;
 
 /** Wait until models are served, and say on the way why they are not. */
@@ -181,24 +186,31 @@ async function connect() {
   if (connecting) return;
   connecting = true;
   try {
-    while (!(await findModels())) {
-      await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
+    let wait = await findModels();
+    while (wait !== null) {
+      await new Promise((resolve) => { setTimeout(resolve, wait); });
+      wait = await findModels();
     }
   } finally {
     connecting = false;
   }
 }
 
-/** True if there is nothing to wait for: models are served, or nobody has a key for them. */
+/** When to ask again, in ms; null if models are served, or nobody has a key for them. */
 async function findModels() {
   try {
     models = (await listModels()).map((model) => model.id);
     setStatus("ready", models[0]);
-    return true;
+    tell("");
+    return null;
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
+    if (error.status === 401) {
+      setStatus("down", "A key is needed");
+      return (await askForKey(whyKey())) ? 0 : null;
+    }
     setStatus(error.status === 503 ? "waiting" : "down", error.message);
-    return error.status === 401 && !(await askForKey(error.message));
+    return RETRY_MS;
   }
 }
 

@@ -7,8 +7,12 @@ export function requestBody(conversation, model) {
   const { settings, system, messages } = conversation;
   const body = { model: settings.model || model, messages: [] };
   if (system.trim()) body.messages.push({ role: "system", content: system });
-  for (const message of messages) {
-    if (message.content) body.messages.push({ role: message.role, content: message.content });
+  for (const { role, content } of messages) {
+    const before = body.messages.at(-1);
+    // Where an answer failed before its first token, two questions follow one another; many chat
+    // templates refuse that.
+    if (content && before?.role === role) before.content += `\n\n${content}`;
+    else if (content) body.messages.push({ role, content });
   }
   if (settings.temperature !== null) body.temperature = settings.temperature;
   if (settings.topP !== null) body.top_p = settings.topP;

@@ -21,7 +21,7 @@ class CallLog:
     """ASGI middleware: every response has an `x-request-id`, every call to the API a log line.
 
     The id is the client's own if it sent one of 1 to 128 letters, digits and "._:-". GET calls
-    that succeed are logged at level DEBUG only: they are many, and say little.
+    that succeed, and those for /health, are logged at level DEBUG only: they are many.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -54,10 +54,15 @@ class CallLog:
             self._note_end(call)
 
     def _note_end(self, call: Call) -> None:
-        refused = call.status is not None and (400 <= call.status < 499 or call.status == 503)
+        asks_health = call.path.startswith("/health")
+        refused = (
+            not asks_health
+            and call.status is not None
+            and (400 <= call.status < 499 or call.status == 503)
+        )
         if refused:
             self._metrics.rejections.labels(call.error_code or str(call.status)).inc()
-        quiet = call.method == "GET" and not (call.status or 500) >= 400
+        quiet = asks_health or (call.method == "GET" and (call.status or 500) < 400)
         assert call.end_s is not None
         log.log(
             logging.DEBUG if quiet else logging.INFO,

@@ -7,7 +7,13 @@ docs/metrics.md says what each one means.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -48,6 +54,8 @@ class Metrics:
     """
 
     def __init__(self, read_state: Callable[[], EngineState | None]) -> None:
+        # The time at which each counter was made doubles the series and is never asked for.
+        disable_created_metrics()
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_StateCollector(read_state))
         ProcessCollector(registry=self.registry)

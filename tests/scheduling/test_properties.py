@@ -83,6 +83,7 @@ def arrivals(
             stop_token_ids=tuple(draw(st.sampled_from([(), (5,), (1, 2, 3)]))),
             cache_salt=draw(st.sampled_from(["", "", "other"])),
             priority=draw(priorities),
+            tenant=draw(st.sampled_from(["", "", "other"])),
         )
         aborts = draw(st.sampled_from(["no", "no", "no", "request", "choice"]))
         result.append(

@@ -46,6 +46,31 @@ def test_salts() -> None:
     assert "a" not in {salt for salt in salts if len(salt) != 64}
 
 
+def test_nobody_but_an_admin_goes_before_other_tenants(tiny_llama: Path) -> None:
+    engine = FakeEngine(tiny_llama)
+    root = parse_key(f"root:{BOB}", place="", admin=True)
+    access = Access(ring=KeyRing([RING.keys[0], root]))
+
+    async def ask(settled: Access, key: str, priority: int) -> httpx.Response:
+        transport = httpx.ASGITransport(app=create_app(ServedModel([NAME], engine), settled))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"model": NAME, "prompt": "x", "priority": priority}
+            headers = {"Authorization": f"Bearer {key}"}
+            return await client.post("/v1/completions", json=body, headers=headers)
+
+    refused = asyncio.run(ask(access, ALICE, -1))
+    assert refused.status_code == 403
+    assert refused.json()["error"]["param"] == "priority"
+    for settled, key, priority in ((access, ALICE, 1), (access, BOB, -1), (Access(), "", -1)):
+        assert asyncio.run(ask(settled, key, priority)).status_code == 200
+    sent = [submission.request for submission in engine.submissions]
+    assert [(request.tenant, request.priority) for request in sent] == [
+        ("alice", 1),
+        ("root", -1),
+        ("", -1),
+    ]
+
+
 @pytest.mark.parametrize("fields", [{}, {"cache_salt": "mine"}])
 def test_salt_reaches_the_engine(tiny_llama: Path, fields: dict[str, str]) -> None:
     engine = FakeEngine(tiny_llama)

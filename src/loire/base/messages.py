@@ -27,6 +27,8 @@ class EngineRequest:
     """Per choice, tokens generated earlier, when a request is resumed."""
     priority: int = 0
     """Lower is earlier; above 0 it is background work."""
+    tenant: str = ""
+    """On whose behalf; within a priority, tenants are served the same number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)

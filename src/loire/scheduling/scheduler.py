@@ -1,6 +1,8 @@
 """The scheduler: each step it decides who computes how many tokens, and takes results back.
 
-The order of sequences is by priority (lower is earlier), then by arrival. Rules, in this order:
+The order of sequences is by priority (lower is earlier), then by when they first ran. Those that
+wait to run for the first time take turns by tenant (loire.scheduling.fairness), and within a
+tenant come by arrival. Rules, in this order:
 1. A waiting sequence enters in the place of running ones of less urgent priorities, if they have
    the slot or the memory that it needs: the last in order are preempted.
 2. Every running sequence gets one token of the budget; if the budget is smaller than their
@@ -39,6 +41,7 @@ from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
+from loire.scheduling.waiting import WaitingQueue
 
 
 class Scheduler:
@@ -60,7 +63,7 @@ class Scheduler:
         self.policy = policy
         self.budget = TokenBudget(max_num_batched_tokens, background_tokens)
         self.max_model_len = max_model_len
-        self.waiting: list[Sequence] = []
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.held: list[Sequence] = []
         """Ended sequences that the policy keeps in the batch."""
@@ -105,7 +108,8 @@ class Scheduler:
         num_now = message.params.n if message.output_token_ids else 1
         request.num_unborn = message.params.n - num_now
         for choice in range(num_now):
-            self._enqueue(request.new_sequence(next(self._seq_ids), choice, self.max_model_len))
+            sequence = request.new_sequence(next(self._seq_ids), choice, self.max_model_len)
+            self._enqueue(sequence, arrives=True)
 
     def abort(self, request_id: str) -> bool:
         """End a request without further news of it; False if it is not here (any more)."""
@@ -176,23 +180,23 @@ class Scheduler:
 
     def _admit_urgent(self) -> None:
         """Let those in who are more urgent than somebody who runs, if need be in their place."""
-        index = 0
-        while index < len(self.waiting) and self.running and not self.policy.whole_batches:
-            sequence = self.waiting[index]
-            if sequence.priority >= self.running[-1].priority:
-                break
-            before = (s.num_to_compute for s in self.running if s.order < sequence.order)
-            if sum(before) >= self.budget.max_tokens:
-                break
-            has_slot = self.policy.free_slots(len(self.running), len(self.held)) > 0
-            admission = self._try_admission(sequence) if has_slot else None
-            if isinstance(admission, Admission):
-                del self.waiting[index]
-                self._enter(sequence, admission)
-            elif admission is Refusal.PREFIX_PENDING:
-                index += 1
-            else:
-                self._preempt(self.running[-1])
+        if self.policy.whole_batches:
+            return
+        for sequence in self.waiting.in_turn():
+            while sequence.status is Status.WAITING:
+                if not self.running or sequence.priority >= self.running[-1].priority:
+                    return
+                before = (s.num_to_compute for s in self.running if s.order < sequence.order)
+                if sum(before) >= self.budget.max_tokens:
+                    return
+                has_slot = self.policy.free_slots(len(self.running), len(self.held)) > 0
+                admission = self._try_admission(sequence) if has_slot else None
+                if admission is Refusal.PREFIX_PENDING:
+                    break
+                if isinstance(admission, Admission):
+                    self._enter(sequence, admission)
+                else:
+                    self._preempt(self.running[-1])
 
     def _secure_memory(self, grants: dict[Sequence, int]) -> Rows:
         rows: Rows = []
@@ -214,20 +218,18 @@ class Scheduler:
     def _admit(self, rows: Rows) -> None:
         """Let the next ones in, adding their rows to those of the step."""
         free_slots = self.policy.free_slots(len(self.running), len(self.held))
-        index = 0
-        while free_slots > 0 and index < len(self.waiting):
-            sequence = self.waiting[index]
+        for sequence in self.waiting.in_turn():
+            if free_slots <= 0:
+                break
             budget = self.budget.left_for(sequence, rows, self.running)
             if budget == 0 and not self.policy.whole_batches:
                 break
             admission = self._try_admission(sequence)
             if admission is Refusal.PREFIX_PENDING:
-                index += 1
                 continue
             if admission is Refusal.NO_MEMORY:
                 break
             assert isinstance(admission, Admission)
-            del self.waiting[index]
             self._enter(sequence, admission)
             num_tokens = min(sequence.num_to_compute, budget)
             copies = self._extend(sequence, num_tokens)
@@ -261,6 +263,11 @@ class Scheduler:
         return self.allocator.admit(sequence.table, sequence.tokens, sequence.max_tokens, headroom)
 
     def _enter(self, sequence: Sequence, admission: Admission) -> None:
+        self.waiting.remove(sequence)
+        if sequence.turn is None:
+            sequence.turn = next(self._turns)
+            num_input = len(sequence.tokens) - admission.num_cached_tokens
+            self.waiting.charge(sequence, num_input=num_input)
         sequence.status = Status.RUNNING
         sequence.num_computed = admission.num_cached_tokens
         sequence.slot = self._take_slot()
@@ -346,6 +353,7 @@ class Scheduler:
             sequence.num_pending -= 1
             sequence.tokens.append(result.token_id)
             token_ids = (result.token_id,)
+            self.waiting.charge(sequence, num_output=1)
             finish, stop_reason = sequence.finish()
             if request.num_unborn:
                 self._bear_siblings(request, sequence)
@@ -388,9 +396,9 @@ class Scheduler:
 
     # --- life and end of sequences ------------------------------------------------------------
 
-    def _enqueue(self, sequence: Sequence) -> None:
+    def _enqueue(self, sequence: Sequence, *, arrives: bool = False) -> None:
         self._sequences[sequence.seq_id] = sequence
-        insort(self.waiting, sequence, key=lambda s: s.order)
+        self.waiting.add(sequence, arrives=arrives)
 
     def _end_request(self, request: Request, *, forget: bool = False) -> None:
         request.num_unborn = 0

@@ -33,6 +33,7 @@ class Sequence:
         num_in_flight: tokens after those that are in steps whose results have not come back.
         num_pending: sampled tokens among those results: not known yet, but certain to come.
         epoch: how often it was preempted; results of an earlier epoch are dropped.
+        turn: its number among all sequences by when they first ran; it keeps that place.
         last_served: number of its last turn, among those of all sequences.
         slot: the row it occupies in pictures of the batch.
     """
@@ -51,6 +52,7 @@ class Sequence:
     num_in_flight: int = 0
     num_pending: int = 0
     epoch: int = 0
+    turn: int | None = None
     last_served: int = -1
     slot: int = -1
     num_prompt_logprobs: int = 0
@@ -64,14 +66,21 @@ class Sequence:
         return self.request.message.priority
 
     @property
+    def tenant(self) -> str:
+        """On whose behalf it is computed."""
+        return self.request.message.tenant
+
+    @property
     def is_background(self) -> bool:
         """Whether it is to fill only what others leave idle."""
         return self.priority > 0
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """The more urgent first, then earlier requests, then earlier choices."""
-        return (self.priority, self.request.arrival, self.choice)
+    def order(self) -> tuple[int, bool, int, int]:
+        """The more urgent first, then those that ran earlier, earlier requests, earlier choices."""
+        has_run = self.turn is not None
+        place = self.request.arrival if self.turn is None else self.turn
+        return (self.priority, not has_run, place, self.choice)
 
     @property
     def num_prompt(self) -> int:

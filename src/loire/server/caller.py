@@ -9,11 +9,13 @@ from loire.server.rates import TenantMeter
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """tenant: the name of the key; empty where no keys are configured. meter: of its tenant.
-    least_priority: what its requests have, unless they ask for less urgency (a higher number).
+    """tenant: the name of the key; empty where no keys are configured. admin: whether the key is an
+    admin's. meter: of its tenant. least_priority: what its requests have, unless they ask for less
+    urgency (a higher number).
     """
 
     tenant: str = ""
+    admin: bool = False
     meter: TenantMeter = field(default_factory=TenantMeter)
     least_priority: int | None = None
 

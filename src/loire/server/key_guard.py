@@ -31,7 +31,7 @@ class KeyGuard:
         self._public = (*PUBLIC_PATHS, METRICS_PATH) if access.public_metrics else PUBLIC_PATHS
         self._nobody = Caller(meter=TenantMeter(limits=access.limits))
         self._callers = {
-            key.name: Caller(key.name, TenantMeter(key.name, key.limits))
+            key.name: Caller(key.name, key.admin, TenantMeter(key.name, key.limits))
             for key in access.ring.keys
         }
 

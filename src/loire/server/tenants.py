@@ -18,6 +18,7 @@ from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
 from loire.server.call import Call
 from loire.server.caller import Caller
+from loire.server.errors import ApiError
 from loire.server.request_client import RequestClient
 from loire.server.request_watch import Observer
 
@@ -60,8 +61,18 @@ class TenantClient:
     def admit(self, submissions: Sequence[Submission]) -> None:
         """Take the prompts' tokens from what the tenant may use.
 
-        Raises ApiError (429) if they are more than it has left.
+        Raises ApiError: 429 if they are more than it has left, 403 if they would go before those
+        of other tenants.
         """
+        hasty = any(submission.request.priority < 0 for submission in submissions)
+        if hasty and self._caller.tenant and not self._caller.admin:
+            raise ApiError(
+                403,
+                "a priority below 0 goes before the requests of all tenants, and needs an admin "
+                "key: leave it out, or ask for 0 or more",
+                param="priority",
+                code="admin_key_needed",
+            )
         num_tokens = sum(len(submission.request.prompt_token_ids) for submission in submissions)
         self._caller.meter.take_prompt(num_tokens)
 
@@ -71,7 +82,8 @@ class TenantClient:
         salt = tenant_salt(self._caller.tenant, request.cache_salt)
         least = self._caller.least_priority
         priority = request.priority if least is None else max(request.priority, least)
-        request = replace(request, cache_salt=salt, priority=priority)
+        tenant = self._caller.tenant
+        request = replace(request, cache_salt=salt, priority=priority, tenant=tenant)
         salted = replace(submission, request=request)
         outputs = cast("AsyncGenerator[RequestOutput, None]", self._client.stream(salted))
         watch = self._observer.watch(salted, self._call)

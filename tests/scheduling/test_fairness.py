@@ -1,0 +1,237 @@
+"""Tenants are served alike, whatever they ask for, and nobody waits for ever."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loire.base.messages import EngineRequest
+from loire.base.sampling import SamplingParams
+from loire.engine.core import EngineCore
+from loire.memory.paged import PagedAllocator
+from loire.scheduling.batching import Continuous
+from loire.scheduling.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT, VirtualCounters
+from loire.scheduling.scheduler import Scheduler
+from support.fake_execution import FakeExecutor, expected_tokens
+
+WINDOW = 128
+BLOCK_SIZE = 4
+
+
+class Shared:
+    """An engine without a model that several tenants use."""
+
+    def __init__(self, *, slots: int = 2, num_blocks: int = 256, budget: int = 64) -> None:
+        self.scheduler = Scheduler(
+            PagedAllocator(num_blocks, BLOCK_SIZE, prefix_caching=True),
+            Continuous(slots),
+            max_num_batched_tokens=budget,
+            max_model_len=WINDOW,
+            background_tokens=8,
+        )
+        self.core = EngineCore(self.scheduler, FakeExecutor(num_blocks, BLOCK_SIZE))
+        self.requests: dict[str, EngineRequest] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.served: Counter[str] = Counter()
+        """Weighted tokens per tenant."""
+        self.ran: list[str] = []
+        """Requests in the order in which they first ran."""
+        self.ended: list[str] = []
+
+    def add(self, tenant: str, *, prompt: int = 8, max_tokens: int = 4, priority: int = 0) -> str:
+        number = len(self.requests)
+        request = EngineRequest(
+            request_id=f"{tenant}{number}",
+            prompt_token_ids=tuple((number * 7 + i) % 12 for i in range(prompt)),
+            params=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            seed=number,
+            cache_salt=str(number),
+            priority=priority,
+            tenant=tenant,
+        )
+        self.requests[request.request_id] = request
+        self.core.add(request)
+        return request.request_id
+
+    def step(self) -> None:
+        updates = self.core.step()
+        for slot in self.core.records[-1].slots:
+            if slot.request_id not in self.ran:
+                self.ran.append(slot.request_id)
+                request = self.requests[slot.request_id]
+                self.served[request.tenant] += INPUT_WEIGHT * len(request.prompt_token_ids)
+        for update in updates:
+            tenant = self.requests[update.request_id].tenant
+            self.served[tenant] += OUTPUT_WEIGHT * len(update.token_ids)
+            self.tokens.setdefault(update.request_id, []).extend(update.token_ids)
+            if update.finish_reason is not None:
+                self.ended.append(update.request_id)
+
+    def finish(self) -> None:
+        for _ in range(5000):
+            if not self.core.has_work:
+                break
+            self.step()
+        for request_id, request in self.requests.items():
+            assert self.tokens[request_id] == expected_tokens(request, 0, WINDOW)[0]
+        assert self.scheduler.allocator.counts.in_use == 0
+        assert len(self.scheduler.waiting) == 0
+        assert list(self.scheduler.waiting.in_turn()) == []
+
+    def waiting_tenants(self) -> set[str]:
+        return {sequence.tenant for sequence in self.scheduler.waiting}
+
+
+def test_a_flood_does_not_delay_the_others() -> None:
+    engine = Shared(slots=2)
+    for _ in range(50):
+        engine.add("flood")
+    for _ in range(20):
+        engine.step()
+    for _ in range(5):
+        light = engine.add("light")
+        before = len(engine.ran)
+        while light not in engine.ran:
+            engine.step()
+        # Those who run are not stopped, but nobody else goes first.
+        assert len(engine.ran) <= before + 2
+        while light not in engine.ended:
+            engine.step()
+    engine.finish()
+
+
+def test_one_tenant_is_served_in_order() -> None:
+    engine = Shared(slots=2)
+    names = [engine.add("", prompt=4 + number % 5) for number in range(20)]
+    engine.finish()
+    assert engine.ran == names
+
+
+def test_a_pause_gives_no_credit() -> None:
+    engine = Shared(slots=1)
+    for _ in range(30):
+        engine.add("busy")
+    for _ in range(60):
+        engine.step()
+    assert engine.served["busy"] > 100
+    for _ in range(10):
+        engine.add("late")
+    before, start = engine.served.copy(), len(engine.ran)
+    for _ in range(40):
+        engine.step()
+    assert {"busy", "late"} <= {name[:4] for name in engine.ran[start:]}
+    gained = {tenant: engine.served[tenant] - before[tenant] for tenant in ("busy", "late")}
+    assert abs(gained["busy"] - gained["late"]) <= 2 * (8 + OUTPUT_WEIGHT * 4)
+
+
+def test_urgent_requests_of_one_tenant_still_go_first() -> None:
+    engine = Shared(slots=1)
+    engine.add("first")
+    engine.step()
+    patient = engine.add("patient")
+    urgent = [engine.add("hasty", priority=-1) for _ in range(3)]
+    engine.finish()
+    assert engine.ran.index(patient) > max(engine.ran.index(name) for name in urgent)
+
+
+def test_background_work_is_no_argument_against_a_tenant() -> None:
+    engine = Shared(slots=1)
+    for _ in range(10):
+        engine.add("batches", priority=1)
+    for _ in range(30):
+        engine.step()
+    assert engine.served["batches"] > 50
+    engine.add("other", max_tokens=1)
+    engine.step()
+    names = [engine.add("batches"), engine.add("other")]
+    engine.finish()
+    assert [name for name in engine.ran if name in names] == names
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    slots=st.integers(1, 4),
+    sizes=st.dictionaries(
+        st.sampled_from("abc"),
+        st.tuples(st.integers(1, 24), st.integers(1, 12)),
+        min_size=2,
+    ),
+)
+def test_tenants_that_always_ask_get_the_same(
+    slots: int, sizes: dict[str, tuple[int, int]]
+) -> None:
+    """The paper's bound: 2 max(w_p L, w_q M), M the output tokens that a batch can hold."""
+    engine = Shared(slots=slots)
+    longest_prompt = max(prompt for prompt, _ in sizes.values())
+    most_output = slots * max(max_tokens for _, max_tokens in sizes.values())
+    bound = 2 * max(INPUT_WEIGHT * longest_prompt, OUTPUT_WEIGHT * most_output)
+    for tenant, (prompt, max_tokens) in sizes.items():
+        for _ in range(30):
+            engine.add(tenant, prompt=prompt, max_tokens=max_tokens)
+    for _ in range(150):
+        engine.step()
+        if engine.waiting_tenants() != set(sizes):
+            break
+        served = [engine.served[tenant] for tenant in sizes]
+        assert max(served) - min(served) <= bound
+    assert min(engine.served[tenant] for tenant in sizes) > 0
+    engine.finish()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    num_blocks=st.integers(10, 40),
+    arrivals=st.lists(
+        st.tuples(
+            st.integers(0, 30), st.sampled_from("abc"), st.integers(1, 20), st.integers(1, 16)
+        ),
+        max_size=40,
+    ),
+)
+def test_nobody_starves_when_memory_is_short(
+    num_blocks: int, arrivals: list[tuple[int, str, int, int]]
+) -> None:
+    engine = Shared(slots=4, num_blocks=num_blocks)
+    for step in range(31):
+        for due, tenant, prompt, max_tokens in arrivals:
+            if due == step:
+                engine.add(tenant, prompt=prompt, max_tokens=max_tokens)
+        if engine.core.has_work:
+            engine.step()
+    engine.finish()
+
+
+def test_counters() -> None:
+    counters = VirtualCounters()
+    counters.comes("a", [])
+    counters.charge("a", num_input=10, num_output=5)
+    assert counters.served("a") == 20
+    counters.comes("b", ["a"])
+    assert counters.served("b") == 20
+    counters.charge("b", num_input=3)
+    counters.comes("c", ["a", "b"])
+    assert counters.served("c") == 20
+    counters.charge("a", num_input=100)
+    counters.leaves("b")
+    counters.leaves("a")
+    counters.comes("d", [])
+    assert counters.served("d") == counters.served("a") == 120
+    counters.comes("a", ["d"])
+    assert counters.served("a") == 120
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_tenant_that_is_preempted_keeps_its_place(depth: int) -> None:
+    engine = Shared(slots=4, num_blocks=12)
+    engine.core = EngineCore(engine.scheduler, engine.core._executor, depth=depth)
+    for _ in range(8):
+        engine.add("a", prompt=12, max_tokens=20)
+    light = engine.add("b", prompt=12, max_tokens=20)
+    try:
+        engine.finish()
+    finally:
+        engine.core.close()
+    assert engine.scheduler.num_preemptions > 0
+    assert engine.ran.index(light) <= 2
+    assert engine.ended.index(light) <= 4

@@ -186,3 +186,14 @@ def test_background_work_goes_on_once_the_urgent_has_ended(depth: int) -> None:
     engine.finish()
     engine.core.close()
     assert len(engine.ended) == 14
+
+
+def test_a_token_is_not_lost_on_a_sequence_that_finds_no_memory() -> None:
+    # One token a step: when its turn comes, the less urgent sequence preempts itself.
+    engine = Engine(num_blocks=10, slots=2, budget=1)
+    engine.add(request("patient", prompt=[20], max_tokens=30))
+    engine.step(2)
+    engine.add(request("urgent", -1, prompt=[21], max_tokens=30))
+    engine.finish()
+    assert engine.scheduler.num_preemptions > 0
+    assert engine.ended == ["urgent", "patient"]

@@ -138,10 +138,12 @@ class Scheduler:
         self._copies.clear()
         self._admit_urgent()
         preempted_before = self.num_preemptions
-        grants = self.budget.grant(self.running)
-        for sequence in grants:
-            sequence.last_served = next(self._turns)
-        rows = self._secure_memory(grants)
+        rows: Rows = []
+        # All that are given tokens may be preempted: others can have them then.
+        while not rows and (grants := self.budget.grant(self.running)):
+            for sequence in grants:
+                sequence.last_served = next(self._turns)
+            rows = self._secure_memory(grants)
         if self.num_preemptions == preempted_before:
             self._admit(rows)
         if not rows:

@@ -179,6 +179,14 @@ def test_json_beside_tools_is_whole_or_too_long(tiny_llama: Path, reply: str, fi
             "tools[0].function.parameters",
             "'weather'",
         ),
+        *(
+            (
+                {"tools": [_tool(parameters={"properties": {}, "required": wrong}, strict=True)]},
+                "tools[0].function.parameters",
+                "'required'",
+            )
+            for wrong in (5, [[1]], [None], "a", {"a": 1})
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'web_search'"),
         ({"guided_regex": "a"}, "guided_regex", "tool"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "not for"),
@@ -216,7 +224,7 @@ def test_too_many_tools_to_enforce(tiny_llama: Path) -> None:
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == "tools"
-    assert "these 9 tools cannot be enforced together: their grammar has 9" in error["message"]
+    assert "all tools offered (9) cannot be enforced: their grammar has 9" in error["message"]
     assert "65,536" in error["message"]
 
 

@@ -6,6 +6,7 @@ Answers are written by chance: at each position any token that the grammar allow
 import json
 import random
 from functools import cache
+from typing import Any
 
 import jsonschema
 import pytest
@@ -290,3 +291,23 @@ def test_thoughts_before_any_form(
     for text in (good, f"Hm.</think>{bad}", "Hm."):
         assert not _admits(special, inside, text), text
         assert not _admits(special, may, f"<think>{text}"), text
+
+
+@pytest.mark.parametrize(
+    ("more", "good", "bad"),
+    [
+        ({}, ['{"a": 1}', "{}"], ['{"b": 1}', '{"a": "x"}']),
+        ({"required": ["b"]}, ['{"a": 1, "b": 2}', '{"b": null}'], ['{"a": 1}']),
+        ({"additionalProperties": {"type": "null"}}, ['{"a": 1, "b": null}'], ['{"b": 1}']),
+    ],
+)
+def test_properties_are_not_invented(more: dict[str, Any], good: list[str], bad: list[str]) -> None:
+    properties = {"properties": {"a": {"type": "integer"}}}
+    tool = Tool(name="f", parameters={"type": "object", **properties, **more})
+    use = ToolUse(tools=[tool], mode="required", max_calls=1)
+    grammar = CallGrammar(MISTRAL_NAMED, thoughts(False, None, "none")).write(use)
+    spec = StructuredOutputs(grammar=grammar)
+    for arguments in good:
+        assert _admits(False, spec, f"[TOOL_CALLS]f[ARGS]{arguments}"), arguments
+    for arguments in bad:
+        assert not _admits(False, spec, f"[TOOL_CALLS]f[ARGS]{arguments}"), arguments

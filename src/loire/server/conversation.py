@@ -215,13 +215,14 @@ def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> Reque
         except RequestError as alone:
             reason = str(alone).removeprefix("structured_outputs.json: ")
             return RequestError(
-                f"the parameters of tool {tool.name!r} cannot be enforced: {reason}",
+                f"the parameters of tool {tool.name!r} cannot be enforced: {reason}; simplify "
+                f"them, or leave calls free: tool_choice 'auto', and strict false",
                 param=f"tools[{number}].function.parameters",
             )
     reason = str(error).removeprefix("structured_outputs.grammar: ")
     return RequestError(
-        f"the calls of these {len(use.callable_tools)} tools cannot be enforced together: their "
-        f"grammar {reason}; allow fewer of them, or leave the choice to the model",
+        f"the calls of all tools offered ({len(use.callable_tools)}) cannot be enforced: their "
+        f"grammar {reason}; offer fewer, or leave calls free: tool_choice 'auto', and strict false",
         param="tools",
     )
 

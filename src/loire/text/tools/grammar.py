@@ -78,12 +78,8 @@ class CallGrammar:
         return f"(TEXT | lead {rest} first_calls{alone})"
 
     def _call(self, tool: Tool, *, exact: bool) -> str:
-        schema = dict(tool.parameters if exact else ANY_OBJECT)
-        if exact and "properties" in schema and not _COMBINING.intersection(schema):
-            # A subset of what the schema allows: models do not need to invent properties.
-            schema["additionalProperties"] = False
-        schema["x-guidance"] = _WRITTEN
-        arguments = f"%json {json.dumps(schema, ensure_ascii=False)}"
+        schema = _closed(tool.parameters) if exact else ANY_OBJECT
+        arguments = f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN}, ensure_ascii=False)}"
         form = self._format
         if form.name_end:
             return f"{self._text(tool.name + form.name_end)} {arguments}"
@@ -94,3 +90,15 @@ class CallGrammar:
         """A fixed text, its special tokens by their ids."""
         parts = (part for part in self._markers.split(text) if part)
         return " ".join(fixed_text(part, self._special_id) for part in parts) or '""'
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema with the properties that it names and no others, where it does not say more.
+
+    What follows it follows the schema as it was: models do not need to invent properties.
+    """
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if properties is None or _COMBINING.intersection(schema):
+        return schema
+    named = isinstance(required, list) and all(name in list(properties) for name in required)
+    return {**schema, "additionalProperties": False} if named else schema

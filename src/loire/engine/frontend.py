@@ -90,6 +90,10 @@ class Frontend:
             shown_ids=shown_ids,
         )
 
+    def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
+        """Raise RequestError, naming the parameter, if an id is not in the vocabulary."""
+        self._builder.check_token_ids(param, token_ids)
+
     def check_form(self, form: StructuredOutputs) -> None:
         """Raise RequestError if a constraint is wrong, too large, or not supported."""
         self._builder.check_form(form)

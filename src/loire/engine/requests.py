@@ -60,8 +60,8 @@ class RequestBuilder:
             token_ids = tuple(prompt)
         self._check_prompt(token_ids)
         self._check_length(len(token_ids), params.max_tokens)
-        self._check_token_ids("logit_bias", tuple(params.logit_bias))
-        self._check_token_ids("stop_token_ids", tuple(params.stop_token_ids))
+        self.check_token_ids("logit_bias", tuple(params.logit_bias))
+        self.check_token_ids("stop_token_ids", tuple(params.stop_token_ids))
         if params.structured_outputs is not None:
             self.check_form(params.structured_outputs)
         request = EngineRequest(
@@ -88,9 +88,10 @@ class RequestBuilder:
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise RequestError("the prompt is empty: it needs at least one token", param="prompt")
-        self._check_token_ids("prompt", token_ids)
+        self.check_token_ids("prompt", token_ids)
 
-    def _check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
+    def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
+        """Raise RequestError if an id is not in the vocabulary."""
         vocab_size = self.tokenizer.vocab_size
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:

@@ -16,9 +16,11 @@ from loire.server import (
     files,
     health,
     live,
+    messages,
     metrics_route,
     models,
     page,
+    tokenize,
 )
 from loire.server.access import OPEN_ACCESS, Access
 from loire.server.admission import Tickets
@@ -64,6 +66,8 @@ def create_app(
     for module in (
         chat,
         completions,
+        messages,
+        tokenize,
         files,
         batches,
         models,

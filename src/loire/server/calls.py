@@ -47,7 +47,7 @@ class CallLog:
         except Exception as error:
             # Answered here, and not further out, so that this response has its id as well.
             if call.status is None:
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(error, scope["path"])(scope, receive, send_with_id)
             raise
         finally:
             call.end_s = time.monotonic()

@@ -182,10 +182,7 @@ def submit(
     """
     frontend, use = client.frontend, conversation.tools
     dialect = frontend.dialect
-    _check_variables(frontend, conversation.variables)
-    prompt = frontend.render(
-        conversation.messages, () if use is None else use.tools, conversation.variables
-    )
+    prompt = prompt_of(frontend, conversation)
     thinking = _thinking(dialect, prompt)
     thoughts = Thoughts(dialect.reasoning, thinking, lambda text: _special_id(frontend, text))
     form = params.structured_outputs
@@ -205,6 +202,13 @@ def submit(
             raise _about_tools(frontend, use, error) from error
         raise
     return Started(submission, use, dialect, thinking, form is not None and form.is_json)
+
+
+def prompt_of(frontend: Frontend, conversation: Conversation) -> str:
+    """The prompt of a conversation, special tokens included. Raises RequestError."""
+    _check_variables(frontend, conversation.variables)
+    tools = () if conversation.tools is None else conversation.tools.tools
+    return frontend.render(conversation.messages, tools, conversation.variables)
 
 
 def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> RequestError:

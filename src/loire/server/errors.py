@@ -29,6 +29,19 @@ from loire.server.call import get_call
 UNION_TAG = "as "
 """Marks the parts of a validation path that name a member of a union, not a field."""
 
+MESSAGES_PATH = "/v1/messages"
+"""Anthropic's API, which has an error form of its own."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 _SHOWN = 80
 """Characters of a bad value that are repeated in the message."""
 
@@ -92,12 +105,20 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
     return _answer(500, f"an internal error ended this request: {type(error).__name__}")
 
 
-def error_response(error: Exception) -> Response:
-    """An error as an HTTP response."""
+def error_text(error: Exception, path: str) -> tuple[int, str]:
+    """Status and body, as JSON, that answer an error in the form of the API that has the path."""
     status, body = describe(error)
-    headers = error.headers if isinstance(error, (ApiError, HTTPException)) else None
+    content = body.model_dump()
+    if path.startswith(MESSAGES_PATH):
+        content = _in_anthropic_form(status, body)
     # Plain ASCII, because a message may repeat text that has no UTF-8 form.
-    content = json.dumps(body.model_dump())
+    return status, json.dumps(content)
+
+
+def error_response(error: Exception, path: str) -> Response:
+    """An error as an HTTP response."""
+    status, content = error_text(error, path)
+    headers = error.headers if isinstance(error, (ApiError, HTTPException)) else None
     return Response(content, status, headers=headers, media_type="application/json")
 
 
@@ -106,7 +127,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         get_call(request.scope).error_code = describe(error)[1].error.code
-        return error_response(error)
+        return error_response(error, request.url.path)
 
     async def nobody_reads(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
@@ -114,6 +135,13 @@ def add_error_handlers(app: FastAPI) -> None:
     for kind in (LoireError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(ClientDisconnectedError, nobody_reads)
+
+
+def _in_anthropic_form(status: int, body: ErrorBody) -> dict[str, Any]:
+    """https://docs.anthropic.com/en/api/errors; the field that is wrong is in the message."""
+    fallback = "invalid_request_error" if status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(status, fallback)
+    return {"type": "error", "error": {"type": kind, "message": body.error.message}}
 
 
 def _answer(

@@ -27,6 +27,8 @@ class Choice:
     begun: bool = False
     """Whether anything of it was taken before."""
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    """The stop string or token id of the request that ended it, if one did."""
     prompt_logprobs: Sequence[PositionLogprobs | None] = ()
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
@@ -41,7 +43,7 @@ class Choice:
         if output.finish_reason not in (None, "stop", "length"):
             reason = output.error or f"it ended with {output.finish_reason}"
             raise ApiError(500, f"the engine ended this request: {reason}", code="request_failed")
-        self.finish_reason = output.finish_reason
+        self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         if output.text:
             self._texts.append(output.text)
         self.logprobs += output.logprobs or ()

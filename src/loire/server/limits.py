@@ -28,7 +28,7 @@ class BodyLimit:
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if lengths and lengths[0].isdigit() and int(lengths[0]) > max_bytes:
             error = _too_large(f"{int(lengths[0]):,}", max_bytes)
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         num_received = 0
 

@@ -3,8 +3,7 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
-import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from fastapi import Response
@@ -12,29 +11,39 @@ from starlette.types import Receive, Scope, Send
 
 from loire.base.errors import LoireError
 from loire.server.connection import while_connected
-from loire.server.errors import ClientDisconnectedError, describe
+from loire.server.errors import ClientDisconnectedError, error_text
 
 DONE = b"data: [DONE]\n\n"
 
 
-def event(data: str) -> bytes:
+def event(data: str, name: str = "") -> bytes:
     """An event. data: JSON, so without line breaks."""
-    return f"data: {data}\n\n".encode()
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {data}\n\n".encode()
 
 
 class EventStream(Response):
-    """Sends events as they come, one write for each item of `events`.
+    """Sends events as they come, one write for each item of `events`, and `done` after the last.
 
-    Errors after the first byte cannot change the status any more: they become a last event of the
-    form {"error": ...}, and [DONE] does not follow. Whatever the end, the generator is closed.
+    Errors after the first byte cannot change the status any more: they become a last event, made
+    by `failure` (by default of the form {"error": ...}), which `done` does not follow. Whatever
+    the end, the generator is closed.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        done: bytes = DONE,
+        failure: Callable[[Exception], bytes] = lambda error: event(error_text(error, "")[1]),
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._done = done
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
@@ -53,9 +62,8 @@ class EventStream(Response):
         try:
             async for chunk in self._events:
                 await write(chunk)
-            await write(DONE, more=False)
+            await write(self._done, more=False)
         except Exception as error:
-            _, body = describe(error)
-            await write(event(json.dumps(body.model_dump())), more=False)
+            await write(self._failure(error), more=False)
             if not isinstance(error, LoireError):
                 raise

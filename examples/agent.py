@@ -11,6 +11,7 @@ import argparse
 import ast
 import json
 import operator
+import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -178,7 +179,8 @@ def main() -> None:
     parser.add_argument("--memory", type=Path, default=Path("agent-memory.json"))
     parser.add_argument("--tool-choice", choices=["auto", "required"], default="auto")
     options = parser.parse_args()
-    client = OpenAI(base_url=options.base_url, api_key="none")
+    # A server that asks for a key: OPENAI_API_KEY, as the client has it.
+    client = OpenAI(base_url=options.base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     agent = Agent(client, options.model, Memory(options.memory), tool_choice=options.tool_choice)
     while question := input("> ").strip():
         for line in agent.answer(question):

@@ -64,29 +64,32 @@ ADD = Tool(
 )
 NOW = Tool(name="now")
 TOOLS = {tool.name: tool for tool in (WEATHER, ADD, NOW)}
+KINDS = ("text", "added", "special")
 MAX_TOKENS = 700
 
 
 @cache
-def tokenizer(special: bool) -> Tokenizer:
-    """A token per byte; the marks are special tokens, as in most models, or ordinary text."""
-    names = (EOS, *MARKS) if special else (EOS,)
+def tokenizer(kind: str) -> Tokenizer:
+    """A token per byte, and the marks: special tokens, added ones (Qwen's), or bytes as well."""
+    names = (EOS,) if kind == "text" else (EOS, *MARKS)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*names, *alphabet])}
     rust = RustTokenizer(BPE(vocab=vocab, merges=[]))
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = decoders.ByteLevel()
-    rust.add_special_tokens([AddedToken(name, special=True) for name in names])
+    special = names if kind == "special" else (EOS,)
+    rust.add_special_tokens([AddedToken(name, special=True) for name in special])
+    rust.add_tokens([AddedToken(name, special=False) for name in names if name not in special])
     return Tokenizer(rust, eos_token_ids=(0,))
 
 
 @cache
-def compiler(special: bool) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer(special))
+def compiler(kind: str) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer(kind))
 
 
-def thoughts(special: bool, marks: ReasoningMarks | None, thinking: Thinking) -> Thoughts:
-    known = tokenizer(special)
+def thoughts(kind: str, marks: ReasoningMarks | None, thinking: Thinking) -> Thoughts:
+    known = tokenizer(kind)
 
     def special_id(text: str) -> int | None:
         token_id = known.id_of(text)
@@ -95,20 +98,19 @@ def thoughts(special: bool, marks: ReasoningMarks | None, thinking: Thinking) ->
     return Thoughts(marks, thinking, special_id)
 
 
-def some_answer(
-    special: bool, form: StructuredOutputs, chance: random.Random, begin: str = ""
-) -> str:
+def some_answer(kind: str, form: StructuredOutputs, chance: random.Random, begin: str = "") -> str:
     """An answer that the grammar admits; tokens that lead to an end are taken more often."""
-    known = tokenizer(special)
-    matcher = compiler(special).matcher(form)
+    known = tokenizer(kind)
+    matcher = compiler(kind).matcher(form)
     ids = known.encode(begin, add_special_tokens=False)
     assert matcher.consume_tokens(ids), begin
+    num_names = known.vocab_size - 256
     ending = {known.encode(character)[0] for character in '"}],'}
     while len(ids) < MAX_TOKENS and not matcher.is_stopped():
         mask = matcher.compute_bitmask()
         allowed = [i for i in range(known.vocab_size) if mask[i // 8] >> (i % 8) & 1]
         assert allowed, "a grammar never leaves the model without a token"
-        wanted = [i for i in allowed if i == 0 or i in ending or i in known.special_ids]
+        wanted = [i for i in allowed if i < num_names or i in ending]
         token_id = chance.choice(wanted if wanted and chance.random() < 0.5 else allowed)
         if token_id == 0:
             break
@@ -150,7 +152,7 @@ def read(
 @settings(deadline=None, max_examples=150)
 @given(
     st.sampled_from(sorted(FORMATS)),
-    st.booleans(),
+    st.sampled_from(KINDS),
     st.sampled_from([None, THINK, MISTRAL_THINK]),
     st.sampled_from(["none", "may", "inside"]),
     st.sampled_from([None, frozenset({"get_weather"}), frozenset({"math.add-up", "now"})]),
@@ -159,7 +161,7 @@ def read(
 )
 def test_every_required_call_is_valid(
     name: str,
-    special: bool,
+    kind: str,
     marks: ReasoningMarks | None,
     thinking: Thinking,
     callable_names: frozenset[str] | None,
@@ -172,9 +174,9 @@ def test_every_required_call_is_valid(
         callable_names=callable_names,
         max_calls=max_calls,
     )
-    before = thoughts(special, marks, thinking)
+    before = thoughts(kind, marks, thinking)
     form = StructuredOutputs(grammar=CallGrammar(FORMATS[name], before).write(use))
-    text = some_answer(special, form, chance)
+    text = some_answer(kind, form, chance)
     _, content, calls = read(FORMATS[name], use, text, marks, thinking)
     assert content == "", text
     assert 1 <= len(calls) <= (max_calls or MAX_CALLS), text
@@ -186,24 +188,24 @@ def test_every_required_call_is_valid(
 @settings(deadline=None, max_examples=100)
 @given(
     st.sampled_from(sorted(FORMATS)),
-    st.booleans(),
+    st.sampled_from(KINDS),
     st.sampled_from(["", "One moment. ", "{"]),
     st.booleans(),
     st.randoms(use_true_random=False),
 )
 def test_free_answers_hold_whole_calls_or_none(
-    name: str, special: bool, begin: str, opened: bool, chance: random.Random
+    name: str, kind: str, begin: str, opened: bool, chance: random.Random
 ) -> None:
     form = FORMATS[name]
     use = ToolUse(tools=tuple(TOOLS.values()))
-    grammar = CallGrammar(form, thoughts(special, None, "none")).write(use)
+    grammar = CallGrammar(form, thoughts(kind, None, "none")).write(use)
     begin += form.opening if opened else ""
     spec = StructuredOutputs(grammar=grammar)
-    matcher = compiler(special).matcher(spec)
-    ids = tokenizer(special).encode(begin, add_special_tokens=False)
+    matcher = compiler(kind).matcher(spec)
+    ids = tokenizer(kind).encode(begin, add_special_tokens=False)
     # What begins with a brace would be read as a call where these need no mark.
     assume(matcher.try_consume_tokens(ids) == len(ids))
-    text = some_answer(special, spec, chance, begin)
+    text = some_answer(kind, spec, chance, begin)
     _, content, calls = read(form, use, text)
     assert bool(calls) or not opened, text
     assert form.opening not in content, text
@@ -216,52 +218,52 @@ def test_free_answers_hold_whole_calls_or_none(
             jsonschema.validate(value, TOOLS[called].parameters)
 
 
-def _admits(special: bool, form: StructuredOutputs, text: str) -> bool:
-    matcher = compiler(special).matcher(form)
-    ids = tokenizer(special).encode(text, add_special_tokens=False)
+def _admits(kind: str, form: StructuredOutputs, text: str) -> bool:
+    matcher = compiler(kind).matcher(form)
+    ids = tokenizer(kind).encode(text, add_special_tokens=False)
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 
-@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_models_write_is_admitted(name: str, special: bool) -> None:
+def test_what_models_write_is_admitted(name: str, kind: str) -> None:
     form = FORMATS[name]
     arguments = '{"city": "Pau", "unit": "C"}'
     call = f'{{"name": "get_weather", "{form.arguments_key}": {arguments}}}'
     if form.name_end:
         call = f"get_weather{form.name_end}{arguments}"
-    before = thoughts(special, None, "none")
+    before = thoughts(kind, None, "none")
     required = ToolUse(tools=[WEATHER], mode="required", max_calls=2)
     spec = StructuredOutputs(grammar=CallGrammar(form, before).write(required))
     one = form.before + call + form.after
-    assert _admits(special, spec, one)
-    assert _admits(special, spec, form.before + call + form.between + call + form.after)
-    assert not _admits(special, spec, f"Hello. {one}")
-    assert not _admits(special, spec, "Hello.")
-    assert not _admits(special, spec, one.replace('"C"', '"K"'))
+    assert _admits(kind, spec, one)
+    assert _admits(kind, spec, form.before + call + form.between + call + form.after)
+    assert not _admits(kind, spec, f"Hello. {one}")
+    assert not _admits(kind, spec, "Hello.")
+    assert not _admits(kind, spec, one.replace('"C"', '"K"'))
     free = ToolUse(tools=[WEATHER])
     spec = StructuredOutputs(grammar=CallGrammar(form, before).write(free))
     marked = one if form.before else form.opening + one
     for text in ("Hello.", one, f"One moment.\n\n{marked}"):
-        assert _admits(special, spec, text), text
-    assert not _admits(special, spec, f"One moment. {marked}".replace('"C"', '"K"'))
+        assert _admits(kind, spec, text), text
+    assert not _admits(kind, spec, f"One moment. {marked}".replace('"C"', '"K"'))
 
 
-@pytest.mark.parametrize("special", [False, True])
-def test_an_answer_of_a_form_beside_tools(special: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_of_a_form_beside_tools(kind: str) -> None:
     schema = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}})
     use = ToolUse(tools=[NOW])
     grammar = CallGrammar(
-        HERMES, thoughts(special, THINK, "may"), StructuredOutputs(json=schema)
+        HERMES, thoughts(kind, THINK, "may"), StructuredOutputs(json=schema)
     ).write(use)
     spec = StructuredOutputs(grammar=grammar)
     call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
     for text in ('{"a": 1}', call, '<think>Hm.</think>\n\n{"a": 1}', f"<think>\n</think>{call}"):
-        assert _admits(special, spec, text), text
-    assert not _admits(special, spec, '{"a": "1"}')
-    assert not _admits(special, spec, f'{{"a": 1}}{call}')
+        assert _admits(kind, spec, text), text
+    assert not _admits(kind, spec, '{"a": "1"}')
+    assert not _admits(kind, spec, f'{{"a": 1}}{call}')
     # White space is bounded here, too.
-    assert not _admits(special, spec, '{"a":    1}')
+    assert not _admits(kind, spec, '{"a":    1}')
 
 
 FORMS = [
@@ -274,23 +276,21 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("form", "good", "bad"), FORMS)
-def test_thoughts_before_any_form(
-    form: StructuredOutputs, good: str, bad: str, special: bool
-) -> None:
-    may = thoughts(special, THINK, "may").before(form)
-    inside = thoughts(special, THINK, "inside").before(form)
-    assert thoughts(special, THINK, "none").before(form) is form
-    assert thoughts(special, None, "may").before(form) is form
-    assert _admits(special, may, good)
-    assert not _admits(special, may, bad)
+def test_thoughts_before_any_form(form: StructuredOutputs, good: str, bad: str, kind: str) -> None:
+    may = thoughts(kind, THINK, "may").before(form)
+    inside = thoughts(kind, THINK, "inside").before(form)
+    assert thoughts(kind, THINK, "none").before(form) is form
+    assert thoughts(kind, None, "may").before(form) is form
+    assert _admits(kind, may, good)
+    assert not _admits(kind, may, bad)
     for text in (f"{good}</think>{good}", f"Is it {bad}?\n</think>\n\n{good}"):
-        assert _admits(special, inside, text), text
-        assert _admits(special, may, f"<think>{text}"), text
+        assert _admits(kind, inside, text), text
+        assert _admits(kind, may, f"<think>{text}"), text
     for text in (good, f"Hm.</think>{bad}", "Hm."):
-        assert not _admits(special, inside, text), text
-        assert not _admits(special, may, f"<think>{text}"), text
+        assert not _admits(kind, inside, text), text
+        assert not _admits(kind, may, f"<think>{text}"), text
 
 
 @pytest.mark.parametrize(
@@ -305,9 +305,9 @@ def test_properties_are_not_invented(more: dict[str, Any], good: list[str], bad:
     properties = {"properties": {"a": {"type": "integer"}}}
     tool = Tool(name="f", parameters={"type": "object", **properties, **more})
     use = ToolUse(tools=[tool], mode="required", max_calls=1)
-    grammar = CallGrammar(MISTRAL_NAMED, thoughts(False, None, "none")).write(use)
+    grammar = CallGrammar(MISTRAL_NAMED, thoughts("text", None, "none")).write(use)
     spec = StructuredOutputs(grammar=grammar)
     for arguments in good:
-        assert _admits(False, spec, f"[TOOL_CALLS]f[ARGS]{arguments}"), arguments
+        assert _admits("text", spec, f"[TOOL_CALLS]f[ARGS]{arguments}"), arguments
     for arguments in bad:
-        assert not _admits(False, spec, f"[TOOL_CALLS]f[ARGS]{arguments}"), arguments
+        assert not _admits("text", spec, f"[TOOL_CALLS]f[ARGS]{arguments}"), arguments

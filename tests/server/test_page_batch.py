@@ -1,5 +1,6 @@
 """The picture of the live batch in headless Chromium: ten requests at once, and who may look."""
 
+import re
 import signal
 import threading
 import time
@@ -144,6 +145,13 @@ def test_a_turn_of_chat_is_seen_in_the_batch(page: Page, server: Server) -> None
     expect(page.locator(".theirs .stats")).to_contain_text("first after")
     expect(page.locator("#decode-rate")).to_have_text("0")
     assert len(colors_in(page, "grid")) == 1
+    grid = page.locator("#grid").bounding_box()
+    assert grid is not None
+    page.mouse.move(grid["x"] + grid["width"] - 12, grid["y"] + 8)
+    assert re.fullmatch(
+        r"S\d+ in step \d+: decode, its last token",
+        page.locator("#grid").get_attribute("title") or "",
+    )
 
 
 def test_the_stream_lasts_as_long_as_somebody_looks(page: Page, server: Server) -> None:

@@ -8,7 +8,7 @@ const FEWEST_ROWS = 8;
 const FOOT = 18;
 const GAP = 2;
 
-/** Draw the latest steps that fit. */
+/** Draw the latest steps that fit; gives a function from a point of the canvas to words for it. */
 export function drawGrid(canvas, batch) {
   const width = canvas.clientWidth;
   const columns = Math.max(1, Math.floor((width - GUTTER) / COLUMN));
@@ -28,6 +28,18 @@ export function drawGrid(canvas, batch) {
   });
   if (lane >= 14) drawLabels(context, steps, left, lane);
   drawStepNumbers(context, steps, left, rows * lane + FOOT / 2 + 2);
+  return (x, y) => {
+    const step = steps[Math.floor((x - left) / COLUMN)];
+    const slot = step?.slots.find((candidate) => candidate.slot === Math.floor(y / lane));
+    return slot === undefined ? "" : `S${slot.seq + 1} in step ${step.step + 1}: ${doing(slot)}`;
+  };
+}
+
+/** What a sequence did in a step. */
+export function doing({ prefill, decode, ended }) {
+  if (prefill === 0 && decode === 0) return "ended, holds its slot";
+  const computed = prefill > 0 ? `prefill of ${prefill} tokens` : "decode";
+  return ended ? `${computed}, its last token` : computed;
 }
 
 function laneHeight(rows) {

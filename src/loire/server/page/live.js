@@ -4,7 +4,7 @@ import { KEY_CHANGE, ServerError, events, request, savedKey } from "./api.js";
 import { Batch } from "./batch.js";
 import { drawBlocks } from "./blocks.js";
 import { byId, el } from "./dom.js";
-import { drawGrid } from "./grid.js";
+import { doing, drawGrid } from "./grid.js";
 import { onThemeChange } from "./paint.js";
 import { askForKey } from "./settings.js";
 
@@ -22,6 +22,7 @@ let batch = null;
 let following = null; // AbortController of the stream
 let paused = false;
 let drawing = null;
+let describeCell = () => "";
 let wordsAt = 0;
 
 /** Follow the stream for as long as the panel is open and the page is seen. */
@@ -80,7 +81,7 @@ function schedule() {
   drawing ??= requestAnimationFrame(() => {
     drawing = null;
     if (panel.hidden) return;
-    drawGrid(byId("grid"), batch);
+    describeCell = drawGrid(byId("grid"), batch);
     byId("blocks-scale").textContent = drawBlocks(byId("blocks"), batch);
     showFigures();
     showWords();
@@ -145,11 +146,6 @@ function showTable(slots) {
   byId("live-rows").replaceChildren(...[...slots].sort((a, b) => a.slot - b.slot).map(row));
 }
 
-function doing({ prefill, decode }) {
-  if (prefill > 0) return `prefill of ${prefill}`;
-  return decode > 0 ? "decode" : "ended, holds its slot";
-}
-
 function setOpen(open) {
   panel.hidden = !open;
   document.body.classList.toggle("with-live", open);
@@ -199,6 +195,10 @@ document.addEventListener(KEY_CHANGE, () => {
 byId("live-table").addEventListener("toggle", () => {
   wordsAt = 0;
   schedule();
+});
+byId("grid").addEventListener("pointermove", (event) => {
+  const words = describeCell(event.offsetX, event.offsetY);
+  if (event.currentTarget.title !== words) event.currentTarget.title = words;
 });
 document.addEventListener("visibilitychange", update);
 new ResizeObserver(schedule).observe(panel);

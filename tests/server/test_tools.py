@@ -1,11 +1,13 @@
 """Tools in the chat API: how calls come out, what is refused, what reaches the model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import NAME, FakeEngine, call, events
+from tokenizers import AddedToken, Tokenizer
 
 from loire.server.chat_protocol import ChatCompletion, ChatCompletionChunk
 
@@ -91,6 +93,50 @@ def test_what_is_no_call_is_text(tiny_llama: Path, reply: str) -> None:
     content, calls, finish_reason = _streamed(_ask(engine, stream=True))
     assert (content, finish_reason) == (reply, "stop")
     assert not calls or '"city": ' in reply
+
+
+@pytest.fixture
+def mistral(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A model whose template is in the manner of Mistral's and whose marks are special tokens."""
+    shutil.copytree(tiny_llama, tmp_path / "mistral")
+    path = str(tmp_path / "mistral" / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    marks = ["[TOOL_CALLS]", "[ARGS]"]
+    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    tokenizer.save(path)
+    config = tmp_path / "mistral" / "tokenizer_config.json"
+    template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}[ARGS]"
+        "{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    return tmp_path / "mistral"
+
+
+def test_marks_that_are_special_tokens(mistral: Path) -> None:
+    engine = FakeEngine(mistral, '[TOOL_CALLS]weather[ARGS]{"city": "Tours"}', window=WINDOW)
+    for stream in (False, True):
+        response = _ask(engine, tool_choice="required", stream=stream)
+        if stream:
+            content, calls, finish_reason = _streamed(response)
+        else:
+            [choice] = response.json()["choices"]
+            calls = [made["function"] for made in choice["message"]["tool_calls"]]
+            assert len(choice["message"]["tool_calls"][0]["id"]) == 9
+            content, finish_reason = choice["message"]["content"] or "", choice["finish_reason"]
+        assert content == ""
+        assert [(made["name"], made["arguments"]) for made in calls] == [
+            ("weather", '{"city": "Tours"}')
+        ]
+        assert finish_reason == "tool_calls"
+    # The marks are those tokens and no text that looks like them.
+    form = engine.submissions[0].request.params.structured_outputs
+    assert form is not None
+    assert "[TOOL_CALLS]" not in (form.grammar or "")
+    # Without tools they are skipped like any special token.
+    [choice] = _ask(engine, tools=[]).json()["choices"]
+    assert choice["message"]["content"] == 'weather{"city": "Tours"}'
 
 
 def test_choice_none_offers_nothing(engine: FakeEngine) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
@@ -18,6 +21,7 @@ from loire.engine.frontend import Frontend
 from loire.engine.ledger import RequestLedger
 from loire.engine.requests import Submission
 from loire.server.app import create_app
+from loire.server.run import bind
 from loire.server.served import ServedModel
 
 WINDOW = 256
@@ -245,3 +249,19 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 DEATH = EngineError("the engine stopped: ValueError: for the test")
+
+
+@contextmanager
+def serving(engine: FakeEngine) -> Iterator[str]:
+    """The address of the app, served on a thread: for clients that bring their own HTTP."""
+    listener = bind("127.0.0.1", 0)
+    app = create_app(ServedModel([NAME], engine))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -1,7 +1,6 @@
 """The official anthropic client against the app, over an engine that replies what it was told."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +8,7 @@ from typing import Any
 
 import anthropic
 import pytest
-import uvicorn
-from fake_engine import NAME, FakeEngine, call
-
-from loire.server.app import create_app
-from loire.server.run import bind
-from loire.server.served import ServedModel
+from fake_engine import NAME, FakeEngine, call, serving
 
 WINDOW = 4096
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Tours"}}\n</tool_call>'
@@ -28,20 +22,12 @@ ASK: Any = {"model": NAME, "max_tokens": 200, "messages": [{"role": "user", "con
 
 @contextmanager
 def talking(engine: FakeEngine) -> Iterator[anthropic.Anthropic]:
-    """A client of the app, which is served on a thread."""
-    listener = bind("127.0.0.1", 0)
-    app = create_app(ServedModel([NAME], engine))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    """A client of the app."""
+    with (
+        serving(engine) as url,
+        anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        yield client
 
 
 def create(engine: FakeEngine, **fields: Any) -> Any:

@@ -20,6 +20,7 @@ from loire.server import (
     metrics_route,
     models,
     page,
+    responses,
     tokenize,
 )
 from loire.server.access import OPEN_ACCESS, Access
@@ -31,6 +32,7 @@ from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
 from loire.server.limits import BodyLimit
 from loire.server.rate_guard import RateGuard
+from loire.server.response_store import ResponseStore
 from loire.server.served import ServedModel
 
 
@@ -63,10 +65,12 @@ def create_app(
     app.state.served = served
     app.state.data = data
     app.state.batches = queue
+    app.state.responses = ResponseStore()
     for module in (
         chat,
         completions,
         messages,
+        responses,
         tokenize,
         files,
         batches,

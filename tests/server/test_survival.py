@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -182,3 +183,32 @@ def test_an_engine_that_cannot_come_back_ends_the_server(tiny_llama: Path, tmp_p
 def test_limits_that_cannot_work_are_refused(flag: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"{flag[2:].replace('-', '_')} must .* {value}"):
         run(_parser("serve").parse_args(["serve", "--port", "0", flag, value]))
+
+
+def test_a_reader_that_stops_delays_nobody(server: Server) -> None:
+    """Its answer is computed to the end and waits for it; the connection holds little of it."""
+    host, port = server.url.removeprefix("http://").split(":")
+    fields = {**LONG, "prompt": "on", "n": 16, "logprobs": 5, "stream": True}
+    body = json.dumps(fields).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(30)
+        reader.connect((host, int(port)))
+        reader.sendall(head.encode() + body)
+        wait_for(lambda: server.num_requests() == 1, 5)
+        began = time.monotonic()
+        texts(post(server, prompt="x", max_tokens=30))
+        assert time.monotonic() - began < 5
+        wait_for(lambda: server.num_requests() == 0, 30)
+        received = bytearray()
+        while data := reader.recv(2**16):
+            received += data
+    events = [json.loads(line[6:]) for line in received.split(b"\r\n\r\n", 1)[1].split(b"\n")
+              if line.startswith(b"data: {")]  # fmt: skip
+    tokens = [len(choice["logprobs"]["tokens"]) for event in events for choice in event["choices"]]
+    assert sum(tokens) == 16 * 480
+    assert len(events) < 16 * 480, "what had come in the meantime came together"

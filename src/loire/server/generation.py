@@ -14,6 +14,9 @@ from loire.server.tenants import TenantClient
 
 FinishReason = Literal["stop", "length"]
 
+MAX_PIECES = 1024
+"""Pieces of text that are kept apart while nobody takes them."""
+
 
 @dataclass(slots=True, eq=False)
 class Choice:
@@ -46,6 +49,8 @@ class Choice:
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         if output.text:
             self._texts.append(output.text)
+        if len(self._texts) >= MAX_PIECES:
+            self._texts = ["".join(self._texts)]
         self.logprobs += output.logprobs or ()
 
     def take(self) -> tuple[str, list[PositionLogprobs]]:
@@ -104,67 +109,62 @@ class Generation:
                 pass
 
     async def batches(self) -> AsyncGenerator[list[Choice], None]:
-        """The choices with news, each time there are any: all that has come in the meantime."""
-        streams = [self._client.stream(submission) for submission in self._submissions]
-        async with aclosing(_side_by_side(streams)) as arrivals:
-            async for arrived in arrivals:
-                touched: dict[int, Choice] = {}
-                for number, output in arrived:
-                    self._num_cached_tokens[number] = output.num_cached_tokens
-                    for delta in map(self._shown, output.outputs):
-                        choice = self.choices[number * self._n + delta.index]
-                        choice.prompt_logprobs = output.prompt_logprobs or ()
-                        choice.add(delta)
-                        self.num_completion_tokens += len(delta.token_ids)
-                        touched[choice.index] = choice
-                news = [choice for choice in touched.values() if choice.has_news]
-                if news:
-                    yield news
+        """The choices with news, each time there are any: all that has come in the meantime.
+
+        What comes while the client does not read is put together in its choice, so that a slow
+        reader costs no more memory than its answer. The first error of any stream ends all.
+        """
+        touched: dict[int, Choice] = {}
+        errors: list[Exception] = []
+        num_open = len(self._submissions)
+        news = asyncio.Event()
+
+        async def follow(number: int, stream: AsyncIterator[RequestOutput]) -> None:
+            nonlocal num_open
+            try:
+                async with aclosing(cast("AsyncGenerator[RequestOutput, None]", stream)):
+                    async for output in stream:
+                        touched.update(self._enter(number, output))
+                        news.set()
+            except Exception as error:  # noqa: BLE001  raised below, in the task that waits for it
+                errors.append(error)
+            finally:
+                num_open -= 1
+                news.set()
+
+        tasks = [
+            asyncio.create_task(follow(number, self._client.stream(submission)))
+            for number, submission in enumerate(self._submissions)
+        ]
+        try:
+            while num_open or touched or errors:
+                await news.wait()
+                news.clear()
+                choices = [choice for choice in touched.values() if choice.has_news]
+                touched.clear()
+                if choices:
+                    yield choices
+                if errors:
+                    raise errors[0]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _enter(self, number: int, output: RequestOutput) -> dict[int, Choice]:
+        """Enter what has come of one prompt; the choices that it concerns, by their index."""
+        touched = {}
+        self._num_cached_tokens[number] = output.num_cached_tokens
+        for delta in map(self._shown, output.outputs):
+            choice = self.choices[number * self._n + delta.index]
+            choice.prompt_logprobs = output.prompt_logprobs or ()
+            choice.add(delta)
+            self.num_completion_tokens += len(delta.token_ids)
+            touched[choice.index] = choice
+        return touched
 
     def _shown(self, delta: CompletionOutput) -> CompletionOutput:
         if not self._prompt_only or delta.error is not None:
             return delta
         reason: FinishReason | None = None if delta.finish_reason is None else "length"
         return replace(delta, text="", token_ids=(), logprobs=None, finish_reason=reason)
-
-
-async def _side_by_side(
-    streams: Sequence[AsyncIterator[RequestOutput]],
-) -> AsyncGenerator[list[tuple[int, RequestOutput]], None]:
-    """Outputs of several streams, with the stream's number: everything that has come, each time.
-
-    The first error of any stream ends all of them.
-    """
-    arrived: list[tuple[int, RequestOutput]] = []
-    errors: list[Exception] = []
-    num_open = len(streams)
-    news = asyncio.Event()
-
-    async def follow(number: int, stream: AsyncIterator[RequestOutput]) -> None:
-        nonlocal num_open
-        try:
-            async with aclosing(cast("AsyncGenerator[RequestOutput, None]", stream)):
-                async for output in stream:
-                    arrived.append((number, output))
-                    news.set()
-        except Exception as error:  # noqa: BLE001  raised below, in the task that waits for it
-            errors.append(error)
-        finally:
-            num_open -= 1
-            news.set()
-
-    tasks = [asyncio.create_task(follow(*numbered)) for numbered in enumerate(streams)]
-    try:
-        while num_open or arrived or errors:
-            await news.wait()
-            news.clear()
-            batch = arrived.copy()
-            arrived.clear()
-            if batch:
-                yield batch
-            if errors:
-                raise errors[0]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -17,7 +17,8 @@ from loire.server.app import create_app
 from loire.server.batch_input import MAX_ERRORS, read_input
 from loire.server.batch_queue import WINDOW_S
 from loire.server.batch_results import Answer, OutputLine, ResultLog
-from loire.server.batch_routes import BATCH_PRIORITY
+from loire.server.batch_routes import BATCH_PRIORITY, ENDPOINTS
+from loire.server.batches_protocol import Endpoint
 from loire.server.served import ServedModel
 
 CHAT = "/v1/chat/completions"
@@ -221,6 +222,10 @@ def test_wrong_batches_are_refused(
         assert (await server.get("/v1/batches"))["data"] == []
 
     served(engine, tmp_path, check)
+
+
+def test_the_protocol_names_the_endpoints_that_can_be_run() -> None:
+    assert get_args(Endpoint) == tuple(ENDPOINTS)
 
 
 def test_batches_are_listed_in_pages(engine: FakeEngine, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from loire.scheduling.sequence import Sequence
 
-ALONE = 8
+ALONE = 16
 """So many times background_tokens are computed in a step of background work alone."""
 
 Rows = list[tuple[Sequence, int]]
@@ -26,23 +26,27 @@ class TokenBudget:
 
     def grant(self, running: Iterable[Sequence]) -> dict[Sequence, int]:
         """Tokens for everyone who gets any."""
-        running = tuple(running)
-        urgent = [s for s in running if not s.is_background]
-        background = [s for s in running if s.is_background]
+        urgent: list[Sequence] = []
+        background: list[Sequence] = []
+        for sequence in running:
+            (background if sequence.is_background else urgent).append(sequence)
         grants = _share(urgent, self.max_tokens)
-        left = self.max_tokens - sum(grants.values())
-        return grants | _share(background, min(left, self._background_limit(running)))
+        if background:
+            left = self.max_tokens - sum(grants.values())
+            limit = self._background_limit(alone=not urgent)
+            grants |= _share(background, min(left, limit))
+        return grants
 
     def left_for(self, sequence: Sequence, rows: Rows, running: Iterable[Sequence]) -> int:
         """Tokens that a sequence may still have, beside the rows that the step has already."""
         left = self.max_tokens - sum(n for _, n in rows)
         if sequence.is_background:
             taken = sum(n for s, n in rows if s.is_background)
-            left = min(left, self._background_limit(running) - taken)
+            alone = all(other.is_background for other in running)
+            left = min(left, self._background_limit(alone=alone) - taken)
         return max(left, 0)
 
-    def _background_limit(self, running: Iterable[Sequence]) -> int:
-        alone = all(sequence.is_background for sequence in running)
+    def _background_limit(self, *, alone: bool) -> int:
         return self.background_tokens * (ALONE if alone else 1)
 
 

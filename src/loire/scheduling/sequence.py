@@ -60,20 +60,19 @@ class Sequence:
     announced: bool = False
     """Whether execution knows its sampling state."""
 
-    @property
-    def priority(self) -> int:
-        """Of its request: lower is earlier."""
-        return self.request.message.priority
+    priority: int = field(init=False)
+    """Of its request: lower is earlier."""
+    is_background: bool = field(init=False)
+    """Whether it is to fill only what others leave idle."""
+
+    def __post_init__(self) -> None:
+        self.priority = self.request.message.priority
+        self.is_background = self.priority > 0
 
     @property
     def tenant(self) -> str:
         """On whose behalf it is computed."""
         return self.request.message.tenant
-
-    @property
-    def is_background(self) -> bool:
-        """Whether it is to fill only what others leave idle."""
-        return self.priority > 0
 
     @property
     def order(self) -> tuple[int, bool, int, int]:

@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import msgspec
 
+from loire.base.config import EngineConfig
+from loire.scheduling.budget import ALONE
 from loire.server.batch_record import BatchRecord, BatchStore
 from loire.server.batch_results import Answer
 from loire.server.batch_routes import BatchRoutes
@@ -79,11 +81,17 @@ class EngineLines:
         if self._served.state != "ready":
             return _POLL_S
         client = self._served.client
-        num_places = max(int(client.config.max_num_seqs * SHARE_OF_SLOTS), 1)
+        num_places = _num_places(client.config)
         if self._num_running >= num_places:
             return None
         # Those that wait in the engine gain nothing by it, and fill its queue.
         return _FEED_S if client.num_waiting > num_places // 2 else 0
+
+
+def _num_places(config: EngineConfig) -> int:
+    """Lines that run at a time: with more, each would only have to wait for its turn longer."""
+    per_step = config.background_tokens * ALONE
+    return max(min(per_step, int(config.max_num_seqs * SHARE_OF_SLOTS)), 1)
 
 
 class BatchQueue:

@@ -106,9 +106,9 @@ class EngineConfig:
         """Most tokens of background work in a step that others wait for.
 
         As many as cost little beside reading the weights once, which every step does: a CPU
-        computes some four tokens in that time, an accelerator a hundred and more.
+        computes two or three tokens in that time, an accelerator a hundred and more.
         """
-        return 4 if self.device == "cpu" else 128
+        return 2 if self.device == "cpu" else 128
 
     @property
     def kv_pool_tokens(self) -> int:

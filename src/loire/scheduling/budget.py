@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from loire.scheduling.sequence import Sequence
 
-ALONE = 16
+ALONE = 32
 """So many times background_tokens are computed in a step of background work alone."""
 
 Rows = list[tuple[Sequence, int]]

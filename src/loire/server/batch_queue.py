@@ -85,7 +85,8 @@ class EngineLines:
         if self._num_running >= num_places:
             return None
         # Those that wait in the engine gain nothing by it, and fill its queue.
-        return _FEED_S if client.num_waiting > num_places // 2 else 0
+        queue = self._served.admission.limits.max_queued_requests
+        return _FEED_S if client.num_waiting > min(num_places // 2, queue // 4) else 0
 
 
 def _num_places(config: EngineConfig) -> int:

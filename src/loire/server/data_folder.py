@@ -59,7 +59,8 @@ class DataFolder:
 
     def _open(self) -> tuple[FileStore, BatchStore]:
         with storing(f"use the folder {self.path}"):
-            self.path.mkdir(parents=True, exist_ok=True)
+            # What is asked is nobody else's business.
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with ExitStack() as stack:
                 stack.enter_context(file_lock(self.path / "lock", self._refuse))
                 stores = FileStore(self.path / "files"), BatchStore(self.path / "batches")

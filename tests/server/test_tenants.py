@@ -6,14 +6,16 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import NAME, FakeEngine
+from fake_engine import NAME, FakeEngine, run
 
 from loire.base.config import EngineOptions
 from loire.engine.supervised import SupervisedEngine
 from loire.server.access import Access
+from loire.server.admission import Admission
 from loire.server.app import create_app
 from loire.server.keys import KeyRing, parse_key
 from loire.server.served import ServedModel
+from loire.server.settings import ServerLimits
 from loire.server.tenants import tenant_salt
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"
@@ -69,6 +71,46 @@ def test_nobody_but_an_admin_goes_before_other_tenants(tiny_llama: Path) -> None
         ("root", -1),
         ("", -1),
     ]
+
+
+def test_a_flood_leaves_room_in_the_queue(tiny_llama: Path) -> None:
+    engine = FakeEngine(tiny_llama)
+    admission = Admission(ServerLimits(max_queued_requests=20))
+    served = ServedModel([NAME], engine, admission)
+    app = create_app(served, ACCESS)
+
+    async def test() -> None:
+        engine.gate = asyncio.Event()
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def post(key: str, prompt: str) -> httpx.Response:
+                body = {"model": NAME, "prompt": prompt, "max_tokens": 2}
+                headers = {"Authorization": f"Bearer {key}"}
+                return await client.post("/v1/completions", json=body, headers=headers)
+
+            flood = [asyncio.create_task(post(ALICE, str(n))) for n in range(40)]
+            while len(engine.running) < 16 or served.admission.num_preparing:
+                await asyncio.sleep(0.001)
+            assert served.observer.waiting_of("alice").num_waiting == 16
+            others = [asyncio.create_task(post(BOB, str(n))) for n in range(2)]
+            while len(engine.running) < 18:
+                await asyncio.sleep(0.001)
+            engine.gate.set()
+            answers = await asyncio.gather(*flood)
+            assert [answer.status_code for answer in answers].count(200) == 16
+            refused = next(answer for answer in answers if answer.status_code == 429)
+            error = refused.json()["error"]
+            assert error["code"] == "queue_full"
+            assert "16 requests of tenant 'alice'" in error["message"]
+            assert refused.headers["retry-after"] == "1"
+            assert [(await answer).status_code for answer in others] == [200, 200]
+
+    run(test)
+    for tenant in ("alice", "bob"):
+        waiting = served.observer.waiting_of(tenant)
+        assert (waiting.num_waiting, waiting.num_waiting_tokens) == (0, 0)
+        assert served.admission.num_preparing_of[tenant] == 0
 
 
 @pytest.mark.parametrize("fields", [{}, {"cache_salt": "mine"}])

@@ -4,6 +4,7 @@ A request waits from the moment it is let in until the engine computes something
 to the engine's own queue it is counted by its ticket, from then on by the engine.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -20,6 +21,12 @@ from loire.server.settings import ServerLimits
 _TICKET = "loire.ticket"
 
 RETRY_AFTER_S = 1
+
+TENANT_SHARE = 4
+"""A tenant may have that many times as much waiting as there is room left. One alone can so fill
+four fifths of the queue, several less each, and there is always room for who comes next. (Choudhury
+and Hahne 1998, Dynamic queue length thresholds for shared-memory packet switches.)
+"""
 
 
 class Queue(Protocol):
@@ -43,19 +50,23 @@ class Ticket:
         self._admission = admission
         self._admitted = False
         self._preparing = False
+        self._tenant = ""
 
-    def admit(self) -> None:
+    def admit(self, tenant: str) -> None:
         """It has been let in, and is on its way to the queue."""
         if not self._admitted:
             self._admitted = self._preparing = True
+            self._tenant = tenant
             self._admission.num_admitted += 1
             self._admission.num_preparing += 1
+            self._admission.num_preparing_of[tenant] += 1
 
     def joins_queue(self) -> None:
         """The engine counts it from now on."""
         if self._preparing:
             self._preparing = False
             self._admission.num_preparing -= 1
+            self._admission.num_preparing_of[self._tenant] -= 1
 
     def end(self) -> None:
         """It has been answered, or its client is gone."""
@@ -74,10 +85,15 @@ class Admission:
         """Requests let in whose answer is not complete."""
         self.num_preparing = 0
         """Those of them that are not in the engine's queue yet."""
+        self.num_preparing_of: Counter[str] = Counter()
+        """The same by tenant."""
         self.num_refused = 0
 
-    def admit(self, ticket: Ticket, queue: Queue) -> None:
-        """Let a request in. Raises ApiError (429) if the queue is full."""
+    def admit(self, ticket: Ticket, queue: Queue, tenant: str, of_tenant: Queue) -> None:
+        """Let a request in. Raises ApiError (429) if the queue, or its tenant's share, is full.
+
+        tenant: empty if there are no tenants, and nobody to share with.
+        """
         limits = self.limits
         num_requests = queue.num_waiting + self.num_preparing
         if num_requests >= limits.max_queued_requests:
@@ -87,7 +103,23 @@ class Admission:
                 f"requests with {queue.num_waiting_tokens:,} tokens",
                 f"{limits.max_queued_tokens:,}",
             )
-        ticket.admit()
+        if tenant:
+            self._check_share(tenant, of_tenant, num_requests, queue.num_waiting_tokens)
+        ticket.admit(tenant)
+
+    def _check_share(
+        self, tenant: str, of_tenant: Queue, num_requests: int, num_tokens: int
+    ) -> None:
+        own = of_tenant.num_waiting + self.num_preparing_of[tenant]
+        share = TENANT_SHARE * (self.limits.max_queued_requests - num_requests)
+        if own >= share:
+            self._refuse(f"{own:,} requests of tenant {tenant!r}", f"{share:,} at this moment")
+        share = TENANT_SHARE * (self.limits.max_queued_tokens - num_tokens)
+        if of_tenant.num_waiting_tokens >= share:
+            self._refuse(
+                f"requests of tenant {tenant!r} with {of_tenant.num_waiting_tokens:,} tokens",
+                f"{share:,} at this moment",
+            )
 
     def _refuse(self, waiting: str, limit: str) -> None:
         self.num_refused += 1

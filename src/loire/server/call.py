@@ -12,6 +12,14 @@ Outcome: TypeAlias = Literal["completed", "aborted", "failed"]
 
 
 @dataclass(slots=True, eq=False)
+class Waiting:
+    """What of a tenant nothing is computed of yet."""
+
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class RequestLife:
     """One request that a call made to the engine. Times are monotonic, in seconds."""
 
@@ -21,6 +29,8 @@ class RequestLife:
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    waits_in: Waiting | None = None
+    """Counts it while nothing of it is computed."""
     num_steps: int = 0
     """Steps that computed something of it."""
     num_recomputations: int = 0
@@ -34,6 +44,19 @@ class RequestLife:
     """None while it is waiting or running."""
     error: str | None = None
     end_s: float | None = None
+
+    def begins_to_wait(self, waiting: Waiting) -> None:
+        """Be counted among what waits."""
+        self.waits_in = waiting
+        waiting.num_waiting += 1
+        waiting.num_waiting_tokens += self.num_prompt_tokens
+
+    def waits_no_more(self) -> None:
+        """Something of it is computed, or it has ended."""
+        if self.waits_in is not None:
+            self.waits_in.num_waiting -= 1
+            self.waits_in.num_waiting_tokens -= self.num_prompt_tokens
+            self.waits_in = None
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from loire.base.outputs import RequestOutput
 from loire.base.step import StepRecord
 from loire.engine.requests import Submission
-from loire.server.call import Call, RequestLife
+from loire.server.call import Call, RequestLife, Waiting
 from loire.server.metrics import Metrics
 
 log = logging.getLogger("loire.server")
@@ -26,6 +26,7 @@ class Observer:
         self.metrics = metrics
         self._log_prompts = log_prompts
         self._running: dict[str, RequestLife] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._calls: OrderedDict[str, Call] = OrderedDict()
 
     def watch(self, submission: Submission, call: Call) -> "RequestWatch":
@@ -35,6 +36,7 @@ class Observer:
         call.requests.append(life)
         self._keep(call)
         self._running[life.request_id] = life
+        life.begins_to_wait(self.waiting_of(call.tenant))
         if self._log_prompts:
             shown = submission.prompt
             if shown is None:
@@ -42,8 +44,13 @@ class Observer:
             log.info("call %s asks %s: %s", call.call_id, life.request_id, shown)
         return RequestWatch(self, life, call.tenant)
 
+    def waiting_of(self, tenant: str) -> Waiting:
+        """What of a tenant is waiting."""
+        return self._waiting.setdefault(tenant, Waiting())
+
     def let_go(self, life: RequestLife) -> None:
         """A request has ended."""
+        life.waits_no_more()
         self._running.pop(life.request_id, None)
 
     def add_step(self, record: StepRecord) -> None:
@@ -57,6 +64,7 @@ class Observer:
             if slot.request_id not in stepped:
                 stepped.add(slot.request_id)
                 life.num_steps += 1
+                life.waits_no_more()
             if slot.num_decode_tokens:
                 life.decoding.add(slot.seq_id)
             elif slot.seq_id in life.decoding:
@@ -134,6 +142,7 @@ class RequestWatch:
 
     def _note_first(self) -> None:
         life, metrics = self.life, self._metrics
+        life.waits_no_more()
         if life.timing.ttft_s is not None:
             metrics.time_to_first_token.observe(life.timing.ttft_s)
         if life.timing.queue_s is not None:

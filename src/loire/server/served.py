@@ -199,10 +199,12 @@ class ServedToCaller:
     def client_for(self, name: str) -> TenantClient:
         """The engine that serves a model, for a request of the caller that may join its queue now.
 
-        Raises ApiError as ServedModel does, and 429 if the queue is full.
+        Raises ApiError as ServedModel does, and 429 if the queue or the tenant's share is full.
         """
         client = self.model.client_for(name)
-        self.model.admission.admit(self.ticket, client)
+        tenant = self.caller.tenant
+        waiting = self.model.observer.waiting_of(tenant)
+        self.model.admission.admit(self.ticket, client, tenant, waiting)
         admitted = AdmittedClient(client, self.ticket)
         return TenantClient(admitted, self.caller, self.model.observer, self.call)
 

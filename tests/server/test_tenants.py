@@ -25,7 +25,7 @@ LONG_PROMPT = "A beginning that fills more than one block of the cache. " * 3
 
 
 async def complete(client: httpx.AsyncClient, key: str, **fields: Any) -> dict[str, Any]:
-    body = {"model": NAME, "prompt": LONG_PROMPT, "max_tokens": 2, **fields}
+    body = {"model": NAME, "prompt": LONG_PROMPT, "max_tokens": 2, "ignore_eos": True, **fields}
     headers = {"Authorization": f"Bearer {key}"}
     response = await client.post("/v1/completions", json=body, headers=headers)
     assert response.status_code == 200, response.text

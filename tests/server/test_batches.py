@@ -153,6 +153,26 @@ def test_requests_that_are_refused_are_in_the_error_file(
     served(engine, tmp_path, check)
 
 
+def test_responses_run_as_batches(engine: FakeEngine, tmp_path: Path) -> None:
+    async def check(server: Server) -> None:
+        path = "/v1/responses"
+        body = {"model": NAME, "input": "hi"}
+        file_id = await server.upload(
+            line("good", body, path),
+            line("goes on", {**body, "previous_response_id": "resp_none"}, path),
+        )
+        batch = await server.wait(await server.create(file_id, path), "completed")
+        [good] = await server.lines(batch["output_file_id"])
+        answer = good["response"]["body"]
+        assert answer["output"][0]["content"][0]["text"] == "Hello"
+        assert (await server.client.get(f"{path}/{answer['id']}")).status_code == 404
+        [refused] = await server.lines(batch["error_file_id"])
+        assert refused["response"]["body"]["error"]["param"] == "previous_response_id"
+        assert {s.request.priority for s in engine.submissions} == {BATCH_PRIORITY}
+
+    served(engine, tmp_path, check)
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [

@@ -6,16 +6,18 @@ from types import ModuleType
 from fastapi import FastAPI
 from starlette.types import Message
 
-from loire.server import chat, completions
+from loire.server import chat, completions, responses
 from loire.server.admission import Admission, Tickets
 from loire.server.call import Call, set_call
 from loire.server.caller import Caller, set_caller
 from loire.server.errors import add_error_handlers
+from loire.server.response_store import ResponseStore
 from loire.server.served import ServedModel
 
 ENDPOINTS: dict[str, ModuleType] = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,
+    "/v1/responses": responses,
 }
 """What a batch can ask for, and the module whose router answers it."""
 
@@ -29,6 +31,8 @@ class BatchRoutes:
     def __init__(self, served: ServedModel) -> None:
         self._app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         self._app.state.served = served
+        # Thousands of responses would push those out that somebody goes on from.
+        self._app.state.responses = ResponseStore()
         for module in ENDPOINTS.values():
             self._app.include_router(module.router)
         # Their tickets are counted apart: a server that drains does not wait for batches.

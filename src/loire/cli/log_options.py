@@ -14,8 +14,13 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-prompts", action="store_true", help="log what is asked, which is otherwise kept out"
     )
+    group.add_argument(
+        "--otel",
+        action="store_true",
+        help="send spans to OpenTelemetry, as the variables OTEL_... say",
+    )
 
 
 def log_options(args: argparse.Namespace) -> LogOptions:
     """Settings from the flags that were given."""
-    return LogOptions(format=args.log_format, prompts=args.log_prompts)
+    return LogOptions(format=args.log_format, prompts=args.log_prompts, spans=args.otel)

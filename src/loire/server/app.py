@@ -34,14 +34,19 @@ from loire.server.limits import BodyLimit
 from loire.server.rate_guard import RateGuard
 from loire.server.response_store import ResponseStore
 from loire.server.served import ServedModel
+from loire.server.spans import Spans
 
 
 def create_app(
-    served: ServedModel, access: Access = OPEN_ACCESS, data_dir: Path | None = None
+    served: ServedModel,
+    access: Access = OPEN_ACCESS,
+    data_dir: Path | None = None,
+    spans: Spans | None = None,
 ) -> FastAPI:
     """The routes for one served model. Shutting the app down stops its engine.
 
-    data_dir: where files and batches are kept; by default data in LOIRE_HOME.
+    data_dir: where files and batches are kept; by default data in LOIRE_HOME. spans: told of each
+    call.
     """
     data = DataFolder(data_dir or loire_home() / "data")
     queue = BatchQueue(data, served)
@@ -55,6 +60,8 @@ def create_app(
             await queue.close()
             await served.close()
             data.close()
+            if spans is not None:
+                spans.close()
 
     app = FastAPI(
         title="Loire",
@@ -87,6 +94,6 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(RateGuard)
     app.add_middleware(KeyGuard, access)
-    app.add_middleware(CallLog, served.observer.metrics)
+    app.add_middleware(CallLog, served.observer.metrics, spans)
     add_error_handlers(app)
     return app

@@ -75,6 +75,8 @@ class Call:
     error_code: str | None = None
     """Why it was refused or failed."""
     requests: list[RequestLife] = field(default_factory=list)
+    trace_headers: dict[str, str] = field(default_factory=dict)
+    """The caller's own trace, by the names of the W3C's headers."""
 
 
 def set_call(scope: Scope, call: Call) -> None:

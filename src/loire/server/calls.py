@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loire.server.call import Call, set_call
 from loire.server.errors import error_response
 from loire.server.metrics import Metrics
+from loire.server.spans import Spans
 
 log = logging.getLogger("loire.server.calls")
 
@@ -24,9 +25,10 @@ class CallLog:
     that succeed, and those for /health, are logged at level DEBUG only: they are many.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
@@ -34,6 +36,8 @@ class CallLog:
             await self._app(scope, receive, send)
             return
         call = Call(_call_id(scope), scope["method"], scope["path"])
+        if self._spans is not None:
+            call.trace_headers = _trace_headers(scope)
         set_call(scope, call)
 
         async def send_with_id(message: Message) -> None:
@@ -52,6 +56,8 @@ class CallLog:
         finally:
             call.end_s = time.monotonic()
             self._note_end(call)
+            if self._spans is not None and not call.path.startswith("/health"):
+                self._spans.add(call)
 
     def _note_end(self, call: Call) -> None:
         asks_health = call.path.startswith("/health")
@@ -79,6 +85,14 @@ def _call_id(scope: Scope) -> str:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
             return str(value.decode())
     return f"call-{uuid.uuid4().hex}"
+
+
+def _trace_headers(scope: Scope) -> dict[str, str]:
+    return {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate")
+    }
 
 
 def _printable(path: str) -> str:

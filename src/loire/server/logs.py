@@ -12,10 +12,13 @@ LogFormat: TypeAlias = Literal["text", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogOptions:
-    """What the log looks like. prompts: whether it shows what was asked."""
+    """What the log looks like. prompts: whether it shows what was asked. spans: whether calls are
+    also told to OpenTelemetry.
+    """
 
     format: LogFormat = "text"
     prompts: bool = False
+    spans: bool = False
 
 
 def log_to_stderr(log_format: LogFormat = "text") -> None:

@@ -23,6 +23,7 @@ from loire.server.app import create_app
 from loire.server.logs import log_to_stderr
 from loire.server.served import ServedModel
 from loire.server.settings import ServerSettings
+from loire.server.spans import Spans
 
 log = logging.getLogger("loire.server")
 
@@ -44,11 +45,12 @@ def serve(settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000
     """
     log_to_stderr(settings.log.format)
     access = settings.access.settle(host)
+    spans = Spans.from_environment() if settings.log.spans else None
     listener = bind(host, port)
     served = ServedModel(
         settings.names, admission=Admission(settings.limits), log_prompts=settings.log.prompts
     )
-    app = create_app(served, access, settings.data_dir)
+    app = create_app(served, access, settings.data_dir, spans)
     try:
         asyncio.run(_serve(listener, app, served, settings))
     finally:

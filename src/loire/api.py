@@ -19,7 +19,7 @@ from typing import Any, cast
 from loire.base.config import EngineConfig, EngineOptions
 from loire.base.errors import EngineError, RequestError
 from loire.base.outputs import RequestOutput
-from loire.base.sampling import SamplingParams
+from loire.base.sampling import Pooling, SamplingParams
 from loire.base.step import StepRecord
 from loire.engine.client import RequestStreams
 from loire.engine.frontend import Frontend, Message
@@ -108,6 +108,16 @@ class LLM:
         params = _spread(sampling_params, len(many))
         submissions = [self._submission(prompt, p) for prompt, p in zip(many, params, strict=True)]
         return self._run(submissions)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean"
+    ) -> list[tuple[float, ...]]:
+        """Each prompt as a vector [E] of length 1: its hidden states after the final norm, pooled.
+
+        Raises RequestError before anything is computed if any prompt cannot be accepted.
+        """
+        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling))
+        return [_vector(output) for output in outputs]
 
     def chat(
         self,
@@ -293,6 +303,12 @@ class AsyncLLM:
         """Stop the engine after the step in progress; open streams end with EngineError."""
         await asyncio.to_thread(self._thread.close)
         self._streams.fail(EngineError("the engine was closed"))
+
+
+def _vector(output: RequestOutput) -> tuple[float, ...]:
+    if output.pooled is None:
+        raise EngineError(f"{output.request_id} failed: {output.outputs[0].error}")
+    return output.pooled
 
 
 def _is_conversation(prompt: object) -> bool:

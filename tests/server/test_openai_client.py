@@ -399,3 +399,28 @@ def test_required_calls_are_valid(client: openai.OpenAI) -> None:
         streamed = stream.get_final_completion()
     [again] = streamed.choices[0].message.tool_calls or []
     assert again.function.arguments == made.function.arguments
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    texts = ["one text", "another", "one text"]
+    # The client asks for base64 by itself.
+    answer = client.embeddings.create(model="tiny", input=texts)
+    vectors = [item.embedding for item in answer.data]
+    assert [item.index for item in answer.data] == [0, 1, 2]
+    assert vectors[0] == pytest.approx(vectors[2])
+    assert vectors[0] != pytest.approx(vectors[1])
+    assert sum(value * value for value in vectors[0]) == pytest.approx(1.0, abs=1e-5)
+    assert answer.usage.prompt_tokens == sum(map(len, texts))
+    plain = client.embeddings.create(model="tiny", input=texts[0], encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(vectors[0])
+    short = client.embeddings.create(model="tiny", input=texts[0], dimensions=4).data[0].embedding
+    assert len(short) == 4
+    assert sum(value * value for value in short) == pytest.approx(1.0, abs=1e-5)
+    for fields, word in (
+        ({"dimensions": 10_000}, "dimensions"),
+        ({"input": ["x", ""]}, "empty"),
+        ({"input": "x" * 5000}, "5000"),
+        ({"input": []}, "input"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=word):
+            client.embeddings.create(**{"model": "tiny", "input": "x", **fields})

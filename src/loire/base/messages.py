@@ -40,6 +40,8 @@ class SequenceUpdate:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    pooled: tuple[float, ...] | None = None
+    """The prompt as one vector, with the last token of a request that asks for it."""
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None

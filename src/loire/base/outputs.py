@@ -64,4 +64,6 @@ class RequestOutput:
     """Prompt tokens whose KV came from the prefix cache."""
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     """One entry per prompt token; the first is None, as nothing predicts it."""
+    pooled: tuple[float, ...] | None = None
+    """The prompt as one vector, of a request with pooling that has ended."""
     timing: RequestTiming = RequestTiming()

@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
+
+Pooling = Literal["mean", "last"]
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that can be asked for, as in the OpenAI API."""
@@ -40,6 +43,9 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: the form that the output must have. It ends when the form is complete
             (even with ignore_eos); an output of max_tokens may be cut inside it.
+        pooling: instead of an answer, the prompt's hidden states after the final norm as one
+            vector of length 1: their mean, or the last one. max_tokens must be 1; the one token
+            means nothing.
 
     Raises RequestError, naming the field, if a value is out of range.
     """
@@ -64,6 +70,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -102,6 +109,12 @@ class SamplingParams:
                 f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})",
                 param="min_tokens",
             )
+        if self.pooling is not None and (self.n, self.max_tokens) != (1, 1):
+            raise RequestError(
+                f"pooling gives one vector per prompt: n and max_tokens must be 1, but are "
+                f"{self.n} and {self.max_tokens}",
+                param="pooling",
+            )
         if not all(self.stop):
             raise RequestError(
                 "stop holds an empty string, which would match at once", param="stop"
@@ -121,4 +134,4 @@ class SamplingParams:
     @property
     def reads_whole_prompt(self) -> bool:
         """Whether every prompt position must be computed, so that no cached block can stand in."""
-        return self.prompt_logprobs is not None
+        return self.prompt_logprobs is not None or self.pooling is not None

@@ -141,6 +141,7 @@ class RequestLedger:
         self.num_cached_tokens = 0
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[PositionLogprobs | None] = [None]
+        self._pooled: tuple[float, ...] | None = None
         self._first_scheduled_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
@@ -167,6 +168,7 @@ class RequestLedger:
         self._prompt_logprobs += [
             position_logprobs(entry, self._tokenizer) for entry in update.prompt_logprobs
         ]
+        self._pooled = update.pooled or self._pooled
         delta = completion.apply(update)
         must_abort = delta.finish_reason is not None and update.finish_reason is None
         return self._output((delta,)), must_abort
@@ -193,6 +195,7 @@ class RequestLedger:
             finished=self.finished,
             num_cached_tokens=self.num_cached_tokens,
             prompt_logprobs=tuple(self._prompt_logprobs) if wants_prompt else None,
+            pooled=self._pooled,
             timing=self._timing(),
         )
 

@@ -21,6 +21,10 @@ PROMPT_LOGPROBS_CHUNK = 256
 """Positions whose logits are held at once when prompt log-probabilities are asked for."""
 
 
+NO_ANSWER = Draw(token_id=0)
+"""The token of a row that is only pooled."""
+
+
 class ModelRunner:
     """One model, its KV tensors, and the sampling state of the sequences in the batch."""
 
@@ -75,8 +79,8 @@ class ModelRunner:
 
     def _sample(self, rows: Sequence[StepRow], hidden: Tensor) -> list[Draw]:
         ends = [end - 1 for end in accumulate(len(row.token_ids) for row in rows)]
-        sampling = [index for index, row in enumerate(rows) if row.samples]
-        draws = [Draw()] * len(rows)
+        draws = [NO_ANSWER if self._pools(row) else Draw() for row in rows]
+        sampling = [index for index, row in enumerate(rows) if row.samples and not self._pools(row)]
         if not sampling:
             return draws
         last = hidden
@@ -92,6 +96,9 @@ class ModelRunner:
                 state.record(draw.token_id)
         return draws
 
+    def _pools(self, row: StepRow) -> bool:
+        return self._states[row.seq_id].params.pooling is not None
+
     def _row_result(self, row: StepRow, draw: Draw, hidden: Tensor) -> RowResult:
         state = self._states[row.seq_id]
         error = draw.error
@@ -100,12 +107,19 @@ class ModelRunner:
             prompt_logprobs = self._prompt_logprobs(row, state, hidden)
             if not all(math.isfinite(entry.logprobs[0]) for entry in prompt_logprobs):
                 error, prompt_logprobs = NOT_FINITE, ()
+        pooled: tuple[float, ...] | None = None
+        if state.params.pooling is not None:
+            state.pool(hidden)
+            pooled = state.pooled() if row.samples else None
+            if pooled is not None and not all(map(math.isfinite, pooled)):
+                error, pooled = NOT_FINITE, None
         return RowResult(
             seq_id=row.seq_id,
             epoch=row.epoch,
             token_id=draw.token_id,
             logprobs=draw.logprobs,
             prompt_logprobs=prompt_logprobs,
+            pooled=pooled,
             error=error,
         )
 

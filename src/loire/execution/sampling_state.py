@@ -29,6 +29,8 @@ class SamplingState:
             self.constraint = constraints.constraint(
                 params.structured_outputs, new.output_token_ids
             )
+        self._pooled: Tensor | None = None
+        """float64 [E]: the sum of hidden states, or the last one."""
         self.has_penalties = (
             params.repetition_penalty != 1.0
             or params.frequency_penalty != 0.0
@@ -50,6 +52,20 @@ class SamplingState:
     def wants_prompt_logprobs(self) -> bool:
         """Whether this sequence reports on the prompt; its siblings need not repeat it."""
         return self.params.prompt_logprobs is not None and self.choice == 0
+
+    def pool(self, hidden: Tensor) -> None:
+        """Take in hidden states [T, E] of the next positions of the prompt."""
+        wide = hidden.double()
+        if self.params.pooling == "last" or self._pooled is None:
+            self._pooled = wide[-1] if self.params.pooling == "last" else wide.sum(dim=0)
+        else:
+            self._pooled += wide.sum(dim=0)
+
+    def pooled(self) -> tuple[float, ...]:
+        """What was pooled, scaled to length 1; NaN if it is not finite."""
+        assert self._pooled is not None, "every prompt has a position"
+        vector = self._pooled / self._pooled.norm().clamp_min(1e-12)
+        return tuple(vector.float().tolist())
 
     def record(self, token_id: int) -> None:
         """Count a token that was sampled."""

@@ -365,6 +365,7 @@ class Scheduler:
             token_ids=token_ids,
             logprobs=(result.logprobs,) if result.logprobs is not None else (),
             prompt_logprobs=prompt_logprobs,
+            pooled=result.pooled,
             finish_reason=finish,
             stop_reason=stop_reason,
             num_cached_tokens=request.num_cached_tokens or 0,

@@ -13,6 +13,7 @@ from loire.server import (
     batches,
     chat,
     completions,
+    embeddings,
     files,
     health,
     live,
@@ -76,6 +77,7 @@ def create_app(
     for module in (
         chat,
         completions,
+        embeddings,
         messages,
         responses,
         tokenize,

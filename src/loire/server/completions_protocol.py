@@ -1,6 +1,6 @@
 """Bodies of /v1/completions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
@@ -37,6 +37,13 @@ Prompts = Annotated[
     ],
     Discriminator(_prompt_kind),
 ]
+
+
+def as_prompts(given: str | Sequence[Any]) -> list[str | list[int]]:
+    """One or many prompts, each a text or token ids, as a list."""
+    if isinstance(given, str) or isinstance(given[0], int):
+        return [cast("str | list[int]", given)]
+    return list(given)
 
 
 class CompletionRequest(GenerationRequest):
@@ -79,11 +86,7 @@ class CompletionRequest(GenerationRequest):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, as texts or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(cast("list[str | list[int]]", self.prompt))
+        return as_prompts(self.prompt)
 
     def sampling_params(self) -> SamplingParams:
         """How to choose tokens. Raises RequestError, naming the field."""

@@ -33,6 +33,7 @@ class Choice:
     stop_reason: int | str | None = None
     """The stop string or token id of the request that ended it, if one did."""
     prompt_logprobs: Sequence[PositionLogprobs | None] = ()
+    pooled: tuple[float, ...] | None = None
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
 
@@ -158,6 +159,7 @@ class Generation:
         for delta in map(self._shown, output.outputs):
             choice = self.choices[number * self._n + delta.index]
             choice.prompt_logprobs = output.prompt_logprobs or ()
+            choice.pooled = output.pooled
             choice.add(delta)
             self.num_completion_tokens += len(delta.token_ids)
             touched[choice.index] = choice

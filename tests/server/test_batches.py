@@ -120,6 +120,11 @@ def test_a_batch_gives_one_answer_per_request(engine: FakeEngine, tmp_path: Path
         assert file["purpose"] == "batch_output"
         assert {s.request.priority for s in engine.submissions} == {BATCH_PRIORITY}
         assert not list((tmp_path / "batches").glob("*.results"))
+        metrics = (await server.client.get("/metrics")).text
+        assert 'loire_requests_total{outcome="completed",tenant=""} 20.0' in metrics
+        for name in ("time_to_first_token", "queue_time", "request_duration"):
+            assert f"loire_{name}_seconds_count 0.0" in metrics, "nobody waited for them"
+        assert "loire_inter_token_latency_seconds_count 0.0" in metrics
 
     served(engine, tmp_path, check)
 

@@ -27,7 +27,6 @@ from itertools import count
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.outputs import FinishReason
 from loire.base.step import (
-    PENDING_TOKEN,
     NewSequence,
     RowResult,
     SlotRecord,
@@ -305,25 +304,10 @@ class Scheduler:
         step_id = next(self._step_ids)
         step_rows, new = [], []
         for sequence, num_tokens in rows:
-            start, end = sequence.start, sequence.start + num_tokens
-            token_ids = sequence.tokens[start:end]
-            token_ids += [PENDING_TOKEN] * (num_tokens - len(token_ids))
-            samples = end == len(sequence.tokens) + sequence.num_pending
             if not sequence.announced:
                 new.append(sequence.sampling_state())
                 sequence.announced = True
-            step_rows.append(
-                StepRow(
-                    seq_id=sequence.seq_id,
-                    token_ids=tuple(token_ids),
-                    start=start,
-                    block_table=tuple(sequence.table.blocks),
-                    samples=samples,
-                    epoch=sequence.epoch,
-                )
-            )
-            sequence.num_in_flight += num_tokens
-            sequence.num_pending += samples
+            step_rows.append(sequence.take_row(num_tokens))
         plan = StepPlan(
             step_id=step_id,
             rows=tuple(step_rows),

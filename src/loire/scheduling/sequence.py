@@ -10,7 +10,7 @@ from enum import Enum
 
 from loire.base.messages import EngineRequest
 from loire.base.outputs import FinishReason
-from loire.base.step import NewSequence, TokenLogprobs
+from loire.base.step import PENDING_TOKEN, NewSequence, StepRow, TokenLogprobs
 from loire.memory.block_table import BlockTable
 from loire.memory.hashing import root_hash
 
@@ -102,6 +102,23 @@ class Sequence:
         if self.num_pending and len(self.tokens) + self.num_pending >= self.max_tokens:
             return 0  # it ends with the token that is on its way
         return len(self.tokens) + self.num_pending - self.start
+
+    def take_row(self, num_tokens: int) -> StepRow:
+        """Its share of a step: the next num_tokens tokens, which are in flight from now on."""
+        start, end = self.start, self.start + num_tokens
+        token_ids = self.tokens[start:end]
+        token_ids += [PENDING_TOKEN] * (num_tokens - len(token_ids))
+        row = StepRow(
+            seq_id=self.seq_id,
+            token_ids=tuple(token_ids),
+            start=start,
+            block_table=tuple(self.table.blocks),
+            samples=end == len(self.tokens) + self.num_pending,
+            epoch=self.epoch,
+        )
+        self.num_in_flight += num_tokens
+        self.num_pending += row.samples
+        return row
 
     def sampling_state(self) -> NewSequence:
         """What execution must know of it to sample its tokens."""

@@ -42,7 +42,7 @@ class Observer:
             if shown is None:
                 shown = f"token ids {request.prompt_token_ids}"
             log.info("call %s asks %s: %s", call.call_id, life.request_id, shown)
-        return RequestWatch(self, life, call.tenant)
+        return RequestWatch(self, life, call.tenant, timed=request.priority <= 0)
 
     def waiting_of(self, tenant: str) -> Waiting:
         """What of a tenant is waiting."""
@@ -94,13 +94,18 @@ class Observer:
 
 
 class RequestWatch:
-    """Sees what a request gives, and counts it."""
+    """Sees what a request gives, and counts it.
 
-    def __init__(self, observer: Observer, life: RequestLife, tenant: str) -> None:
+    timed: whether its times are measured; those of background work, for which nobody waits, would
+    hide how long people wait.
+    """
+
+    def __init__(self, observer: Observer, life: RequestLife, tenant: str, *, timed: bool) -> None:
         self.life = life
         self._observer = observer
         self._metrics = observer.metrics
         self._tenant = tenant
+        self._timed = timed
         self._output_tokens = self._metrics.output_tokens.labels(tenant)
         self._last_token_s: dict[int, float] = {}
 
@@ -137,15 +142,15 @@ class RequestWatch:
         life.end_s = time.monotonic()
         self._observer.let_go(life)
         self._metrics.requests.labels(self._tenant, life.outcome).inc()
-        if life.outcome == "completed":
+        if self._timed and life.outcome == "completed":
             self._metrics.request_duration.observe(life.end_s - life.arrival_s)
 
     def _note_first(self) -> None:
         life, metrics = self.life, self._metrics
         life.waits_no_more()
-        if life.timing.ttft_s is not None:
+        if self._timed and life.timing.ttft_s is not None:
             metrics.time_to_first_token.observe(life.timing.ttft_s)
-        if life.timing.queue_s is not None:
+        if self._timed and life.timing.queue_s is not None:
             metrics.queue_time.observe(life.timing.queue_s)
         metrics.prompt_tokens.labels(self._tenant).inc(life.num_prompt_tokens)
         metrics.cached_tokens.labels(self._tenant).inc(life.num_cached_tokens)
@@ -155,6 +160,6 @@ class RequestWatch:
     def _note_gap(self, choice: int, num_tokens: int, now: float) -> None:
         last = self._last_token_s.get(choice)
         self._last_token_s[choice] = now
-        if last is not None:
+        if self._timed and last is not None:
             for _ in range(num_tokens):
                 self._metrics.inter_token_latency.observe((now - last) / num_tokens)

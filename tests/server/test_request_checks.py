@@ -68,7 +68,6 @@ def test_unsupported_chat_field_is_named(engine: FakeEngine, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"suffix": "end"}, "suffix"),
         ({"best_of": 3, "n": 2}, "best_of"),
     ],
 )
@@ -384,3 +383,19 @@ def test_constraint_reaches_the_engine(engine: FakeEngine, fields: dict[str, Any
     spec = engine.submissions[-1].request.params.structured_outputs
     assert spec is not None
     assert spec.kind in {"json", "json_object", "choice"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"suffix": "end"}, "suffix", "fills in the middle"),
+        ({"suffix": "end", "echo": True}, "echo", "two parts"),
+        ({"suffix": "end", "prompt": [5, 6]}, "suffix", "texts"),
+    ],
+)
+def test_suffix_is_for_models_that_know_it(
+    engine: FakeEngine, fields: dict[str, Any], param: str, words: str
+) -> None:
+    error = mistake(complete(engine, **fields))
+    assert error["param"] == param
+    assert words in error["message"]

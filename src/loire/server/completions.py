@@ -29,6 +29,7 @@ from loire.server.generation import Choice, Generation
 from loire.server.request_client import RequestClient
 from loire.server.served import Served
 from loire.server.sse import EventStream
+from loire.text.infill import infill_prompt
 
 router = APIRouter()
 
@@ -55,8 +56,11 @@ async def create_completion(body: CompletionRequest, request: Request, served: S
 def _submit(client: RequestClient, body: CompletionRequest) -> list[Submission]:
     params = body.sampling_params()
     submissions = []
-    for number, prompt in enumerate(body.prompts):
+    for number, given in enumerate(body.prompts):
         try:
+            prompt = given
+            if body.suffix is not None and isinstance(given, str):
+                prompt = infill_prompt(client.frontend.tokenizer, given, body.suffix)
             submissions.append(
                 client.frontend.prompt(
                     client.next_id(),

@@ -1,7 +1,7 @@
 """Bodies of /v1/completions."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
@@ -49,11 +49,10 @@ def as_prompts(given: str | Sequence[Any]) -> list[str | list[int]]:
 class CompletionRequest(GenerationRequest):
     """A request to continue one or many texts. Fields as in OpenAI's legacy completions."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, str]] = {
-        "suffix": "inserting is not implemented; put everything into the prompt",
-    }
-
     prompt: Prompts
+    suffix: Text | None = Field(
+        None, description="what follows the completion, for models that fill in the middle"
+    )
     max_tokens: int = Field(
         DEFAULT_MAX_TOKENS, ge=0, le=MAX_INT, description="0 only with echo: nothing is added"
     )
@@ -72,6 +71,10 @@ class CompletionRequest(GenerationRequest):
                 "best_of",
                 kind="unsupported",
             )
+        if self.suffix is not None and self.echo:
+            refuse("'echo' does not go with 'suffix': the prompt is written in two parts", "echo")
+        if self.suffix is not None and not all(isinstance(p, str) for p in self.prompts):
+            refuse("'suffix' needs prompts that are texts, not token ids", "suffix")
         if self.max_tokens == 0 and not self.echo:
             refuse("'max_tokens' is 0, which makes sense with 'echo' only", "max_tokens")
         num_choices = len(self.prompts) * self.n

@@ -60,12 +60,14 @@ def chat(custom_id: str, **body: Any) -> dict[str, Any]:
     }
 
 
-def create(client: openai.OpenAI, lines: list[dict[str, Any]]) -> Any:
+def create(
+    client: openai.OpenAI, lines: list[dict[str, Any]], endpoint: Any = "/v1/chat/completions"
+) -> Any:
     content = "\n".join(json.dumps(line) for line in lines).encode()
     file = client.files.create(file=("in.jsonl", content), purpose="batch")
     return client.batches.create(
         input_file_id=file.id,
-        endpoint="/v1/chat/completions",
+        endpoint=endpoint,
         completion_window="24h",
         metadata={"made": "by a test"},
     )
@@ -139,6 +141,23 @@ def test_a_batch_is_cancelled_and_requests_overtake_it(server: Server) -> None:
         wait_for(lambda: server.num_requests() == 0, 10)
         with pytest.raises(openai.ConflictError, match="cannot be cancelled"):
             client.batches.cancel(batch.id)
+
+
+def test_texts_become_vectors(server: Server) -> None:
+    texts = [f"text number {i}" for i in range(20)]
+    lines = [
+        {"custom_id": text, "method": "POST", "url": "/v1/embeddings"}
+        | {"body": {"model": "tiny", "input": text}}
+        for text in texts
+    ]
+    with server.client as client:
+        batch = create(client, lines, "/v1/embeddings")
+        done = until(client, batch.id, "completed")
+        output = read(client, done.output_file_id)
+        assert [line["custom_id"] for line in output] == texts
+        alone = client.embeddings.create(model="tiny", input=texts[7]).data[0].embedding
+        vector = output[7]["response"]["body"]["data"][0]["embedding"]
+        assert vector == pytest.approx(alone, abs=1e-5)
 
 
 def test_bad_lines_are_told(server: Server) -> None:

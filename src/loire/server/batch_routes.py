@@ -6,7 +6,7 @@ from types import ModuleType
 from fastapi import FastAPI
 from starlette.types import Message
 
-from loire.server import chat, completions, responses
+from loire.server import chat, completions, embeddings, responses
 from loire.server.admission import Admission, Tickets
 from loire.server.call import Call, set_call
 from loire.server.caller import Caller, set_caller
@@ -17,6 +17,7 @@ from loire.server.served import ServedModel
 ENDPOINTS: dict[str, ModuleType] = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,
+    "/v1/embeddings": embeddings,
     "/v1/responses": responses,
 }
 """What a batch can ask for, and the module whose router answers it."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from loire.server.batch_record import BatchRecord, BatchStatus
 from loire.server.strict import MAX_NAME, Name, StrictModel
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 
 

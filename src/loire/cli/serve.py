@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
     from loire.base.config import EngineOptions
-    from loire.server.run import serve
+    from loire.engine.process import launch
     from loire.server.settings import ServerSettings
 
     settings = ServerSettings(
@@ -41,4 +41,11 @@ def run(args: argparse.Namespace) -> int:
         log=log_options(args),
         data_dir=args.data_dir,
     )
-    return serve(settings, host=args.host, port=args.port)
+    # Both sides import for a second or two: side by side.
+    launched = launch()
+    try:
+        from loire.server.run import serve
+
+        return serve(settings, host=args.host, port=args.port, launched=launched)
+    finally:
+        launched.abandon()

@@ -1,12 +1,15 @@
 """One life of the engine's process, seen from the supervisor: start, messages both ways, end."""
 
 import asyncio
-import contextlib
 import logging
 import socket
-from asyncio.subprocess import DEVNULL, PIPE, Process
+import subprocess
+import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from loire.engine.wire import (
     FrameReader,
@@ -19,53 +22,87 @@ from loire.engine.wire import (
 
 log = logging.getLogger("loire.engine")
 
+COMMAND = (sys.executable, "-m", "loire.engine.worker")
 NUM_LAST_LINES = 20
+MAX_LINE_BYTES = 2**16
 SEND_BUFFER_BYTES = 2**20
 """The engine goes on that far while the supervisor's loop is busy."""
 CLOSE_S = 5.0
 LOG_END_S = 1.0
 
 
-class EngineProcess:
-    """A running process; make it with start(). Used on one event loop."""
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A process that was started, and our end of its socket; nobody talks to it yet."""
 
-    def __init__(self, process: Process, on_message: Callable[[FromEngine], None]) -> None:
-        self.process = process
+    process: "subprocess.Popen[bytes]"
+    connection: socket.socket
+    since_s: float
+    """Monotonic time of its start."""
+
+    def abandon(self) -> None:
+        """End it, if nobody has."""
+        self.connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def launch(command: Sequence[str] = COMMAND) -> Launched:
+    """Start a process; the number of its socket is appended to the command.
+
+    It may be done before there is an event loop, so that the engine imports what it needs in the
+    meantime.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        number = theirs.fileno()
+        since_s = time.monotonic()
+        # A session of its own: Ctrl-C in a terminal is for the supervisor alone.
+        process = subprocess.Popen(
+            [*command, str(number)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(number,),
+            start_new_session=True,
+        )
+    ours.setblocking(False)
+    return Launched(process, ours, since_s)
+
+
+class EngineProcess:
+    """A running process; make it with attach(). Used on one event loop."""
+
+    def __init__(self, launched: Launched, on_message: Callable[[FromEngine], None]) -> None:
+        self.since_s = launched.since_s
         self.last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         """What it wrote to stderr last."""
+        self._process = launched.process
         self._connection = _Connection(on_message, self.kill)
         self._transport: asyncio.Transport | None = None
-        self._log = asyncio.create_task(self._read_log())
+        self._loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        self._log_ended = threading.Event()
+        for work, name in ((self._read_log, "loire-log"), (self._wait, "loire-wait")):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     @classmethod
-    async def start(
-        cls, command: Sequence[str], on_message: Callable[[FromEngine], None]
+    async def attach(
+        cls, launched: Launched, on_message: Callable[[FromEngine], None]
     ) -> "EngineProcess":
-        """Start a command whose last argument will be the number of its socket."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            number = theirs.fileno()
-            # A session of its own: Ctrl-C in a terminal is for the supervisor alone.
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(number),
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=PIPE,
-                pass_fds=(number,),
-                start_new_session=True,
-            )
-        self = cls(process, on_message)
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_unix_connection(lambda: self._connection, sock=ours)
+        """Take over a process that was launched."""
+        self = cls(launched, on_message)
+        self._transport, _ = await self._loop.create_unix_connection(
+            lambda: self._connection, sock=launched.connection
+        )
         return self
 
     @property
     def pid(self) -> int:
         """Id of the process."""
-        return self.process.pid
+        return self._process.pid
 
     def send(self, *messages: ToEngine) -> None:
         """Send messages together. Raises WireError if one cannot cross."""
@@ -77,14 +114,13 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self._process.kill()
 
     async def wait(self) -> str:
         """Wait for its end; how it ended, in words. All of its messages have been given out."""
-        status = await self.process.wait()
+        await self._end.wait()
         await self._connection.closed.wait()
-        await self._end_of_log()
+        status = self._process.returncode
         return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
     async def close(self) -> None:
@@ -92,33 +128,32 @@ class EngineProcess:
         assert self._transport is not None
         self._transport.abort()
         try:
-            await asyncio.wait_for(self.process.wait(), CLOSE_S)
+            await asyncio.wait_for(self._end.wait(), CLOSE_S)
         except asyncio.TimeoutError:
             log.warning(
                 "the engine's process %d did not end in %g s: killing it", self.pid, CLOSE_S
             )
             self.kill()
-            await self.process.wait()
-        await self._end_of_log()
+            await self._end.wait()
 
-    async def _end_of_log(self) -> None:
-        """Let the last lines come; not for ever, as a process that it started may hold the pipe."""
-        await asyncio.wait({self._log}, timeout=LOG_END_S)
-        self._log.cancel()
+    def _wait(self) -> None:
+        """On a thread of its own: tell the loop when the process has ended."""
+        self._process.wait()
+        # Let the last lines come; not for ever, as a process that it started may hold the pipe.
+        self._log_ended.wait(LOG_END_S)
+        try:
+            self._loop.call_soon_threadsafe(self._end.set)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
-    async def _read_log(self) -> None:
-        """Log what the process writes to stderr, to its end."""
-        assert self.process.stderr is not None
-        rest = b""
-        while data := await self.process.stderr.read(2**16):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
+    def _read_log(self) -> None:
+        """On a thread of its own: log what the process writes to stderr, to its end."""
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
                 self._log_line(line)
-            if len(rest) > 2**16:
-                self._log_line(rest)
-                rest = b""
-        if rest:
-            self._log_line(rest)
+        self._log_ended.set()
 
     def _log_line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()

@@ -19,6 +19,7 @@ from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.engine.client import RequestStreams
 from loire.engine.frontend import Frontend
+from loire.engine.process import Launched
 from loire.engine.requests import Submission
 from loire.engine.supervisor import DEFAULT_SUPERVISION, EngineSupervisor, SupervisorOptions
 from loire.engine.wire import Load, Ready
@@ -53,13 +54,15 @@ class SupervisedEngine:
         options: EngineOptions,
         *,
         supervision: SupervisorOptions = DEFAULT_SUPERVISION,
+        launched: Launched | None = None,
         request_timeout_s: float | None = None,
         on_failure: Callable[[EngineError], None] = lambda error: None,
     ) -> "SupervisedEngine":
         """Start a process, find the model (downloading it if need be), and load it there.
 
-        request_timeout_s: most seconds from a request's arrival to its end. on_failure: told if
-        there will be no engine any more. Raises LoireError if the model cannot be loaded.
+        launched: the first process, if it was started already. request_timeout_s: most seconds
+        from a request's arrival to its end. on_failure: told if there will be no engine any more.
+        Raises LoireError if the model cannot be loaded.
         """
         streams = RequestStreams()
 
@@ -68,7 +71,7 @@ class SupervisedEngine:
             on_failure(error)
 
         supervisor = EngineSupervisor(streams.deliver, fail, supervision)
-        await supervisor.start()
+        await supervisor.start(launched)
         try:
             path = await _on_daemon_thread(lambda: resolve_model(model))
             loading = asyncio.create_task(supervisor.load(Load(str(path), model, options)))

@@ -5,7 +5,6 @@ Requests that had not ended go on in the next engine (see journal.py): their cli
 
 import asyncio
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 from loire.engine.core import NUM_RECORDS
 from loire.engine.journal import Entry, Journal
-from loire.engine.process import EngineProcess
+from loire.engine.process import COMMAND, EngineProcess, Launched, launch
 from loire.engine.wire import (
     Abort,
     Begun,
@@ -34,7 +33,6 @@ from loire.engine.wire import (
 
 log = logging.getLogger("loire.engine")
 
-COMMAND = (sys.executable, "-m", "loire.engine.worker")
 MAX_STARTS = 3
 """Tries to bring an engine to Ready before giving up."""
 FIRST_DELAY_S = 0.5
@@ -161,10 +159,13 @@ class EngineSupervisor:
 
     # --- life -------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start the process, so that it prepares itself while the model is being found."""
+    async def start(self, launched: Launched | None = None) -> None:
+        """Start the process, so that it prepares itself while the model is being found.
+
+        launched: one that was started already.
+        """
         self._first_ready = asyncio.get_running_loop().create_future()
-        await self._start_process()
+        await self._start_process(launched)
         self._run = asyncio.create_task(self._keep_running())
 
     async def load(self, load: Load) -> Ready:
@@ -189,9 +190,10 @@ class EngineSupervisor:
         if self._process is not None:
             await self._process.close()
 
-    async def _start_process(self) -> None:
-        self._started_s = time.monotonic()
-        self._process = await EngineProcess.start(self._options.command, self._take)
+    async def _start_process(self, launched: Launched | None = None) -> None:
+        launched = launched or launch(self._options.command)
+        self._started_s = launched.since_s
+        self._process = await EngineProcess.attach(launched, self._take)
         if self._load is not None:
             self._process.send(self._load)
 

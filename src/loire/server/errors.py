@@ -9,7 +9,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,6 +24,7 @@ from loire.base.errors import (
     RequestError,
     RequestTimeoutError,
 )
+from loire.server.api_error import ApiError as ApiError
 from loire.server.call import get_call
 
 UNION_TAG = "as "
@@ -59,25 +60,6 @@ class ErrorBody(BaseModel):
     """Every answer that is not a success."""
 
     error: ErrorDetail
-
-
-class ApiError(LoireError):
-    """An error of the HTTP layer itself, with the status it is answered with."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.headers = headers
 
 
 class ClientDisconnectedError(LoireError):

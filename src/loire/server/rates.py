@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loire.base.errors import ConfigError
-from loire.server.errors import ApiError
+from loire.server.api_error import ApiError
 
 Clock = Callable[[], float]
 

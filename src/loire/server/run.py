@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from loire.base.errors import ConfigError, EngineError
+from loire.engine.process import Launched
 from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import SupervisorOptions
 from loire.server.admission import Admission
@@ -36,10 +37,17 @@ BACKLOG = 2048
 """Connections that may wait to be accepted; a whole load may arrive at once."""
 
 
-def serve(settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000) -> int:
+def serve(
+    settings: ServerSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    launched: Launched | None = None,
+) -> int:
     """Serve a model until SIGTERM or SIGINT; 0 after a clean end.
 
-    port: 0 takes a free one; the log says which. Raises ConfigError if the address cannot be
+    port: 0 takes a free one; the log says which. launched: an engine's process, if one was started
+    already. Raises ConfigError if the address cannot be
     bound, or should not be without keys, whatever loading the model raises, and EngineError if
     the engine is lost for good.
     """
@@ -52,7 +60,7 @@ def serve(settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000
     )
     app = create_app(served, access, settings.data_dir, spans)
     try:
-        asyncio.run(_serve(listener, app, served, settings))
+        asyncio.run(_serve(listener, app, served, settings, launched))
     finally:
         listener.close()
     return 0
@@ -82,7 +90,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    listener: socket.socket, app: FastAPI, served: ServedModel, settings: ServerSettings
+    listener: socket.socket,
+    app: FastAPI,
+    served: ServedModel,
+    settings: ServerSettings,
+    launched: Launched | None,
 ) -> None:
     server = Server(
         uvicorn.Config(
@@ -97,7 +109,7 @@ async def _serve(
     )
     lost: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
     log.info("listening on %s, loading %s", _url(listener), settings.model)
-    loading = asyncio.create_task(_load(served, settings, lost))
+    loading = asyncio.create_task(_load(served, settings, launched, lost))
     serving = asyncio.create_task(server.serve([listener]))
     stopping = asyncio.create_task(server.told_to_stop.wait())
     ends: set[asyncio.Future[Any]] = {serving, stopping, lost}
@@ -113,7 +125,7 @@ async def _serve(
     stopping.cancel()
     # A load that was interrupted leaves no process behind before this ends.
     [outcome] = await asyncio.gather(loading, return_exceptions=True)
-    server.should_exit = True
+    server.leave()
     await serving
     if isinstance(outcome, Exception):
         raise outcome
@@ -149,19 +161,36 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.told_to_stop = asyncio.Event()
+        self._leaving = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+
+    def leave(self) -> None:
+        """Close the connections and end."""
+        self.should_exit = True
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        """Keep the house once a second instead of ten times: an idle server sleeps."""
+        leaving = asyncio.create_task(self._leaving.wait())
+        while not await self.on_tick(0):
+            await asyncio.wait({leaving}, timeout=1.0)
+        leaving.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""
         if self.told_to_stop.is_set():
-            self.force_exit = self.should_exit = True
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(self.leave)
         self._loop.call_soon_threadsafe(self.told_to_stop.set)
 
 
 async def _load(
-    served: ServedModel, settings: ServerSettings, lost: "asyncio.Future[EngineError]"
+    served: ServedModel,
+    settings: ServerSettings,
+    launched: Launched | None,
+    lost: "asyncio.Future[EngineError]",
 ) -> None:
-    started = time.perf_counter()
+    started_s = time.monotonic() if launched is None else launched.since_s
 
     def lose(error: EngineError) -> None:
         if not lost.done():
@@ -171,13 +200,14 @@ async def _load(
         settings.model,
         settings.options,
         supervision=SupervisorOptions(step_timeout_s=settings.limits.step_timeout_s),
+        launched=launched,
         request_timeout_s=settings.limits.request_timeout_s,
         on_failure=lose,
     )
     served.set_ready(client)
     for line in client.plan_lines:
         log.info("%s", line)
-    log.info("ready after %.1f s, as %s", time.perf_counter() - started, ", ".join(served.names))
+    log.info("ready after %.1f s, as %s", time.monotonic() - started_s, ", ".join(served.names))
 
 
 def _url(listener: socket.socket) -> str:

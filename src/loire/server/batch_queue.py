@@ -149,6 +149,8 @@ class BatchQueue:
         store = await self.store()
         record = store.get(batch_id, tenant)
         run = self._runs.get(batch_id)
+        if run is not None:
+            record = run.record  # which may not be on the disk yet
         if record.status == "cancelling":
             return record
         if run is None or record.status not in ("validating", "in_progress"):

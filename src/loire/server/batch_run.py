@@ -238,7 +238,6 @@ class BatchRun:
 
     async def _save(self, **changes: Any) -> None:
         self.record = replace(self.record, **changes)
-        self._batches.note(self.record)
         async with self._saving:
             await self._on_disk(lambda: self._batches.save(self.record))
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.tiny_models import save_tiny_llama
 from test_openai_client import START_S, start, wait_for
+
+from support.tiny_models import save_tiny_llama
 
 LEAST_CASES = 2000
 

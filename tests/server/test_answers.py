@@ -228,6 +228,7 @@ def test_failure_of_the_engine(engine: FakeEngine, death: bool) -> None:
     response = post(engine, "chat/completions", CHAT)
     assert response.status_code == status
     assert words in response.json()["error"]["message"]
+    assert response.headers.get("x-should-retry") == (None if death else "false")
     # A stream has its status already: the error is its last event, and no [DONE] pretends.
     *chunks, last = events(post(engine, "chat/completions", CHAT, stream=True))
     assert chunks

@@ -46,7 +46,13 @@ class Choice:
         """Enter what is new. Raises ApiError if the engine could not go on with it."""
         if output.finish_reason not in (None, "stop", "length"):
             reason = output.error or f"it ended with {output.finish_reason}"
-            raise ApiError(500, f"the engine ended this request: {reason}", code="request_failed")
+            raise ApiError(
+                500,
+                f"the engine ended this request: {reason}",
+                code="request_failed",
+                # OpenAI's clients would send it again, and it would kill the next engine, too.
+                headers={"x-should-retry": "false"},
+            )
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         if output.text:
             self._texts.append(output.text)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from loire.base.errors import RequestError
 from loire.base.outputs import RequestOutput
+from loire.cli.form_options import add_form_options, structured_outputs
 from loire.cli.loading import load_llm
 from loire.cli.options import (
     DEFAULT_MODEL,
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no plan")
+    add_form_options(parser)
     add_sampling_options(parser, temperature=0.0)
     add_engine_options(parser)
 
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    params = sampling_params(args)
+    params = sampling_params(args, structured_outputs=structured_outputs(args))
     with load_llm(args.model, engine_options(args), quiet=args.quiet) as llm:
         raw = args.raw or not llm.frontend.has_chat_template
         if raw and args.system:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from loire.base.errors import RequestError
 from loire.server.connection import while_connected
-from loire.server.conversation import Started, collect, prompt_of, submit
+from loire.server.conversation import Started, prompt_of, submit
 from loire.server.errors import MESSAGES_PATH, error_text
 from loire.server.generation import Choice, Generation
 from loire.server.messages_protocol import (
@@ -118,16 +118,7 @@ class MessagesAnswer:
         """The answer, when everything has come."""
         [choice] = self.generation.choices
         text, _ = choice.take()
-        answer = collect(self._reader.read(text, choice.finish_reason))
-        blocks = []
-        if answer.reasoning:
-            blocks.append(AnswerBlock(type="thinking", thinking=answer.reasoning, signature=""))
-        if answer.content or not answer.calls:
-            blocks.append(AnswerBlock(type="text", text=answer.content))
-        blocks += (
-            AnswerBlock(type="tool_use", id=call.id, name=call.name, input=_input(call.arguments))
-            for call in answer.calls
-        )
+        blocks = _blocks(self._reader.read(text, choice.finish_reason))
         reason, sequence = self._end(choice)
         return Message(
             id=self._id,
@@ -186,6 +177,36 @@ class MessagesAnswer:
             output_tokens=usage.completion_tokens,
             cache_read_input_tokens=cached,
         )
+
+
+def _blocks(events: Iterable[AnswerEvent]) -> list[AnswerBlock]:
+    """The parts of a whole answer, in the order in which they were written; one at least."""
+    parts: list[tuple[str, list[str], CallStarted | None]] = []
+    for item in events:
+        match item:
+            case ReasoningDelta(text) | ContentDelta(text):
+                kind = "thinking" if isinstance(item, ReasoningDelta) else "text"
+                if not parts or parts[-1][0] != kind:
+                    parts.append((kind, [], None))
+                parts[-1][1].append(text)
+            case CallStarted():
+                parts.append(("tool_use", [], item))
+            case ArgumentsDelta(_, text):
+                parts[-1][1].append(text)
+            case CallBroken():
+                parts.pop()
+            case CallEnded():
+                pass
+    return [_block(*part) for part in parts or [("text", [], None)]]
+
+
+def _block(kind: str, texts: list[str], call: CallStarted | None) -> AnswerBlock:
+    text = "".join(texts)
+    if call is not None:
+        return AnswerBlock(type="tool_use", id=call.id, name=call.name, input=_input(text))
+    if kind == "thinking":
+        return AnswerBlock(type="thinking", thinking=text, signature="")
+    return AnswerBlock(type="text", text=text)
 
 
 class _BlockWriter:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -267,22 +268,39 @@ def test_batches_are_listed_in_pages(engine: FakeEngine, tmp_path: Path) -> None
     served(engine, tmp_path, check)
 
 
-def test_a_cancelled_batch_keeps_what_it_has(engine: FakeEngine, tmp_path: Path) -> None:
+def test_a_cancelled_batch_keeps_what_it_has(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that are on their way to the disk when it is cancelled count as well."""
+    num_writes, go_on = 0, threading.Event()
+    write = ResultLog._write
+
+    def slow_write(log: ResultLog, lines: bytes) -> None:
+        nonlocal num_writes
+        num_writes += 1
+        if num_writes > 1:
+            assert go_on.wait(30)
+        write(log, lines)
+
+    monkeypatch.setattr(ResultLog, "_write", slow_write)
+
     async def check(server: Server) -> None:
         file_id = await server.upload(*(line(f"id-{i}") for i in range(30)))
         batch = await server.create(file_id)
         while not (counts := batch["request_counts"])["completed"]:
             batch = await server.get(f"/v1/batches/{batch['id']}")
-        engine.gate = asyncio.Event()
+        while num_writes < 2:
+            await asyncio.sleep(0.005)
         assert (await server.client.delete(f"/v1/files/{file_id}")).status_code == 409
         assert counts["completed"] < 30
         response = await server.client.post(f"/v1/batches/{batch['id']}/cancel")
-        assert response.json()["status"] in ("cancelling", "cancelled")
+        assert response.json()["status"] == "cancelling"
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
         batch = await server.wait(response.json(), "cancelled")
         assert engine.running == []
         output = await server.lines(batch["output_file_id"])
         errors = await server.lines(batch["error_file_id"])
-        assert len(output) == batch["request_counts"]["completed"]
+        assert len(output) == batch["request_counts"]["completed"] > counts["completed"]
         assert {entry["error"]["code"] for entry in errors} == {"batch_cancelled"}
         ids = sorted(entry["custom_id"] for entry in output + errors)
         assert ids == sorted(f"id-{i}" for i in range(30))
@@ -405,7 +423,7 @@ def test_results_survive_a_torn_end(tmp_path: Path, cut: int) -> None:
     async def fill(indices: range) -> ResultLog:
         log = ResultLog(path)
         await asyncio.gather(*(log.append(index, output(index)) for index in indices))
-        await log.close()
+        await log.settle()
         return log
 
     asyncio.run(fill(range(3)))

@@ -144,14 +144,12 @@ def test_a_turn_of_chat_is_seen_in_the_batch(page: Page, server: Server) -> None
     page.keyboard.press("Enter")
     expect(page.locator(".theirs .stats")).to_contain_text("first after")
     expect(page.locator("#decode-rate")).to_have_text("0")
-    assert len(colors_in(page, "grid")) == 1
+    wait_for(lambda: len(colors_in(page, "grid")) == 1, START_S)
     grid = page.locator("#grid").bounding_box()
     assert grid is not None
     page.mouse.move(grid["x"] + grid["width"] - 12, grid["y"] + 8)
-    assert re.fullmatch(
-        r"S\d+ in step \d+: decode, its last token",
-        page.locator("#grid").get_attribute("title") or "",
-    )
+    title = re.compile(r"^S\d+ in step \d+: decode, its last token$")
+    expect(page.locator("#grid")).to_have_attribute("title", title)
 
 
 def test_the_stream_lasts_as_long_as_somebody_looks(page: Page, server: Server) -> None:

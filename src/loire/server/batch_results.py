@@ -86,8 +86,8 @@ class ResultLog:
             self._writing = asyncio.create_task(self._write_waiting())
         await written
 
-    async def close(self) -> None:
-        """Wait until nothing is being written."""
+    async def settle(self) -> None:
+        """Wait until nothing is being written: those who added it may have given up waiting."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
 

@@ -97,12 +97,9 @@ class BatchRun:
             await self._fail(*errors)
             return
         results = await self._on_disk(lambda: ResultLog(self._batches.results_path(self.record)))
-        try:
-            await self._work(results)
-            outcome = await self._outcome()
-            await self._finish(results, outcome)
-        finally:
-            await results.close()
+        await self._work(results)
+        outcome = await self._outcome()
+        await self._finish(results, outcome)
 
     async def _work(self, results: ResultLog) -> None:
         """Run what is to be run, until it is done, cancelled or expired."""
@@ -125,6 +122,7 @@ class BatchRun:
             cancelled.cancel()
             working.cancel()
             [_, outcome] = await asyncio.gather(cancelled, working, return_exceptions=True)
+            await results.settle()
         if isinstance(outcome, Exception):
             raise outcome
         self._note(results)

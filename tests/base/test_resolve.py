@@ -17,7 +17,7 @@ from loire.base.config import (
 from loire.base.errors import CapacityError, ConfigError
 
 MODEL = ModelFacts(
-    name="m", max_positions=4096, default_window=2048, kv_elements_per_token=100, weight_bytes=10**6
+    name="m", max_positions=4096, default_window=2048, kv_bytes_per_token=200, weight_bytes=10**6
 )
 BLOCK_BYTES = 100 * 2 * 16
 
@@ -35,6 +35,11 @@ def test_defaults() -> None:
     assert config.num_blocks == 128 * 2048 // 16, "no more than all sequences can fill"
     assert config.enable_prefix_caching
     assert (config.policy, config.pipeline_depth) == ("paged", 1)
+
+
+def test_the_kv_cache_has_the_models_dtype_unless_asked_otherwise() -> None:
+    assert settled().kv_cache_dtype == "bfloat16"
+    assert settled(kv_cache_dtype="int8").kv_cache_dtype == "int8"
 
 
 def test_the_pool_takes_half_of_what_is_available_or_what_is_asked_for() -> None:

@@ -45,7 +45,7 @@ def _tokens(outputs: list[RequestOutput]) -> list[tuple[tuple[int, ...], ...]]:
 
 
 # The torch backends promise equal tokens in float32; the native one equal bits in bfloat16 and
-# with quantized weights, too.
+# with quantized weights or KV, too.
 BACKENDS = (
     "reference float32",
     "cpu float32",
@@ -53,6 +53,8 @@ BACKENDS = (
     "native bfloat16",
     "native bfloat16 int8",
     "native bfloat16 int4",
+    "reference float32 kv-int8",
+    "native bfloat16 kv-int8",
 )
 
 
@@ -74,10 +76,10 @@ def alone(tiny_llama: Path, kernels: str) -> Iterator[list[tuple[tuple[int, ...]
 
 
 def _llm(path: Path, kernels: str, **options: Any) -> LLM:
-    name, dtype, *quantization = kernels.split()
+    name, dtype, *rounded = kernels.split()
     given = {"dtype": dtype, "kernels": name, "kv_cache_memory_bytes": 8_000_000}
-    if quantization:
-        given["quantization"] = quantization[0]
+    for what in rounded:
+        given["kv_cache_dtype" if what == "kv-int8" else "quantization"] = what[-4:]
     return LLM(str(path), **{**given, **options})
 
 
@@ -104,7 +106,8 @@ def test_preempted_is_uninterrupted(
     tiny_llama: Path, kernels: str, alone: list[Any], caching: bool, depth: int
 ) -> None:
     # 32 requests of up to 160 tokens want about 160 blocks; there are 12.
-    block_bytes = 2 * 2 * 2 * 16 * 16 * (2 if kernels.endswith("bfloat16") else 4)
+    head_bytes = 16 + 4 if "kv-int8" in kernels else 16 * (2 if "bfloat16" in kernels else 4)
+    block_bytes = 2 * 2 * 2 * 16 * head_bytes
     with _llm(
         tiny_llama,
         kernels,

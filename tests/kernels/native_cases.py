@@ -9,11 +9,19 @@ from torch import Tensor
 
 from loire.kernels.interface import AttentionShape, FlatBatch, LayerCache
 from loire.kernels.native.backend import NativeBackend, instruction_sets
+from loire.kernels.quantization import quantize_vectors
+from loire.kernels.reference import store
 
 usable, why = NativeBackend.available()
 needs_library = pytest.mark.skipif(not usable, reason=why)
 SETS = instruction_sets() if usable else ()
 DTYPES = (torch.float32, torch.bfloat16)
+CACHES = [
+    pytest.param(dtype, kept, id=f"{dtype}-{kept}".replace("torch.", ""))
+    for dtype in DTYPES
+    for kept in (dtype, torch.int8)
+]
+"""The model's dtype and the KV cache's."""
 
 _backends: dict[tuple[int, str], NativeBackend] = {}
 
@@ -81,11 +89,14 @@ def make_batch(
 def empty_cache(
     num_blocks: int, shape: AttentionShape, block_size: int, dtype: torch.dtype
 ) -> LayerCache:
-    """A cache full of NaN: whatever a row reads beside its context shows."""
+    """A cache full of NaN: whatever a row reads beside its context shows. int8 keeps codes."""
     size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
-    return LayerCache(
-        torch.full(size, float("nan"), dtype=dtype), torch.full(size, float("nan"), dtype=dtype)
-    )
+    nan = float("nan")
+    if dtype is torch.int8:
+        scales = torch.full((2, *size[:-1]), nan)
+        codes = torch.full((2, *size), 93, dtype=dtype)
+        return LayerCache(codes[0], codes[1], scales[0], scales[1])
+    return LayerCache(torch.full(size, nan, dtype=dtype), torch.full(size, nan, dtype=dtype))
 
 
 def write_context(
@@ -94,9 +105,17 @@ def write_context(
     """Put keys and values [context, K, D] where the row's block table says."""
     size = cache.keys.shape[2]
     where = torch.arange(len(keys))
-    blocks = batch.block_tables[row].long()[where // size]
-    cache.keys[blocks, :, where % size] = keys
-    cache.values[blocks, :, where % size] = values
+    slots = batch.block_tables[row].long()[where // size] * size + where % size
+    store(cache.keys, cache.key_scales, slots, keys)
+    store(cache.values, cache.value_scales, slots, values)
+
+
+def as_kept(x: Tensor, cache_dtype: torch.dtype) -> Tensor:
+    """What a cache of that dtype keeps of keys or values x [..., D]."""
+    if cache_dtype is not torch.int8:
+        return x
+    codes, scales = quantize_vectors(x)
+    return codes * scales[..., None]
 
 
 def exact_attention(queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Tensor:

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_cases import (
-    DTYPES,
+    CACHES,
     SETS,
     Row,
+    as_kept,
     assert_close,
     backend,
     empty_cache,
@@ -37,12 +38,13 @@ def attend(
     threads: int = 2,
     instruction_set: str | None = None,
     seed: int = 0,
+    kept: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Results per row, for sequences of queries [C, H, D], keys and values [C, K, D]."""
     dtype = contexts[0][0].dtype
     num_blocks = sum(-(-row.context_len // block_size) for row in rows) + 3
     batch = make_batch(rows, block_size, num_blocks, torch.Generator().manual_seed(seed))
-    cache = empty_cache(num_blocks, shape, block_size, dtype)
+    cache = empty_cache(num_blocks, shape, block_size, kept or dtype)
     queries = []
     for index, (row, (q, k, v)) in enumerate(zip(rows, contexts, strict=True)):
         write_context(cache, batch, index, k[: row.context_len], v[: row.context_len])
@@ -86,16 +88,20 @@ def cases(draw: st.DrawFn) -> tuple[list[Row], AttentionShape, int]:
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kept"), CACHES)
 @settings(max_examples=15, deadline=None)
 @given(case=cases())
 def test_equals_the_definition(
-    dtype: torch.dtype, instruction_set: str, case: tuple[list[Row], AttentionShape, int]
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    instruction_set: str,
+    case: tuple[list[Row], AttentionShape, int],
 ) -> None:
     rows, shape, block_size = case
     contexts = sequences([row.context_len for row in rows], shape, dtype)
-    results = attend(rows, contexts, shape, block_size, 2, instruction_set)
-    for row, (q, k, v), found in zip(rows, contexts, results, strict=True):
+    results = attend(rows, contexts, shape, block_size, 2, instruction_set, kept=kept)
+    for row, (q, given_k, given_v), found in zip(rows, contexts, results, strict=True):
+        k, v = as_kept(given_k, kept), as_kept(given_v, kept)
         exact = exact_attention(q[row.context_len - row.query_len :], k, v, shape)
         # Scores of about scale * sqrt(D) each carry a relative error into the exponential.
         absolute = 2e-5 * max(1.0, shape.scale * shape.head_dim**0.5)
@@ -115,46 +121,48 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kept"), CACHES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_token_has_the_same_bits_in_any_company(
-    dtype: torch.dtype, instruction_set: str, variant: str
+    dtype: torch.dtype, kept: torch.dtype, instruction_set: str, variant: str
 ) -> None:
     """Whole prefill = chunks = one by one = in a batch = other blocks = other threads."""
     shape, length = VARIANTS[variant], 600
     sequence = sequences([length], shape, dtype)[0]
-    whole = attend([Row(length, length)], [sequence], shape, 16, 1, instruction_set)[0]
+    whole = attend([Row(length, length)], [sequence], shape, 16, 1, instruction_set, kept=kept)[0]
 
     for threads in (1, 2, 3):
         for size in (1, 7, 64, 250):
             for end in (size, 300, length):
                 row = Row(min(size, end), end)
-                found = attend([row], [sequence], shape, 8, threads, instruction_set, seed=size)[0]
+                found = attend(
+                    [row], [sequence], shape, 8, threads, instruction_set, seed=size, kept=kept
+                )[0]
                 assert same_bits(found, whole[end - row.query_len : end])
 
     others = sequences([40, 513, 260], shape, dtype)
     rows = [Row(1, 40), Row(1, length), Row(513, 513), Row(17, 290), Row(1, 257), Row(1, 260)]
     contexts = [others[0], sequence, others[1], sequence, sequence, others[2]]
     for block_size, threads in ((16, 1), (32, 2), (128, 3)):
-        results = attend(rows, contexts, shape, block_size, threads, instruction_set)
+        results = attend(rows, contexts, shape, block_size, threads, instruction_set, kept=kept)
         for index in (1, 3, 4):
             first = rows[index].context_len - rows[index].query_len
             assert same_bits(results[index], whole[first : rows[index].context_len])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_of_a_row_reaches_its_own_result_only(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "kept"), CACHES)
+def test_nan_of_a_row_reaches_its_own_result_only(dtype: torch.dtype, kept: torch.dtype) -> None:
     contexts = sequences([50, 50, 50], SHAPE, dtype)
     rows = [Row(4, 50)] * 3
-    clean = attend(rows, contexts, SHAPE)
+    clean = attend(rows, contexts, SHAPE, kept=kept)
     contexts[1][1][20] = float("nan")
-    found = attend(rows, contexts, SHAPE)
+    found = attend(rows, contexts, SHAPE, kept=kept)
     assert found[1].isnan().all()
     assert same_bits(found[0], clean[0])
     assert same_bits(found[2], clean[2])
     contexts = sequences([50, 50, 50], SHAPE, dtype)
     contexts[1][0][49] = float("nan")  # one query of the row
-    found = attend(rows, contexts, SHAPE)
+    found = attend(rows, contexts, SHAPE, kept=kept)
     assert found[1][3].isnan().all()
     assert same_bits(found[1][:3], clean[1][:3])
 
@@ -192,6 +200,7 @@ def attend_to_shared(
     block_size: int,
     threads: int,
     instruction_set: str | None = None,
+    kept: torch.dtype | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Rows of sequences that start with the same tokens: in the same blocks, and in blocks apart.
 
@@ -206,7 +215,7 @@ def attend_to_shared(
         )
     num_blocks = sum(-(-row.context_len // block_size) for row in rows) + 3
     batch = make_batch(rows, block_size, num_blocks, torch.Generator().manual_seed(0))
-    cache = empty_cache(num_blocks, shape, block_size, dtype)
+    cache = empty_cache(num_blocks, shape, block_size, kept or dtype)
     queries = []
     for index, (row, (q, k, v)) in enumerate(zip(rows, contexts, strict=True)):
         write_context(cache, batch, index, k[: row.context_len], v[: row.context_len])
@@ -252,17 +261,18 @@ def sharing(draw: st.DrawFn) -> tuple[int, list[Row], list[int], AttentionShape,
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kept"), CACHES)
 @settings(max_examples=15, deadline=None)
 @given(case=sharing())
 def test_sharing_blocks_changes_no_bit(
     dtype: torch.dtype,
+    kept: torch.dtype,
     instruction_set: str,
     case: tuple[int, list[Row], list[int], AttentionShape, int, int],
 ) -> None:
     prefix, rows, alone, shape, block_size, threads = case
     together, apart = attend_to_shared(
-        prefix, rows, alone, shape, dtype, block_size, threads, instruction_set
+        prefix, rows, alone, shape, dtype, block_size, threads, instruction_set, kept
     )
     for index, (left, right) in enumerate(zip(together, apart, strict=True)):
         assert same_bits(left, right), index

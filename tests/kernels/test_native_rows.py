@@ -21,6 +21,7 @@ from torch import Tensor
 from loire.base.errors import EngineError
 from loire.checkpoint.description import Activation
 from loire.kernels.interface import AttentionShape, HeadNorms, LayerCache, RotaryTable
+from loire.kernels.quantization import quantize_vectors
 
 pytestmark = needs_library
 
@@ -139,6 +140,40 @@ def test_rotates_and_stores(
     assert same_bits(cache.values[batch.slots // 16, :, batch.slots % 16], heads[:, 8:])
     # Nothing else was written.
     assert (~cache.keys.isnan()).sum() == (~cache.values.isnan()).sum() == 40 * 2 * dim
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "half"), [(64, 32), (34, 6), (256, 128)])
+def test_stores_codes(dtype: torch.dtype, instruction_set: str, dim: int, half: int) -> None:
+    """The codes are those of what a plain cache keeps, made as the definition makes them."""
+    shape = AttentionShape(num_heads=6, num_kv_heads=2, head_dim=dim, scale=1.0)
+    qkv, rotary = rotary_case(shape, half, dtype)
+    qkv[3] = 0
+    qkv[5, 6 * dim] = float("inf")
+    batch = make_batch(ROWS, 16, 60, torch.Generator().manual_seed(1))
+    kernels = backend(2, instruction_set)
+    plain, codes = empty_cache(60, shape, 16, dtype), empty_cache(60, shape, 16, torch.int8)
+    queries = kernels.rotate_and_store(qkv.clone(), shape, None, rotary, batch, plain)
+    assert same_bits(
+        kernels.rotate_and_store(qkv.clone(), shape, None, rotary, batch, codes), queries
+    )
+    where = (batch.slots // 16, slice(None), batch.slots % 16)
+    assert codes.key_scales is not None
+    assert codes.value_scales is not None
+    assert codes.key_scales[where][5, 0].isnan(), "one of its elements is not finite"
+    for exact, kept, scales in (
+        (plain.keys, codes.keys, codes.key_scales),
+        (plain.values, codes.values, codes.value_scales),
+    ):
+        expected, expected_scales = quantize_vectors(exact[where])
+        sane = expected_scales.isfinite()
+        assert torch.equal(kept[where][sane], expected[sane])
+        assert torch.allclose(scales[where], expected_scales, rtol=1e-6, equal_nan=True)
+        untouched = torch.ones(60, 16, dtype=torch.bool)
+        untouched[batch.slots // 16, batch.slots % 16] = False
+        assert scales.transpose(1, 2)[untouched].isnan().all()
+        assert (kept.transpose(1, 2)[untouched] == 93).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loire.checkpoint.description import Activation
-from loire.kernels.interface import AttentionShape, Backend, HeadNorms, RotaryTable
+from loire.kernels.interface import AttentionShape, Backend, HeadNorms, LayerCache, RotaryTable
+from loire.kernels.quantization import quantize_vectors
 from loire.kernels.reference import ReferenceBackend
 from loire.kernels.select import available_backends, select_backend
 
@@ -231,6 +232,26 @@ def test_attention(
 ) -> None:
     shape = AttentionShape(heads, kv_heads, dim, dim**-0.5, window, softcap)
     check_attention(backend, attention_case(ROWS, shape, dtype=dtype), shape)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_attention_over_codes(backend: Backend, window: int | None, softcap: float | None) -> None:
+    """A cache of codes counts as what the codes stand for; what no sequence wrote is not read."""
+    shape = AttentionShape(6, 2, 32, 32**-0.5, window, softcap)
+    plain = attention_case(ROWS, shape)
+    kept = [quantize_vectors(x) for x in (plain.cache.keys, plain.cache.values)]
+    cache = LayerCache(kept[0][0], kept[1][0], kept[0][1], kept[1][1])
+    assert cache.key_scales is not None
+    assert cache.key_scales.isnan().any()
+
+    def stands_for(x: Tensor) -> Tensor:
+        codes, scales = quantize_vectors(x)
+        return codes * scales[..., None]
+
+    contexts = [(stands_for(keys), stands_for(values)) for keys, values in plain.contexts]
+    case = AttentionCase(plain.batch, cache, plain.queries, contexts)
+    check_attention(backend, case, shape)
 
 
 @st.composite

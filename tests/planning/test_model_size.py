@@ -102,17 +102,20 @@ def test_planned_weights_are_the_loaded_ones(
     assert (size.repeated_bytes > 0) is (tied and packs and dtype == "bfloat16")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
 def test_planned_kv_is_the_allocated_one(tmp_path: Path, dtype: str) -> None:
-    from loire.execution.device import TORCH_DTYPES
+    from loire.execution.device import KV_CACHE_DTYPES
     from loire.execution.kv_cache import KVCache
 
     checkpoint = write_model(tmp_path / "model", tied=True)
     size = size_of_checkpoint(
-        checkpoint, "m", dtype=dtype, quantization=None, kv_dtype=dtype, on_cpu=True
+        checkpoint, "m", dtype="bfloat16", quantization=None, kv_dtype=dtype, on_cpu=True
     )
-    cache = KVCache(checkpoint.description, 4, 16, TORCH_DTYPES[dtype], torch.device("cpu"))
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    cache = KVCache(checkpoint.description, 4, 16, KV_CACHE_DTYPES[dtype], torch.device("cpu"))
+    held = 0
+    for layer in cache.layers:
+        tensors = (layer.keys, layer.values, layer.key_scales, layer.value_scales)
+        held += sum(tensor.nbytes for tensor in tensors if tensor is not None)
     assert size.kv_bytes_per_token * 4 * 16 == held
 
 

@@ -67,6 +67,7 @@ class FakeEngine:
         return EngineConfig(
             model=NAME,
             dtype="float32",
+            kv_cache_dtype="float32",
             device="cpu",
             max_model_len=self.window,
             max_num_seqs=8,

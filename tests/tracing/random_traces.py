@@ -25,6 +25,7 @@ def random_trace(
     config = EngineConfig(
         model="none",
         dtype="bfloat16",
+        kv_cache_dtype="bfloat16",
         device="none",
         max_model_len=128,
         max_num_seqs=6,

@@ -40,6 +40,7 @@ def config(num_blocks: int = 4 * WINDOW // BLOCK) -> EngineConfig:
     return EngineConfig(
         model="none",
         dtype="bfloat16",
+        kv_cache_dtype="bfloat16",
         device="none",
         max_model_len=WINDOW,
         max_num_seqs=16,

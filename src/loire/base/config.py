@@ -13,6 +13,7 @@ DType = Literal["bfloat16", "float16", "float32"]
 Policy = Literal["sequential", "static", "orca", "paged"]
 Reserve = Literal["max-tokens", "window"]
 Quantization = Literal["int8", "int4"]
+KVCacheDType = Literal["bfloat16", "float16", "float32", "int8"]
 
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK_SIZES = (8, 16, 32, 64, 128)
@@ -24,6 +25,8 @@ class EngineOptions:
 
     Attributes:
         dtype: of weights and KV; "auto" is bfloat16.
+        kv_cache_dtype: of the KV alone; "auto" is dtype, "int8" rounds each key and value to eight
+            bits with a scale of its own.
         device: a torch device such as "cpu" or "cuda:0"; "auto" takes the best one present.
         max_model_len: window of a request, prompt and output together, in tokens.
         max_num_seqs: most sequences in one step.
@@ -42,6 +45,7 @@ class EngineOptions:
     """
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    kv_cache_dtype: Literal["auto", "int8"] = "auto"
     device: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 128
@@ -67,8 +71,8 @@ class ModelFacts:
     """Longest window the model is meant for, in tokens."""
     default_window: int
     """Window to serve when none is asked for."""
-    kv_elements_per_token: int
-    """KV elements per token: 2 * layers * KV heads * head_dim."""
+    kv_bytes_per_token: int
+    """Bytes of one token's keys and values, in the KV cache's dtype."""
     weight_bytes: int
     """Bytes of weights as held in memory."""
 
@@ -88,6 +92,7 @@ class EngineConfig:
 
     model: str
     dtype: DType
+    kv_cache_dtype: KVCacheDType
     device: str
     max_model_len: int
     max_num_seqs: int
@@ -143,8 +148,7 @@ def resolve(
             f"max_model_len is {max_model_len}, but {model.name} is made for at most "
             f"{model.max_positions} positions; ask for no more than that"
         )
-    kv_bytes_per_token = model.kv_elements_per_token * DTYPE_BYTES[dtype]
-    block_bytes = kv_bytes_per_token * options.block_size
+    block_bytes = model.kv_bytes_per_token * options.block_size
     blocks_per_window = -(-max_model_len // options.block_size)
     if options.kv_cache_memory_bytes is not None:
         num_blocks = options.kv_cache_memory_bytes // block_bytes
@@ -167,19 +171,25 @@ def resolve(
     return EngineConfig(
         model=model.name,
         dtype=dtype,
+        kv_cache_dtype=settle_kv_cache_dtype(options, dtype),
         device=machine.device,
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
         block_size=options.block_size,
         num_blocks=num_blocks,
-        kv_bytes_per_token=kv_bytes_per_token,
+        kv_bytes_per_token=model.kv_bytes_per_token,
         enable_prefix_caching=options.policy == "paged" if caching is None else caching,
         policy=options.policy,
         reserve=options.reserve,
         pipeline_depth=options.pipeline_depth,
         seed=options.seed,
     )
+
+
+def settle_kv_cache_dtype(options: EngineOptions, dtype: DType) -> KVCacheDType:
+    """What the KV cache holds, for a model in dtype."""
+    return dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
 
 
 def _check_options(options: EngineOptions) -> None:

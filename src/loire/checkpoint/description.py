@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from loire.base.config import DTYPE_BYTES
+
 RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 
@@ -112,3 +114,9 @@ class ModelDescription:
     def kv_elements_per_token(self) -> int:
         """Elements that the KV cache keeps per token, over all layers."""
         return 2 * self.num_layers * self.kv_size
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """Bytes of them in a cache of dtype; int8 has a float32 scale per head of each vector."""
+        if dtype == "int8":
+            return self.kv_elements_per_token + 4 * 2 * self.num_layers * self.num_kv_heads
+        return self.kv_elements_per_token * DTYPE_BYTES[dtype]

@@ -146,7 +146,7 @@ def _settle_size(args: argparse.Namespace) -> bool:
 
 
 def _start(args: argparse.Namespace) -> "Engine":
-    from loire.base.config import DTYPE_BYTES, EngineOptions
+    from loire.base.config import EngineOptions
     from loire.checkpoint.open import open_checkpoint
     from loire.checkpoint.store import resolve_model
     from loire.engine.start import start_engine
@@ -159,8 +159,9 @@ def _start(args: argparse.Namespace) -> "Engine":
     longest = args.prompt if args.prompt_lengths == "fixed" else 2 * args.prompt
     fits = description.default_window if args.trace is not None else longest + args.cap
     window = given.setdefault("max_model_len", fits)
-    token_bytes = description.kv_elements_per_token
-    token_bytes *= DTYPE_BYTES["bfloat16" if dtype == "auto" else dtype]
+    kept = given.get("kv_cache_dtype", "auto")
+    held = next((name for name in (kept, dtype) if name != "auto"), "bfloat16")
+    token_bytes = description.kv_bytes_per_token(held)
     blocks = round(args.kv_windows * -(-window // block))
     given["kv_cache_memory_bytes"] = blocks * block * token_bytes
     return start_engine(args.model, EngineOptions(**given))

@@ -42,6 +42,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
             group.add_argument(flag, **how)
 
     add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="[auto: bfloat16]")
+    add("--kv-cache-dtype", choices=("auto", "int8"), help="of keys and values [auto: --dtype]")
     add("--device", help="a torch device such as cpu or cuda:0 [auto]")
     add("--max-model-len", type=tokens, help="window of a request in tokens [the model's]")
     add("--max-num-seqs", type=int, help="most sequences in a step [128]")

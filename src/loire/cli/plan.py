@@ -162,7 +162,7 @@ def _question(args: argparse.Namespace) -> "Question":
 def _choices(args: argparse.Namespace) -> "list[Choice]":
     """Every combination of the values given."""
     from loire.planning.choices import Choice
-    from loire.planning.model_size import DTYPE_ALIASES, DTYPES, KV_FORMATS, QUANTIZATIONS, STORED
+    from loire.planning.model_size import DTYPE_ALIASES, DTYPES, KV_DTYPES, QUANTIZATIONS, STORED
 
     def known(flag: str, name: str, names: tuple[str, ...]) -> str:
         full = DTYPE_ALIASES.get(name, name)
@@ -175,7 +175,7 @@ def _choices(args: argparse.Namespace) -> "list[Choice]":
     formats = [known("quantization", n, weight_formats) for n in args.quantization or ["none"]]
     kv_dtypes: list[str | None] = [None]
     if args.kv_dtype is not None:
-        kv_dtypes = [known("kv-dtype", name, tuple(KV_FORMATS)) for name in args.kv_dtype]
+        kv_dtypes = [known("kv-dtype", name, KV_DTYPES) for name in args.kv_dtype]
     return [
         Choice(
             device=_for_dtype(device, dtype, args.flops),

@@ -6,10 +6,23 @@ from functools import partial
 
 import torch
 
-from loire.base.config import EngineConfig, EngineOptions, MachineFacts, ModelFacts, resolve
+from loire.base.config import (
+    EngineConfig,
+    EngineOptions,
+    MachineFacts,
+    ModelFacts,
+    resolve,
+    settle_kv_cache_dtype,
+)
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.execution.constraints import ConstraintFactory
-from loire.execution.device import TORCH_DTYPES, available_memory, select_device, select_dtype
+from loire.execution.device import (
+    KV_CACHE_DTYPES,
+    TORCH_DTYPES,
+    available_memory,
+    select_device,
+    select_dtype,
+)
 from loire.execution.kv_cache import KVCache
 from loire.execution.runner import ModelRunner
 from loire.kernels.select import select_backend
@@ -61,6 +74,7 @@ def build_runner(
         progress=progress,
     )
     available = available_memory(device)
+    kv_dtype = settle_kv_cache_dtype(options, dtype)
     config = resolve(
         options,
         dtype,
@@ -68,12 +82,14 @@ def build_runner(
             name=name,
             max_positions=description.max_positions,
             default_window=description.default_window,
-            kv_elements_per_token=description.kv_elements_per_token,
+            kv_bytes_per_token=description.kv_bytes_per_token(kv_dtype),
             weight_bytes=decoder.weight_bytes,
         ),
         MachineFacts(device=str(device), available_memory_bytes=available),
     )
-    cache = KVCache(description, config.num_blocks, config.block_size, torch_dtype, device)
+    cache = KVCache(
+        description, config.num_blocks, config.block_size, KV_CACHE_DTYPES[kv_dtype], device
+    )
     constraints = ConstraintFactory(
         partial(checkpoint_tokenizer, checkpoint), description.vocab_size
     )

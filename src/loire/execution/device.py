@@ -13,6 +13,7 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+KV_CACHE_DTYPES: dict[str, torch.dtype] = {**TORCH_DTYPES, "int8": torch.int8}
 
 _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

@@ -11,6 +11,8 @@ from loire.kernels.interface import LayerCache
 class KVCache:
     """Keys and values of all layers, each [num_blocks, num_kv_heads, block_size, head_dim].
 
+    dtype: int8 keeps codes, with a float32 scale per token and head.
+
     The memory is not written at start: on a CPU the operating system gives its pages as blocks
     are first used.
     """
@@ -25,13 +27,16 @@ class KVCache:
     ) -> None:
         shape = (num_blocks, description.num_kv_heads, block_size, description.head_dim)
         self.block_size = block_size
-        self.layers = tuple(
-            LayerCache(
-                torch.empty(shape, dtype=dtype, device=device),
-                torch.empty(shape, dtype=dtype, device=device),
-            )
-            for _ in range(description.num_layers)
-        )
+
+        def layer() -> LayerCache:
+            keys = torch.empty(shape, dtype=dtype, device=device)
+            values = torch.empty(shape, dtype=dtype, device=device)
+            if dtype is not torch.int8:
+                return LayerCache(keys, values)
+            scales = torch.empty((2, *shape[:-1]), device=device)
+            return LayerCache(keys, values, scales[0], scales[1])
+
+        self.layers = tuple(layer() for _ in range(description.num_layers))
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, all sources read before any target is written."""
@@ -41,5 +46,6 @@ class KVCache:
         sources = torch.tensor([source for source, _ in copies], device=device)
         targets = torch.tensor([target for _, target in copies], device=device)
         for layer in self.layers:
-            layer.keys[targets] = layer.keys[sources]
-            layer.values[targets] = layer.values[sources]
+            for tensor in (layer.keys, layer.values, layer.key_scales, layer.value_scales):
+                if tensor is not None:
+                    tensor[targets] = tensor[sources]

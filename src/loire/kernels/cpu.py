@@ -182,10 +182,15 @@ def _attend_group(
     size = cache.keys.shape[2]
     # One gather in which the heads come before the blocks: no second copy to reorder.
     index = (group.blocks[:, None] * heads + torch.arange(heads)[:, None]).flatten()
-    keys = cache.keys.view(-1, size, dim).index_select(0, index)
-    values = cache.values.view(-1, size, dim).index_select(0, index)
-    keys = keys.view(num_rows, heads, num_blocks * size, dim)
-    values = values.view(num_rows, heads, num_blocks * size, dim)
+
+    def gather(blocks: Tensor, scales: Tensor | None) -> Tensor:
+        found = blocks.view(-1, size, dim).index_select(0, index)
+        if scales is not None:
+            found = found * scales.view(-1, size, 1).index_select(0, index)
+        return found.view(num_rows, heads, num_blocks * size, dim).to(queries.dtype)
+
+    keys = gather(cache.keys, cache.key_scales)
+    values = gather(cache.values, cache.value_scales)
     # What lies past a row's context may be anything, NaN included: 0 * NaN would reach the row.
     keys[group.tail_rows, :, group.tail_slots] = 0
     values[group.tail_rows, :, group.tail_slots] = 0
@@ -209,7 +214,8 @@ def _attend_group(
 def _attend_prefill(
     queries: Tensor, cache: LayerCache, row: PrefillRow, plan: CpuPlan, shape: AttentionShape
 ) -> Tensor:
-    keys, values = gather_context(cache, row.block_table, row.context_len)
+    gathered = gather_context(cache, row.block_table, row.context_len)
+    keys, values = (tensor.to(queries.dtype) for tensor in gathered)
     if shape.softcap is not None:
         return attend_row(queries, keys, values, shape)
     whole = row.query_len == row.context_len and (

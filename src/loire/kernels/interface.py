@@ -52,9 +52,14 @@ class LayerCache:
     """KV of one layer, in blocks. Memory that no sequence wrote holds anything, NaN included."""
 
     keys: Tensor
-    """[N, K, S, D] in the model's dtype, rotated."""
+    """[N, K, S, D] in the model's dtype, or codes (int8) as loire.kernels.quantization defines
+    them; rotated."""
     values: Tensor
-    """[N, K, S, D] in the model's dtype."""
+    """[N, K, S, D] of the same dtype."""
+    key_scales: Tensor | None = None
+    """float32 [N, K, S]: of codes."""
+    value_scales: Tensor | None = None
+    """float32 [N, K, S]: of codes."""
 
 
 @dataclass(frozen=True, slots=True)

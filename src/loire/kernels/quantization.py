@@ -1,4 +1,4 @@
-"""Quantized weights and activations: their definition.
+"""Quantized weights, activations and KV: their definition.
 
 Backends that compute with whole numbers must agree with it up to the rounding of their sums;
 native/source/linear_quantized.h says what the native ones do.
@@ -6,6 +6,7 @@ native/source/linear_quantized.h says what the native ones do.
     int8   weights with a scale per output:      weight = code * scale, code in -127..127
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
     inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127
+    keys and values with a scale per token and head: x = code * scale, code in -127..127
 """
 
 import torch
@@ -68,12 +69,25 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A group with an input that is not finite has the scale NaN.
     """
-    grouped = _groups(x.float())
-    largest = grouped.abs().amax(dim=2)
+    return _quantize(_groups(x.float()))
+
+
+def quantize_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (int8 [..., D]) and scales (float32 [...]) of vectors x [..., D].
+
+    A vector with an element that is not finite has the scale NaN.
+    """
+    codes, scales = _quantize(x.float())
+    return codes.nan_to_num(0.0).to(torch.int8), scales
+
+
+def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes as numbers [..., D] and scales [...], one for each last dimension."""
+    largest = x.abs().amax(dim=-1)
     # (A number divided by a tensor is its product with the reciprocal, rounded twice.)
     factors = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
-    codes = (grouped * factors[..., None]).round()
-    return codes, largest / 127.0 + (grouped * 0.0).sum(dim=2)
+    codes = (x * factors[..., None]).round()
+    return codes, largest / 127.0 + (x * 0.0).sum(dim=-1)
 
 
 def _groups(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from loire.kernels.interface import (
     RotaryTable,
     whole,
 )
-from loire.kernels.quantization import ReferenceQuantizedLinear
+from loire.kernels.quantization import ReferenceQuantizedLinear, quantize_vectors
 
 
 class ReferenceLinear:
@@ -115,8 +115,8 @@ class ReferenceBackend:
             keys = self.rms_norm(keys, norms.key_weight, norms.eps)
         cos = rotary.cos[batch.positions][:, None]
         sin = rotary.sin[batch.positions][:, None]
-        store(cache.keys, batch.slots, rotate(keys, cos, sin))
-        store(cache.values, batch.slots, values)
+        store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
+        store(cache.values, cache.value_scales, batch.slots, values)
         return rotate(queries, cos, sin)
 
     def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
@@ -155,21 +155,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1).to(x.dtype)
 
 
-def store(blocks: Tensor, slots: Tensor, new: Tensor) -> None:
-    """Write new [T, K, D] at slots (block * S + offset) of blocks [N, K, S, D]."""
+def store(blocks: Tensor, scales: Tensor | None, slots: Tensor, new: Tensor) -> None:
+    """Write new [T, K, D] at slots (block * S + offset) of blocks [N, K, S, D].
+
+    scales: [N, K, S], of blocks that hold codes.
+    """
     size = blocks.shape[2]
+    if scales is not None:
+        new, new_scales = quantize_vectors(new)
+        scales[slots // size, :, slots % size] = new_scales
     blocks[slots // size, :, slots % size] = new
 
 
 def gather_context(
     cache: LayerCache, block_table: Tensor, context_len: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [K, context, D] of one row, nothing past its context."""
+    """Keys and values [K, context, D] of one row, nothing past its context; codes as float32."""
     num_blocks = -(-context_len // cache.keys.shape[2])
     used = block_table[:num_blocks].long()
-    keys = cache.keys[used].transpose(0, 1).flatten(1, 2)[:, :context_len]
-    values = cache.values[used].transpose(0, 1).flatten(1, 2)[:, :context_len]
-    return keys, values
+
+    def gather(blocks: Tensor, scales: Tensor | None) -> Tensor:
+        found = blocks[used] if scales is None else blocks[used] * scales[used][..., None]
+        return found.transpose(0, 1).flatten(1, 2)[:, :context_len]
+
+    return gather(cache.keys, cache.key_scales), gather(cache.values, cache.value_scales)
 
 
 def attend_row(queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Tensor:

@@ -30,6 +30,7 @@ KV_FORMATS: dict[str, WeightFormat] = {
     "q8_0": Q8_0,
     "q4_0": Q4_0,
 }
+KV_DTYPES = (*KV_FORMATS, "int8")
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
@@ -179,11 +180,13 @@ def _held_bytes(tensor: TensorInfo, dtype: str, quantization: str | None) -> int
 
 
 def _kv_bytes_per_token(description: ModelDescription, kv_dtype: str) -> int:
+    if kv_dtype == "int8":
+        return description.kv_bytes_per_token(kv_dtype)
     fmt = KV_FORMATS[kv_dtype]
     if description.head_dim % fmt.block_elements:
         raise ConfigError(
             f"KV in {kv_dtype} packs {fmt.block_elements} elements of a head together, but a "
-            f"head has {description.head_dim}; take one of {', '.join((*DTYPES, 'fp8'))}"
+            f"head has {description.head_dim}; take one of {', '.join((*DTYPES, 'fp8', 'int8'))}"
         )
     return fmt.num_bytes(description.kv_elements_per_token)
 

@@ -39,6 +39,7 @@ def run_seven_requests(policy: Policy) -> list[StepRecord]:
     config = EngineConfig(
         model="seven requests",
         dtype="bfloat16",
+        kv_cache_dtype="bfloat16",
         device="none",
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=NUM_SLOTS,

@@ -185,7 +185,7 @@ class NativeBackend:
                 f"{heads} + 2 * {kv_heads} heads of {dim} do not fit projections of "
                 f"{width} and a cache of {cached_heads} heads of {cached_dim}"
             )
-        if cache.keys.dtype is not qkv.dtype or batch.positions.shape[0] != tokens:
+        if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
             raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
         queries = qkv.new_empty((tokens, heads, dim))
         if self._rotary(
@@ -195,6 +195,8 @@ class NativeBackend:
             queries.data_ptr(),
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
+            None if cache.key_scales is None else cache.key_scales.data_ptr(),
+            None if cache.value_scales is None else cache.value_scales.data_ptr(),
             None if norms is None else norms.query_weight.data_ptr(),
             None if norms is None else norms.key_weight.data_ptr(),
             rotary.cos.data_ptr(),
@@ -231,7 +233,7 @@ class NativeBackend:
                 f"the plan is for {plan.num_tokens} tokens and blocks of {plan.block_size}, "
                 f"but there are {tokens} and {block_size}"
             )
-        if dim % 2 or heads % kv_heads or cache.keys.dtype is not queries.dtype:
+        if dim % 2 or heads % kv_heads or not _fits(cache, queries.dtype):
             raise ValueError(
                 f"{heads} query heads of {dim} ({queries.dtype}) over {kv_heads} key heads "
                 f"({cache.keys.dtype}) are not supported"
@@ -244,6 +246,8 @@ class NativeBackend:
             queries.data_ptr(),
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
+            None if cache.key_scales is None else cache.key_scales.data_ptr(),
+            None if cache.value_scales is None else cache.value_scales.data_ptr(),
             out.data_ptr(),
             heads,
             kv_heads,
@@ -377,6 +381,12 @@ def instruction_sets() -> tuple[str, ...]:
 def _array(kind: Any, values: Sequence[int]) -> Any:
     """A C array."""
     return (kind * len(values))(*values)
+
+
+def _fits(cache: LayerCache, dtype: torch.dtype) -> bool:
+    """Whether the cache holds keys and values of a model in dtype, as they are or as codes."""
+    codes = cache.key_scales is not None and cache.value_scales is not None
+    return cache.keys.dtype is cache.values.dtype is (torch.int8 if codes else dtype)
 
 
 def _type(x: Tensor) -> int:

@@ -148,9 +148,13 @@ struct Partial {
     float* sums;
 };
 
-// What all steps of one piece know.
-template <typename Element>
+// What all steps of one piece know. Kept is what the cache keeps: Element, or codes with scales.
+template <typename GivenElement, typename GivenKept>
 struct Piece {
+    using Element = GivenElement;
+    using Kept = GivenKept;
+    static constexpr bool SCALED = sizeof(Kept) == 1;
+
     const AttentionArguments& a;
     const AttentionPiece& piece;
     int64_t first_position;       // of the first token
@@ -159,8 +163,11 @@ struct Piece {
     typename ScoresOf<Element>::Type::Query* queries;
     float* scores;  // [rows][SPLIT]
     float* tiles;   // KEYS_TOGETHER keys, transposed 16 by 16
-    const Element* keys[SPLIT];
+    Element* widened;  // of codes: 16 keys, then SPLIT values, [stride] each
+    const Kept* keys[SPLIT];
     const Element* values[SPLIT];
+    float key_scales[SPLIT];
+    float value_scales[SPLIT];
 
     int64_t position(int64_t row) const { return first_position + row / group; }
     int64_t first_seen(int64_t position) const {
@@ -183,9 +190,9 @@ INLINE Vec16 keep_lanes(const Vec16& value, int64_t first, int64_t last) {
 }
 
 // Scores of ROWS rows and the keys [base + key, + KEYS_TOGETHER).
-template <int ROWS, typename Element>
-void score_rows(Piece<Element>& piece, int64_t row, int64_t base, int64_t key) {
-    using Scores = typename ScoresOf<Element>::Type;
+template <int ROWS, typename Piece>
+void score_rows(const Piece& piece, int64_t row, int64_t base, int64_t key) {
+    using Scores = typename ScoresOf<typename Piece::Element>::Type;
     const auto& a = piece.a;
     const int64_t words = Scores::words(a.head_dim), stride = Scores::queries(a.head_dim);
     const auto* queries = piece.queries + row * stride;
@@ -206,6 +213,8 @@ void score_rows(Piece<Element>& piece, int64_t row, int64_t base, int64_t key) {
 #pragma GCC unroll 2
         for (int t = 0; t < TILES_TOGETHER; ++t) {
             Vec16 score = scores[t][r] * broadcast(a.scale);
+            if constexpr (Piece::SCALED)
+                score = score * load(piece.key_scales + key + t * 16);
             if (a.softcap != 0.0f) {
                 const Vec16 one = broadcast(1.0f), two = broadcast(2.0f);
                 const Vec16 power = exponential(score * broadcast(2.0f / a.softcap));
@@ -248,9 +257,10 @@ INLINE float weight_at(const float* weights, int64_t key, bfloat16) {
 
 // values[row][d] = sum over the pairs of keys [first, last) of scores[row][key] * value[key][d], for
 // VECTORS * 16 dimensions.
-template <int ROWS, int VECTORS, bool WHOLE, typename Element>
-INLINE void weigh_values(const Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
+template <int ROWS, int VECTORS, bool WHOLE, typename Piece>
+INLINE void weigh_values(const Piece& piece, int64_t row, int64_t first, int64_t last,
                          int64_t dimension, float* target) {
+    using Element = typename Piece::Element;
     Vec16 sums[ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
@@ -284,8 +294,8 @@ INLINE void weigh_values(const Piece<Element>& piece, int64_t row, int64_t first
 #if defined(LOIRE_AVX512_BF16)
 // The same with two keys per instruction. The pairs of 32 dimensions lie in two registers: of each
 // eight dimensions the first four in one, the others in the other.
-template <int ROWS, int VECTORS, bool WHOLE>
-INLINE void weigh_pairs(const Piece<bfloat16>& piece, int64_t row, int64_t first, int64_t last,
+template <int ROWS, int VECTORS, bool WHOLE, typename Piece>
+INLINE void weigh_pairs(const Piece& piece, int64_t row, int64_t first, int64_t last,
                         int64_t dimension, float* target) {
     static_assert(VECTORS % 2 == 0);
     __m512 sums[ROWS][VECTORS];
@@ -333,22 +343,22 @@ INLINE void weigh_pairs(const Piece<bfloat16>& piece, int64_t row, int64_t first
         }
 }
 
-template <int ROWS>
-void weigh_all(const Piece<bfloat16>& piece, int64_t row, int64_t first, int64_t last,
-               float* target) {
-    const int64_t dim = piece.a.head_dim;
-    int64_t d = 0;
-    for (; d + 64 <= dim; d += 64) weigh_pairs<ROWS, 4, true>(piece, row, first, last, d, target);
-    for (; d + 32 <= dim; d += 32) weigh_pairs<ROWS, 2, true>(piece, row, first, last, d, target);
-    if (d < dim) weigh_pairs<ROWS, 2, false>(piece, row, first, last, d, target);
-}
 #endif
 
-template <int ROWS, typename Element>
-void weigh_all(const Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
-               float* target) {
+template <int ROWS, typename Piece>
+void weigh_all(const Piece& piece, int64_t row, int64_t first, int64_t last, float* target) {
     const int64_t dim = piece.a.head_dim;
     int64_t d = 0;
+#if defined(LOIRE_AVX512_BF16)
+    if constexpr (sizeof(typename Piece::Element) == 2) {
+        for (; d + 64 <= dim; d += 64)
+            weigh_pairs<ROWS, 4, true>(piece, row, first, last, d, target);
+        for (; d + 32 <= dim; d += 32)
+            weigh_pairs<ROWS, 2, true>(piece, row, first, last, d, target);
+        if (d < dim) weigh_pairs<ROWS, 2, false>(piece, row, first, last, d, target);
+        return;
+    }
+#endif
     for (; d + 16 * VECTORS_TOGETHER <= dim; d += 16 * VECTORS_TOGETHER)
         weigh_values<ROWS, VECTORS_TOGETHER, true>(piece, row, first, last, d, target);
     for (; d + 16 <= dim; d += 16)
@@ -357,9 +367,10 @@ void weigh_all(const Piece<Element>& piece, int64_t row, int64_t first, int64_t 
 }
 
 // Softmax of ROWS rows over one split and their weighted values.
-template <int ROWS, typename Element>
-void finish_rows(Piece<Element>& piece, int64_t row, int64_t first, int64_t last,
+template <int ROWS, typename Piece>
+void finish_rows(const Piece& piece, int64_t row, int64_t first, int64_t last,
                  const Partial& out) {
+    using Element = typename Piece::Element;
     for (int64_t r = row; r < row + ROWS; ++r) {
         float* scores = piece.scores + r * SPLIT;
         const int64_t start = first / 16 * 16;
@@ -370,7 +381,12 @@ void finish_rows(Piece<Element>& piece, int64_t row, int64_t first, int64_t last
         Vec16 total = zero();
         for (int64_t k = start; k < last; k += 16) {
             const Vec16 weight = exponential(load(scores + k) - reference);
-            total = total + keep_weights(scores, k, weight, Element{});
+            if constexpr (Piece::SCALED) {
+                keep_weights(scores, k, weight * load(piece.value_scales + k), Element{});
+                total = total + weight;
+            } else {
+                total = total + keep_weights(scores, k, weight, Element{});
+            }
         }
         out.maxima[r] = most;
         out.sums[r] = sum(total);
@@ -379,11 +395,11 @@ void finish_rows(Piece<Element>& piece, int64_t row, int64_t first, int64_t last
 }
 
 // Rows [row, row + ROWS) see keys [first, last) of the split, together.
-template <typename Element>
 struct Seen {
     int64_t first, last;
 
-    Seen(const Piece<Element>& piece, int64_t row, int64_t rows, int64_t base)
+    template <typename Piece>
+    Seen(const Piece& piece, int64_t row, int64_t rows, int64_t base)
         : first(piece.first_seen(piece.position(row)) - base),
           last(piece.position(row + rows - 1) + 1 - base) {
         if (piece.whole || first < 0) first = 0;
@@ -391,39 +407,75 @@ struct Seen {
     }
 };
 
-template <typename Element>
-void compute_split(Piece<Element>& piece, int64_t split, const char* zeros, const Partial& out) {
+// Where keys and values [start, end) of the split lie; those outside of all are zeros.
+template <typename Piece>
+INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, int64_t end,
+                   const char* zeros) {
+    using Element = typename Piece::Element;
+    using Kept = typename Piece::Kept;
     const auto& a = piece.a;
-    const int64_t base = split * SPLIT;
-    const Seen<Element> all(piece, 0, piece.rows, base);
     const int32_t* table = a.block_tables + piece.piece.row * a.table_size;
-    const int64_t start = all.first / KEYS_TOGETHER * KEYS_TOGETHER;
-    const int64_t end = (all.last + KEYS_TOGETHER - 1) / KEYS_TOGETHER * KEYS_TOGETHER;
+    Element* widened = piece.widened + 16 * piece.stride;
     for (int64_t key = start; key < end; ++key) {
         if (key < all.first || key >= all.last) {
-            piece.keys[key] = piece.values[key] = reinterpret_cast<const Element*>(zeros);
+            piece.keys[key] = reinterpret_cast<const Kept*>(zeros);
+            piece.values[key] = reinterpret_cast<const Element*>(zeros);
+            piece.key_scales[key] = piece.value_scales[key] = 0.0f;
             continue;
         }
         const int64_t block = table[(base + key) / a.block_size];
         const int64_t offset = (base + key) % a.block_size;
-        const int64_t at =
-            ((block * a.kv_heads + piece.piece.kv_head) * a.block_size + offset) * a.head_dim;
-        piece.keys[key] = static_cast<const Element*>(a.keys) + at;
-        piece.values[key] = static_cast<const Element*>(a.values) + at;
+        const int64_t slot = (block * a.kv_heads + piece.piece.kv_head) * a.block_size + offset;
+        const auto* value = static_cast<const Kept*>(a.values) + slot * a.head_dim;
+        piece.keys[key] = static_cast<const Kept*>(a.keys) + slot * a.head_dim;
+        if constexpr (Piece::SCALED) {
+            piece.key_scales[key] = a.key_scales[slot];
+            piece.value_scales[key] = a.value_scales[slot];
+            widen(value, a.head_dim, widened);
+            piece.values[key] = widened;
+            widened += piece.stride;
+        } else {
+            piece.values[key] = value;
+        }
     }
-    const int64_t words = ScoresOf<Element>::Type::words(a.head_dim);
+}
+
+// Sixteen keys into a tile.
+template <typename Piece>
+INLINE void transpose_keys(const Piece& piece, int64_t key, int64_t words, float* tile) {
+    if constexpr (Piece::SCALED) {
+        const char* rows[16];
+        for (int i = 0; i < 16; ++i) {
+            auto* row = piece.widened + i * piece.stride;
+            widen(piece.keys[key + i], piece.a.head_dim, row);
+            rows[i] = reinterpret_cast<const char*>(row);
+        }
+        transpose(rows, words, tile);
+    } else {
+        transpose(reinterpret_cast<const char* const*>(piece.keys + key), words, tile);
+    }
+}
+
+template <typename Piece>
+void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial& out) {
+    const auto& a = piece.a;
+    const int64_t base = split * SPLIT;
+    const Seen all(piece, 0, piece.rows, base);
+    const int64_t start = all.first / KEYS_TOGETHER * KEYS_TOGETHER;
+    const int64_t end = (all.last + KEYS_TOGETHER - 1) / KEYS_TOGETHER * KEYS_TOGETHER;
+    locate(piece, all, base, start, end, zeros);
+    const int64_t words = ScoresOf<typename Piece::Element>::Type::words(a.head_dim);
     for (int64_t key = start; key < end; key += KEYS_TOGETHER) {
         for (int64_t t = 0; t < TILES_TOGETHER; ++t)
-            transpose(reinterpret_cast<const char* const*>(piece.keys + key + t * 16), words,
-                      piece.tiles + t * words * 16);
+            transpose_keys(piece, key + t * 16, words, piece.tiles + t * words * 16);
         for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
-            const Seen<Element> seen(piece, row, count.value, base);
+            const Seen seen(piece, row, count.value, base);
             if (key < seen.last && key + KEYS_TOGETHER > seen.first)
                 score_rows<count.value>(piece, row, base, key);
         });
     }
     for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
-        const Seen<Element> seen(piece, row, count.value, base);
+        const Seen seen(piece, row, count.value, base);
         finish_rows<count.value>(piece, row, seen.first, seen.last, out);
     });
 }
@@ -455,22 +507,24 @@ INLINE void copy(const Partial& target, const Partial& source, int64_t rows, int
     __builtin_memcpy(target.sums, source.sums, rows * sizeof(float));
 }
 
-template <typename Element>
-void keep_queries(const Piece<Element>& piece, const AttentionQueries& given, int64_t first_row) {
+template <typename Piece>
+void keep_queries(const Piece& piece, const AttentionQueries& given, int64_t first_row) {
+    using Element = typename Piece::Element;
     using Scores = typename ScoresOf<Element>::Type;
     const auto& a = piece.a;
     for (int64_t r = 0; r < given.tokens * piece.group; ++r) {
         const int64_t token = given.first_token + r / piece.group;
         const int64_t head = piece.piece.kv_head * piece.group + r % piece.group;
-        const auto* query = static_cast<const Element*>(a.queries) + (token * a.heads + head) * a.head_dim;
+        const auto* query =
+            static_cast<const Element*>(a.queries) + (token * a.heads + head) * a.head_dim;
         Scores::keep(query, a.head_dim,
                      piece.queries + (first_row + r) * Scores::queries(a.head_dim));
     }
 }
 
-template <typename Element>
-void write_result(const Piece<Element>& piece, const AttentionQueries& given,
-                  const Partial& total) {
+template <typename Piece>
+void write_result(const Piece& piece, const AttentionQueries& given, const Partial& total) {
+    using Element = typename Piece::Element;
     const auto& a = piece.a;
     for (int64_t r = 0; r < given.tokens * piece.group; ++r) {
         const int64_t token = given.first_token + r / piece.group;
@@ -489,7 +543,7 @@ INLINE void clear(const Partial& total, int64_t rows, int64_t stride) {
     for (int64_t r = 0; r < rows; ++r) total.maxima[r] = -__builtin_inff();
 }
 
-template <typename Element>
+template <typename Element, typename Kept>
 void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     using Query = typename ScoresOf<Element>::Type::Query;
     const auto& a = *static_cast<const AttentionArguments*>(untyped);
@@ -499,22 +553,27 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     int64_t rows = 0;
     for (int32_t m = 0; m < given.members; ++m) rows += members[m].queries.tokens * group;
 
-    // Scratch, in floats: scores, tiles, zeros, two sets of partial results, queries.
+    // Scratch, in floats: scores, tiles, zeros, two sets of partial results, queries, widened codes.
     const int64_t tile_size = stride * KEYS_TOGETHER, partial_size = rows * (stride + 2);
-    float* memory = reinterpret_cast<float*>(scratch.reserve(
-        (rows * SPLIT + tile_size + stride + 2 * partial_size + rows * stride) * sizeof(float)));
+    const int64_t widened_size = sizeof(Kept) == 1 ? (16 + SPLIT) * stride : 0;
+    float* memory = reinterpret_cast<float*>(
+        scratch.reserve((rows * SPLIT + tile_size + stride + 2 * partial_size + rows * stride +
+                         widened_size) *
+                        sizeof(float)));
     float* scores = memory;
     float* tiles = scores + rows * SPLIT;
     float* zeros = tiles + tile_size;
     float* total_memory = zeros + stride;
     float* part_memory = total_memory + partial_size;
     auto* queries = reinterpret_cast<Query*>(part_memory + partial_size);
+    auto* widened = reinterpret_cast<Element*>(part_memory + partial_size + rows * stride);
     __builtin_memset(zeros, 0, stride * sizeof(float));
     const char* nothing = reinterpret_cast<const char*>(zeros);
 
     const AttentionQueries& first = members[0].queries;
-    Piece<Element> piece{a,     given,   first.first_position, given.members > 1, group, rows,
-                         stride, queries, scores,              tiles,             {},    {}};
+    Piece<Element, Kept> piece{
+        a, given, first.first_position, given.members > 1, group, rows, stride, queries, scores,
+        tiles, widened, {}, {}, {}, {}};
     const auto partial = [&](float* where, int64_t count) {
         return Partial{where, where + count * stride, where + count * (stride + 1)};
     };

@@ -23,6 +23,7 @@ namespace {
 // (each of these relies on those before it)
 #include "norm.h"
 #include "activation.h"
+#include "kept_codes.h"
 #include "rotary.h"
 #include "attention.h"
 #include "linear.h"
@@ -58,8 +59,8 @@ template <typename Element, typename Format>
 constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
     return {norm_piece<Element>,
             activation_piece<Element>,
-            rotary_piece<Element>,
-            attention_piece<Element>,
+            {rotary_piece<Element, Element>, attention_piece<Element, Element>},
+            {rotary_piece<Element, int8_t>, attention_piece<Element, int8_t>},
             multiply_limit,
             flops,
             linear_operations<Format>(pack_dense_piece<Element>, pack_activations_piece<Format>),

@@ -43,6 +43,11 @@ struct Context {
         return type == 0 ? operations.float32 : operations.bfloat16;
     }
 
+    // scales: of keys and values in eight bits, else null.
+    const CacheOperations& cache(int32_t type, const float* scales) const {
+        return scales == nullptr ? typed(type).plain_cache : typed(type).int8_cache;
+    }
+
     const LinearOperations& linear(bool is_bfloat16, WeightFormat format) const {
         const TypedOperations& operations = typed(is_bfloat16);
         switch (format) {
@@ -144,7 +149,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 5; }
+int loire_interface_version() { return 6; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -226,8 +231,8 @@ int loire_largest(Context* context, const float* rows, int64_t* indices, bool* f
 }
 
 int loire_rotary(Context* context, int32_t type, const void* qkv, void* queries, void* keys,
-                 void* values, const float* query_weight, const float* key_weight,
-                 const float* cos, const float* sin, const int64_t* positions,
+                 void* values, float* key_scales, float* value_scales, const float* query_weight,
+                 const float* key_weight, const float* cos, const float* sin, const int64_t* positions,
                  const int64_t* slots, int64_t tokens, int64_t heads, int64_t kv_heads,
                  int64_t head_dim, int64_t half, int64_t block_size, int64_t num_blocks,
                  int64_t num_positions, float eps) {
@@ -236,10 +241,11 @@ int loire_rotary(Context* context, int32_t type, const void* qkv, void* queries,
             check_range("position", positions[t], num_positions);
             check_range("slot", slots[t], num_blocks * block_size);
         }
-        const RotaryArguments arguments{qkv,   queries,  keys,     values, query_weight, key_weight,
-                                        cos,   sin,      positions, slots, tokens,       heads,
-                                        kv_heads, head_dim, half,   block_size, eps};
-        context->pool.run(row_pieces(tokens), context->typed(type).rotary, &arguments);
+        const RotaryArguments arguments{
+            qkv,        queries, keys, values,    key_scales, value_scales, query_weight,
+            key_weight, cos,     sin,  positions, slots,      tokens,       heads,
+            kv_heads,   head_dim, half, block_size, eps};
+        context->pool.run(row_pieces(tokens), context->cache(type, key_scales).rotary, &arguments);
     });
 }
 
@@ -258,7 +264,8 @@ void* loire_plan(Context* context, const int32_t* query_starts, const int32_t* c
 void loire_free_plan(AttentionPlan* plan) { delete plan; }
 
 int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void* queries,
-                 const void* keys, const void* values, void* out, int64_t heads, int64_t kv_heads,
+                 const void* keys, const void* values, const float* key_scales,
+                 const float* value_scales, void* out, int64_t heads, int64_t kv_heads,
                  int64_t head_dim, int64_t num_blocks, int64_t window, float scale,
                  float softcap) {
     return locked(context, [&] {
@@ -273,6 +280,8 @@ int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void
             queries,
             keys,
             values,
+            key_scales,
+            value_scales,
             out,
             plan->block_tables,
             plan->table_size,
@@ -289,8 +298,8 @@ int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void
             cut.unfinished.data(),
             reinterpret_cast<float*>(context->partials.reserve(partial_bytes)),
             partial_floats};
-        context->pool.run(int64_t(cut.pieces.size()), context->typed(type).attention, &arguments,
-                          Order::EVERY_NTH);
+        context->pool.run(int64_t(cut.pieces.size()), context->cache(type, key_scales).attention,
+                          &arguments, Order::EVERY_NTH);
     });
 }
 

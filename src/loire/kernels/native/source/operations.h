@@ -63,6 +63,8 @@ struct RotaryArguments {
     void* queries;                // [T, H, D]
     void* keys;                   // [N, K, S, D]
     void* values;                 // [N, K, S, D]
+    float* key_scales;            // [N, K, S], of codes
+    float* value_scales;          // [N, K, S]
     const float* query_weight;    // [D] or null: RMSNorm over each head
     const float* key_weight;      // [D] or null
     const float* cos;             // [positions, half]
@@ -109,6 +111,8 @@ struct AttentionArguments {
     const void* queries;  // [T, H, D]
     const void* keys;     // [N, K, S, D]
     const void* values;   // [N, K, S, D]
+    const float* key_scales;    // [N, K, S], of codes
+    const float* value_scales;  // [N, K, S]
     void* out;            // [T, H * D]
     const int32_t* block_tables;  // [R, table_size]
     int64_t table_size, heads, kv_heads, head_dim, block_size;
@@ -188,8 +192,14 @@ struct LinearOperations {
     int64_t panels_per_piece;        // at least, where activations leave the L1 cache
 };
 
+// Over keys and values of one type.
+struct CacheOperations {
+    PieceFunction rotary, attention;
+};
+
 struct TypedOperations {
-    PieceFunction norm, activation, rotary, attention;
+    PieceFunction norm, activation;
+    CacheOperations plain_cache, int8_cache;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;
     LinearOperations dense, int8, int4;

@@ -1,5 +1,6 @@
 // Splits fused projections into queries, keys and values; norms the heads if asked; rotates queries
-// and keys (Su et al. 2021, pairs (i, i + half)); writes keys and values to their cache slots.
+// and keys (Su et al. 2021, pairs (i, i + half)); writes keys and values to their cache slots, as they
+// are or as codes.
 
 template <typename Element>
 INLINE void rotate_head(const Element* head, Element* out, const float* weight,
@@ -27,10 +28,22 @@ INLINE void rotate_head(const Element* head, Element* out, const float* weight,
         store_some(out + i, load_some(wide + i, a.head_dim - i), a.head_dim - i);
 }
 
-template <typename Element>
+// Puts a key or value where the cache keeps vector number slot.
+template <typename Kept, typename Element>
+INLINE void keep_vector(const Element* vector, int64_t head_dim, void* cache, float* scales,
+                        int64_t slot) {
+    Kept* kept = static_cast<Kept*>(cache) + slot * head_dim;
+    if constexpr (sizeof(Kept) == 1)
+        keep_codes(vector, head_dim, kept, scales + slot);
+    else
+        __builtin_memcpy(kept, vector, head_dim * sizeof(Element));
+}
+
+template <typename Element, typename Kept>
 void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const RotaryArguments*>(untyped);
-    float* wide = reinterpret_cast<float*>(scratch.reserve(a.head_dim * sizeof(float)));
+    float* wide = reinterpret_cast<float*>(scratch.reserve(2 * a.head_dim * sizeof(float)));
+    Element* rotated = reinterpret_cast<Element*>(wide + a.head_dim);
     const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
     for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
         const float* cos = a.cos + a.positions[t] * a.half;
@@ -41,13 +54,12 @@ void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         for (int64_t h = 0; h < a.heads; ++h, head += a.head_dim, query += a.head_dim)
             rotate_head(head, query, a.query_weight, a, cos, sin, wide);
         const int64_t block = a.slots[t] / a.block_size, offset = a.slots[t] % a.block_size;
-        const int64_t stride = a.block_size * a.head_dim;
-        const int64_t start = block * a.kv_heads * stride + offset * a.head_dim;
-        Element* key = static_cast<Element*>(a.keys) + start;
-        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim, key += stride)
-            rotate_head(head, key, a.key_weight, a, cos, sin, wide);
-        Element* value = static_cast<Element*>(a.values) + start;
-        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim, value += stride)
-            __builtin_memcpy(value, head, a.head_dim * sizeof(Element));
+        const int64_t first = block * a.kv_heads * a.block_size + offset;
+        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim) {
+            rotate_head(head, rotated, a.key_weight, a, cos, sin, wide);
+            keep_vector<Kept>(rotated, a.head_dim, a.keys, a.key_scales, first + k * a.block_size);
+        }
+        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim)
+            keep_vector<Kept>(head, a.head_dim, a.values, a.value_scales, first + k * a.block_size);
     }
 }

@@ -17,6 +17,7 @@ typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef int8_t Codes __attribute__((vector_size(LANES)));
 
 struct Vec16 {
     Floats part[PARTS];
@@ -49,6 +50,16 @@ INLINE Vec16 load(const bfloat16* source) {
         Halves halves;
         __builtin_memcpy(&halves, source + p * LANES, sizeof(Halves));
         result.part[p] = (Floats)(__builtin_convertvector(halves, Words) << 16);
+    }
+    return result;
+}
+
+INLINE Vec16 load(const int8_t* source) {
+    Vec16 result;
+    EACH_PART {
+        Codes codes;
+        __builtin_memcpy(&codes, source + p * LANES, sizeof(Codes));
+        result.part[p] = __builtin_convertvector(__builtin_convertvector(codes, Ints), Floats);
     }
     return result;
 }

@@ -1,0 +1,43 @@
+// Keys and values in eight bits: head_dim codes in -127..127 with one float32 scale,
+//     x = code * scale,   scale = largest magnitude / 127.
+// bfloat16 and float32 hold every code exactly, so codes are multiplied as they are, and the scales
+// meet the scores and the weights of the softmax, one per key.
+
+// Rounds to nearest, ties to even. Elements that are not finite make the scale NaN.
+template <typename Element>
+INLINE void keep_codes(const Element* x, int64_t count, int8_t* codes, float* scale) {
+    const Vec16 none = zero();
+    Vec16 high = none, poison = none;
+    for (int64_t i = 0; i < count; i += 16) {
+        const Vec16 part = load_some(x + i, count - i);
+        high = maximum(high, maximum(part, none - part));
+        poison = poison + part * none;
+    }
+    const float most = largest(high), added = sum(poison);
+    const float factor = most > 0.0f ? 127.0f / most : 0.0f;
+    const Vec16 factors = broadcast(added == 0.0f && factor < 1e38f ? factor : 0.0f);
+    for (int64_t i = 0; i < count; i += 16) {
+        const Int16 whole = to_nearest(load_some(x + i, count - i) * factors);
+        int32_t values[16];
+        EACH_PART __builtin_memcpy(values + p * LANES, &whole.part[p], sizeof(Ints));
+        for (int64_t c = 0; c < 16 && i + c < count; ++c) codes[i + c] = int8_t(values[c]);
+    }
+    *scale = most / 127.0f + added;
+}
+
+INLINE void store_exact(float* target, const Vec16& value) { store(target, value); }
+
+// For values that bfloat16 holds.
+INLINE void store_exact(bfloat16* target, const Vec16& value) {
+    EACH_PART {
+        const Halves halves = __builtin_convertvector((Words)value.part[p] >> 16, Halves);
+        __builtin_memcpy(target + p * LANES, &halves, sizeof(Halves));
+    }
+}
+
+// Codes as numbers; target has whole vectors.
+template <typename Element>
+INLINE void widen(const int8_t* codes, int64_t count, Element* target) {
+    for (int64_t i = 0; i < count; i += 16)
+        store_exact(target + i, load_some(codes + i, count - i));
+}

@@ -9,11 +9,17 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from loire import LLM, SamplingParams
 
 WINDOW = 512
-FORMATS = (None, "int8", "int4")
+FORMATS: dict[str, dict[str, Any]] = {
+    "bfloat16": {},
+    "KV int8": {"kv_cache_dtype": "int8"},
+    "int8": {"quantization": "int8"},
+    "int4": {"quantization": "int4"},
+}
 
 
 def main() -> None:
@@ -26,9 +32,8 @@ def main() -> None:
     paths = args.text or [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     text = "\n\n".join(path.read_text() for path in paths)
     results = {}
-    for quantization in FORMATS:
-        loss, tokens, size = measure(args.model, text, quantization, args.kernels)
-        name = quantization or "bfloat16"
+    for name, options in FORMATS.items():
+        loss, tokens, size = measure(args.model, text, args.kernels, options)
         results[name] = {"perplexity": math.exp(loss), "bytes_per_step": size}
         ratio = math.exp(loss - math.log(results["bfloat16"]["perplexity"]))
         print(
@@ -39,11 +44,9 @@ def main() -> None:
     print(json.dumps(results))
 
 
-def measure(
-    model: str, text: str, quantization: str | None, kernels: str
-) -> tuple[float, int, int]:
+def measure(model: str, text: str, kernels: str, options: dict[str, Any]) -> tuple[float, int, int]:
     """Mean negative log-likelihood, tokens counted, and bytes of weights that a step reads."""
-    with LLM(model, quantization=quantization, kernels=kernels, max_model_len=WINDOW + 1) as llm:
+    with LLM(model, kernels=kernels, max_model_len=WINDOW + 1, **options) as llm:
         ids = llm.frontend.tokenizer.encode(text, add_special_tokens=False)
         windows = [ids[first : first + WINDOW] for first in range(0, len(ids) - WINDOW, WINDOW)]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)

@@ -165,7 +165,8 @@ struct Piece {
     float* tiles;   // KEYS_TOGETHER keys, transposed 16 by 16
     Element* widened;  // of codes: 16 keys, then SPLIT values, [stride] each
     const Kept* keys[SPLIT];
-    const Element* values[SPLIT];
+    const Kept* kept_values[SPLIT];
+    const Element* values[SPLIT];  // the same, widened if they are codes
     float key_scales[SPLIT];
     float value_scales[SPLIT];
 
@@ -415,10 +416,9 @@ INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, i
     using Kept = typename Piece::Kept;
     const auto& a = piece.a;
     const int32_t* table = a.block_tables + piece.piece.row * a.table_size;
-    Element* widened = piece.widened + 16 * piece.stride;
     for (int64_t key = start; key < end; ++key) {
         if (key < all.first || key >= all.last) {
-            piece.keys[key] = reinterpret_cast<const Kept*>(zeros);
+            piece.keys[key] = piece.kept_values[key] = reinterpret_cast<const Kept*>(zeros);
             piece.values[key] = reinterpret_cast<const Element*>(zeros);
             piece.key_scales[key] = piece.value_scales[key] = 0.0f;
             continue;
@@ -426,18 +426,24 @@ INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, i
         const int64_t block = table[(base + key) / a.block_size];
         const int64_t offset = (base + key) % a.block_size;
         const int64_t slot = (block * a.kv_heads + piece.piece.kv_head) * a.block_size + offset;
-        const auto* value = static_cast<const Kept*>(a.values) + slot * a.head_dim;
         piece.keys[key] = static_cast<const Kept*>(a.keys) + slot * a.head_dim;
+        piece.kept_values[key] = static_cast<const Kept*>(a.values) + slot * a.head_dim;
         if constexpr (Piece::SCALED) {
             piece.key_scales[key] = a.key_scales[slot];
             piece.value_scales[key] = a.value_scales[slot];
-            widen(value, a.head_dim, widened);
-            piece.values[key] = widened;
-            widened += piece.stride;
+            piece.values[key] = piece.widened + (16 + key) * piece.stride;
         } else {
-            piece.values[key] = value;
+            piece.values[key] = piece.kept_values[key];
         }
     }
+}
+
+// Blocks are too short, and lie anywhere: the processor's own prefetching falls behind.
+template <typename Kept>
+INLINE void fetch_vectors(const Kept* const* vectors, int64_t count, int64_t head_dim) {
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < head_dim; d += 64 / int64_t(sizeof(Kept)))
+            __builtin_prefetch(vectors[i] + d, 0, 2);
 }
 
 // Sixteen keys into a tile.
@@ -465,7 +471,11 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
     const int64_t end = (all.last + KEYS_TOGETHER - 1) / KEYS_TOGETHER * KEYS_TOGETHER;
     locate(piece, all, base, start, end, zeros);
     const int64_t words = ScoresOf<typename Piece::Element>::Type::words(a.head_dim);
+    fetch_vectors(piece.keys + start, KEYS_TOGETHER, a.head_dim);
     for (int64_t key = start; key < end; key += KEYS_TOGETHER) {
+        if (key + KEYS_TOGETHER < end)
+            fetch_vectors(piece.keys + key + KEYS_TOGETHER, KEYS_TOGETHER, a.head_dim);
+        fetch_vectors(piece.kept_values + key, KEYS_TOGETHER, a.head_dim);
         for (int64_t t = 0; t < TILES_TOGETHER; ++t)
             transpose_keys(piece, key + t * 16, words, piece.tiles + t * words * 16);
         for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
@@ -474,6 +484,10 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
                 score_rows<count.value>(piece, row, base, key);
         });
     }
+    if constexpr (Piece::SCALED)
+        for (int64_t key = all.first; key < all.last; ++key)
+            widen(piece.kept_values[key], a.head_dim,
+                  piece.widened + (16 + key) * piece.stride);
     for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
         const Seen seen(piece, row, count.value, base);
         finish_rows<count.value>(piece, row, seen.first, seen.last, out);
@@ -573,7 +587,7 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     const AttentionQueries& first = members[0].queries;
     Piece<Element, Kept> piece{
         a, given, first.first_position, given.members > 1, group, rows, stride, queries, scores,
-        tiles, widened, {}, {}, {}, {}};
+        tiles, widened, {}, {}, {}, {}, {}};
     const auto partial = [&](float* where, int64_t count) {
         return Partial{where, where + count * stride, where + count * (stride + 1)};
     };

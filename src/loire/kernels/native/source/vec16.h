@@ -17,7 +17,6 @@ typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-typedef int8_t Codes __attribute__((vector_size(LANES)));
 
 struct Vec16 {
     Floats part[PARTS];
@@ -54,13 +53,22 @@ INLINE Vec16 load(const bfloat16* source) {
     return result;
 }
 
+// LANES of them. (The compilers' own conversion goes byte by byte.)
+INLINE Ints to_ints(const int8_t* source) {
+#if defined(LOIRE_AVX512)
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#elif defined(LOIRE_AVX2)
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source)));
+#else
+    Ints result;
+    for (int i = 0; i < LANES; ++i) result[i] = source[i];
+    return result;
+#endif
+}
+
 INLINE Vec16 load(const int8_t* source) {
     Vec16 result;
-    EACH_PART {
-        Codes codes;
-        __builtin_memcpy(&codes, source + p * LANES, sizeof(Codes));
-        result.part[p] = __builtin_convertvector(__builtin_convertvector(codes, Ints), Floats);
-    }
+    EACH_PART result.part[p] = __builtin_convertvector(to_ints(source + p * LANES), Floats);
     return result;
 }
 

@@ -164,11 +164,15 @@ struct Piece {
     float* scores;  // [rows][SPLIT]
     float* tiles;   // KEYS_TOGETHER keys, transposed 16 by 16
     Element* widened;  // of codes: 16 keys, then SPLIT values, [stride] each
-    const Kept* keys[SPLIT];
-    const Kept* kept_values[SPLIT];
-    const Element* values[SPLIT];  // the same, widened if they are codes
-    float key_scales[SPLIT];
-    float value_scales[SPLIT];
+    // Where the keys and values of a split lie; nothing is set at first.
+    struct Located {
+        Located() {}
+        const Kept* keys[SPLIT];
+        const Kept* kept_values[SPLIT];
+        const Element* values[SPLIT];  // the same, widened if they are codes
+        float key_scales[SPLIT];       // of codes
+        float value_scales[SPLIT];
+    } at;
 
     int64_t position(int64_t row) const { return first_position + row / group; }
     int64_t first_seen(int64_t position) const {
@@ -215,7 +219,7 @@ void score_rows(const Piece& piece, int64_t row, int64_t base, int64_t key) {
         for (int t = 0; t < TILES_TOGETHER; ++t) {
             Vec16 score = scores[t][r] * broadcast(a.scale);
             if constexpr (Piece::SCALED)
-                score = score * load(piece.key_scales + key + t * 16);
+                score = score * load(piece.at.key_scales + key + t * 16);
             if (a.softcap != 0.0f) {
                 const Vec16 one = broadcast(1.0f), two = broadcast(2.0f);
                 const Vec16 power = exponential(score * broadcast(2.0f / a.softcap));
@@ -271,7 +275,7 @@ INLINE void weigh_values(const Piece& piece, int64_t row, int64_t first, int64_t
     for (int64_t pair = first; pair < last; pair += 2)
 #pragma GCC unroll 2
         for (int64_t key = pair + 1; key >= pair; --key) {
-            const Element* value = piece.values[key] + dimension;
+            const Element* value = piece.at.values[key] + dimension;
             Vec16 wide[VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)
@@ -308,8 +312,8 @@ INLINE void weigh_pairs(const Piece& piece, int64_t row, int64_t first, int64_t 
     const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
     const float* weights = piece.scores + row * SPLIT;
     for (int64_t key = first; key < last; key += 2) {
-        const bfloat16* earlier = piece.values[key] + dimension;
-        const bfloat16* later = piece.values[key + 1] + dimension;
+        const bfloat16* earlier = piece.at.values[key] + dimension;
+        const bfloat16* later = piece.at.values[key + 1] + dimension;
         __m512bh pairs[VECTORS];
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; v += 2) {
@@ -383,7 +387,7 @@ void finish_rows(const Piece& piece, int64_t row, int64_t first, int64_t last,
         for (int64_t k = start; k < last; k += 16) {
             const Vec16 weight = exponential(load(scores + k) - reference);
             if constexpr (Piece::SCALED) {
-                keep_weights(scores, k, weight * load(piece.value_scales + k), Element{});
+                keep_weights(scores, k, weight * load(piece.at.value_scales + k), Element{});
                 total = total + weight;
             } else {
                 total = total + keep_weights(scores, k, weight, Element{});
@@ -415,27 +419,31 @@ INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, i
     using Element = typename Piece::Element;
     using Kept = typename Piece::Kept;
     const auto& a = piece.a;
-    const int32_t* table = a.block_tables + piece.piece.row * a.table_size;
-    for (int64_t key = start; key < end; ++key) {
-        if (key < all.first || key >= all.last) {
-            piece.keys[key] = piece.kept_values[key] = reinterpret_cast<const Kept*>(zeros);
-            piece.values[key] = reinterpret_cast<const Element*>(zeros);
-            piece.key_scales[key] = piece.value_scales[key] = 0.0f;
-            continue;
-        }
-        const int64_t block = table[(base + key) / a.block_size];
-        const int64_t offset = (base + key) % a.block_size;
-        const int64_t slot = (block * a.kv_heads + piece.piece.kv_head) * a.block_size + offset;
-        piece.keys[key] = static_cast<const Kept*>(a.keys) + slot * a.head_dim;
-        piece.kept_values[key] = static_cast<const Kept*>(a.values) + slot * a.head_dim;
-        if constexpr (Piece::SCALED) {
-            piece.key_scales[key] = a.key_scales[slot];
-            piece.value_scales[key] = a.value_scales[slot];
-            piece.values[key] = piece.widened + (16 + key) * piece.stride;
-        } else {
-            piece.values[key] = piece.kept_values[key];
+    auto& at = piece.at;
+    const auto set_nothing = [&](int64_t key) {
+        at.keys[key] = at.kept_values[key] = reinterpret_cast<const Kept*>(zeros);
+        at.values[key] = reinterpret_cast<const Element*>(zeros);
+        at.key_scales[key] = at.value_scales[key] = 0.0f;
+    };
+    for (int64_t key = start; key < all.first; ++key) set_nothing(key);
+    const int32_t* block =
+        a.block_tables + piece.piece.row * a.table_size + (base + all.first) / a.block_size;
+    int64_t offset = (base + all.first) % a.block_size;
+    for (int64_t key = all.first; key < all.last; ++block, offset = 0) {
+        int64_t slot = (int64_t(*block) * a.kv_heads + piece.piece.kv_head) * a.block_size + offset;
+        for (; offset < a.block_size && key < all.last; ++offset, ++slot, ++key) {
+            at.keys[key] = static_cast<const Kept*>(a.keys) + slot * a.head_dim;
+            at.kept_values[key] = static_cast<const Kept*>(a.values) + slot * a.head_dim;
+            if constexpr (Piece::SCALED) {
+                at.key_scales[key] = a.key_scales[slot];
+                at.value_scales[key] = a.value_scales[slot];
+                at.values[key] = piece.widened + (16 + key) * piece.stride;
+            } else {
+                at.values[key] = at.kept_values[key];
+            }
         }
     }
+    for (int64_t key = all.last; key < end; ++key) set_nothing(key);
 }
 
 // Blocks are too short, and lie anywhere: the processor's own prefetching falls behind.
@@ -453,12 +461,12 @@ INLINE void transpose_keys(const Piece& piece, int64_t key, int64_t words, float
         const char* rows[16];
         for (int i = 0; i < 16; ++i) {
             auto* row = piece.widened + i * piece.stride;
-            widen(piece.keys[key + i], piece.a.head_dim, row);
+            widen(piece.at.keys[key + i], piece.a.head_dim, row);
             rows[i] = reinterpret_cast<const char*>(row);
         }
         transpose(rows, words, tile);
     } else {
-        transpose(reinterpret_cast<const char* const*>(piece.keys + key), words, tile);
+        transpose(reinterpret_cast<const char* const*>(piece.at.keys + key), words, tile);
     }
 }
 
@@ -471,11 +479,11 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
     const int64_t end = (all.last + KEYS_TOGETHER - 1) / KEYS_TOGETHER * KEYS_TOGETHER;
     locate(piece, all, base, start, end, zeros);
     const int64_t words = ScoresOf<typename Piece::Element>::Type::words(a.head_dim);
-    fetch_vectors(piece.keys + start, KEYS_TOGETHER, a.head_dim);
+    fetch_vectors(piece.at.keys + start, KEYS_TOGETHER, a.head_dim);
     for (int64_t key = start; key < end; key += KEYS_TOGETHER) {
         if (key + KEYS_TOGETHER < end)
-            fetch_vectors(piece.keys + key + KEYS_TOGETHER, KEYS_TOGETHER, a.head_dim);
-        fetch_vectors(piece.kept_values + key, KEYS_TOGETHER, a.head_dim);
+            fetch_vectors(piece.at.keys + key + KEYS_TOGETHER, KEYS_TOGETHER, a.head_dim);
+        fetch_vectors(piece.at.kept_values + key, KEYS_TOGETHER, a.head_dim);
         for (int64_t t = 0; t < TILES_TOGETHER; ++t)
             transpose_keys(piece, key + t * 16, words, piece.tiles + t * words * 16);
         for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
@@ -486,7 +494,7 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
     }
     if constexpr (Piece::SCALED)
         for (int64_t key = all.first; key < all.last; ++key)
-            widen(piece.kept_values[key], a.head_dim,
+            widen(piece.at.kept_values[key], a.head_dim,
                   piece.widened + (16 + key) * piece.stride);
     for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
         const Seen seen(piece, row, count.value, base);
@@ -586,8 +594,8 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
 
     const AttentionQueries& first = members[0].queries;
     Piece<Element, Kept> piece{
-        a, given, first.first_position, given.members > 1, group, rows, stride, queries, scores,
-        tiles, widened, {}, {}, {}, {}, {}};
+        a,     given,   first.first_position, given.members > 1, group, rows, stride, queries,
+        scores, tiles, widened, {}};
     const auto partial = [&](float* where, int64_t count) {
         return Partial{where, where + count * stride, where + count * (stride + 1)};
     };

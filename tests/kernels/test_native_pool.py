@@ -49,6 +49,20 @@ def test_backends_can_be_made_and_dropped_while_others_work() -> None:
         assert same_bits(work(backend(2)), expected)
 
 
+def test_what_is_fetched_ahead_may_be_gone() -> None:
+    """Workers fetch the weight that came next the last time, also if it has been freed since."""
+    kernels, x = NativeBackend(3), torch.randn(2, 256)
+    for _ in range(20):
+        weights = [torch.randn(2048, 256) for _ in range(4)]
+        linears = [kernels.linear(weight) for weight in weights]
+        expected = [linear(x) for linear in linears]
+        for index in (0, 1, 2, 3, 2, 0):
+            assert same_bits(linears[index](x), expected[index])
+        del linears[1:3]
+        for index, linear in zip((0, 3), linears, strict=True):
+            assert same_bits(linear(x), expected[index])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_works_in_a_forked_child() -> None:
     # In a process of its own: forking the test process would warn about its other threads.

@@ -35,6 +35,7 @@ struct Context {
     const Operations& operations;
     Pool pool;
     Scratch activations, partials;
+    Forecast forecast;
 
     Context(const Operations& operations, int num_threads)
         : operations(operations), pool(num_threads) {}
@@ -202,7 +203,7 @@ int loire_linear(Context* context, const PackedWeight* weight, const void* x, vo
                  int32_t wide, int64_t tokens) {
     return locked(context, [&] {
         multiply(context->linear(weight->is_bfloat16, weight->format), context->pool,
-                 context->activations, *weight, x, out, wide != 0, tokens);
+                 context->activations, context->forecast, *weight, x, out, wide != 0, tokens);
     });
 }
 

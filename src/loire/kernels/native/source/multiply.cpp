@@ -15,7 +15,7 @@ int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 }  // namespace
 
 void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
-              const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens) {
+              Forecast& forecast, const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens) {
     if (tokens == 0) return;
     const int64_t block = operations.tokens_per_block(tokens);
     const int64_t blocks = ceil_div(tokens, block);
@@ -40,8 +40,11 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
                                     out,          wide,                tokens,
                                     weight.steps, weight.out_features, block,
                                     tokens_per_piece, panels};
-    pool.run(ceil_div(tokens, tokens_per_piece) * ceil_div(weight.panels, panels),
-             operations.linear, &arguments);
+    const int64_t pieces = ceil_div(weight.panels, panels);
+    forecast.begins({static_cast<const char*>(weight.data), pieces, panels * weight.panel_bytes});
+    // Many tokens take longer to multiply than weights take to come.
+    pool.expect(tokens <= MOST_TOKENS ? forecast.next() : Stream{});
+    pool.run(ceil_div(tokens, tokens_per_piece) * pieces, operations.linear, &arguments);
 }
 
 }  // namespace loire

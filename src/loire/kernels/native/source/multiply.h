@@ -11,8 +11,10 @@
 namespace loire {
 
 // out [tokens, out] = x [tokens, in] * weight. x is of the type that the weight was packed from, out
-// too unless wide: float32 then. operations: those the weight was packed for. activations: room for packing.
+// too unless wide: float32 then. operations: those the weight was packed for. activations: room for
+// packing. forecast: of the weights that the pool's threads fetch ahead.
 void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
-              const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens);
+              Forecast& forecast, const PackedWeight& weight, const void* x, void* out, bool wide,
+              int64_t tokens);
 
 }  // namespace loire

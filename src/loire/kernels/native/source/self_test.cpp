@@ -91,7 +91,8 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
                               shape.in_features);
     Scratch activations;
     std::vector<float> out(size_t(shape.tokens * shape.out_features));
-    multiply(dense, pool, activations, packed, x.data(), out.data(), true, shape.tokens);
+    Forecast forecast;
+    multiply(dense, pool, activations, forecast, packed, x.data(), out.data(), true, shape.tokens);
     return out;
 }
 

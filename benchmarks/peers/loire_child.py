@@ -1,32 +1,30 @@
-"""Loire, driven line by line over standard input. See benchmarks/peers/compare.py."""
+"""Loire, driven line by line over standard input. See benchmarks/peers.py."""
 
 import argparse
-import json
 import time
-from pathlib import Path
 
-from protocol import answer_forever
+from protocol import Requests, answer_forever
 
+import loire
 from loire import LLM, SamplingParams
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--format", choices=["bf16", "int8", "int4"], required=True)
     parser.add_argument("--prefix", action="store_true")
-    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--kv-bytes", type=int, required=True)
     args = parser.parse_args()
     llm = LLM(
         args.model,
-        dtype=args.dtype,
+        dtype="bfloat16",
+        quantization=None if args.format == "bf16" else args.format,
         enable_prefix_caching=args.prefix,
-        kernels=args.kernels,
-        kv_cache_memory_bytes=4 * 2**30,
+        kv_cache_memory_bytes=args.kv_bytes,
     )
 
-    def run(path: Path, variant: int) -> dict[str, float]:
-        requests = json.loads(path.read_text())["variants"][variant]
+    def run(requests: Requests) -> dict[str, float]:
         prompts = [{"prompt_token_ids": request["prompt"]} for request in requests]
         params = [
             SamplingParams(temperature=0.0, max_tokens=request["out"], ignore_eos=True)
@@ -42,7 +40,8 @@ def main() -> None:
             "tpot_s": outputs[0].timing.tpot_s or 0.0,
         }
 
-    answer_forever(run)
+    name = f"Loire {loire.__version__}, {args.format}"
+    answer_forever(run, name, weight_bytes=llm.engine.bytes_per_step)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
 """How a child process takes its orders: a JSON line in, a JSON line out, both behind a marker."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 MARKER = "@peer "
+Requests = list[dict[str, object]]
+"""[{"prompt": token ids, "out": tokens to generate}]"""
 
 
-def answer_forever(run: Callable[[Path, int], dict[str, float]]) -> None:
-    """Say that the engine is ready, then run what is asked for until the input ends."""
-    print(MARKER + json.dumps({"ready": True, "pid": os.getpid()}), flush=True)
+def answer_forever(
+    run: Callable[[Requests], dict[str, float]], engine: str, weight_bytes: int = 0
+) -> None:
+    """Say that the engine is ready and which it is, then run what is asked for until the end.
+
+    weight_bytes is what a step reads of the weights, if the engine can say so.
+    """
+    ready = {"engine": engine, "weight_bytes": weight_bytes}
+    print(MARKER + json.dumps(ready), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        result = run(Path(order["workload"]), order["variant"])
+        workload = json.loads(Path(order["workload"]).read_text())
+        result = run(workload["variants"][order["variant"]])
         print(MARKER + json.dumps(result), flush=True)

@@ -1,36 +1,35 @@
 """vLLM, driven line by line over standard input, in its own virtual environment."""
 
 import argparse
-import json
 import os
 import time
-from pathlib import Path
 
-from protocol import answer_forever
+from protocol import Requests, answer_forever
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--label", required=True)
     parser.add_argument("--prefix", action="store_true")
+    parser.add_argument("--kv-bytes", type=int, required=True)
     args = parser.parse_args()
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(args.kv_bytes // 2**30, 1))
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{(os.cpu_count() or 1) - 1}")
+    import vllm
     from vllm import LLM, SamplingParams
 
     llm = LLM(
         args.model,
-        dtype=args.dtype,
+        dtype="bfloat16",
         enable_prefix_caching=args.prefix,
         max_num_batched_tokens=2048,
         max_model_len=4096,
         disable_log_stats=False,
     )
 
-    def run(path: Path, variant: int) -> dict[str, float]:
-        requests = json.loads(path.read_text())["variants"][variant]
+    def run(requests: Requests) -> dict[str, float]:
         prompts = [{"prompt_token_ids": request["prompt"]} for request in requests]
         params = [
             SamplingParams(
@@ -51,7 +50,7 @@ def main() -> None:
             "tpot_s": decode_s / max(num_first - 1, 1),
         }
 
-    answer_forever(run)
+    answer_forever(run, f"vLLM {vllm.__version__}, {args.label}")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ def test_rejections_are_counted_by_reason(engine: FakeEngine) -> None:
 
     visit(served, visitor, KEYS)
     found = samples(served)
+    assert found["loire_rejection_duration_seconds_count{reason=invalid_api_key}"] == 2
     rejected = {name: value for name, value in found.items() if "rejections_total" in name}
     assert rejected == {
         "loire_rejections_total{reason=invalid_api_key}": 2,

@@ -60,6 +60,7 @@ class CallLog:
                 self._spans.add(call)
 
     def _note_end(self, call: Call) -> None:
+        assert call.end_s is not None
         asks_health = call.path.startswith("/health")
         refused = (
             not asks_health
@@ -67,9 +68,10 @@ class CallLog:
             and (400 <= call.status < 499 or call.status == 503)
         )
         if refused:
-            self._metrics.rejections.labels(call.error_code or str(call.status)).inc()
+            reason = call.error_code or str(call.status)
+            self._metrics.rejections.labels(reason).inc()
+            self._metrics.rejection_duration.labels(reason).observe(call.end_s - call.start_s)
         quiet = asks_health or (call.method == "GET" and (call.status or 500) < 400)
-        assert call.end_s is not None
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s",

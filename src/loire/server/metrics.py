@@ -65,6 +65,12 @@ class Metrics:
         self.rejections = self._counter(
             "loire_rejections", "Calls that were refused, by the error's code", "reason"
         )
+        self.rejection_duration = self._histogram(
+            "loire_rejection_duration_seconds",
+            "From the arrival of a call's headers to its refusal",
+            SECONDS,
+            "reason",
+        )
         self.prompt_tokens = self._counter(
             "loire_prompt_tokens", "Prompt tokens of requests that began", "tenant"
         )
@@ -129,8 +135,10 @@ class Metrics:
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)
 
-    def _histogram(self, name: str, meaning: str, bounds: Iterable[float] = SECONDS) -> Histogram:
-        return Histogram(name, meaning, buckets=tuple(bounds), registry=self.registry)
+    def _histogram(
+        self, name: str, meaning: str, bounds: Iterable[float] = SECONDS, *labels: str
+    ) -> Histogram:
+        return Histogram(name, meaning, labels, buckets=tuple(bounds), registry=self.registry)
 
 
 class _StateCollector(Collector):

@@ -5,11 +5,12 @@
         --vllm VENV/bin/python --openvino VENV/bin/python --llama-cpp BUILD/bin --gguf BF16.gguf
 
 Runs Loire and whichever rivals it is given. For each format all engines are loaded, and stopped
-but for the one whose turn it is; variant 0 of a workload warms each up; then every turn runs all
-of them on the same variant, each time beginning with another. DIR is a Hugging Face directory. What
-the others read in 8 and 4 bits is made from it once (--prepared): compressed-tensors W8A8 and W4A16
-for vLLM, an export by optimum-cli for OpenVINO (fp16 weights stand for bf16), Q8_0 and Q4_0 by
-llama-quantize. The GGUF file in bf16 is llama.cpp's own: convert_hf_to_gguf.py DIR --outtype bf16.
+but for the one whose turn it is; variant 0 of a workload, cut short, warms each up; then every
+turn runs all of them on the same variant, each time beginning with another. DIR is a Hugging Face
+directory. What the others read in 8 and 4 bits is made from it once (--prepared): W8A8 and W4A16
+of compressed-tensors for vLLM, an export by optimum-cli for OpenVINO (fp16 weights stand for bf16),
+Q8_0 and Q4_0 by llama-quantize. The GGUF file in bf16 is what llama.cpp's convert_hf_to_gguf.py DIR
+--outtype bf16 writes.
 
 Prints each run, a table of medians, JSON last. Workloads after --shared-prefix run with prefix
 caching (without llama.cpp, whose slots share none), the others without.
@@ -34,7 +35,7 @@ from loire.workloads.measure import measure_machine
 
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 KV_BYTES = 2 * 2**30
-PREFILL_VARIANTS = 4
+PREFILL_VARIANTS = 3
 SMALLEST_VOCABULARY = 32_000
 
 

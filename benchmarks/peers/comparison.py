@@ -11,6 +11,7 @@ from peers.limits import limit_s
 from peers.process import Peer
 
 TIMES = ("wall_s", "ttft_s", "tpot_s")
+WARM_UP_OUT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,13 @@ def take_turns(
 ) -> list[Result]:
     """Each turn runs every engine on the same variant, a different one first each time.
 
-    peers[0] is Loire. Variant 0 warms up; a workload with one variant is run `repeat` times.
+    peers[0] is Loire. The first tokens of variant 0 warm up; a workload with one variant
+    is run `repeat` times.
     """
     loads = read_workload(workload)
     variants = list(range(1, len(loads))) if len(loads) > 1 else [0] * repeat
     for peer in peers:
-        peer.run(workload, 0)
+        peer.run(workload, 0, WARM_UP_OUT)
     turns: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in peers}
     for turn, variant in enumerate(variants):
         first = turn % len(peers)

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from protocol import Requests, answer_forever
 
@@ -38,7 +39,7 @@ def main() -> None:
     url = f"http://127.0.0.1:{port}"
     wait_until_ready(url, server)
 
-    def one(request: dict[str, object]) -> dict[str, dict[str, float]]:
+    def one(request: dict[str, Any]) -> dict[str, dict[str, float]]:
         body = {
             "prompt": request["prompt"],
             "n_predict": request["out"],

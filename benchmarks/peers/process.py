@@ -45,12 +45,15 @@ class Peer:
         """From the start of the process, imports included, until it is ready."""
         self._signal(signal.SIGSTOP)
 
-    def run(self, workload: Path, variant: int) -> dict[str, float]:
-        """One variant of a workload file: `wall_s`, `output_tokens`, and of the first request
-        `ttft_s` and `tpot_s` (seconds per output token after the first)."""
+    def run(self, workload: Path, variant: int, most_out: int = 2**20) -> dict[str, float]:
+        """One variant of a workload file, at most `most_out` tokens generated per request.
+
+        Gives `wall_s`, `output_tokens`, and of the first request `ttft_s` and `tpot_s` (seconds
+        per output token after the first).
+        """
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        order = {"workload": str(workload.resolve()), "variant": variant}
+        order = {"workload": str(workload.resolve()), "variant": variant, "most_out": most_out}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = {key: float(value) for key, value in self._answer().items()}

@@ -4,9 +4,10 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 MARKER = "@peer "
-Requests = list[dict[str, object]]
+Requests = list[dict[str, Any]]
 """[{"prompt": token ids, "out": tokens to generate}]"""
 
 
@@ -15,6 +16,7 @@ def answer_forever(
 ) -> None:
     """Say that the engine is ready and which it is, then run what is asked for until the end.
 
+    An order names a workload file, one of its variants and the most tokens of a request.
     weight_bytes is what a step reads of the weights, if the engine can say so.
     """
     ready = {"engine": engine, "weight_bytes": weight_bytes}
@@ -22,5 +24,8 @@ def answer_forever(
     for line in sys.stdin:
         order = json.loads(line)
         workload = json.loads(Path(order["workload"]).read_text())
-        result = run(workload["variants"][order["variant"]])
+        requests = workload["variants"][order["variant"]]
+        for request in requests:
+            request["out"] = min(request["out"], order["most_out"])
+        result = run(requests)
         print(MARKER + json.dumps(result), flush=True)

@@ -18,8 +18,8 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.formats import FORMATS
 from loire.checkpoint.open import open_checkpoint
+from loire.kernels import dequantize
 from loire.kernels.reference import ReferenceBackend
-from loire.models import tensors
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from loire.models.tensors import TensorReader
@@ -211,7 +211,7 @@ def valid_blocks(fmt: str, num_blocks: int, rng: np.random.Generator) -> bytes:
 def test_block_formats_are_what_the_gguf_library_makes_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, offset: int
 ) -> None:
-    monkeypatch.setattr(tensors, "CHUNK_ELEMENTS", 5 * 512)  # twelve rows in three pieces
+    monkeypatch.setattr(dequantize, "CHUNK_ELEMENTS", 5 * 512)  # twelve rows in three pieces
     shape = (12, 512)
     num_blocks = 12 * 512 // FORMATS[fmt].block_elements
     raw = valid_blocks(fmt, num_blocks, np.random.default_rng(offset))

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
     from loire.base.config import EngineOptions
+    from loire.base.long_lived import long_lived
     from loire.engine.process import launch
     from loire.server.settings import ServerSettings
 
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     # Both sides import for a second or two: side by side.
     launched = launch()
     try:
-        from loire.server.run import serve
+        with long_lived():
+            from loire.server.run import serve
 
         return serve(settings, host=args.host, port=args.port, launched=launched)
     finally:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from loire.base.errors import EngineError, LoireError
+from loire.base.long_lived import long_lived
 from loire.base.messages import SequenceUpdate
 from loire.engine.core import EngineCore, StepExecutor
 from loire.engine.thread import Command, EngineThread
@@ -63,7 +64,8 @@ class EngineWorker:
     def run(self) -> None:
         """Load and compute until the supervisor hangs up."""
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
-        core = self._load()
+        with long_lived():
+            core = self._load()
         if core is None:
             return
         thread = EngineThread(

@@ -12,6 +12,7 @@ from loire.base.config import Quantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import ModelDescription
+from loire.kernels.dequantize import fastest_dequantize
 from loire.kernels.interface import AttentionShape, Backend, HeadNorms, Linear, RotaryTable
 from loire.models.decoder import MLP, Attention, Decoder, Layer
 from loire.models.rotary import rotary_table
@@ -55,7 +56,7 @@ class _Loader:
         self.device = device
         self.backend = backend
         self.quantization = quantization
-        self.reader = TensorReader(checkpoint.tensors)
+        self.reader = TensorReader(checkpoint.tensors, fastest_dequantize(backend))
         self.taken: set[str] = set()
         description = self.description
         self.rotary = rotary_table(description.rope, max_model_len, device)

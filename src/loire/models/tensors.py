@@ -5,15 +5,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
-
-CHUNK_ELEMENTS = 2**19
-"""How many elements are dequantized at once."""
+from loire.kernels.dequantize import Dequantize, dequantize_by_library
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -21,8 +18,11 @@ _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 class TensorReader:
     """Reads tensors by name through memory maps; nothing is kept but the maps."""
 
-    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, TensorInfo], dequantize: Dequantize = dequantize_by_library
+    ) -> None:
         self._tensors = tensors
+        self._dequantize = dequantize
         self._maps: dict[Path, mmap.mmap] = {}
 
     def read(self, name: str, dtype: torch.dtype, *, may_share: bool = False) -> Tensor:
@@ -40,7 +40,7 @@ class TensorReader:
             values = torch.frombuffer(data, dtype=_PLAIN[info.format.name])
             tensor = values.view(info.shape).to(dtype, copy=not may_share)
         else:
-            tensor = _dequantize(info, data, dtype)
+            tensor = self._dequantize(data, info.format, dtype).view(info.shape)
         if info.interleaved_heads:
             tensor = _halves(tensor, info.interleaved_heads)
         return tensor
@@ -67,24 +67,6 @@ class TensorReader:
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error}") from error
         return self._maps[path]
-
-
-def _dequantize(info: TensorInfo, data: memoryview, dtype: torch.dtype) -> Tensor:
-    """Values of a block format, by the gguf library's own definition, a few rows at a time.
-
-    The library makes two copies in float32, which for a whole embedding would be large.
-    """
-    from gguf.constants import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    kind = GGMLQuantizationType[info.format.name]
-    raw = np.frombuffer(data, dtype=np.uint8).reshape(-1, info.format.num_bytes(info.shape[-1]))
-    result = torch.empty(raw.shape[0], info.shape[-1], dtype=dtype)
-    step = max(1, CHUNK_ELEMENTS // info.shape[-1])
-    for first in range(0, raw.shape[0], step):
-        values = dequantize(raw[first : first + step], kind)
-        result[first : first + step] = torch.from_numpy(np.ascontiguousarray(values))
-    return result.view(info.shape)
 
 
 def _halves(tensor: Tensor, num_heads: int) -> Tensor:

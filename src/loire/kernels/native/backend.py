@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.description import Activation
+from loire.checkpoint.formats import WeightFormat
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -25,6 +27,9 @@ from loire.kernels.native.library import NativeLibrary, load_library
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
+_BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
+                  "Q6_K": 14}  # fmt: skip
+"""Numbers of GGUF, as in source/operations.h."""
 _ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _EVERYTHING = 2**62
 """A window that no context fills."""
@@ -259,6 +264,26 @@ class NativeBackend:
         ):
             raise self._error()
         return out
+
+    def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
+        """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""
+        blocks, rest = divmod(len(data), fmt.block_bytes)
+        if rest or fmt.name not in _BLOCK_FORMATS:
+            raise ValueError(
+                f"{len(data)} bytes are not blocks of {fmt.block_bytes} bytes ({fmt.name})"
+            )
+        kernel_dtype = dtype if dtype in _TYPES else torch.float32
+        out = torch.empty(blocks * fmt.block_elements, dtype=kernel_dtype)
+        if self._library.dequantize(
+            self._context,
+            _TYPES[kernel_dtype],
+            _BLOCK_FORMATS[fmt.name],
+            np.frombuffer(data, dtype=np.uint8).ctypes.data,
+            out.data_ptr(),
+            out.numel(),
+        ):
+            raise self._error()
+        return out.to(dtype)
 
     def read_limit(self, memory: Tensor) -> float:
         """Bytes per second at which all threads read memory (whole 256 KiB), each byte once."""

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 6
+INTERFACE_VERSION = 7
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -44,6 +44,9 @@ class NativeLibrary:
         )
         self.activation = self._function(
             "loire_activation", c_int, (pointer, c_int32, c_int32, pointer, pointer, size, size)
+        )
+        self.dequantize = self._function(
+            "loire_dequantize", c_int, (pointer, c_int32, c_int32, pointer, pointer, size)
         )
         self.largest = self._function("loire_largest", c_int, (*(pointer,) * 4, size, size))
         self.rotary = self._function(

@@ -29,6 +29,7 @@ namespace {
 #include "linear.h"
 #include "linear_quantized.h"
 #include "pack.h"
+#include "dequantize.h"
 #include "largest.h"
 #include "limits.h"
 #if defined(LOIRE_AMX)
@@ -59,6 +60,7 @@ template <typename Element, typename Format>
 constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
     return {norm_piece<Element>,
             activation_piece<Element>,
+            dequantize_piece<Element>,
             {rotary_piece<Element, Element>, attention_piece<Element, Element>},
             {rotary_piece<Element, int8_t>, attention_piece<Element, int8_t>},
             multiply_limit,

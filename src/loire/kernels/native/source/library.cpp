@@ -150,7 +150,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 6; }
+int loire_interface_version() { return 7; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -220,6 +220,16 @@ int loire_activation(Context* context, int32_t type, int32_t kind, const void* g
     return locked(context, [&] {
         const ActivationArguments arguments{gate_up, out, tokens, size, kind};
         context->pool.run(row_pieces(tokens), context->typed(type).activation, &arguments);
+    });
+}
+
+// format: a BlockFormat; blocks hold that many elements.
+int loire_dequantize(Context* context, int32_t type, int32_t format, const void* blocks, void* out,
+                     int64_t elements) {
+    return locked(context, [&] {
+        const DequantizeArguments arguments{blocks, out, elements, BlockFormat(format)};
+        const int64_t pieces = (elements + DEQUANTIZED_PER_PIECE - 1) / DEQUANTIZED_PER_PIECE;
+        context->pool.run(pieces, context->typed(type).dequantize, &arguments);
     });
 }
 

@@ -151,6 +151,20 @@ struct LinearArguments {
     int64_t panels_per_piece;
 };
 
+// Block formats of GGUF, by their numbers there.
+enum class BlockFormat : int32_t {
+    Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14
+};
+
+constexpr int64_t DEQUANTIZED_PER_PIECE = 16384;
+
+struct DequantizeArguments {
+    const void* blocks;
+    void* out;          // [elements]
+    int64_t elements;   // of whole blocks
+    BlockFormat format;
+};
+
 constexpr int64_t LIMIT_PIECE_BYTES = 256 << 10, LIMIT_ROUNDS = 100000;
 
 struct LimitArguments {
@@ -198,7 +212,7 @@ struct CacheOperations {
 };
 
 struct TypedOperations {
-    PieceFunction norm, activation;
+    PieceFunction norm, activation, dequantize;
     CacheOperations plain_cache, int8_cache;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;

@@ -1,0 +1,46 @@
+"""Numbers out of the block formats of GGUF, on the host: by native kernels where there are any,
+whatever computes the model, else by the gguf library, whose results are the definition."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loire.checkpoint.formats import WeightFormat
+from loire.kernels.interface import Backend
+
+Dequantize = Callable[[memoryview, WeightFormat, torch.dtype], Tensor]
+"""Whole blocks of a format to its elements, flat: computed in float32, then rounded to the dtype.
+The same bits from each of them."""
+
+CHUNK_ELEMENTS = 2**19
+"""How many elements the gguf library dequantizes at once."""
+
+
+def fastest_dequantize(backend: Backend) -> Dequantize:
+    """The backend's own kernels if they are native; otherwise native ones with threads of their
+    own, as long as the result is kept; or the gguf library."""
+    from loire.kernels.native.backend import NativeBackend
+
+    if isinstance(backend, NativeBackend):
+        return backend.dequantize
+    return NativeBackend().dequantize if NativeBackend.available()[0] else dequantize_by_library
+
+
+def dequantize_by_library(data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
+    """By the gguf library, some blocks at a time: it makes two copies in float32.
+
+    Raises ValueError if data are not whole blocks.
+    """
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType[fmt.name]
+    blocks = np.frombuffer(data, dtype=np.uint8).reshape(-1, fmt.block_bytes)
+    result = torch.empty(len(blocks), fmt.block_elements, dtype=dtype)
+    step = max(1, CHUNK_ELEMENTS // fmt.block_elements)
+    for first in range(0, len(blocks), step):
+        values = dequantize(blocks[first : first + step], kind)
+        result[first : first + step] = torch.from_numpy(np.ascontiguousarray(values))
+    return result.view(-1)

@@ -1,1 +1,1 @@
-"""HTTP: the OpenAI API, over any engine that looks like AsyncLLM."""
+"""HTTP: the APIs of OpenAI and Anthropic over an engine, guarded and watched; the page."""

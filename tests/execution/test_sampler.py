@@ -27,7 +27,7 @@ def _no_tokenizer() -> Tokenizer:
 
 
 CONSTRAINTS = ConstraintFactory(_no_tokenizer, VOCAB)
-sample = partial(sampler.sample, largest=ReferenceBackend().largest)
+sample = partial(sampler.sample, backend=ReferenceBackend())
 
 
 def _state(

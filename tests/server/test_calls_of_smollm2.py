@@ -87,7 +87,7 @@ def test_every_required_call_is_valid(server: Server) -> None:
             max_tokens=400,
         )
 
-    with ThreadPoolExecutor(16) as pool:
+    with client, ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(NUM_REQUESTS)))
     num_whole = num_calls = 0
     for tools, answer in zip(offers, answers, strict=True):

@@ -41,6 +41,7 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
+        """A new client, to be closed: its connections would be found open at any later time."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def num_requests(self) -> int:
@@ -355,25 +356,25 @@ def test_taken_port_is_told(tiny_llama: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_constrained_answers(server: Server) -> None:
+def test_constrained_answers(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
     schema["additionalProperties"] = False
     form: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
-    answer = server.client.chat.completions.create(
+    answer = client.chat.completions.create(
         messages=MESSAGES, response_format=form, **{**GREEDY, "max_tokens": 40}
     )
     assert answer.choices[0].finish_reason == "stop"
     assert json.loads(answer.choices[0].message.content or "")["a"] in {1, 2}
-    chunks = server.client.completions.create(
+    chunks = client.completions.create(
         prompt="x", stream=True, extra_body={"guided_choice": ["left", "right"]}, **GREEDY
     )
     assert "".join(chunk.choices[0].text for chunk in chunks) in {"left", "right"}
 
 
-def test_constraint_cut_by_length_or_stop_says_length(server: Server) -> None:
+def test_constraint_cut_by_length_or_stop_says_length(client: openai.OpenAI) -> None:
     form: Any = {"type": "json_object"}
     for fields in ({"max_tokens": 1}, {"stop": ["{"]}):
-        answer = server.client.chat.completions.create(
+        answer = client.chat.completions.create(
             messages=MESSAGES, response_format=form, **{**GREEDY, **fields}
         )
         assert answer.choices[0].finish_reason == "length"

@@ -56,7 +56,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     server = start(Path(model), *flags, "--kv-cache-memory", "50MB")
     try:
         wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 200, START_S)
-        yield server.client
+        with server.client as client:
+            yield client
     finally:
         server.process.terminate()
         server.process.wait(20)

@@ -89,7 +89,7 @@ class ModelRunner:
         states = [self._states[rows[index].seq_id] for index in sampling]
         positions = [rows[index].start + len(rows[index].token_ids) for index in sampling]
         logits = self.decoder.logits(last)
-        chosen = sample(logits, states, positions, self.decoder.backend.largest)
+        chosen = sample(logits, states, positions, self.decoder.backend)
         for index, state, draw in zip(sampling, states, chosen, strict=True):
             draws[index] = draw
             if draw.token_id is not None:

@@ -2,28 +2,22 @@
 
 The order is vLLM's: logit bias, penalties, what may not come (min_tokens, constraint),
 temperature, min-p, top-k, top-p. A row's token is a function of its logits, parameters and (seed,
-choice, position) alone: rows are grouped by the width that their own top-k or top-p needs, never
-by their neighbours', because the rounding of a sum depends on its length.
+choice, position) alone.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from loire.base.sampling import SamplingParams
 from loire.base.step import TokenLogprobs
 from loire.execution.constraints import ConstraintError
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
+from loire.kernels.interface import SamplingKnobs
 
-TOP_P_WIDTH = 1024
-"""Likeliest tokens looked at first for top-p; a flatter distribution gets a full sort."""
-
-GREEDY, UNSORTED = 0, -1
-"""Widths of rows that need no likeliest tokens sorted: they take the first, or draw from all."""
 NEG_INF = float("-inf")
 NOT_FINITE = "the model gave logits that are not finite (NaN or infinity)"
 
@@ -37,21 +31,32 @@ class Draw:
     error: str | None = None
 
 
-Largest = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""See kernels.interface.Backend.largest."""
+DrawRows = Callable[[Tensor, SamplingKnobs], Tensor]
+
+
+class Rows(Protocol):
+    """What a backend does with rows of logits: see kernels.interface.Backend."""
+
+    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of the largest entries, and whether all are finite."""
+        ...
+
+    def draw(self, logits: Tensor, knobs: SamplingKnobs) -> Tensor:
+        """A token from each row."""
+        ...
 
 
 def sample(
     logits: Tensor,
     states: Sequence[SamplingState],
     positions: Sequence[int],
-    largest: Largest,
+    backend: Rows,
 ) -> list[Draw]:
     """Choose one token per row.
 
     logits: float32 [L, V], overwritten. positions: of the token to choose, per row.
     """
-    likeliest, is_finite = largest(logits)
+    likeliest, is_finite = backend.largest(logits)
     finite: list[bool] = is_finite.tolist()
     raw = {
         row: torch.log_softmax(logits[row], dim=0)
@@ -72,7 +77,7 @@ def sample(
     greedy: list[int] = likeliest.tolist()
     for row in adjusted:
         greedy[row] = int(logits[row].argmax())
-    tokens = _choose(logits, good, states, positions, greedy)
+    tokens = _choose(logits, good, states, positions, greedy, backend.draw)
     draws = []
     for row, state in enumerate(states):
         if row in errors:
@@ -143,100 +148,33 @@ def _choose(
     states: Sequence[SamplingState],
     positions: Sequence[int],
     greedy: Sequence[int],
+    draw: DrawRows,
 ) -> dict[int, int]:
-    tokens: dict[int, int] = {}
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        groups[_width(states[row], logits.shape[1])].append(row)
-    for width, members in groups.items():
-        if width == GREEDY:
-            tokens.update((row, greedy[row]) for row in members)
-            continue
-        picked = logits if len(members) == len(logits) else logits[members]
-        params = [states[row].params for row in members]
-        draws = [uniform(states[r].seed, states[r].choice, positions[r]) for r in members]
-        chosen = _draw(picked, _Knobs.of(params, draws, logits.device), width)
-        tokens.update(zip(members, chosen, strict=True))
+    tokens = {row: greedy[row] for row in rows if states[row].params.greedy}
+    drawn = [row for row in rows if row not in tokens]
+    if drawn:
+        picked = logits if len(drawn) == len(logits) else logits[drawn]
+        knobs = _knobs([states[row] for row in drawn], [positions[row] for row in drawn], logits)
+        tokens.update(zip(drawn, draw(picked, knobs).tolist(), strict=True))
     return tokens
 
 
-def _width(state: SamplingState, vocab_size: int) -> int:
-    """How many likeliest tokens a row needs sorted, or GREEDY or UNSORTED."""
-    params = state.params
-    if params.greedy:
-        return GREEDY
-    if params.top_k:
-        return min(max(64, 1 << (params.top_k - 1).bit_length()), vocab_size)
-    if params.top_p < 1.0:
-        return min(TOP_P_WIDTH, vocab_size)
-    return UNSORTED
+def _knobs(
+    states: Sequence[SamplingState], positions: Sequence[int], logits: Tensor
+) -> SamplingKnobs:
+    params = [state.params for state in states]
+    draws = [
+        uniform(state.seed, state.choice, position)
+        for state, position in zip(states, positions, strict=True)
+    ]
 
+    def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits.device)
 
-@dataclass(frozen=True, slots=True)
-class _Knobs:
-    """Parameters of a group of rows as columns, float32 [L, 1] unless said otherwise."""
-
-    temperature: Tensor
-    min_p: Tensor
-    top_k: Tensor
-    """int64; the vocabulary's size (or more) where it is off."""
-    top_p: Tensor
-    draw: Tensor
-    """float64, in [0, 1)."""
-
-    @staticmethod
-    def of(
-        params: Sequence[SamplingParams], draws: Sequence[float], device: torch.device
-    ) -> "_Knobs":
-        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)[:, None]
-
-        return _Knobs(
-            temperature=column([p.temperature for p in params]),
-            min_p=column([p.min_p for p in params]),
-            top_k=column([p.top_k or 2**31 for p in params], torch.int64),
-            top_p=column([p.top_p for p in params]),
-            draw=column(draws, torch.float64),
-        )
-
-    def row(self, index: int) -> "_Knobs":
-        """The knobs of one row."""
-        at = slice(index, index + 1)
-        return _Knobs(
-            self.temperature[at], self.min_p[at], self.top_k[at], self.top_p[at], self.draw[at]
-        )
-
-
-def _draw(logits: Tensor, knobs: _Knobs, width: int) -> list[int]:
-    scaled = logits / knobs.temperature
-    if bool((knobs.min_p > 0).any()):
-        floor = scaled.amax(dim=1, keepdim=True) + torch.log(knobs.min_p)
-        scaled = scaled.masked_fill(scaled < floor, NEG_INF)
-    vocab_size = logits.shape[1]
-    if width == UNSORTED:
-        return _invert(torch.softmax(scaled, dim=1), knobs.draw).tolist()
-    top, ids = scaled.topk(width, dim=1)
-    ranks = torch.arange(width, device=logits.device)[None]
-    cut = knobs.top_k < vocab_size
-    top = top.masked_fill(ranks >= knobs.top_k, NEG_INF)
-    # Normalised over what top-k leaves, or over everything where it is off.
-    norm = torch.where(
-        cut, torch.logsumexp(top, dim=1, keepdim=True), torch.logsumexp(scaled, dim=1, keepdim=True)
+    return SamplingKnobs(
+        temperature=column([p.temperature for p in params]),
+        min_p=column([p.min_p for p in params]),
+        top_k=column([p.top_k or logits.shape[1] for p in params], torch.int64),
+        top_p=column([p.top_p for p in params]),
+        draw=column(draws, torch.float64),
     )
-    probs = torch.exp(top - norm)
-    reached = probs.cumsum(dim=1, dtype=torch.float64)
-    kept = probs.masked_fill(reached - probs >= knobs.top_p, 0.0)
-    chosen = ids.gather(1, _invert(kept, knobs.draw)[:, None])[:, 0].tolist()
-    if width < vocab_size:
-        short = ((reached[:, -1:] < knobs.top_p) & ~cut).flatten().tolist()
-        for row in (row for row, is_short in enumerate(short) if is_short):
-            chosen[row] = _draw(logits[row : row + 1], knobs.row(row), vocab_size)[0]
-    return chosen
-
-
-def _invert(probs: Tensor, draw: Tensor) -> Tensor:
-    """Indices [L] where the cumulated probabilities [L, W] pass draw [L, 1] times their sum."""
-    cumulated = probs.cumsum(dim=1, dtype=torch.float64)
-    target = draw * cumulated[:, -1:]
-    index = torch.searchsorted(cumulated, target, right=True)[:, 0]
-    return index.clamp_(max=probs.shape[1] - 1)

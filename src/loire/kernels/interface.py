@@ -97,6 +97,28 @@ class AttentionShape:
     softcap: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingKnobs:
+    """What each row of logits is drawn under. All [L], contiguous, on the logits' device.
+
+    A token's weight is exp(logit / temperature). Kept are those of at least min_p times the
+    largest; of these the top_k largest (the first of equals); of these the fewest of the largest
+    whose weights reach top_p of the sum. Of what is kept, in the order of the vocabulary, the first
+    token is drawn at which the sum of weights passes draw times the whole.
+    """
+
+    temperature: Tensor
+    """float32, above 0."""
+    min_p: Tensor
+    """float32; 0 keeps all."""
+    top_k: Tensor
+    """int64; the vocabulary's size or more keeps all."""
+    top_p: Tensor
+    """float32; 1 keeps all."""
+    draw: Tensor
+    """float64, in [0, 1)."""
+
+
 class Linear(Protocol):
     """A weight, prepared once at load for the way this backend multiplies."""
 
@@ -174,6 +196,10 @@ class Backend(Protocol):
     def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Of each row of logits, float32 [L, V]: the index of its largest entry, the first of
         equals (int64 [L], anything for a row with NaN), and whether all are finite (bool [L])."""
+        ...
+
+    def draw(self, logits: Tensor, knobs: SamplingKnobs) -> Tensor:
+        """A token (int64 [L]) from each row of logits, float32 [L, V], finite or minus infinity."""
         ...
 
     def rotate_and_store(

@@ -17,9 +17,11 @@ from loire.kernels.interface import (
     LayerCache,
     Linear,
     RotaryTable,
+    SamplingKnobs,
     whole,
 )
 from loire.kernels.quantization import ReferenceQuantizedLinear, quantize_vectors
+from loire.kernels.sampling import draw
 
 
 class ReferenceLinear:
@@ -94,6 +96,10 @@ class ReferenceBackend:
         """Two passes of torch's own."""
         low, high = torch.aminmax(logits, dim=1)
         return logits.argmax(dim=1), torch.isfinite(low) & torch.isfinite(high)
+
+    def draw(self, logits: Tensor, knobs: SamplingKnobs) -> Tensor:
+        """Sorts as many of the likeliest as a row's knobs make likely to be enough."""
+        return draw(logits, knobs)
 
     def rotate_and_store(
         self,

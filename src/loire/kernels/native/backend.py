@@ -22,6 +22,7 @@ from loire.kernels.interface import (
     LayerCache,
     Linear,
     RotaryTable,
+    SamplingKnobs,
 )
 from loire.kernels.native.library import NativeLibrary, load_library
 
@@ -169,6 +170,28 @@ class NativeBackend:
         ):
             raise self._error()
         return indices, finite
+
+    def draw(self, logits: Tensor, knobs: SamplingKnobs) -> Tensor:
+        """A token (int64 [L]) from each row of logits [L, V]."""
+        if logits.dtype is not torch.float32:
+            raise ValueError(f"logits are float32, not {logits.dtype}")
+        logits = logits.contiguous()
+        rows, size = logits.shape
+        tokens = torch.empty(rows, dtype=torch.int64)
+        if self._library.draw(
+            self._context,
+            logits.data_ptr(),
+            knobs.temperature.data_ptr(),
+            knobs.min_p.data_ptr(),
+            knobs.top_k.data_ptr(),
+            knobs.top_p.data_ptr(),
+            knobs.draw.data_ptr(),
+            tokens.data_ptr(),
+            rows,
+            size,
+        ):
+            raise self._error()
+        return tokens
 
     def rotate_and_store(
         self,

@@ -49,6 +49,7 @@ class NativeLibrary:
             "loire_dequantize", c_int, (pointer, c_int32, c_int32, pointer, pointer, size)
         )
         self.largest = self._function("loire_largest", c_int, (*(pointer,) * 4, size, size))
+        self.draw = self._function("loire_draw", c_int, (*(pointer,) * 8, size, size))
         self.rotary = self._function(
             "loire_rotary",
             c_int,

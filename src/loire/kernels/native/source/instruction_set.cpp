@@ -31,6 +31,7 @@ namespace {
 #include "pack.h"
 #include "dequantize.h"
 #include "largest.h"
+#include "draw.h"
 #include "limits.h"
 #if defined(LOIRE_AMX)
 #if !defined(LOIRE_EMULATE_AMX)
@@ -113,6 +114,7 @@ const Operations LOIRE_TABLE = {
     LOIRE_NAME,
     computes_exactly,
     largest_piece,
+    draw_piece,
     read_piece,
     operations<float, Float32Format>(multiply_float32_piece, FLOPS),
     bfloat16_operations()};

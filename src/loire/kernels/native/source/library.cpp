@@ -241,6 +241,15 @@ int loire_largest(Context* context, const float* rows, int64_t* indices, bool* f
     });
 }
 
+int loire_draw(Context* context, const float* rows, const float* temperature, const float* min_p,
+               const int64_t* top_k, const float* top_p, const double* draw, int64_t* tokens,
+               int64_t count, int64_t size) {
+    return locked(context, [&] {
+        const DrawArguments arguments{rows, size, temperature, min_p, top_k, top_p, draw, tokens};
+        context->pool.run(count, context->operations.draw, &arguments);
+    });
+}
+
 int loire_rotary(Context* context, int32_t type, const void* qkv, void* queries, void* keys,
                  void* values, float* key_scales, float* value_scales, const float* query_weight,
                  const float* key_weight, const float* cos, const float* sin, const int64_t* positions,

@@ -58,6 +58,17 @@ struct LargestArguments {
     int64_t size;
 };
 
+struct DrawArguments {
+    const float* rows;  // [count, size]
+    int64_t size;
+    const float* temperature;  // [count] and so on
+    const float* min_p;
+    const int64_t* top_k;
+    const float* top_p;
+    const double* draw;
+    int64_t* tokens;
+};
+
 struct RotaryArguments {
     const void* qkv;              // [T, (H + 2 * K) * D]
     void* queries;                // [T, H, D]
@@ -222,7 +233,7 @@ struct TypedOperations {
 struct Operations {
     const char* name;
     bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
-    PieceFunction largest;           // one row
+    PieceFunction largest, draw;     // one row
     PieceFunction read_limit;        // LIMIT_PIECE_BYTES
     TypedOperations float32, bfloat16;
 };

@@ -150,7 +150,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 7; }
+int loire_interface_version() { return 8; }
 
 const char* loire_message() { return message.c_str(); }
 

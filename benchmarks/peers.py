@@ -21,6 +21,7 @@ import ctypes.util
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -41,6 +42,8 @@ SMALLEST_VOCABULARY = 32_000
 
 def main() -> None:
     args = _arguments()
+    # However this ends, the engines, which are stopped most of the time, must not stay behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     machine = measure_machine()
     print(
         f"this machine reads {machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies "

@@ -30,9 +30,7 @@ from peers.checkpoints import Format
 from peers.comparison import Result, table, take_turns
 from peers.process import HERE, Peer
 
-from loire.planning.this_machine import Measurement
 from loire.workloads.loads import Load, plain_tokens, read_workload
-from loire.workloads.measure import measure_machine
 
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 KV_BYTES = 2 * 2**30
@@ -44,12 +42,6 @@ def main() -> None:
     args = _arguments()
     # However this ends, the engines, which are stopped most of the time, must not stay behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    machine = measure_machine()
-    print(
-        f"this machine reads {machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies "
-        f"{machine.flops / 1e12:.2f} TFLOP/s in bfloat16",
-        flush=True,
-    )
     workloads: list[Path] = list(args.workload)
     if args.prefill:
         workloads.append(_prefill_workload(args.prepared, args.prefill))
@@ -57,17 +49,9 @@ def main() -> None:
     for number_format in args.formats:
         for paths, prefix in ((workloads, False), (args.shared_prefix, True)):
             if paths:
-                results += _compare(args, number_format, paths, prefix, machine)
+                results += _compare(args, number_format, paths, prefix)
     print(table(results))
-    print(
-        json.dumps(
-            {
-                "bandwidth_bytes_per_s": machine.bandwidth_bytes_per_s,
-                "flops": machine.flops,
-                "results": [result.as_dict() for result in results],
-            }
-        )
-    )
+    print(json.dumps({"results": [result.as_dict() for result in results]}))
 
 
 def _compare(
@@ -75,7 +59,6 @@ def _compare(
     number_format: Format,
     paths: list[Path],
     prefix: bool,
-    machine: Measurement,
 ) -> list[Result]:
     loads = [load for path in paths for load in read_workload(path)]
     peers: list[Peer] = []
@@ -94,7 +77,6 @@ def _compare(
                 path,
                 prefix=prefix,
                 repeat=args.repeat,
-                machine=machine,
             )
         return results
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loire.planning.this_machine import Measurement
 from loire.workloads.loads import read_workload
+from loire.workloads.measure import measure_machine
 from peers.limits import limit_s
 from peers.process import Peer
 
@@ -28,6 +29,9 @@ class Result:
     tpot_s: float
     """Of the first request: per output token after its first."""
     output_tokens_per_s: float
+    bandwidth_bytes_per_s: float
+    """Of the machine at that time, as `flops`, in bfloat16."""
+    flops: float
     limit_share: float
     """The workload's simple limit, with the bytes that Loire reads, over wall_s."""
     loire_faster: dict[str, float]
@@ -46,17 +50,18 @@ def take_turns(
     *,
     prefix: bool,
     repeat: int,
-    machine: Measurement,
 ) -> list[Result]:
     """Each turn runs every engine on the same variant, a different one first each time.
 
     peers[0] is Loire. The first tokens of variant 0 warm up; a workload with one variant
-    is run `repeat` times.
+    is run `repeat` times. The machine is measured before and after, with all engines stopped, and
+    the better of the two counts: others may use it as well.
     """
     loads = read_workload(workload)
     variants = list(range(1, len(loads))) if len(loads) > 1 else [0] * repeat
     for peer in peers:
         peer.run(workload, 0, WARM_UP_OUT)
+    before = measure_machine()
     turns: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in peers}
     for turn, variant in enumerate(variants):
         first = turn % len(peers)
@@ -71,6 +76,16 @@ def take_turns(
             turns[peer.name].append(result)
             print(_line(workload.stem, variant, peer.engine, result), flush=True)
     load = loads[variants[0]]
+    after = measure_machine()
+    machine = Measurement(
+        bandwidth_bytes_per_s=max(before.bandwidth_bytes_per_s, after.bandwidth_bytes_per_s),
+        flops=max(before.flops, after.flops),
+    )
+    print(
+        f"{workload.stem}: this machine reads {machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s and "
+        f"multiplies {machine.flops / 1e12:.2f} TFLOP/s in bfloat16",
+        flush=True,
+    )
     limit = limit_s(model, peers[0].weight_bytes, load, prefix, machine)
     own = turns[peers[0].name]
     results = []
@@ -90,6 +105,8 @@ def take_turns(
                 engine=peer.engine,
                 start_s=peer.start_s,
                 output_tokens_per_s=load.num_output_tokens / times["wall_s"],
+                bandwidth_bytes_per_s=machine.bandwidth_bytes_per_s,
+                flops=machine.flops,
                 limit_share=limit / times["wall_s"],
                 loire_faster=ratios if peer is not peers[0] else {},
                 **times,

@@ -62,11 +62,12 @@ def main() -> None:
             answers = list(clients.map(one, requests))
         wall_s = time.perf_counter() - started
         timings = answers[0]["timings"]
+        num_later = timings["predicted_n"] - 1
         return {
             "wall_s": wall_s,
             "output_tokens": sum(answer["timings"]["predicted_n"] for answer in answers),
             "ttft_s": timings["prompt_ms"] / 1000,
-            "tpot_s": timings["predicted_ms"] / 1000 / max(timings["predicted_n"] - 1, 1),
+            "tpot_s": timings["predicted_ms"] / 1000 / num_later if num_later else 0.0,
         }
 
     try:

@@ -20,7 +20,7 @@ AMX = ["-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {
-        "avx2": ["-mavx2", "-mfma", "-DLOIRE_AVX2"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c", "-DLOIRE_AVX2"],
         "avx512": AVX512,
         "avx512_bf16": AVX512_BF16,
         "amx": [*AVX512_BF16, *AMX, "-DLOIRE_AMX"],

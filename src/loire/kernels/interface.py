@@ -172,6 +172,16 @@ class Backend(Protocol):
         """
         ...
 
+    def stored_linear(
+        self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
+    ) -> Linear:
+        """Prepare a weight that stays in Q4_1 blocks of GGUF, for inputs of dtype.
+
+        weight: parts, one below the other, each uint8 [out, bytes of a row] on the host or where
+        the model is. Activations are rounded as by quantization "int4".
+        """
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, E] normalised in float32, times weight (float32 [E]), in x's dtype.
 

@@ -5,6 +5,8 @@ native/source/linear_quantized.h says what the native ones do.
 
     int8   weights with a scale per output:      weight = code * scale, code in -127..127
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
+           or, if a GGUF file has them so, as it has them (Q4_1), code in 0..15, kept to the bit:
+                                                 weight = code * scale + minimum
     inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127
     keys and values with a scale per token and head: x = code * scale, code in -127..127
 """
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
+from loire.checkpoint.formats import Q4_1
 
 GROUP = 32
 """Inputs that share a scale."""
@@ -36,11 +39,52 @@ class ReferenceQuantizedLinear:
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
-        codes, scales = quantize_activations(x)
-        given = (codes * scales[..., None]).flatten(1)[:, : self.in_features]
-        weight = self._codes.float() * self._scales[..., None]
-        result = F.linear(given, weight.flatten(1)[:, : self.in_features], self._bias)
-        return result if wide else result.to(x.dtype)
+        weight = (self._codes.float() * self._scales[..., None]).flatten(1)[:, : self.in_features]
+        return _multiply_rounded(x, weight, self._bias, wide=wide)
+
+
+class ReferenceStoredLinear:
+    """A weight in Q4_1 blocks, multiplied in float32."""
+
+    def __init__(self, blocks: Tensor, bias: Tensor | None) -> None:
+        """blocks: uint8 [out, bytes of a row]."""
+        self.out_features = len(blocks)
+        self.in_features = elements_of_q4_1(blocks.shape[1])
+        self.weight_bytes = blocks.numel()
+        """Bytes of the blocks."""
+        self._blocks = blocks
+        self._bias = None if bias is None else bias.float()
+
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        codes, scales, minimums = q4_1_values(self._blocks)
+        weight = (codes.float() * scales[..., None] + minimums[..., None]).flatten(1)
+        return _multiply_rounded(x, weight, self._bias, wide=wide)
+
+
+def _multiply_rounded(x: Tensor, weight: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
+    """x [T, in], rounded to codes, times weight (float32 [out, in])."""
+    codes, scales = quantize_activations(x)
+    given = (codes * scales[..., None]).flatten(1)[:, : x.shape[1]]
+    result = F.linear(given, weight, bias)
+    return result if wide else result.to(x.dtype)
+
+
+def elements_of_q4_1(num_bytes: int) -> int:
+    """Elements of a row of that many bytes. Raises ValueError if they are not whole blocks."""
+    blocks, rest = divmod(num_bytes, Q4_1.block_bytes)
+    if rest:
+        raise ValueError(f"{num_bytes} bytes are not blocks of {Q4_1.block_bytes} bytes (Q4_1)")
+    return blocks * Q4_1.block_elements
+
+
+def q4_1_values(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (uint8 [out, groups, 32]), scales and minimums (float32 [out, groups]) of blocks
+    (uint8 [out, bytes of a row])."""
+    grouped = blocks.view(len(blocks), -1, Q4_1.block_bytes)
+    halves = grouped[..., :4].contiguous().view(torch.float16).float()
+    pairs = grouped[..., 4:]
+    return torch.cat([pairs & 15, pairs >> 4], dim=2), halves[..., 0], halves[..., 1]
 
 
 def quantize_weight(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Tensor]:

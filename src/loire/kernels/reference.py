@@ -20,7 +20,11 @@ from loire.kernels.interface import (
     SamplingKnobs,
     whole,
 )
-from loire.kernels.quantization import ReferenceQuantizedLinear, quantize_vectors
+from loire.kernels.quantization import (
+    ReferenceQuantizedLinear,
+    ReferenceStoredLinear,
+    quantize_vectors,
+)
 from loire.kernels.sampling import draw
 
 
@@ -70,6 +74,12 @@ class ReferenceBackend:
         if quantization is not None:
             return ReferenceQuantizedLinear(whole(weight), bias, quantization)
         return ReferenceLinear(whole(weight), bias)
+
+    def stored_linear(
+        self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
+    ) -> Linear:
+        """Keep the blocks."""
+        return ReferenceStoredLinear(whole(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, E] (or [..., E]) normalised in float32, times weight."""

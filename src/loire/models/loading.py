@@ -12,13 +12,20 @@ from loire.base.config import Quantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.formats import Q4_1
 from loire.kernels.dequantize import fastest_dequantize
 from loire.kernels.interface import AttentionShape, Backend, HeadNorms, Linear, RotaryTable
+from loire.kernels.quantization import elements_of_q4_1
 from loire.models.decoder import MLP, Attention, Decoder, Layer
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
 
 LAYERS_AHEAD = 2
+FUSED = (
+    ("q_proj.weight", "k_proj.weight", "v_proj.weight"),
+    ("gate_proj.weight", "up_proj.weight"),
+)
+"""Matrices that are computed as one, where a file has them apart."""
 
 
 def load_decoder(
@@ -112,15 +119,30 @@ class _Loader:
     # --- one layer ----------------------------------------------------------------------------
 
     def _prefetch(self, index: int) -> dict[str, Tensor]:
-        """All tensors of a layer, converted to the model's dtype on the host."""
+        """All tensors of a layer on the host, converted to the model's dtype, or in the blocks of
+        the file where they stay so."""
         prefix = f"model.layers.{index}."
         return {
-            name.removeprefix(prefix): self.reader.read(
-                name, self._dtype_of(name), may_share=self._packed_once(name)
-            )
+            name.removeprefix(prefix): self._read(name)
             for name in self.checkpoint.tensors
             if name.startswith(prefix)
         }
+
+    def _read(self, name: str) -> Tensor:
+        if self._stays_as_stored(name):
+            blocks = self.reader.read_blocks(name)
+            return blocks if self._packed_once(name) else blocks.clone()
+        return self.reader.read(name, self._dtype_of(name), may_share=self._packed_once(name))
+
+    def _stays_as_stored(self, name: str) -> bool:
+        """Whether a matrix, and those computed with it, is kept in the four bits of the file."""
+        if self.quantization != "int4" or not name.endswith("proj.weight"):
+            return False
+        part = ".".join(name.split(".")[-2:])
+        together = next((parts for parts in FUSED if part in parts), (part,))
+        names = [name.removesuffix(part) + other for other in together]
+        tensors = self.checkpoint.tensors
+        return all(other in tensors and tensors[other].format is Q4_1 for other in names)
 
     def _packed_once(self, name: str) -> bool:
         """Whether a tensor is a matrix that the backend copies into a form of its own."""
@@ -205,6 +227,9 @@ class _Loader:
         )
 
     def _linear(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> Linear:
+        parts = [weight] if isinstance(weight, Tensor) else weight
+        if parts[0].dtype is torch.uint8:
+            return self.backend.stored_linear(parts, bias, dtype=self.dtype)
         return self.backend.linear(weight, bias, quantization=self.quantization)
 
     # --- single tensors -----------------------------------------------------------------------
@@ -282,10 +307,11 @@ def expected_names(description: ModelDescription, present: set[str]) -> list[str
 
 
 def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(
-            f"tensor {name!r} has the shape {tuple(tensor.shape)}, but the model needs {shape}"
-        )
+    found = tuple(tensor.shape)
+    if tensor.dtype is torch.uint8:
+        found = (found[0], elements_of_q4_1(found[1]))
+    if found != shape:
+        raise CheckpointError(f"tensor {name!r} has the shape {found}, but the model needs {shape}")
     return tensor
 
 

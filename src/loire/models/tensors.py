@@ -45,6 +45,17 @@ class TensorReader:
             tensor = _halves(tensor, info.interleaved_heads)
         return tensor
 
+    def read_blocks(self, name: str) -> Tensor:
+        """The rows of a block format as they are stored, uint8 [out, bytes of a row].
+
+        They may lie in the mapped file: for a caller who reads them once and lets go of them.
+
+        Raises CheckpointError as read() does.
+        """
+        info = self._tensors[name]
+        rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
+        return _halves(rows, info.interleaved_heads) if info.interleaved_heads else rows
+
     def _bytes(self, info: TensorInfo) -> memoryview:
         data = self._map(info.path)
         size, end = 0 if data is None else len(data), info.offset + info.num_bytes

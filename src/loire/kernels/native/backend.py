@@ -25,9 +25,12 @@ from loire.kernels.interface import (
     SamplingKnobs,
 )
 from loire.kernels.native.library import NativeLibrary, load_library
+from loire.kernels.quantization import elements_of_q4_1
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
+_STORED_FORMAT = 41
+"""Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/packed_weight.h."""
 _BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
                   "Q6_K": 14}  # fmt: skip
 """Numbers of GGUF, as in source/operations.h."""
@@ -102,7 +105,17 @@ class NativeBackend:
     ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
         parts = [weight] if isinstance(weight, Tensor) else list(weight)
-        return NativeLinear(self, self._library, self._context, parts, bias, quantization)
+        fmt, size, dtype = _FORMATS[quantization], parts[0].shape[1], parts[0].dtype
+        return NativeLinear(self, self._library, self._context, parts, bias, fmt, size, dtype)
+
+    def stored_linear(
+        self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
+    ) -> Linear:
+        """Pack Q4_1 blocks, uint8 [out, bytes of a row], into panels, their bits as they are."""
+        size = elements_of_q4_1(weight[0].shape[1])
+        return NativeLinear(
+            self, self._library, self._context, weight, bias, _STORED_FORMAT, size, dtype
+        )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
@@ -334,26 +347,34 @@ class NativeLinear:
         context: int,
         parts: Sequence[Tensor],
         bias: Tensor | None,
-        quantization: Quantization | None,
+        fmt: int,
+        in_features: int,
+        dtype: torch.dtype,
     ) -> None:
-        self.in_features = parts[0].shape[1]
+        """parts: rows of numbers, or of blocks. fmt: a WeightFormat of source/packed_weight.h.
+
+        dtype: of the inputs and, where there are numbers, of those.
+        """
+        self.in_features = in_features
         self.out_features = sum(len(part) for part in parts)
         self._backend = backend  # keeps the context open
         self._context = context
         self._library = library
         self._run = library.linear
-        self._dtype = parts[0].dtype
-        self._quantization = quantization
+        self._dtype = dtype
+        self._format = fmt
         if not self.out_features * self.in_features:
             raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
         parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
-        if any(part.shape[1] != self.in_features or part.dtype != self._dtype for part in parts):
+        if any(
+            part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype for part in parts
+        ):
             raise ValueError("the parts of a weight differ in their inputs or dtypes")
-        bias = None if bias is None else bias.to(self._dtype).contiguous()
+        bias = None if bias is None else bias.to(dtype).contiguous()
         handle = library.pack(
             context,
-            _type(parts[0]),
-            _FORMATS[quantization],
+            _type_of(dtype),
+            fmt,
             len(parts),
             _array(c_void_p, [part.data_ptr() for part in parts]),
             _array(c_int64, [len(part) for part in parts]),
@@ -373,12 +394,12 @@ class NativeLinear:
     def weight_bytes(self) -> int:
         """Bytes that one multiplication reads of it: whole panels and steps."""
         steps = -(-self.in_features // 32)
-        if self._quantization is None:
+        if self._format == _FORMATS[None]:
             return -(-self.out_features // 32) * 32 * steps * 32 * self._dtype.itemsize
         outputs = -(-self.out_features // 16) * 16
-        if self._quantization == "int8":
+        if self._format == _FORMATS["int8"]:
             return outputs * (steps * 32 + 4)
-        return outputs * steps * 18
+        return outputs * steps * (18 if self._format == _FORMATS["int4"] else 20)
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
@@ -438,11 +459,15 @@ def _fits(cache: LayerCache, dtype: torch.dtype) -> bool:
 
 
 def _type(x: Tensor) -> int:
+    return _type_of(x.dtype)
+
+
+def _type_of(dtype: torch.dtype) -> int:
     try:
-        return _TYPES[x.dtype]
+        return _TYPES[dtype]
     except KeyError:
         raise ConfigError(
-            f"the native kernels compute in bfloat16 or float32, not in {x.dtype}; "
+            f"the native kernels compute in bfloat16 or float32, not in {dtype}; "
             f"choose another dtype or kernels"
         ) from None
 

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 8
+INTERFACE_VERSION = 9
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]

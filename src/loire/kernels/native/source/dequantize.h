@@ -19,22 +19,6 @@ struct Block {
 
 constexpr float NO_OFFSET = -0.0f;  // adding it changes nothing, not even the sign of a zero
 
-INLINE float half_at(const uint8_t* source) {
-    const uint32_t sign = uint32_t(source[1] & 0x80) << 24;
-    const uint32_t rest = uint32_t(source[1] & 0x7f) << 8 | source[0];
-    uint32_t bits;
-    if (rest < 0x400) {  // a denormal half, or zero
-        const float value = float(int32_t(rest)) * 0x1p-24f;
-        __builtin_memcpy(&bits, &value, sizeof(bits));
-    } else {
-        bits = (rest << 13) + ((rest >= 0x7c00 ? 255 - 31 : 127 - 15) << 23);
-    }
-    bits |= sign;
-    float value;
-    __builtin_memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
 // 32 codes of four bits: the lower halves of 16 bytes, then the upper.
 INLINE void nibbles(const uint8_t* source, int8_t* codes) {
     for (int i = 0; i < 16; ++i) {

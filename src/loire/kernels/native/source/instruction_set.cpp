@@ -50,11 +50,10 @@ constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction p
             1};
 }
 
-template <typename Element, int BITS>
-constexpr LinearOperations quantized_operations() {
-    using Format = QuantizedFormat<Element, BITS>;
-    return linear_operations<Format>(BITS == 8 ? pack_int8_piece<Element> : pack_int4_piece<Element>,
-                                     quantize_activations_piece<Format>);
+template <typename Element, int BITS, Scales SCALES>
+constexpr LinearOperations quantized_operations(PieceFunction pack) {
+    using Format = QuantizedFormat<Element, BITS, SCALES>;
+    return linear_operations<Format>(pack, quantize_activations_piece<Format>);
 }
 
 template <typename Element, typename Format>
@@ -67,8 +66,9 @@ constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops
             multiply_limit,
             flops,
             linear_operations<Format>(pack_dense_piece<Element>, pack_activations_piece<Format>),
-            quantized_operations<Element, 8>(),
-            quantized_operations<Element, 4>()};
+            quantized_operations<Element, 8, Scales::PER_OUTPUT>(pack_int8_piece<Element>),
+            quantized_operations<Element, 4, Scales::PER_STEP>(pack_int4_piece<Element>),
+            quantized_operations<Element, 4, Scales::AND_MINIMUM>(pack_q4_1_piece)};
 }
 
 constexpr int64_t FLOPS = LIMIT_CHAINS * 32;

@@ -54,6 +54,7 @@ struct Context {
         switch (format) {
             case WeightFormat::INT8: return operations.int8;
             case WeightFormat::INT4: return operations.int4;
+            case WeightFormat::Q4_1: return operations.q4_1;
             case WeightFormat::DENSE: break;
         }
         return operations.dense;
@@ -67,7 +68,8 @@ std::vector<const Operations*> find_instruction_sets() {
     if (find_amx().state == AmxState::WORKS) found.push_back(&amx);
 #elif defined(__x86_64__)
     __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                          __builtin_cpu_supports("f16c");
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -150,7 +152,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 8; }
+int loire_interface_version() { return 9; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -174,13 +176,14 @@ void* loire_open(const char* instruction_set, int32_t num_threads) {
 void loire_close(void* context) { delete static_cast<Context*>(context); }
 
 // The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
-// format: 0 keeps the numbers, 8 and 4 quantize them to that many bits.
+// format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 41 the rows are Q4_1
+// blocks, row_strides bytes apart, and type is that of x and of the bias.
 void* loire_pack(Context* context, int32_t type, int32_t format, int32_t num_parts,
                  const void* const* parts, const int64_t* part_outputs, const int64_t* row_strides,
                  const void* bias, int64_t in_features) {
     PackedWeight* packed = nullptr;
     locked(context, [&] {
-        if (format != 0 && format != 8 && format != 4)
+        if (format != 0 && format != 8 && format != 4 && format != 41)
             throw std::invalid_argument("weights have no format " + std::to_string(format));
         check_range("number of parts", num_parts, MOST_PARTS + 1);
         std::vector<WeightPart> all;

@@ -6,16 +6,19 @@
 // as in llama.cpp's Q8_0. Weights are
 //     int8   (code - 128) * scale of the output,          code in 1..255
 //     int4   (code - 8) * scale of 32 inputs (bfloat16),  code in 0..15
+//     q4_1   code * scale + minimum of 32 inputs (both half precision), code in 0..15, as GGUF stores it
 // So each 32 inputs give a whole number that no order of additions changes; those, times their
 // scales, are added in the order of the inputs, in one chain per output that starts at zero:
 //     int8   chain = fma(number, x's scale, chain); at the end times the output's scale
 //     int4   chain = fma(number * x's scale, weight's scale, chain)
+//     q4_1   the same, then chain = fma(sum of x's numbers * x's scale, minimum, chain)
 //
 // The packed weight: panels of 16 outputs; in a panel, steps of 32 inputs; in a step, a lane of four
 // bytes per output of
 //     int8   8 words with inputs (4 i, .., 4 i + 3); 512 bytes
 //     int4   4 words that hold inputs (4 i, .., 4 i + 3) in the lower halves of their bytes and
 //            16 inputs later in the upper ones; then the 16 scales; 288 bytes
+//     q4_1   the same and then the 16 minimums; 320 bytes
 // The packed activations: blocks of tokens, in a block steps, in a step token by token.
 
 #if defined(LOIRE_AVX512)
@@ -26,26 +29,49 @@ constexpr int QUANTIZED_ROWS = 3;
 constexpr int QUANTIZED_ROWS = 2;
 #endif
 
-// One step of one token.
+// One step of one token; the codes of weights have a zero.
+template <int ZERO>
 struct QuantizedStep {
     int8_t x[STEP];
     float scale;
     int32_t start;  // of the number: minus the zero of the codes times the sum of x
+
+    INLINE void finish(float given_scale, int32_t total) {
+        scale = given_scale;
+        start = -ZERO * total;
+    }
+    INLINE Int16 first_number() const { return broadcast_int(start); }
 };
 
-template <typename GivenElement, int BITS>
+// The same where weights have minimums.
+struct SummedStep {
+    int8_t x[STEP];
+    float scale;
+    float sum;  // of x, times the scale
+
+    INLINE void finish(float given_scale, int32_t total) {
+        scale = given_scale;
+        sum = float(total) * given_scale;
+    }
+    INLINE Int16 first_number() const { return broadcast_int(0); }
+};
+
+// Which scales a weight has beside its codes.
+enum class Scales { PER_OUTPUT, PER_STEP, AND_MINIMUM };
+
+template <typename GivenElement, int BITS, Scales SCALES>
 struct QuantizedFormat {
     using Element = GivenElement;
-    using Activation = QuantizedStep;
+    static constexpr bool HAS_MINIMUM = SCALES == Scales::AND_MINIMUM;
+    using Activation = Either<HAS_MINIMUM, SummedStep, QuantizedStep<1 << (BITS - 1)>>;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = 1;
     static constexpr int64_t PANEL = QUANTIZED_PANEL;
     static constexpr int64_t CODE_BYTES = PANEL * STEP * BITS / 8;
-    static constexpr int64_t WEIGHT_BYTES = BITS == 8 ? CODE_BYTES : CODE_BYTES + PANEL * 2;
+    static constexpr int64_t WEIGHT_BYTES = CODE_BYTES + PANEL * 2 * int(SCALES);
     static constexpr int64_t ACTIVATIONS = 1;
-    static constexpr int32_t ZERO = 1 << (BITS - 1);
 
     template <int ROWS>
-    static INLINE void add(const Int16& codes, int word, const QuantizedStep* x,
+    static INLINE void add(const Int16& codes, int word, const Activation* x,
                            Int16 (&numbers)[ROWS]) {
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) {
@@ -57,10 +83,10 @@ struct QuantizedFormat {
 
     template <int ROWS>
     static INLINE void step(const char* weight, int64_t, const char* ahead,
-                            const QuantizedStep* x, Vec16 (&chains)[ROWS][1]) {
+                            const Activation* x, Vec16 (&chains)[ROWS][1]) {
         Int16 numbers[ROWS];
 #pragma GCC unroll 12
-        for (int r = 0; r < ROWS; ++r) numbers[r] = broadcast_int(x[r].start);
+        for (int r = 0; r < ROWS; ++r) numbers[r] = x[r].first_number();
         fetch<WEIGHT_BYTES>(ahead);
 #pragma GCC unroll 8
         for (int word = 0; word < CODE_BYTES / 64; ++word) {
@@ -77,20 +103,28 @@ struct QuantizedFormat {
                 add<ROWS>(upper, word + 4, x, numbers);
             }
         }
-        Vec16 scales = zero();
-        if constexpr (BITS == 4)
-            scales = load(reinterpret_cast<const bfloat16*>(weight + CODE_BYTES));
+        const char* after_codes = weight + CODE_BYTES;
+        Vec16 scales = zero(), minimums = zero();
+        if constexpr (SCALES == Scales::PER_STEP)
+            scales = load(reinterpret_cast<const bfloat16*>(after_codes));
+        if constexpr (HAS_MINIMUM) {
+            scales = load_halves(after_codes);
+            minimums = load_halves(after_codes + PANEL * 2);
+        }
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) {
             const Vec16 number = to_floats(numbers[r]), scale = broadcast(x[r].scale);
-            chains[r][0] = BITS == 8 ? fma(number, scale, chains[r][0])
-                                     : fma(number * scale, scales, chains[r][0]);
+            chains[r][0] = SCALES == Scales::PER_OUTPUT ? fma(number, scale, chains[r][0])
+                                                        : fma(number * scale, scales, chains[r][0]);
+            if constexpr (HAS_MINIMUM)
+                chains[r][0] = fma(broadcast(x[r].sum), minimums, chains[r][0]);
         }
     }
 };
 
 // One step of a token. Inputs that are not finite make the scale, and so the outputs, NaN.
-INLINE void quantize_step(const Vec16 (&x)[2], int32_t zero_code, QuantizedStep& packed) {
+template <typename Step>
+INLINE void quantize_step(const Vec16 (&x)[2], Step& packed) {
     const Vec16 none = zero();
     const float most = largest(maximum(maximum(x[0], none - x[0]), maximum(x[1], none - x[1])));
     const float poison = sum(x[0] * none + x[1] * none);
@@ -106,8 +140,7 @@ INLINE void quantize_step(const Vec16 (&x)[2], int32_t zero_code, QuantizedStep&
             total += values[i];
         }
     }
-    packed.scale = most / 127.0f + poison;
-    packed.start = -zero_code * total;
+    packed.finish(most / 127.0f + poison, total);
 }
 
 // One block of tokens, padded with zeros to whole steps.
@@ -119,12 +152,12 @@ void quantize_activations_piece(const void* untyped, int64_t piece, Scratch&) {
     const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
     for (int64_t r = 0; r < rows; ++r) {
         const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
-        auto* packed = static_cast<QuantizedStep*>(a.packed) + first * a.steps + r;
+        auto* packed = static_cast<typename Format::Activation*>(a.packed) + first * a.steps + r;
         for (int64_t k = 0; k < a.in_features; k += STEP, packed += rows) {
             const int64_t count = a.in_features - k;
             const Vec16 step[2] = {load_some(x + k, count),
                                    count > 16 ? load_some(x + k + 16, count - 16) : zero()};
-            quantize_step(step, Format::ZERO, *packed);
+            quantize_step(step, *packed);
         }
     }
 }

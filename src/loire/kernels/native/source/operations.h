@@ -227,7 +227,7 @@ struct TypedOperations {
     CacheOperations plain_cache, int8_cache;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;
-    LinearOperations dense, int8, int4;
+    LinearOperations dense, int8, int4, q4_1;
 };
 
 struct Operations {

@@ -38,6 +38,7 @@ int64_t bytes_per_step(WeightFormat format, bool is_bfloat16) {
     switch (format) {
         case WeightFormat::INT8: return QUANTIZED_PANEL * STEP;
         case WeightFormat::INT4: return QUANTIZED_PANEL * (STEP / 2 + 2);
+        case WeightFormat::Q4_1: return QUANTIZED_PANEL * (STEP / 2 + 4);
         case WeightFormat::DENSE: break;
     }
     return DENSE_PANEL * STEP * (is_bfloat16 ? 2 : 4);

@@ -10,7 +10,8 @@
 
 namespace loire {
 
-enum class WeightFormat : int32_t { DENSE = 0, INT8 = 8, INT4 = 4 };
+// Q4_1 takes rows of its blocks instead of numbers, and strides in bytes.
+enum class WeightFormat : int32_t { DENSE = 0, INT8 = 8, INT4 = 4, Q4_1 = 41 };
 
 class PackedWeight {
   public:

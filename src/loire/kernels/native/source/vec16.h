@@ -22,6 +22,17 @@ struct Vec16 {
     Floats part[PARTS];
 };
 
+template <bool FIRST, typename A, typename B>
+struct EitherOf {
+    using Type = A;
+};
+template <typename A, typename B>
+struct EitherOf<false, A, B> {
+    using Type = B;
+};
+template <bool FIRST, typename A, typename B>
+using Either = typename EitherOf<FIRST, A, B>::Type;
+
 #define EACH_PART _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; ++p)
 #define INLINE inline __attribute__((always_inline))
 
@@ -69,6 +80,39 @@ INLINE Ints to_ints(const int8_t* source) {
 INLINE Vec16 load(const int8_t* source) {
     Vec16 result;
     EACH_PART result.part[p] = __builtin_convertvector(to_ints(source + p * LANES), Floats);
+    return result;
+}
+
+// The float32 of a number in half precision. Denormals are none then, so that nothing flushes them.
+INLINE float half_at(const void* source) {
+    uint16_t half;
+    __builtin_memcpy(&half, source, sizeof(half));
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
+    uint32_t bits;
+    if (rest < 0x400) {  // a denormal half, or zero
+        const float value = float(int32_t(rest)) * 0x1p-24f;
+        __builtin_memcpy(&bits, &value, sizeof(bits));
+    } else {
+        bits = (rest << 13) + ((rest >= 0x7c00 ? 255 - 31 : 127 - 15) << 23);
+    }
+    bits |= sign;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+// Sixteen of them.
+INLINE Vec16 load_halves(const void* source) {
+    Vec16 result;
+#if defined(LOIRE_AVX512)
+    result.part[0] = (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(source)));
+#elif defined(LOIRE_AVX2)
+    EACH_PART result.part[p] = (Floats)_mm256_cvtph_ps(
+        _mm_loadu_si128(static_cast<const __m128i*>(source) + p));
+#else
+    for (int i = 0; i < 16; ++i)
+        result.part[i / LANES][i % LANES] = half_at(static_cast<const char*>(source) + 2 * i);
+#endif
     return result;
 }
 

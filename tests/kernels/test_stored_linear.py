@@ -1,0 +1,139 @@
+"""Weights that stay in the Q4_1 blocks of a file: computed from the very numbers stored there."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_cases import DTYPES, SETS, assert_close, backend, needs_library, same_bits
+from torch import Tensor
+
+from loire.checkpoint.formats import Q4_1
+from loire.kernels.dequantize import dequantize_by_library
+from loire.kernels.quantization import q4_1_values, quantize_activations
+from loire.kernels.reference import ReferenceBackend
+
+
+def random(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def stored(outputs: int, inputs: int, seed: int = 0) -> Tensor:
+    values = random(outputs, inputs, seed=seed).numpy()
+    blocks = gguf.quants.quantize(values, GGMLQuantizationType.Q4_1)
+    return torch.from_numpy(np.ascontiguousarray(blocks)).view(outputs, -1)
+
+
+def numbers(blocks: Tensor) -> Tensor:
+    data = memoryview(blocks.contiguous().numpy().tobytes())
+    return dequantize_by_library(data, Q4_1, torch.float32).view(len(blocks), -1)
+
+
+def exact_product(x: Tensor, blocks: Tensor) -> Tensor:
+    codes, scales = quantize_activations(x)
+    rounded = (codes.double() * scales.double()[..., None]).flatten(1)
+    return rounded @ numbers(blocks).double().T
+
+
+def test_values_are_those_of_the_gguf_library() -> None:
+    blocks = stored(7, 96)
+    codes, scales, minimums = q4_1_values(blocks)
+    found = (codes.float() * scales[..., None] + minimums[..., None]).flatten(1)
+    assert torch.equal(found, numbers(blocks))
+
+
+@needs_library
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    groups=st.integers(1, 7),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=3),
+    with_bias=st.booleans(),
+)
+def test_equals_the_definition(
+    dtype: torch.dtype,
+    instruction_set: str,
+    tokens: int,
+    groups: int,
+    sizes: list[int],
+    with_bias: bool,
+) -> None:
+    parts = [stored(size, 32 * groups, seed) for seed, size in enumerate(sizes)]
+    bias = random(sum(sizes), dtype=dtype, seed=8) if with_bias else None
+    x = random(tokens, 32 * groups, dtype=dtype, seed=9)
+    exact = exact_product(x, torch.cat(parts))
+    if bias is not None:
+        exact = exact + bias.double()
+    for kernels in (backend(2, instruction_set), ReferenceBackend()):
+        linear = kernels.stored_linear(parts, bias, dtype=dtype)
+        assert (linear.in_features, linear.out_features) == (32 * groups, sum(sizes))
+        assert_close(linear(x), exact, absolute=1e-5 * (32 * groups) ** 0.5)
+        assert linear(x, wide=True).dtype == torch.float32
+
+
+@needs_library
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 960), (64, 33), (1536, 576)])
+def test_a_row_has_the_same_bits_in_any_batch(
+    instruction_set: str, inputs: int, outputs: int
+) -> None:
+    blocks = stored(outputs, inputs)
+    x = random(210, inputs, dtype=torch.bfloat16, seed=1)
+    linear = backend(2, instruction_set).stored_linear([blocks], None, dtype=torch.bfloat16)
+    whole = linear(x)
+    for tokens in (1, 2, 3, 4, 5, 6, 7, 12, 13, 31, 97, 200):
+        assert same_bits(linear(x[:tokens]), whole[:tokens])
+        assert same_bits(linear(x[-tokens:]), whole[-tokens:])
+    for threads in (1, 3):
+        other = backend(threads, instruction_set).stored_linear([blocks], None, dtype=x.dtype)
+        assert same_bits(other(x), whole)
+
+
+@needs_library
+def test_instruction_sets_with_fused_arithmetic_agree() -> None:
+    """Among the scales and minimums are denormal halves, which nothing may flush."""
+    blocks, x = stored(70, 320), random(9, 320, seed=1)
+    blocks.view(70, 10, 20)[:, ::3, 0] = 77
+    blocks.view(70, 10, 20)[:, ::3, 1] = 0
+    blocks.view(70, 10, 20)[:, 1::3, 2] = 200
+    blocks.view(70, 10, 20)[:, 1::3, 3] = 128
+    sets = [name for name in SETS if name != "portable"]
+    results = [backend(2, name).stored_linear([blocks], None, dtype=x.dtype)(x) for name in sets]
+    assert all(same_bits(result, results[0]) for result in results)
+    assert_close(results[0], exact_product(x, blocks), absolute=1e-4)
+    only_small = blocks.view(70, 10, 20)[:, :1].reshape(70, 20).clone()
+    only_small[:, 2:4] = 0
+    exact = exact_product(x[:, :32], only_small)
+    assert exact.abs().min() > 0
+    for name in SETS:
+        linear = backend(2, name).stored_linear([only_small], None, dtype=x.dtype)
+        assert torch.allclose(linear(x[:, :32]).double(), exact, rtol=1e-4, atol=0)
+
+
+@needs_library
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_in_its_row(instruction_set: str, bad: float) -> None:
+    blocks, x = stored(50, 64), random(3, 64, seed=1)
+    linear = backend(2, instruction_set).stored_linear([blocks], None, dtype=x.dtype)
+    good = linear(x)
+    x[1, 40] = bad
+    found = linear(x)
+    assert found[1].isnan().all()
+    assert same_bits(found[[0, 2]], good[[0, 2]])
+
+
+@needs_library
+def test_bytes_are_counted_and_broken_rows_refused() -> None:
+    linear = backend(1).stored_linear([stored(64, 320)], None, dtype=torch.bfloat16)
+    reference = ReferenceBackend().stored_linear([stored(64, 320)], None, dtype=torch.bfloat16)
+    assert linear.weight_bytes == reference.weight_bytes == 64 * 200
+    for kernels in (backend(1), ReferenceBackend()):
+        with pytest.raises(ValueError, match=r"33 bytes are not blocks of 20 bytes \(Q4_1\)"):
+            kernels.stored_linear(
+                [torch.zeros(4, 33, dtype=torch.uint8)], None, dtype=torch.float32
+            )

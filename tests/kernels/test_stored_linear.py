@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from native_cases import DTYPES, SETS, assert_close, backend, needs_library, same_bits
 from torch import Tensor
 
-from loire.checkpoint.formats import Q4_1
+from loire.checkpoint.formats import Q4_1, Q4_K
 from loire.kernels.dequantize import dequantize_by_library
-from loire.kernels.quantization import q4_1_values, quantize_activations
+from loire.kernels.quantization import q4_1_of_q4_k, q4_1_values, quantize_activations
 from loire.kernels.reference import ReferenceBackend
 
 
@@ -42,6 +42,22 @@ def test_values_are_those_of_the_gguf_library() -> None:
     codes, scales, minimums = q4_1_values(blocks)
     found = (codes.float() * scales[..., None] + minimums[..., None]).flatten(1)
     assert torch.equal(found, numbers(blocks))
+
+
+def test_q4_k_keeps_its_codes_and_rounds_its_scales_once() -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (9, 3, 144), dtype=np.uint8)
+    factors = np.random.default_rng(1).uniform(-1e-2, 1e-2, (9, 3, 2)).astype("<f2")
+    blocks[..., :4] = factors.view(np.uint8)
+    data = memoryview(blocks.tobytes())
+    exact = dequantize_by_library(data, Q4_K, torch.float32).view(9, 24, 32)
+    rows = q4_1_of_q4_k(torch.from_numpy(blocks).view(9, -1))
+    assert rows.shape == (9, 24 * 20)
+    codes, scales, minimums = q4_1_values(rows)
+    # Each number is at most half a unit in the last place of its scale and its minimum away.
+    bound = (codes * scales[..., None].abs() + minimums[..., None].abs()) * 2.0**-11 + 1e-7
+    assert ((numbers(rows).view(9, 24, 32) - exact).abs() <= bound).all()
+    assert (codes.amin(), codes.amax()) == (0, 15)
+    assert exact.abs().amax() > 1
 
 
 @needs_library

@@ -17,6 +17,7 @@ from loire.checkpoint.formats import FORMATS
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.interface import Backend
 from loire.kernels.native.backend import NativeBackend
+from loire.kernels.quantization import q4_1_values
 from loire.kernels.reference import ReferenceBackend
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
@@ -152,3 +153,27 @@ def test_what_stays_does_not_lie_in_the_file(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert np.array_equal(logits(decoder), before)
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_rows_in_q4_k_are_read_as_q4_1(tmp_path: Path, heads: int) -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (12 * 2, 144), dtype=np.uint8)
+    blocks[:, :4] = np.random.default_rng(1).uniform(-1, 1, (24, 2)).astype("<f2").view(np.uint8)
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"\xff" * 33 + blocks.tobytes())
+    info = TensorInfo(
+        name="w",
+        shape=(12, 512),
+        format=FORMATS["Q4_K"],
+        path=path,
+        offset=33,
+        num_bytes=blocks.size,
+        interleaved_heads=heads,
+    )
+    reader = TensorReader({"w": info})
+    rows = reader.read_blocks("w")
+    assert rows.shape == (12, 512 // 32 * 20)
+    codes, scales, minimums = q4_1_values(rows)
+    found = (codes * scales[..., None] + minimums[..., None]).flatten(1)
+    exact = reader.read("w", torch.float32)
+    assert (found - exact).abs().max() < 1e-3 * exact.abs().max()

@@ -5,7 +5,7 @@ native/source/linear_quantized.h says what the native ones do.
 
     int8   weights with a scale per output:      weight = code * scale, code in -127..127
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
-           or, if a GGUF file has them so, as it has them (Q4_1), code in 0..15, kept to the bit:
+           or, if a GGUF file has them so, in the codes of its Q4_1 or Q4_K, code in 0..15:
                                                  weight = code * scale + minimum
     inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127
     keys and values with a scale per token and head: x = code * scale, code in -127..127
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.formats import Q4_1
+from loire.checkpoint.formats import Q4_1, Q4_K
 
 GROUP = 32
 """Inputs that share a scale."""
@@ -85,6 +85,31 @@ def q4_1_values(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     halves = grouped[..., :4].contiguous().view(torch.float16).float()
     pairs = grouped[..., 4:]
     return torch.cat([pairs & 15, pairs >> 4], dim=2), halves[..., 0], halves[..., 1]
+
+
+def q4_1_of_q4_k(blocks: Tensor) -> Tensor:
+    """Rows of Q4_K blocks as rows of Q4_1 blocks, both uint8 [out, bytes of a row].
+
+    The codes are kept. Scale and minimum of 32 inputs, in Q4_K a half-precision number per 256
+    times six bits, are rounded to half precision.
+    """
+    grouped = blocks.view(len(blocks), -1, Q4_K.block_bytes)
+    factors = grouped[..., :4].contiguous().view(torch.float16).float()
+    lower, upper, mixed = grouped[..., 4:8], grouped[..., 8:12], grouped[..., 12:16]
+    six_bits = torch.stack(
+        [
+            torch.cat([lower & 63, (mixed & 15) | ((lower >> 2) & 48)], dim=2),
+            torch.cat([upper & 63, (mixed >> 4) | ((upper >> 2) & 48)], dim=2),
+        ],
+        dim=3,
+    )
+    factors[..., 1].neg_()
+    halves = (factors[:, :, None, :] * six_bits).half().view(torch.uint8)
+    # 32 bytes hold two groups of 32 codes: the lower halves, then the upper.
+    pairs = grouped[..., 16:].unflatten(2, (4, 1, 32))
+    codes = torch.cat([pairs & 15, pairs >> 4], dim=3).flatten(2, 3)
+    nibbles = codes[..., :16] | codes[..., 16:] << 4
+    return torch.cat([halves, nibbles], dim=3).flatten(1)
 
 
 def quantize_weight(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Tensor]:

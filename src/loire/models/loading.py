@@ -12,7 +12,7 @@ from loire.base.config import Quantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import ModelDescription
-from loire.checkpoint.formats import Q4_1
+from loire.checkpoint.formats import Q4_1, Q4_K
 from loire.kernels.dequantize import fastest_dequantize
 from loire.kernels.interface import AttentionShape, Backend, HeadNorms, Linear, RotaryTable
 from loire.kernels.quantization import elements_of_q4_1
@@ -142,7 +142,7 @@ class _Loader:
         together = next((parts for parts in FUSED if part in parts), (part,))
         names = [name.removesuffix(part) + other for other in together]
         tensors = self.checkpoint.tensors
-        return all(other in tensors and tensors[other].format is Q4_1 for other in names)
+        return all(other in tensors and tensors[other].format in (Q4_1, Q4_K) for other in names)
 
     def _packed_once(self, name: str) -> bool:
         """Whether a tensor is a matrix that the backend copies into a form of its own."""

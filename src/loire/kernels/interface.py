@@ -12,7 +12,7 @@ plan_attention() is called once per step, attend() once per layer with its plan 
 does), so that whatever the layers share is worked out once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,6 +147,11 @@ class AttentionPlan(Protocol):
     """Whatever a backend works out once per step for all layers."""
 
 
+ComputeLayers = Callable[[Tensor, Tensor, FlatBatch, AttentionPlan], Tensor]
+"""From the first layer's input [T, E], the residual stream (float32 [T, E]), the batch and its plan
+to the last hidden states [T, E]. May overwrite the first two."""
+
+
 class Backend(Protocol):
     """One way of computing the operations. All return new tensors unless they say otherwise."""
 
@@ -229,6 +234,13 @@ class Backend(Protocol):
 
     def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
         """Once per step: what attend() needs of the batch in every layer."""
+        ...
+
+    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+        """The same function, perhaps with less effort when it is called again.
+
+        compute must do nothing but call this backend's operations, always the same ones.
+        """
         ...
 
     def attend(

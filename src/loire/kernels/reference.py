@@ -12,6 +12,7 @@ from loire.checkpoint.description import Activation
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
+    ComputeLayers,
     FlatBatch,
     HeadNorms,
     LayerCache,
@@ -138,6 +139,10 @@ class ReferenceBackend:
     def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
         """Nothing to work out."""
         return ReferencePlan(batch, block_size)
+
+    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+        """As it is."""
+        return compute
 
     def attend(
         self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape

@@ -6,6 +6,7 @@ nothing here knows a device, a weight format or a batching policy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
     Backend,
+    ComputeLayers,
     FlatBatch,
     HeadNorms,
     LayerCache,
@@ -73,6 +75,43 @@ class Layer:
     norm_after_mlp: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LayerStack:
+    """All layers and the final norm."""
+
+    backend: Backend
+    layers: tuple[Layer, ...]
+    final_norm: Tensor
+    eps: float
+
+    def __call__(
+        self,
+        caches: Sequence[LayerCache],
+        x: Tensor,
+        residual: Tensor,
+        batch: FlatBatch,
+        plan: AttentionPlan,
+    ) -> Tensor:
+        """Hidden states [T, E], by nothing but the backend's operations: see Backend.capture."""
+        backend, eps = self.backend, self.eps
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            x = layer.attention(x, backend, batch, plan, cache)
+            if layer.norm_after_attention is not None:
+                x = backend.rms_norm(x, layer.norm_after_attention, eps)
+            x, residual = backend.add_rms_norm(x, residual, layer.norm_before_mlp, eps)
+            x = layer.mlp(x, backend)
+            if layer.norm_after_mlp is not None:
+                x = backend.rms_norm(x, layer.norm_after_mlp, eps)
+            x, residual = backend.add_rms_norm(x, residual, self._norm_after(index), eps)
+        return x
+
+    def _norm_after(self, index: int) -> Tensor:
+        """The norm that follows layer index: the next layer's first, or the final one."""
+        if index + 1 < len(self.layers):
+            return self.layers[index + 1].norm_before_attention
+        return self.final_norm
+
+
 class Decoder:
     """A loaded model. forward() gives hidden states, logits() turns some of them into logits."""
 
@@ -89,11 +128,12 @@ class Decoder:
         self.backend = backend
         self.embedding = embedding
         self.layers = tuple(layers)
-        self.final_norm = final_norm
         self.head = head
+        self._stack = LayerStack(backend, self.layers, final_norm, description.norm_eps)
         # Rounded to the model's dtype, as the models were trained with it.
         scale = torch.tensor(description.embedding_scale, dtype=embedding.dtype)
         self._embedding_scale = float(scale)
+        self._captured: tuple[Sequence[LayerCache], ComputeLayers] | None = None
 
     @property
     def bytes_per_step(self) -> int:
@@ -119,24 +159,17 @@ class Decoder:
         caches: Sequence[LayerCache],
     ) -> Tensor:
         """Hidden states [T, E], after the final norm, of token_ids (int64 [T])."""
-        backend, eps = self.backend, self.description.norm_eps
         # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
         # small model near-ties, and it is no more than E numbers per token.
         residual = self.embedding[token_ids].float()
         if self._embedding_scale != 1.0:
             residual = residual * self._embedding_scale
-        x = backend.rms_norm(residual, self.layers[0].norm_before_attention, eps)
+        norm = self.layers[0].norm_before_attention
+        x = self.backend.rms_norm(residual, norm, self.description.norm_eps)
         x = x.to(self.embedding.dtype)
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            x = layer.attention(x, backend, batch, plan, cache)
-            if layer.norm_after_attention is not None:
-                x = backend.rms_norm(x, layer.norm_after_attention, eps)
-            x, residual = backend.add_rms_norm(x, residual, layer.norm_before_mlp, eps)
-            x = layer.mlp(x, backend)
-            if layer.norm_after_mlp is not None:
-                x = backend.rms_norm(x, layer.norm_after_mlp, eps)
-            x, residual = backend.add_rms_norm(x, residual, self._norm_after(index), eps)
-        return x
+        if self._captured is None or self._captured[0] is not caches:
+            self._captured = caches, self.backend.capture(partial(self._stack, caches))
+        return self._captured[1](x, residual, batch, plan)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [L, V] of hidden states [L, E]."""
@@ -145,9 +178,3 @@ class Decoder:
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
         return logits
-
-    def _norm_after(self, index: int) -> Tensor:
-        """The norm that follows layer index: the next layer's first, or the final one."""
-        if index + 1 < len(self.layers):
-            return self.layers[index + 1].norm_before_attention
-        return self.final_norm

@@ -17,6 +17,7 @@ from loire.checkpoint.formats import WeightFormat
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
+    ComputeLayers,
     FlatBatch,
     HeadNorms,
     LayerCache,
@@ -26,6 +27,7 @@ from loire.kernels.interface import (
 )
 from loire.kernels.native.library import NativeLibrary, load_library
 from loire.kernels.quantization import elements_of_q4_1
+from loire.kernels.native.recording import RecordedSteps
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
@@ -77,6 +79,7 @@ class NativeBackend:
         self._rotary = library.rotary
         self._largest = library.largest
         self._attend = library.attend
+        self._kept: list[Tensor] | None = None
         weakref.finalize(self, library.close, context)
 
     @staticmethod
@@ -119,8 +122,8 @@ class NativeBackend:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
-        x = x.contiguous()
-        out = torch.empty_like(x)
+        x = self.dense(x)
+        out = self.kept(torch.empty_like(x))
         self._normalise(x, None, weight, out, eps)
         return out
 
@@ -130,7 +133,7 @@ class NativeBackend:
         """(rms_norm(x + residual), x + residual), written over x and residual."""
         if residual.dtype is not torch.float32 or not residual.is_contiguous():
             raise ValueError(f"the residual must be contiguous float32, but is {residual.dtype}")
-        x = x.contiguous()
+        x = self.dense(x)
         self._normalise(x, residual, weight, x, eps)
         return x, residual
 
@@ -155,9 +158,9 @@ class NativeBackend:
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, 2 * I] to [T, I]: activation(first half) * second half."""
-        gate_up = gate_up.contiguous()
+        gate_up = self.dense(gate_up)
         tokens, both = gate_up.shape
-        out = gate_up.new_empty((tokens, both // 2))
+        out = self.kept(gate_up.new_empty((tokens, both // 2)))
         if self._activation(
             self._context,
             _type(gate_up),
@@ -216,7 +219,7 @@ class NativeBackend:
         cache: LayerCache,
     ) -> Tensor:
         """Queries [T, H, D], normed and rotated; keys and values are in the cache then."""
-        qkv = qkv.contiguous()
+        qkv = self.dense(qkv)
         tokens, width = qkv.shape
         heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
@@ -228,7 +231,7 @@ class NativeBackend:
             )
         if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
             raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
-        queries = qkv.new_empty((tokens, heads, dim))
+        queries = self.kept(qkv.new_empty((tokens, heads, dim)))
         if self._rotary(
             self._context,
             _type(qkv),
@@ -261,12 +264,33 @@ class NativeBackend:
         """Check the batch; how it is cut into pieces is settled by the first layer."""
         return NativePlan(self._library, self._context, batch, block_size)
 
+    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+        """Steps of few tokens are replayed."""
+        return RecordedSteps(self._library, self._context, compute, self._keep_in, _plan_handle)
+
+    def _keep_in(self, kept: list[Tensor] | None) -> None:
+        self._kept = kept
+
+    def kept(self, result: Tensor) -> Tensor:
+        """A result of an operation, which a recording works on again later."""
+        if self._kept is not None:
+            self._kept.append(result)
+        return result
+
+    def dense(self, x: Tensor) -> Tensor:
+        """x without gaps. Raises EngineError while recording: a copy would not be replayed."""
+        if x.is_contiguous():
+            return x
+        if self._kept is not None:
+            raise EngineError(f"a recorded step needs tensors without gaps, not {x.stride()}")
+        return x.contiguous()
+
     def attend(
         self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
     ) -> Tensor:
         """Attention of queries [T, H, D] over the paged cache; [T, H * D]."""
         assert isinstance(plan, NativePlan)
-        queries = queries.contiguous()
+        queries = self.dense(queries)
         tokens, heads, dim = queries.shape
         num_blocks, kv_heads, block_size, _ = cache.keys.shape
         if tokens != plan.num_tokens or block_size != plan.block_size:
@@ -279,7 +303,7 @@ class NativeBackend:
                 f"{heads} query heads of {dim} ({queries.dtype}) over {kv_heads} key heads "
                 f"({cache.keys.dtype}) are not supported"
             )
-        out = queries.new_empty((tokens, heads * dim))
+        out = self.kept(queries.new_empty((tokens, heads * dim)))
         if self._attend(
             self._context,
             plan.handle,
@@ -403,14 +427,15 @@ class NativeLinear:
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
-        x = x.contiguous()
+        x = self._backend.dense(x)
         tokens, size = x.shape
         if size != self.in_features or x.dtype is not self._dtype:
             raise ValueError(
                 f"x is {tokens} x {size} {x.dtype}, but the weight takes "
                 f"{self.in_features} {self._dtype}"
             )
-        out = torch.empty((tokens, self.out_features), dtype=torch.float32 if wide else self._dtype)
+        dtype = torch.float32 if wide else self._dtype
+        out = self._backend.kept(torch.empty((tokens, self.out_features), dtype=dtype))
         if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), wide, tokens):
             raise EngineError(f"native kernels: {self._library.last_message()}")
         return out
@@ -439,6 +464,11 @@ class NativePlan:
             raise EngineError(f"native kernels: {library.last_message()}")
         self.handle: int = handle
         weakref.finalize(self, library.free_plan, handle)
+
+
+def _plan_handle(plan: AttentionPlan) -> int:
+    assert isinstance(plan, NativePlan)
+    return plan.handle
 
 
 def instruction_sets() -> tuple[str, ...]:

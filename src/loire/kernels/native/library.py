@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 9
+INTERFACE_VERSION = 10
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -63,6 +63,10 @@ class NativeLibrary:
             (pointer, pointer, c_int32, *(pointer,) * 6, *(size,) * 5, c_float, c_float),
         )
 
+        self.record = self._function("loire_record", pointer, (pointer,))
+        self.end_recording = self._function("loire_end_recording", c_int, (pointer,))
+        self.replay = self._function("loire_replay", c_int, (pointer,) * 3)
+        self.free_recording = self._function("loire_free_recording", None, (pointer,))
         self.read_limit = self._function("loire_read_limit", c_double, (pointer, pointer, size))
         self.multiply_limit = self._function("loire_multiply_limit", c_double, (pointer, c_int32))
 

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <functional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "amx.h"
@@ -31,11 +33,18 @@ namespace {
 
 thread_local std::string message;
 
+// Operations as they were called, to be run again with another plan.
+struct Recording {
+    const std::thread::id thread = std::this_thread::get_id();  // only its calls
+    std::vector<std::function<void(AttentionPlan*)>> operations;
+};
+
 struct Context {
     const Operations& operations;
     Pool pool;
     Scratch activations, partials;
     Forecast forecast;
+    Recording* recording = nullptr;  // being made
 
     Context(const Operations& operations, int num_threads)
         : operations(operations), pool(num_threads) {}
@@ -129,6 +138,18 @@ int locked(Context* context, Body body) {
                : -1;
 }
 
+// An operation of a step: runs body(plan) and notes it if a recording is being made. body keeps
+// copies of what it was given, as it may be run again later.
+template <typename Body>
+int perform(Context* context, AttentionPlan* plan, Body body) {
+    return locked(context, [&] {
+        body(plan);
+        Recording* recording = context->recording;
+        if (recording != nullptr && recording->thread == std::this_thread::get_id())
+            recording->operations.push_back(body);
+    });
+}
+
 void check_range(const char* what, int64_t value, int64_t limit) {
     if (value < 0 || value >= limit)
         throw std::out_of_range(std::string(what) + " " + std::to_string(value) +
@@ -152,7 +173,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 9; }
+int loire_interface_version() { return 10; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -204,7 +225,7 @@ void loire_free_weight(PackedWeight* weight) { delete weight; }
 // out is float32 if wide, else of x's type: the one that the weight was packed from.
 int loire_linear(Context* context, const PackedWeight* weight, const void* x, void* out,
                  int32_t wide, int64_t tokens) {
-    return locked(context, [&] {
+    return perform(context, nullptr, [=](AttentionPlan*) {
         multiply(context->linear(weight->is_bfloat16, weight->format), context->pool,
                  context->activations, context->forecast, *weight, x, out, wide != 0, tokens);
     });
@@ -212,7 +233,7 @@ int loire_linear(Context* context, const PackedWeight* weight, const void* x, vo
 
 int loire_norm(Context* context, int32_t type, const void* x, float* residual, const float* weight,
                void* out, int64_t tokens, int64_t size, float eps) {
-    return locked(context, [&] {
+    return perform(context, nullptr, [=](AttentionPlan*) {
         const NormArguments arguments{x, residual, weight, out, tokens, size, eps};
         context->pool.run(row_pieces(tokens), context->typed(type).norm, &arguments);
     });
@@ -220,7 +241,7 @@ int loire_norm(Context* context, int32_t type, const void* x, float* residual, c
 
 int loire_activation(Context* context, int32_t type, int32_t kind, const void* gate_up, void* out,
                      int64_t tokens, int64_t size) {
-    return locked(context, [&] {
+    return perform(context, nullptr, [=](AttentionPlan*) {
         const ActivationArguments arguments{gate_up, out, tokens, size, kind};
         context->pool.run(row_pieces(tokens), context->typed(type).activation, &arguments);
     });
@@ -259,7 +280,7 @@ int loire_rotary(Context* context, int32_t type, const void* qkv, void* queries,
                  const int64_t* slots, int64_t tokens, int64_t heads, int64_t kv_heads,
                  int64_t head_dim, int64_t half, int64_t block_size, int64_t num_blocks,
                  int64_t num_positions, float eps) {
-    return locked(context, [&] {
+    return perform(context, nullptr, [=](AttentionPlan*) {
         for (int64_t t = 0; t < tokens; ++t) {
             check_range("position", positions[t], num_positions);
             check_range("slot", slots[t], num_blocks * block_size);
@@ -286,12 +307,12 @@ void* loire_plan(Context* context, const int32_t* query_starts, const int32_t* c
 
 void loire_free_plan(AttentionPlan* plan) { delete plan; }
 
-int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void* queries,
+int loire_attend(Context* context, AttentionPlan* given, int32_t type, const void* queries,
                  const void* keys, const void* values, const float* key_scales,
                  const float* value_scales, void* out, int64_t heads, int64_t kv_heads,
                  int64_t head_dim, int64_t num_blocks, int64_t window, float scale,
                  float softcap) {
-    return locked(context, [&] {
+    return perform(context, given, [=](AttentionPlan* plan) {
         check_range("block", plan->lowest_block, num_blocks);
         check_range("block", plan->highest_block, num_blocks);
         AttentionPieces& cut = plan->pieces(heads, kv_heads, window);
@@ -325,6 +346,30 @@ int loire_attend(Context* context, AttentionPlan* plan, int32_t type, const void
                           &arguments, Order::EVERY_NTH);
     });
 }
+
+// From now on notes which operations of a step this thread calls, until loire_end_recording.
+void* loire_record(Context* context) {
+    Recording* recording = nullptr;
+    locked(context, [&] {
+        if (context->recording != nullptr)
+            throw std::logic_error("another thread is recording a step");
+        recording = context->recording = new Recording;
+    });
+    return recording;
+}
+
+int loire_end_recording(Context* context) {
+    return locked(context, [&] { context->recording = nullptr; });
+}
+
+// Runs the operations again, on the memory that they were given then; attention by this plan.
+int loire_replay(Context* context, const Recording* recording, AttentionPlan* plan) {
+    return locked(context, [&] {
+        for (const auto& operation : recording->operations) operation(plan);
+    });
+}
+
+void loire_free_recording(Recording* recording) { delete recording; }
 
 // Reads memory, a multiple of 256 KiB, once; bytes read per second of wall time.
 double loire_read_limit(Context* context, const char* memory, int64_t bytes) {

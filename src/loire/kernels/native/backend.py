@@ -26,8 +26,8 @@ from loire.kernels.interface import (
     SamplingKnobs,
 )
 from loire.kernels.native.library import NativeLibrary, load_library
-from loire.kernels.quantization import elements_of_q4_1
 from loire.kernels.native.recording import RecordedSteps
+from loire.kernels.quantization import elements_of_q4_1
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}

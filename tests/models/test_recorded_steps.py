@@ -1,0 +1,98 @@
+"""A step that is replayed gives the same bits as one that is computed call by call."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loire.base.errors import EngineError
+from loire.checkpoint.open import open_checkpoint
+from loire.kernels.interface import ComputeLayers
+from loire.kernels.native.backend import NativeBackend
+from loire.kernels.native.recording import MOST_TOKENS
+from loire.models.decoder import Decoder
+from loire.models.loading import load_decoder
+from support.paged_driver import CPU, DrivenSequence, PagedDriver
+
+usable, why = NativeBackend.available()
+pytestmark = pytest.mark.skipif(not usable, reason=why)
+
+
+class PlainBackend(NativeBackend):
+    """Records nothing."""
+
+    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+        return compute
+
+
+def load(path: Path, backend: NativeBackend, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+    checkpoint = open_checkpoint(path)
+    return load_decoder(checkpoint, dtype=dtype, device=CPU, backend=backend, max_model_len=256)
+
+
+def run(drivers: list[PagedDriver], seed: int) -> list[list[Tensor]]:
+    """Logits of each driver's steps: rows of one token and of several, more and less than recorded.
+
+    The drivers take turns, step by step.
+    """
+    rng = random.Random(seed)
+    sequences = [[DrivenSequence() for _ in range(4)] for _ in drivers]
+    logits: list[list[Tensor]] = [[] for _ in drivers]
+    for _ in range(40):
+        members = rng.sample(range(4), rng.randint(1, 4))
+        counts = [rng.choice((1, 1, 1, 2, MOST_TOKENS + 1)) for _ in members]
+        tokens = [[rng.randrange(3, 259) for _ in range(count)] for count in counts]
+        for number, driver in enumerate(drivers):
+            rows = [(sequences[number][m], t) for m, t in zip(members, tokens, strict=True)]
+            if any(len(s.tokens) + len(t) > 200 for s, t in rows):
+                return logits
+            logits[number] += driver.step(rows)
+    return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replayed_is_computed(tiny_llama: Path, dtype: torch.dtype) -> None:
+    """Also where two models, or two caches of one model, share a backend and take turns."""
+    shared = NativeBackend(2)
+    one, other = load(tiny_llama, shared, dtype), load(tiny_llama, shared, dtype)
+    plain = load(tiny_llama, PlainBackend(2), dtype)
+    drivers = [PagedDriver(decoder, seed=i) for i, decoder in enumerate((plain, one, other, one))]
+    computed, *replayed = run(drivers, seed=1)
+    assert len(computed) > 40
+    for logits in replayed:
+        assert all(torch.equal(a, b) for a, b in zip(computed, logits, strict=True))
+
+
+def small_step() -> tuple[NativeBackend, Callable[[ComputeLayers, int], Tensor]]:
+    """A backend, and steps of two tokens by what it captured."""
+    from kernels.native_cases import Row, make_batch
+
+    backend = NativeBackend(1)
+    batch = make_batch([Row(2, 2)], 16, 4, torch.Generator().manual_seed(0))
+
+    def step(captured: ComputeLayers, seed: int) -> Tensor:
+        x = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))
+        return captured(x, torch.zeros(2, 32), batch, backend.plan_attention(batch, 16))
+
+    return backend, step
+
+
+def test_a_copy_would_not_be_replayed() -> None:
+    backend, step = small_step()
+    weight = torch.ones(32)
+
+    def compute(x: Tensor, residual: Tensor, *_: Any) -> Tensor:
+        return backend.rms_norm(torch.cat([x, residual], dim=1)[:, :32], weight, 1e-5)
+
+    captured = backend.capture(compute)
+    with pytest.raises(EngineError, match="without gaps"):
+        step(captured, 0)
+    # The recording has ended: this one is not in it, and the next one can be made.
+    good = backend.capture(lambda x, *_: backend.rms_norm(x, weight, 1e-5))
+    first = step(good, 1)
+    assert not torch.equal(step(good, 2), first)
+    assert torch.equal(step(good, 1), first)

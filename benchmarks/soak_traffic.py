@@ -148,7 +148,8 @@ class Traffic:
             self.tally.wrong.append(f"batch: {batch}")
             return
         output = await client.get(f"/v1/files/{batch['output_file_id']}/content")
-        found = sorted(int(json.loads(line)["custom_id"]) for line in output.text.splitlines())
+        answers = [json.loads(line) for line in output.content.splitlines()]
+        found = sorted(int(answer["custom_id"]) for answer in answers)
         if found != list(range(num_lines)):
             self.tally.wrong.append(f"batch {batch['id']} answered {len(found)} of {num_lines}")
         for name in ("input_file_id", "output_file_id"):

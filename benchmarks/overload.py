@@ -4,8 +4,9 @@
 
 First as many requests as the engine takes at a time are kept running, to find the sustainable rate.
 Then requests arrive at FACTOR times that rate, at random (Poisson). Those that are refused must
-hear so at once, those that are let in must all complete. Ends with one line of JSON; exit status 1
-if a request failed or was lost.
+hear so at once (99 of a hundred within 50 ms in the server), those that are let in must all
+complete, with at least 80% of the undisturbed output, and the server's memory must stay flat. Ends
+with one line of JSON; exit status 1 if something of that is not so.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from typing import Any
 
 import httpx
 from server_process import NAME, ServerProcess
+
+MOST_GROWTH_MB = 16
 
 
 @dataclass
@@ -49,7 +52,9 @@ class Outcome:
     @property
     def good(self) -> bool:
         whole = self.failed == self.requests_left == self.blocks_left == 0
-        return whole and self.refused > 0 and self.refusal_in_server_p99_ms <= 50
+        at_once = self.refused > 0 and self.refusal_in_server_p99_ms <= 50
+        flat = self.server_rss_after_mb - self.server_rss_before_mb <= MOST_GROWTH_MB
+        return whole and at_once and flat and self.share_of_maximum >= 0.8
 
 
 def body(rng: random.Random, args: argparse.Namespace) -> dict[str, Any]:

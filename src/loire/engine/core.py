@@ -35,12 +35,13 @@ class EngineCore:
         executor: StepExecutor,
         *,
         depth: int = 1,
+        num_records: int = NUM_RECORDS,
         on_begin: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         """on_begin: told the ids of requests before the step that computes them first."""
         self.scheduler = scheduler
         self._on_begin = on_begin
-        self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
+        self.records: deque[StepRecord] = deque(maxlen=num_records)
         self._executor = executor
         self._depth = depth
         self._in_flight: deque[Callable[[], StepResult]] = deque()

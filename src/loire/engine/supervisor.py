@@ -14,7 +14,6 @@ from loire.base import errors
 from loire.base.errors import EngineError, LoireError, RequestError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
-from loire.engine.core import NUM_RECORDS
 from loire.engine.journal import Entry, Journal
 from loire.engine.process import COMMAND, EngineProcess, Launched, launch
 from loire.engine.wire import (
@@ -55,6 +54,10 @@ class SupervisorOptions:
 
 
 DEFAULT_SUPERVISION = SupervisorOptions()
+
+NUM_RECORDS = 512
+"""Step records that are kept, the latest ones. Whoever watches looks ten times a second; a record
+of 128 sequences takes 30 kB."""
 
 
 class EngineSupervisor:

@@ -102,6 +102,7 @@ class EngineWorker:
             build_scheduler(engine.config),
             self._around(engine.executor),
             depth=engine.config.pipeline_depth,
+            num_records=1,  # the supervisor keeps them
             on_begin=lambda request_ids: self.send(Begun(tuple(request_ids))),
         )
         self.send(Ready(engine.config, engine.plan_lines, engine.kernels))

@@ -75,7 +75,10 @@ class LiveStep(BaseModel):
 
 
 class LiveTotals(BaseModel):
-    """Sums over all steps since the event before, the skipped ones included."""
+    """Sums over all steps since the event before, the skipped ones included.
+
+    A viewer who reads so slowly that the server has forgotten some of them misses those.
+    """
 
     steps: int
     prefill_tokens: int

@@ -196,6 +196,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument(
+        "--kv-cache-memory", default="100MB", help="small, so that all of it is soon in use"
+    )
     args = parser.parse_args()
     keys = {tenant: f"{tenant}-{os.urandom(16).hex()}" for tenant in TENANTS}
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +206,8 @@ def main() -> int:
         key_file.write_text("".join(f"{tenant}:{key}\n" for tenant, key in keys.items()))
         key_file.chmod(0o600)
         flags = [f"--api-key-file={key_file}", f"--data-dir={folder}/data", "--public-metrics"]
-        flags += ["--kv-cache-memory=100MB", "--max-model-len=4096", "--max-num-seqs=24"]
+        flags += [f"--kv-cache-memory={args.kv_cache_memory}"]
+        flags += ["--max-model-len=4096", "--max-num-seqs=24"]
         server = ServerProcess(args.model, flags)
         try:
             outcome = asyncio.run(soak(server, keys, args.minutes))

@@ -16,7 +16,7 @@ from loire.base.config import EngineOptions
 from loire.base.errors import EngineError, ModelError, RequestError, RequestTimeoutError
 from loire.base.outputs import RequestOutput
 from loire.engine.supervised import SupervisedEngine
-from loire.engine.supervisor import SupervisorOptions
+from loire.engine.supervisor import NUM_RECORDS, SupervisorOptions
 
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -153,6 +153,19 @@ def test_leaving_a_stream_frees_its_blocks(tiny_llama: Path) -> None:
                 reader.task.cancel()
             await asyncio.gather(*(reader.task for reader in readers), return_exceptions=True)
             await settled(supervised)
+
+    run(test)
+
+
+def test_old_steps_are_forgotten(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with engine(tiny_llama) as supervised:
+            for _ in range(2):
+                await Reader(supervised, PROMPTS[0], SAMPLED).task
+            assert len(supervised.records) == NUM_RECORDS < 2 * 300
+            step_ids = [record.step_id for record in supervised.records]
+            assert step_ids == list(range(step_ids[0], step_ids[0] + NUM_RECORDS))
+            assert supervised.records[-1].slots[0].ended
 
     run(test)
 

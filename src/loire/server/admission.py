@@ -1,4 +1,4 @@
-"""A bounded queue: beyond it, a request is refused at once, before it is tokenized.
+"""A bounded queue: beyond it, a request is refused at once, before its body is read.
 
 A request waits from the moment it is let in until the engine computes something of it. On its way
 to the engine's own queue it is counted by its ticket, from then on by the engine.
@@ -90,7 +90,12 @@ class Admission:
         self.num_refused = 0
 
     def admit(self, ticket: Ticket, queue: Queue, tenant: str, of_tenant: Queue) -> None:
-        """Let a request in. Raises ApiError (429) if the queue, or its tenant's share, is full.
+        """Let a request in. Raises as check() does."""
+        self.check(queue, tenant, of_tenant)
+        ticket.admit(tenant)
+
+    def check(self, queue: Queue, tenant: str, of_tenant: Queue) -> None:
+        """Raises ApiError (429) if the queue, or the tenant's share of it, is full.
 
         tenant: empty if there are no tenants, and nobody to share with.
         """
@@ -105,7 +110,6 @@ class Admission:
             )
         if tenant:
             self._check_share(tenant, of_tenant, num_requests, queue.num_waiting_tokens)
-        ticket.admit(tenant)
 
     def _check_share(
         self, tenant: str, of_tenant: Queue, num_requests: int, num_tokens: int

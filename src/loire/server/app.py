@@ -32,6 +32,7 @@ from loire.server.data_folder import DataFolder
 from loire.server.errors import add_error_handlers
 from loire.server.key_guard import KeyGuard
 from loire.server.limits import BodyLimit
+from loire.server.queue_guard import QueueGuard
 from loire.server.rate_guard import RateGuard
 from loire.server.response_store import ResponseStore
 from loire.server.served import ServedModel
@@ -94,6 +95,7 @@ def create_app(
     # The last one added is the first to see a request.
     app.add_middleware(Tickets, admission=served.admission)
     app.add_middleware(BodyLimit)
+    app.add_middleware(QueueGuard, served)
     app.add_middleware(RateGuard)
     app.add_middleware(KeyGuard, access)
     app.add_middleware(CallLog, served.observer.metrics, spans)

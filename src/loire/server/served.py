@@ -153,6 +153,15 @@ class ServedModel:
             )
         return self.client
 
+    def check_queue(self, tenant: str) -> None:
+        """Raises ApiError (429) if the queue is full for this tenant.
+
+        Nothing is full while no requests are taken at all: why not is for the route to say.
+        """
+        client = self._client
+        if client is not None and client.alive and not self.draining:
+            self.admission.check(client, tenant, self.observer.waiting_of(tenant))
+
     def end_all(self, error: EngineError) -> None:
         """End every request with this error."""
         if self._client is not None:

@@ -86,9 +86,13 @@ def colors_in(page: Page, canvas: str) -> set[str]:
     """The colours of requests that a picture holds, as #rrggbb."""
     seen: list[str] = page.evaluate(
         """(id) => {
+            // From a copy: the browser warns of a canvas on a GPU that is read again and again.
             const canvas = document.getElementById(id);
-            const context = canvas.getContext("2d");
-            const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+            const { width, height } = canvas;
+            const copy = Object.assign(document.createElement("canvas"), { width, height });
+            const context = copy.getContext("2d", { willReadFrequently: true });
+            context.drawImage(canvas, 0, 0);
+            const { data } = context.getImageData(0, 0, width, height);
             const seen = new Set();
             for (let i = 0; i < data.length; i += 4) {
                 const [r, g, b] = data.slice(i, i + 3);

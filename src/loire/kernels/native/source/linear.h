@@ -26,17 +26,17 @@ constexpr int DENSE_ROWS = 1, DENSE_VECTORS = 1;
 
 constexpr int64_t MOST_STREAMED = 6;  // tokens for which weights come straight from memory
 
-// Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache. Few leave
-// little time to fetch the next chunk into the L2 cache; many want to reload sums less often.
-constexpr int64_t FEW_PASSES = 4, BYTES_FOR_FEW = 16 << 10, BYTES_FOR_MANY = 32 << 10;
+// Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache, and the next
+// chunk comes there meanwhile. Every pass asks for all of it: that costs little, and a fetch every
+// now and then leaves memory idle in between (docs/log.md).
+constexpr int64_t WEIGHT_CHUNK_BYTES = 8 << 10;
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
 
-// Fetches bytes into the L2 cache, which has room for more misses than the L1 cache. In the order
-// of addresses: the processor's own prefetching sees a stream.
+// In the order of addresses: the processor's own prefetching sees a stream.
 template <int64_t BYTES>
 INLINE void fetch(const char* source) {
 #pragma GCC unroll 4
-    for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(source + line, 0, 2);
+    for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(source + line);
 }
 
 // What formats of plain numbers share. Links: weight and activations of one word, as the links of a
@@ -44,7 +44,6 @@ INLINE void fetch(const char* source) {
 template <typename Links>
 struct DenseFormat {
     static constexpr int MOST_ROWS = DENSE_ROWS, VECTORS = DENSE_VECTORS;
-    static constexpr int64_t PANEL = DENSE_PANEL;
 
     // One step of ROWS tokens and of outputs [column, column + 16 * VECTORS); fetches a step ahead.
     template <int ROWS, typename Activation>
@@ -145,34 +144,27 @@ struct BFloat16Format : DenseFormat<BFloat16Format> {
 };
 #endif
 
-// What a pass fetches of what lies `distance` bytes ahead: steps first, first + every, ...
-struct Prefetch {
-    int64_t distance, first, every;
-};
-
 // Takes the chains of ROWS tokens times 16 * VECTORS outputs, in sums [tokens][PANEL], some steps on.
+// Fetches what lies `distance` bytes ahead of each step.
 template <typename Format, int ROWS>
 void multiply(const char* weight, int64_t column, const void* untyped, int64_t steps,
-              const Prefetch& prefetch, float* sums) {
+              int64_t distance, float* sums) {
     constexpr int VECTORS = Format::VECTORS;
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
-    int64_t until_prefetch = prefetch.first;
     Vec16 chains[ROWS][VECTORS];
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * Format::PANEL + v * 16);
+        for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * PANEL + v * 16);
     for (int64_t step = 0; step < steps; ++step) {
-        const char* ahead = weight;
-        if (until_prefetch-- == 0) ahead += prefetch.distance, until_prefetch = prefetch.every - 1;
-        Format::template step<ROWS>(weight, column, ahead, activations, chains);
+        Format::template step<ROWS>(weight, column, weight + distance, activations, chains);
         weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) store(sums + r * Format::PANEL + v * 16, chains[r][v]);
+        for (int v = 0; v < VECTORS; ++v) store(sums + r * PANEL + v * 16, chains[r][v]);
 }
 
 // All steps of one panel for some tokens, in blocks.
@@ -180,21 +172,18 @@ template <typename Format>
 void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t block,
                     int64_t steps, float* sums) {
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
-    const int64_t passes = (tokens + block - 1) / block;
-    const int64_t chunk = passes == 1            ? steps
-                          : passes <= FEW_PASSES ? BYTES_FOR_FEW / Format::WEIGHT_BYTES
-                                                 : BYTES_FOR_MANY / Format::WEIGHT_BYTES;
-    const int64_t distance = passes == 1 ? PREFETCH_BYTES : chunk * Format::WEIGHT_BYTES;
+    const bool once = tokens <= block && 16 * Format::VECTORS == PANEL;
+    const int64_t chunk = once ? steps : WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES;
+    const int64_t distance = once ? PREFETCH_BYTES : chunk * Format::WEIGHT_BYTES;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
         for (int64_t t = 0; t < tokens; t += block)
             for_count<Format::MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
-                const Prefetch prefetch{distance, t / block, passes};
-                for (int column = 0; column < Format::PANEL; column += Format::VECTORS * 16)
+                for (int column = 0; column < PANEL; column += Format::VECTORS * 16)
                     multiply<Format, rows.value>(
                         panel + step * Format::WEIGHT_BYTES, column,
                         activations + (t * steps + rows.value * step) * activation_bytes, count,
-                        prefetch, sums + t * Format::PANEL + column);
+                        distance, sums + t * PANEL + column);
             });
     }
 }
@@ -204,8 +193,8 @@ struct LinearPiece {
     int64_t first_token, tokens, first_panel, last_panel;
 };
 
-inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t panel_size, int64_t piece) {
-    const int64_t panels = (a.out_features + panel_size - 1) / panel_size;
+inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
+    const int64_t panels = (a.out_features + PANEL - 1) / PANEL;
     const int64_t columns = (panels + a.panels_per_piece - 1) / a.panels_per_piece;
     const int64_t first_token = piece / columns * a.tokens_per_piece;
     const int64_t left = a.tokens - first_token;
@@ -216,7 +205,7 @@ inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t panel_size,
 }
 
 // Scales sums [tokens][PANEL] of one panel, adds the bias and stores them.
-template <typename Element, int64_t PANEL>
+template <typename Element>
 void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, int64_t tokens,
                   const float* sums) {
     for (int64_t t = 0; t < tokens; ++t)
@@ -237,8 +226,7 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
 template <typename Format>
 void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const LinearArguments*>(untyped);
-    constexpr int64_t PANEL = Format::PANEL;
-    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, PANEL, piece);
+    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, piece);
     const int64_t panel_bytes = a.steps * Format::WEIGHT_BYTES;
     const int64_t token_bytes =
         a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
@@ -250,7 +238,7 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         __builtin_memset(sums, 0, sum_bytes);
         multiply_panel<Format>(static_cast<const char*>(a.weight) + panel * panel_bytes,
                                activations, tokens, a.tokens_per_block, a.steps, sums);
-        finish_panel<typename Format::Element, PANEL>(a, panel, first_token, tokens, sums);
+        finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums);
     }
 }
 

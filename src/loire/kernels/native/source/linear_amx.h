@@ -18,7 +18,7 @@
 constexpr int64_t TILE_ROWS = 16, MOST_TILE_TOKENS = 2 * TILE_ROWS;
 constexpr int64_t STEP_BYTES = 2048;      // of a panel
 constexpr int64_t TOKEN_STEP_BYTES = 64;  // of a token
-constexpr int64_t PANEL = DENSE_PANEL, SUM_STRIDE = PANEL * int64_t(sizeof(float));
+constexpr int64_t SUM_STRIDE = PANEL * int64_t(sizeof(float));
 constexpr int64_t CHUNK_STEPS = 8;            // where several blocks share weights
 constexpr int64_t CHUNK_BYTES = 16 << 10;     // of activations, where there is one block
 static_assert(MOST_TILE_TOKENS * TOKEN_STEP_BYTES * CHUNK_STEPS == CHUNK_BYTES);
@@ -84,7 +84,7 @@ void multiply_tiles(const char* weight, const char* activations, int64_t tokens,
 
 void linear_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const LinearArguments*>(untyped);
-    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, PANEL, piece);
+    const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, piece);
     const int64_t block = a.tokens_per_block, blocks = (tokens + block - 1) / block;
     const int64_t upper = block <= TILE_ROWS ? block : (block + 1) / 2;
     const int64_t panel_bytes = a.steps * STEP_BYTES;
@@ -119,7 +119,7 @@ void linear_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     }
     Tiles::release();
     for (int64_t panel = first_panel; panel < last_panel; ++panel)
-        finish_panel<bfloat16, PANEL>(a, panel, first_token, tokens,
+        finish_panel<bfloat16>(a, panel, first_token, tokens,
                                sums + (panel - first_panel) * panel_sums);
 }
 

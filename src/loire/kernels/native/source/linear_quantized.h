@@ -13,20 +13,22 @@
 //     int4   chain = fma(number * x's scale, weight's scale, chain)
 //     q4_1   the same, then chain = fma(sum of x's numbers * x's scale, minimum, chain)
 //
-// The packed weight: panels of 16 outputs; in a panel, steps of 32 inputs; in a step, a lane of four
+// The packed weight: panels of 32 outputs; in a panel, steps of 32 inputs; in a step, a lane of four
 // bytes per output of
-//     int8   8 words with inputs (4 i, .., 4 i + 3); 512 bytes
+//     int8   8 words with inputs (4 i, .., 4 i + 3); 1024 bytes
 //     int4   4 words that hold inputs (4 i, .., 4 i + 3) in the lower halves of their bytes and
-//            16 inputs later in the upper ones; then the 16 scales; 288 bytes
-//     q4_1   the same and then the 16 minimums; 320 bytes
+//            16 inputs later in the upper ones; then the 32 scales; 576 bytes
+//     q4_1   the same and then the 32 minimums; 640 bytes
 // The packed activations: blocks of tokens, in a block steps, in a step token by token.
 
+// A block of sums in registers: tokens times vectors of 16 outputs. Two vectors share the inputs that
+// are loaded for each token.
 #if defined(LOIRE_AVX512)
-constexpr int QUANTIZED_ROWS = 12;
+constexpr int QUANTIZED_ROWS = 6, QUANTIZED_VECTORS = 2;
 #elif defined(LOIRE_AVX2)
-constexpr int QUANTIZED_ROWS = 3;
+constexpr int QUANTIZED_ROWS = 3, QUANTIZED_VECTORS = 1;
 #else
-constexpr int QUANTIZED_ROWS = 2;
+constexpr int QUANTIZED_ROWS = 2, QUANTIZED_VECTORS = 1;
 #endif
 
 // One step of one token; the codes of weights have a zero.
@@ -64,60 +66,77 @@ struct QuantizedFormat {
     using Element = GivenElement;
     static constexpr bool HAS_MINIMUM = SCALES == Scales::AND_MINIMUM;
     using Activation = Either<HAS_MINIMUM, SummedStep, QuantizedStep<1 << (BITS - 1)>>;
-    static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = 1;
-    static constexpr int64_t PANEL = QUANTIZED_PANEL;
+    static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
+    static constexpr int64_t WORD_BYTES = PANEL * 4;
     static constexpr int64_t CODE_BYTES = PANEL * STEP * BITS / 8;
     static constexpr int64_t WEIGHT_BYTES = CODE_BYTES + PANEL * 2 * int(SCALES);
     static constexpr int64_t ACTIVATIONS = 1;
 
     template <int ROWS>
-    static INLINE void add(const Int16& codes, int word, const Activation* x,
-                           Int16 (&numbers)[ROWS]) {
-#pragma GCC unroll 12
+    static INLINE void add(const Int16 (&codes)[VECTORS], int word, const Activation* x,
+                           Int16 (&numbers)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             int32_t four;
             __builtin_memcpy(&four, x[r].x + 4 * word, 4);
-            numbers[r] = dot(numbers[r], codes, four);
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) numbers[r][v] = dot(numbers[r][v], codes[v], four);
         }
     }
 
+    // Scales or minimums of the vector that begins at an output.
+    static INLINE Vec16 beside_codes(const char* weight, int64_t output) {
+        const char* found = weight + CODE_BYTES + output * 2;
+        return HAS_MINIMUM ? load_halves(found) : load(reinterpret_cast<const bfloat16*>(found));
+    }
+
     template <int ROWS>
-    static INLINE void step(const char* weight, int64_t, const char* ahead,
-                            const Activation* x, Vec16 (&chains)[ROWS][1]) {
-        Int16 numbers[ROWS];
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; ++r) numbers[r] = x[r].first_number();
-        fetch<WEIGHT_BYTES>(ahead);
+    static INLINE void step(const char* weight, int64_t column, const char* ahead,
+                            const Activation* x, Vec16 (&chains)[ROWS][VECTORS]) {
+        Int16 numbers[ROWS][VECTORS];
 #pragma GCC unroll 8
-        for (int word = 0; word < CODE_BYTES / 64; ++word) {
-            const Int16 codes = load_ints(weight + word * 64);
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) numbers[r][v] = x[r].first_number();
+#pragma GCC unroll 8
+        for (int word = 0; word < CODE_BYTES / WORD_BYTES; ++word) {
+            fetch<WORD_BYTES>(ahead + word * WORD_BYTES);
+            Int16 codes[VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v)
+                codes[v] = load_ints(weight + word * WORD_BYTES + column * 4 + v * 64);
             if constexpr (BITS == 8) {
                 add<ROWS>(codes, word, x, numbers);
             } else {
-                Int16 lower, upper;
-                EACH_PART {
-                    lower.part[p] = codes.part[p] & 0x0f0f0f0f;
-                    upper.part[p] = (Ints)((Words)codes.part[p] >> 4) & 0x0f0f0f0f;
+                Int16 lower[VECTORS], upper[VECTORS];
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; ++v) EACH_PART {
+                    lower[v].part[p] = codes[v].part[p] & 0x0f0f0f0f;
+                    upper[v].part[p] = (Ints)((Words)codes[v].part[p] >> 4) & 0x0f0f0f0f;
                 }
                 add<ROWS>(lower, word, x, numbers);
                 add<ROWS>(upper, word + 4, x, numbers);
             }
         }
-        const char* after_codes = weight + CODE_BYTES;
-        Vec16 scales = zero(), minimums = zero();
-        if constexpr (SCALES == Scales::PER_STEP)
-            scales = load(reinterpret_cast<const bfloat16*>(after_codes));
-        if constexpr (HAS_MINIMUM) {
-            scales = load_halves(after_codes);
-            minimums = load_halves(after_codes + PANEL * 2);
+        fetch<WEIGHT_BYTES - CODE_BYTES>(ahead + CODE_BYTES);
+        Vec16 scales[VECTORS], minimums[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) {
+            const int64_t output = column + v * 16;
+            if constexpr (SCALES != Scales::PER_OUTPUT) scales[v] = beside_codes(weight, output);
+            if constexpr (HAS_MINIMUM) minimums[v] = beside_codes(weight, PANEL + output);
         }
-#pragma GCC unroll 12
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const Vec16 number = to_floats(numbers[r]), scale = broadcast(x[r].scale);
-            chains[r][0] = SCALES == Scales::PER_OUTPUT ? fma(number, scale, chains[r][0])
-                                                        : fma(number * scale, scales, chains[r][0]);
-            if constexpr (HAS_MINIMUM)
-                chains[r][0] = fma(broadcast(x[r].sum), minimums, chains[r][0]);
+            const Vec16 scale = broadcast(x[r].scale);
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) {
+                const Vec16 number = to_floats(numbers[r][v]);
+                Vec16& chain = chains[r][v];
+                if constexpr (SCALES == Scales::PER_OUTPUT) chain = fma(number, scale, chain);
+                else chain = fma(number * scale, scales[v], chain);
+                if constexpr (HAS_MINIMUM) chain = fma(broadcast(x[r].sum), minimums[v], chain);
+            }
         }
     }
 };

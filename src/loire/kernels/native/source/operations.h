@@ -138,9 +138,8 @@ struct AttentionArguments {
     int64_t partial_floats;  // of one split
 };
 
-// Weights are packed in panels of some outputs and steps of 32 inputs.
-constexpr int64_t STEP = 32;
-constexpr int64_t DENSE_PANEL = 32, QUANTIZED_PANEL = 16;
+// Weights are packed in panels of outputs and steps of inputs.
+constexpr int64_t STEP = 32, PANEL = 32;
 
 struct PackActivationsArguments {
     const void* x;  // [T, in]

@@ -25,26 +25,26 @@ INLINE void put_step(char* step, int64_t lane, const bfloat16 (&x)[STEP]) {
     auto* words = reinterpret_cast<uint32_t*>(step) + lane;
 #pragma GCC unroll 16
     for (int64_t i = 0; i < STEP / 2; ++i)
-        words[i * DENSE_PANEL] = EARLIER_IS_UPPER ? pairs[i] << 16 | pairs[i] >> 16 : pairs[i];
+        words[i * PANEL] = EARLIER_IS_UPPER ? pairs[i] << 16 | pairs[i] >> 16 : pairs[i];
 }
 
 template <bool>
 INLINE void put_step(char* step, int64_t lane, const float (&x)[STEP]) {
     auto* values = reinterpret_cast<float*>(step) + lane;
-    for (int64_t i = 0; i < STEP; ++i) values[i * DENSE_PANEL] = x[i];
+    for (int64_t i = 0; i < STEP; ++i) values[i * PANEL] = x[i];
 }
 
 template <typename Element, bool EARLIER_IS_UPPER = true>
 void pack_dense_piece(const void* untyped, int64_t panel, Scratch&) {
     const auto& a = *static_cast<const PackArguments*>(untyped);
     const int64_t step_bytes = a.panel_bytes / a.steps;
-    const Element* rows[DENSE_PANEL];
-    for (int64_t lane = 0; lane < DENSE_PANEL; ++lane)
+    const Element* rows[PANEL];
+    for (int64_t lane = 0; lane < PANEL; ++lane)
         rows[lane] =
-            static_cast<const Element*>(a.row(panel * DENSE_PANEL + lane, sizeof(Element)));
+            static_cast<const Element*>(a.row(panel * PANEL + lane, sizeof(Element)));
     char* packed = a.packed + panel * a.panel_bytes;
     for (int64_t step = 0; step < a.steps; ++step, packed += step_bytes)
-        for (int64_t lane = 0; lane < DENSE_PANEL; ++lane) {
+        for (int64_t lane = 0; lane < PANEL; ++lane) {
             Element x[STEP];
             read_step(a, rows[lane], step, x);
             put_step<EARLIER_IS_UPPER>(packed, lane, x);
@@ -71,8 +71,8 @@ INLINE void codes_of(const Vec16& x, const Vec16& scale, float lowest, float hig
 template <typename Element>
 void pack_int8_piece(const void* untyped, int64_t panel, Scratch&) {
     const auto& a = *static_cast<const PackArguments*>(untyped);
-    for (int64_t lane = 0; lane < QUANTIZED_PANEL; ++lane) {
-        const int64_t out = panel * QUANTIZED_PANEL + lane;
+    for (int64_t lane = 0; lane < PANEL; ++lane) {
+        const int64_t out = panel * PANEL + lane;
         const auto* row = static_cast<const Element*>(a.row(out, sizeof(Element)));
         Element x[STEP];
         Vec16 most = zero(), poison = zero();
@@ -88,11 +88,11 @@ void pack_int8_piece(const void* untyped, int64_t panel, Scratch&) {
         const float scale = a.scales[out] = largest(most) / 127.0f + sum(poison);
         char* packed = a.packed + panel * a.panel_bytes + lane * 4;
         for (int64_t step = 0; step < a.steps; ++step)
-            for (int64_t half = 0; half < 2; ++half, packed += QUANTIZED_PANEL * 16) {
+            for (int64_t half = 0; half < 2; ++half, packed += PANEL * 16) {
                 if (half == 0) read_step(a, row, step, x);
                 int32_t codes[16];
                 codes_of(load(x + half * 16), broadcast(scale), -127.0f, 127.0f, 128, codes);
-                for (int i = 0; i < 16; ++i) packed[i / 4 * 64 + i % 4] = char(codes[i]);
+                for (int i = 0; i < 16; ++i) packed[i / 4 * PANEL * 4 + i % 4] = char(codes[i]);
             }
     }
 }
@@ -100,12 +100,12 @@ void pack_int8_piece(const void* untyped, int64_t panel, Scratch&) {
 template <typename Element>
 void pack_int4_piece(const void* untyped, int64_t panel, Scratch&) {
     const auto& a = *static_cast<const PackArguments*>(untyped);
-    constexpr int64_t CODE_BYTES = QUANTIZED_PANEL * STEP / 2;
-    for (int64_t lane = 0; lane < QUANTIZED_PANEL; ++lane) {
+    constexpr int64_t CODE_BYTES = PANEL * STEP / 2;
+    for (int64_t lane = 0; lane < PANEL; ++lane) {
         const auto* row = static_cast<const Element*>(
-            a.row(panel * QUANTIZED_PANEL + lane, sizeof(Element)));
+            a.row(panel * PANEL + lane, sizeof(Element)));
         char* packed = a.packed + panel * a.panel_bytes;
-        for (int64_t step = 0; step < a.steps; ++step, packed += CODE_BYTES + QUANTIZED_PANEL * 2) {
+        for (int64_t step = 0; step < a.steps; ++step, packed += CODE_BYTES + PANEL * 2) {
             Element x[STEP];
             read_step(a, row, step, x);
             const Vec16 first = load(x), second = load(x + 16);
@@ -122,7 +122,7 @@ void pack_int4_piece(const void* untyped, int64_t panel, Scratch&) {
             codes_of(first, scale, -8.0f, 7.0f, 8, lower);
             codes_of(second, scale, -8.0f, 7.0f, 8, upper);
             for (int i = 0; i < 16; ++i)
-                packed[i / 4 * 64 + lane * 4 + i % 4] = char(upper[i] << 4 | lower[i]);
+                packed[(i / 4 * PANEL + lane) * 4 + i % 4] = char(upper[i] << 4 | lower[i]);
         }
     }
 }
@@ -130,17 +130,17 @@ void pack_int4_piece(const void* untyped, int64_t panel, Scratch&) {
 // Rows of Q4_1 blocks of GGUF: a scale and a minimum, then the codes, paired as they are wanted here.
 inline void pack_q4_1_piece(const void* untyped, int64_t panel, Scratch&) {
     const auto& a = *static_cast<const PackArguments*>(untyped);
-    constexpr int64_t BLOCK_BYTES = 20, CODE_BYTES = QUANTIZED_PANEL * STEP / 2;
-    for (int64_t lane = 0; lane < QUANTIZED_PANEL; ++lane) {
-        const char* row = static_cast<const char*>(a.row(panel * QUANTIZED_PANEL + lane, 1));
+    constexpr int64_t BLOCK_BYTES = 20, CODE_BYTES = PANEL * STEP / 2;
+    for (int64_t lane = 0; lane < PANEL; ++lane) {
+        const char* row = static_cast<const char*>(a.row(panel * PANEL + lane, 1));
         char* packed = a.packed + panel * a.panel_bytes;
         for (int64_t step = 0; step < a.steps; ++step, packed += a.panel_bytes / a.steps) {
             char block[BLOCK_BYTES] = {};
             if (row != nullptr) __builtin_memcpy(block, row + step * BLOCK_BYTES, BLOCK_BYTES);
             __builtin_memcpy(packed + CODE_BYTES + lane * 2, block, 2);
-            __builtin_memcpy(packed + CODE_BYTES + (QUANTIZED_PANEL + lane) * 2, block + 2, 2);
+            __builtin_memcpy(packed + CODE_BYTES + (PANEL + lane) * 2, block + 2, 2);
             for (int64_t word = 0; word < 4; ++word)
-                __builtin_memcpy(packed + word * 64 + lane * 4, block + 4 + word * 4, 4);
+                __builtin_memcpy(packed + (word * PANEL + lane) * 4, block + 4 + word * 4, 4);
         }
     }
 }

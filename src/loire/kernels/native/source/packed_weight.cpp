@@ -36,12 +36,12 @@ float widen(bfloat16 value) {
 
 int64_t bytes_per_step(WeightFormat format, bool is_bfloat16) {
     switch (format) {
-        case WeightFormat::INT8: return QUANTIZED_PANEL * STEP;
-        case WeightFormat::INT4: return QUANTIZED_PANEL * (STEP / 2 + 2);
-        case WeightFormat::Q4_1: return QUANTIZED_PANEL * (STEP / 2 + 4);
+        case WeightFormat::INT8: return PANEL * STEP;
+        case WeightFormat::INT4: return PANEL * (STEP / 2 + 2);
+        case WeightFormat::Q4_1: return PANEL * (STEP / 2 + 4);
         case WeightFormat::DENSE: break;
     }
-    return DENSE_PANEL * STEP * (is_bfloat16 ? 2 : 4);
+    return PANEL * STEP * (is_bfloat16 ? 2 : 4);
 }
 
 }  // namespace
@@ -54,11 +54,10 @@ PackedWeight::PackedWeight(Pool& pool, const LinearOperations& operations,
       format(format),
       out_features(out_features),
       in_features(in_features),
-      panel(format == WeightFormat::DENSE ? DENSE_PANEL : QUANTIZED_PANEL),
-      panels((out_features + panel - 1) / panel),
+      panels((out_features + PANEL - 1) / PANEL),
       steps((in_features + STEP - 1) / STEP),
       panel_bytes(steps * bytes_per_step(format, is_bfloat16)) {
-    const size_t outputs = size_t(panels * panel);
+    const size_t outputs = size_t(panels * PANEL);
     if (given_bias != nullptr) {
         bias = reinterpret_cast<float*>(allocate(outputs * sizeof(float)));
         for (int64_t i = 0; i < int64_t(outputs); ++i)

@@ -27,10 +27,10 @@ class PackedWeight {
     const bool is_bfloat16;  // x is
     const WeightFormat format;
     const int64_t out_features, in_features;
-    const int64_t panel, panels, steps, panel_bytes;  // panel: its outputs
+    const int64_t panels, steps, panel_bytes;
     char* data = nullptr;
-    float* scales = nullptr;  // [panels * panel], of int8
-    float* bias = nullptr;    // [panels * panel]
+    float* scales = nullptr;  // [panels * PANEL], of int8
+    float* bias = nullptr;    // [panels * PANEL]
 };
 
 }  // namespace loire

@@ -27,6 +27,7 @@ from loire.kernels.interface import (
 )
 from loire.kernels.native.library import NativeLibrary, load_library
 from loire.kernels.native.recording import RecordedSteps
+from loire.kernels.native.workspace import Workspace
 from loire.kernels.quantization import elements_of_q4_1
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -79,6 +80,7 @@ class NativeBackend:
         self._rotary = library.rotary
         self._largest = library.largest
         self._attend = library.attend
+        self._workspace = Workspace()
         self._kept: list[Tensor] | None = None
         weakref.finalize(self, library.close, context)
 
@@ -123,7 +125,7 @@ class NativeBackend:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
         x = self.dense(x)
-        out = self.kept(torch.empty_like(x))
+        out = self.new(x.shape, x.dtype)
         self._normalise(x, None, weight, out, eps)
         return out
 
@@ -160,7 +162,7 @@ class NativeBackend:
         """[T, 2 * I] to [T, I]: activation(first half) * second half."""
         gate_up = self.dense(gate_up)
         tokens, both = gate_up.shape
-        out = self.kept(gate_up.new_empty((tokens, both // 2)))
+        out = self.new((tokens, both // 2), gate_up.dtype)
         if self._activation(
             self._context,
             _type(gate_up),
@@ -231,7 +233,7 @@ class NativeBackend:
             )
         if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
             raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
-        queries = self.kept(qkv.new_empty((tokens, heads, dim)))
+        queries = self.new((tokens, heads, dim), qkv.dtype)
         if self._rotary(
             self._context,
             _type(qkv),
@@ -271,8 +273,9 @@ class NativeBackend:
     def _keep_in(self, kept: list[Tensor] | None) -> None:
         self._kept = kept
 
-    def kept(self, result: Tensor) -> Tensor:
-        """A result of an operation, which a recording works on again later."""
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for the result of an operation. A recording works on it again later."""
+        result = self._workspace.empty(shape, dtype)
         if self._kept is not None:
             self._kept.append(result)
         return result
@@ -303,7 +306,7 @@ class NativeBackend:
                 f"{heads} query heads of {dim} ({queries.dtype}) over {kv_heads} key heads "
                 f"({cache.keys.dtype}) are not supported"
             )
-        out = self.kept(queries.new_empty((tokens, heads * dim)))
+        out = self.new((tokens, heads * dim), queries.dtype)
         if self._attend(
             self._context,
             plan.handle,
@@ -418,9 +421,9 @@ class NativeLinear:
     def weight_bytes(self) -> int:
         """Bytes that one multiplication reads of it: whole panels and steps."""
         steps = -(-self.in_features // 32)
+        outputs = -(-self.out_features // 32) * 32
         if self._format == _FORMATS[None]:
-            return -(-self.out_features // 32) * 32 * steps * 32 * self._dtype.itemsize
-        outputs = -(-self.out_features // 16) * 16
+            return outputs * steps * 32 * self._dtype.itemsize
         if self._format == _FORMATS["int8"]:
             return outputs * (steps * 32 + 4)
         return outputs * steps * (18 if self._format == _FORMATS["int4"] else 20)
@@ -435,7 +438,7 @@ class NativeLinear:
                 f"{self.in_features} {self._dtype}"
             )
         dtype = torch.float32 if wide else self._dtype
-        out = self._backend.kept(torch.empty((tokens, self.out_features), dtype=dtype))
+        out = self._backend.new((tokens, self.out_features), dtype)
         if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), wide, tokens):
             raise EngineError(f"native kernels: {self._library.last_message()}")
         return out

@@ -18,9 +18,9 @@ INLINE void keep_codes(const Element* x, int64_t count, int8_t* codes, float* sc
     const Vec16 factors = broadcast(added == 0.0f && factor < 1e38f ? factor : 0.0f);
     for (int64_t i = 0; i < count; i += 16) {
         const Int16 whole = to_nearest(load_some(x + i, count - i) * factors);
-        int32_t values[16];
-        EACH_PART __builtin_memcpy(values + p * LANES, &whole.part[p], sizeof(Ints));
-        for (int64_t c = 0; c < 16 && i + c < count; ++c) codes[i + c] = int8_t(values[c]);
+        int8_t stored[16];
+        store_bytes(stored, whole);
+        __builtin_memcpy(codes + i, stored, count - i < 16 ? count - i : 16);
     }
     *scale = most / 127.0f + added;
 }

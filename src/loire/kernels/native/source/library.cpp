@@ -42,6 +42,7 @@ struct Recording {
 struct Context {
     const Operations& operations;
     Pool pool;
+    WeightMemory weights;
     Scratch activations, partials;
     Forecast forecast;
     Recording* recording = nullptr;  // being made
@@ -214,8 +215,9 @@ void* loire_pack(Context* context, int32_t type, int32_t format, int32_t num_par
             outputs += part_outputs[i];
         }
         const auto kind = WeightFormat(format);
-        packed = new PackedWeight(context->pool, context->linear(type == 1, kind), all, bias,
-                                  type == 1, kind, outputs, in_features);
+        packed = new PackedWeight(context->pool, context->weights,
+                                  context->linear(type == 1, kind), all, bias, type == 1, kind,
+                                  outputs, in_features);
     });
     return packed;
 }

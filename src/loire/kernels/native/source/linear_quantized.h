@@ -38,9 +38,9 @@ struct QuantizedStep {
     float scale;
     int32_t start;  // of the number: minus the zero of the codes times the sum of x
 
-    INLINE void finish(float given_scale, int32_t total) {
+    INLINE void finish(float given_scale, float total) {
         scale = given_scale;
-        start = -ZERO * total;
+        start = -ZERO * int32_t(total);
     }
     INLINE Int16 first_number() const { return broadcast_int(start); }
 };
@@ -51,9 +51,9 @@ struct SummedStep {
     float scale;
     float sum;  // of x, times the scale
 
-    INLINE void finish(float given_scale, int32_t total) {
+    INLINE void finish(float given_scale, float total) {
         scale = given_scale;
-        sum = float(total) * given_scale;
+        sum = total * given_scale;
     }
     INLINE Int16 first_number() const { return broadcast_int(0); }
 };
@@ -149,17 +149,13 @@ INLINE void quantize_step(const Vec16 (&x)[2], Step& packed) {
     const float poison = sum(x[0] * none + x[1] * none);
     const float factor = most > 0.0f ? 127.0f / most : 0.0f;
     const Vec16 factors = broadcast(poison == 0.0f && factor < 1e38f ? factor : 0.0f);
-    int32_t total = 0;
+    Vec16 total = zero();  // of whole numbers, so exact
     for (int half = 0; half < 2; ++half) {
         const Int16 whole = to_nearest(x[half] * factors);
-        int32_t values[16];
-        EACH_PART __builtin_memcpy(values + p * LANES, &whole.part[p], sizeof(Ints));
-        for (int i = 0; i < 16; ++i) {
-            packed.x[half * 16 + i] = int8_t(values[i]);
-            total += values[i];
-        }
+        store_bytes(packed.x + half * 16, whole);
+        total = total + to_floats(whole);
     }
-    packed.finish(most / 127.0f + poison, total);
+    packed.finish(most / 127.0f + poison, sum(total));
 }
 
 // One block of tokens, padded with zeros to whole steps.

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "memory.h"
 #include "pool.h"
 
 namespace loire {
@@ -17,10 +19,9 @@ class PackedWeight {
   public:
     // parts (at most MOST_PARTS) of the weight and bias [out] (or null), all of one type.
     // operations: those of the format, which multiply with it later.
-    PackedWeight(Pool& pool, const LinearOperations& operations,
+    PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
                  const std::vector<WeightPart>& parts, const void* bias, bool is_bfloat16,
                  WeightFormat format, int64_t out_features, int64_t in_features);
-    ~PackedWeight();
     PackedWeight(const PackedWeight&) = delete;
     PackedWeight& operator=(const PackedWeight&) = delete;
 
@@ -31,6 +32,9 @@ class PackedWeight {
     char* data = nullptr;
     float* scales = nullptr;  // [panels * PANEL], of int8
     float* bias = nullptr;    // [panels * PANEL]
+
+  private:
+    std::shared_ptr<char> memory_;
 };
 
 }  // namespace loire

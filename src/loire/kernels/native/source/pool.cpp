@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "memory.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -23,10 +25,8 @@ char* Scratch::reserve(size_t bytes) {
     if (bytes > size_) {
         std::free(data_);
         data_ = nullptr, size_ = 0;
-        const size_t rounded = (bytes + 4095) / 4096 * 4096;
-        data_ = static_cast<char*>(std::aligned_alloc(4096, rounded));
-        if (data_ == nullptr) throw std::bad_alloc();
-        size_ = rounded;
+        data_ = allocate(bytes).release();
+        size_ = bytes;
     }
     return data_;
 }

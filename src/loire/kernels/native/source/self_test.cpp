@@ -86,7 +86,8 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
                            const std::vector<bfloat16>& weight, const std::vector<bfloat16>& bias,
                            const std::vector<bfloat16>& x) {
     const LinearOperations& dense = operations.bfloat16.dense;
-    const PackedWeight packed(pool, dense, {{weight.data(), shape.out_features, shape.in_features}},
+    WeightMemory memory;
+    const PackedWeight packed(pool, memory, dense, {{weight.data(), shape.out_features, shape.in_features}},
                               bias.data(), true, WeightFormat::DENSE, shape.out_features,
                               shape.in_features);
     Scratch activations;

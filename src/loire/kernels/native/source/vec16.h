@@ -234,6 +234,17 @@ INLINE Int16 to_nearest(const Vec16& value) {
     return result;
 }
 
+// Sixteen integers of eight bits.
+INLINE void store_bytes(int8_t* target, const Int16& value) {
+#if defined(LOIRE_AVX512)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm512_cvtepi32_epi8((__m512i)value.part[0]));
+#else
+    int32_t values[16];
+    EACH_PART __builtin_memcpy(values + p * LANES, &value.part[p], sizeof(Ints));
+    for (int i = 0; i < 16; ++i) target[i] = int8_t(values[i]);
+#endif
+}
+
 // sum + the four products of each lane's bytes, those of a unsigned, those of b signed. Exact.
 INLINE Ints dot_part(Ints sum, Ints a, Ints b) {
 #if defined(LOIRE_AVX512_BF16)  // (every processor that has it has VNNI, and the build says so)

@@ -24,6 +24,9 @@ constexpr int ROWS_TOGETHER = 1, VECTORS_TOGETHER = 2;
 #endif
 constexpr int TILES_TOGETHER = PARTS == 1 ? 2 : 1;  // of 16 transposed keys
 constexpr int64_t KEYS_TOGETHER = 16 * TILES_TOGETHER;
+constexpr int64_t KEYS_AHEAD = 2 * KEYS_TOGETHER;   // fetched while others are scored,
+constexpr int64_t LINES_PER_WORD = TILES_TOGETHER;  // so many lines per word of those
+constexpr int64_t VALUES_AHEAD = 32;                // fetched while others are weighed
 
 // tile[w][lane] = word w of rows[lane].
 INLINE void transpose(const char* const* rows, int64_t words, float* tile) {
@@ -180,6 +183,34 @@ struct Piece {
     }
 };
 
+// Lines of vectors that are needed soon, fetched a few at a time while others are computed: blocks
+// are too short, and lie anywhere, so that the processor's own prefetching falls behind, and many
+// fetches at once would hold up what follows them.
+template <typename Kept>
+class Fetching {
+  public:
+    Fetching(const Kept* const* vectors, int64_t count, int64_t head_dim)
+        : next_(vectors), end_(vectors + count), head_dim_(head_dim) {}
+
+    INLINE void lines(int64_t count) {
+        for (; count > 0 && next_ < end_; --count) {
+            __builtin_prefetch(*next_ + dimension_);
+            dimension_ += 64 / int64_t(sizeof(Kept));
+            if (dimension_ >= head_dim_) dimension_ = 0, ++next_;
+        }
+    }
+
+    void rest() {
+        while (next_ < end_) lines(1);
+    }
+
+  private:
+    const Kept* const* next_;
+    const Kept* const* end_;
+    const int64_t head_dim_;
+    int64_t dimension_ = 0;
+};
+
 // a = minus infinity for lanes outside [first, last].
 INLINE Vec16 keep_lanes(const Vec16& value, int64_t first, int64_t last) {
     Vec16 result;
@@ -196,7 +227,8 @@ INLINE Vec16 keep_lanes(const Vec16& value, int64_t first, int64_t last) {
 
 // Scores of ROWS rows and the keys [base + key, + KEYS_TOGETHER).
 template <int ROWS, typename Piece>
-void score_rows(const Piece& piece, int64_t row, int64_t base, int64_t key) {
+void score_rows(const Piece& piece, int64_t row, int64_t base, int64_t key,
+                Fetching<typename Piece::Kept>& fetching) {
     using Scores = typename ScoresOf<typename Piece::Element>::Type;
     const auto& a = piece.a;
     const int64_t words = Scores::words(a.head_dim), stride = Scores::queries(a.head_dim);
@@ -206,11 +238,13 @@ void score_rows(const Piece& piece, int64_t row, int64_t base, int64_t key) {
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
         for (int t = 0; t < TILES_TOGETHER; ++t) scores[t][r] = zero();
-    for (int64_t w = 0; w < words; ++w)
+    for (int64_t w = 0; w < words; ++w) {
+        fetching.lines(LINES_PER_WORD);
 #pragma GCC unroll 2
         for (int t = 0; t < TILES_TOGETHER; ++t)
             Scores::template link<ROWS>(load(piece.tiles + (t * words + w) * 16), queries, stride,
                                         w, scores[t]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
         const int64_t position = piece.position(row + r);
@@ -312,6 +346,11 @@ INLINE void weigh_pairs(const Piece& piece, int64_t row, int64_t first, int64_t 
     const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
     const float* weights = piece.scores + row * SPLIT;
     for (int64_t key = first; key < last; key += 2) {
+        if (!Piece::SCALED && key + VALUES_AHEAD < last)
+#pragma GCC unroll 4
+            for (int line = 0; line < VECTORS; ++line)  // (two of each key)
+                __builtin_prefetch(piece.at.values[key + VALUES_AHEAD + line % 2] + dimension +
+                                   line / 2 * 32);
         const bfloat16* earlier = piece.at.values[key] + dimension;
         const bfloat16* later = piece.at.values[key + 1] + dimension;
         __m512bh pairs[VECTORS];
@@ -429,8 +468,19 @@ INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, i
     const int32_t* block =
         a.block_tables + piece.piece.row * a.table_size + (base + all.first) / a.block_size;
     int64_t offset = (base + all.first) % a.block_size;
+    const auto first_slot = [&](int32_t block) {
+        return (int64_t(block) * a.kv_heads + piece.piece.kv_head) * a.block_size;
+    };
+    if constexpr (Piece::SCALED) {  // all of them at once, not one after another
+        const int64_t blocks = (offset + all.last - all.first + a.block_size - 1) / a.block_size;
+        for (int64_t i = 0; i < blocks; ++i)
+            for (int64_t line = 0; line < a.block_size; line += 16) {
+                __builtin_prefetch(a.key_scales + first_slot(block[i]) + line);
+                __builtin_prefetch(a.value_scales + first_slot(block[i]) + line);
+            }
+    }
     for (int64_t key = all.first; key < all.last; ++block, offset = 0) {
-        int64_t slot = (int64_t(*block) * a.kv_heads + piece.piece.kv_head) * a.block_size + offset;
+        int64_t slot = first_slot(*block) + offset;
         for (; offset < a.block_size && key < all.last; ++offset, ++slot, ++key) {
             at.keys[key] = static_cast<const Kept*>(a.keys) + slot * a.head_dim;
             at.kept_values[key] = static_cast<const Kept*>(a.values) + slot * a.head_dim;
@@ -444,14 +494,6 @@ INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, i
         }
     }
     for (int64_t key = all.last; key < end; ++key) set_nothing(key);
-}
-
-// Blocks are too short, and lie anywhere: the processor's own prefetching falls behind.
-template <typename Kept>
-INLINE void fetch_vectors(const Kept* const* vectors, int64_t count, int64_t head_dim) {
-    for (int64_t i = 0; i < count; ++i)
-        for (int64_t d = 0; d < head_dim; d += 64 / int64_t(sizeof(Kept)))
-            __builtin_prefetch(vectors[i] + d, 0, 2);
 }
 
 // Sixteen keys into a tile.
@@ -479,23 +521,36 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
     const int64_t end = (all.last + KEYS_TOGETHER - 1) / KEYS_TOGETHER * KEYS_TOGETHER;
     locate(piece, all, base, start, end, zeros);
     const int64_t words = ScoresOf<typename Piece::Element>::Type::words(a.head_dim);
-    fetch_vectors(piece.at.keys + start, KEYS_TOGETHER, a.head_dim);
+    using Kept = typename Piece::Kept;
+    // Of those from `first` on that are before `last`, so many.
+    const auto fetch = [&](const Kept* const* vectors, int64_t first, int64_t last, int64_t count) {
+        const int64_t there = first < last ? last - first : 0;
+        return Fetching<Kept>(there > 0 ? vectors + first : vectors, there < count ? there : count,
+                              a.head_dim);
+    };
+    fetch(piece.at.keys, start, end, KEYS_AHEAD).rest();
     for (int64_t key = start; key < end; key += KEYS_TOGETHER) {
-        if (key + KEYS_TOGETHER < end)
-            fetch_vectors(piece.at.keys + key + KEYS_TOGETHER, KEYS_TOGETHER, a.head_dim);
-        fetch_vectors(piece.at.kept_values + key, KEYS_TOGETHER, a.head_dim);
+        Fetching<Kept> fetching =
+            key + KEYS_TOGETHER < end
+                ? fetch(piece.at.keys, key + KEYS_AHEAD, end, KEYS_TOGETHER)
+                : fetch(piece.at.kept_values, all.first, all.last, VALUES_AHEAD);
         for (int64_t t = 0; t < TILES_TOGETHER; ++t)
             transpose_keys(piece, key + t * 16, words, piece.tiles + t * words * 16);
         for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
             const Seen seen(piece, row, count.value, base);
             if (key < seen.last && key + KEYS_TOGETHER > seen.first)
-                score_rows<count.value>(piece, row, base, key);
+                score_rows<count.value>(piece, row, base, key, fetching);
         });
+        fetching.rest();
     }
     if constexpr (Piece::SCALED)
-        for (int64_t key = all.first; key < all.last; ++key)
+        for (int64_t key = all.first; key < all.last; ++key) {
+            if (key + VALUES_AHEAD < all.last)
+                for (int64_t d = 0; d < a.head_dim; d += 64)
+                    __builtin_prefetch(piece.at.kept_values[key + VALUES_AHEAD] + d);
             widen(piece.at.kept_values[key], a.head_dim,
                   piece.widened + (16 + key) * piece.stride);
+        }
     for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
         const Seen seen(piece, row, count.value, base);
         finish_rows<count.value>(piece, row, seen.first, seen.last, out);

@@ -38,6 +38,13 @@ INLINE void store_exact(bfloat16* target, const Vec16& value) {
 // Codes as numbers; target has whole vectors.
 template <typename Element>
 INLINE void widen(const int8_t* codes, int64_t count, Element* target) {
-    for (int64_t i = 0; i < count; i += 16)
-        store_exact(target + i, load_some(codes + i, count - i));
+    int64_t i = 0;
+#if defined(LOIRE_AVX512_BF16)
+    if constexpr (sizeof(Element) == 2)
+        for (; i + 32 <= count; i += 32) {
+            const Vec16 first = load(codes + i), second = load(codes + i + 16);
+            _mm512_storeu_si512(target + i, (__m512i)_mm512_cvtne2ps_pbh(second.part[0], first.part[0]));
+        }
+#endif
+    for (; i < count; i += 16) store_exact(target + i, load_some(codes + i, count - i));
 }

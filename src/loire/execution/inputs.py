@@ -1,9 +1,11 @@
 """From a StepPlan to the tensors of a flat batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
 from loire.kernels.interface import FlatBatch
@@ -25,23 +27,34 @@ def flat_batch(plan: StepPlan, block_size: int, device: torch.device) -> FlatBat
     rows = plan.rows
     query_lens = tuple(len(row.token_ids) for row in rows)
     context_lens = tuple(row.start + len(row.token_ids) for row in rows)
+    positions: list[int] = []
+    slots: list[int] = []
+    for row, end in zip(rows, context_lens, strict=True):
+        positions += range(row.start, end)
+        slots += _slots(row.block_table, row.start, end, block_size)
     tables = np.zeros((len(rows), max(len(row.block_table) for row in rows)), dtype=np.int32)
     for index, row in enumerate(rows):
         tables[index, : len(row.block_table)] = row.block_table
-    lens = np.asarray(query_lens, dtype=np.int64)
-    query_starts = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum(lens, out=query_starts[1:])
-    row_of = np.repeat(np.arange(len(rows)), lens)
-    starts = np.asarray([row.start for row in rows], dtype=np.int64)
-    positions = np.arange(len(row_of)) - query_starts[:-1].astype(np.int64)[row_of] + starts[row_of]
-    blocks = tables[row_of, positions // block_size].astype(np.int64)
-    slots = blocks * block_size + positions % block_size
+
+    def tensor(values: Sequence[int], dtype: type[np.generic]) -> Tensor:
+        return torch.from_numpy(np.array(values, dtype=dtype)).to(device)
+
     return FlatBatch(
-        positions=torch.from_numpy(positions).to(device),
-        slots=torch.from_numpy(slots).to(device),
+        positions=tensor(positions, np.int64),
+        slots=tensor(slots, np.int64),
         block_tables=torch.from_numpy(tables).to(device),
-        query_starts=torch.from_numpy(query_starts).to(device),
-        context_lens=torch.tensor(context_lens, dtype=torch.int32, device=device),
+        query_starts=tensor((0, *accumulate(query_lens)), np.int32),
+        context_lens=tensor(context_lens, np.int32),
         host_query_lens=query_lens,
         host_context_lens=context_lens,
     )
+
+
+def _slots(block_table: Sequence[int], start: int, end: int, block_size: int) -> Iterator[int]:
+    """Where the tokens of positions [start, end) lie in the cache, block by block."""
+    while start < end:
+        block, offset = divmod(start, block_size)
+        count = min(block_size - offset, end - start)
+        slot = block_table[block] * block_size + offset
+        yield from range(slot, slot + count)
+        start += count

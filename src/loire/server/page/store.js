@@ -5,11 +5,14 @@ const MAX_CONVERSATIONS = 50;
 const MAX_CHARACTERS = 2_000_000;
 const SAVE_AFTER_MS = 400;
 
-/** What a conversation asks of the server; null and "" mean the server's default. */
+/**
+ * What a conversation asks of the server; null and "" mean the server's default. At that default's
+ * temperature of 1 small models talk nonsense, so it begins where `loire chat` does.
+ */
 export const DEFAULTS = Object.freeze({
   model: "",
-  temperature: null,
-  topP: null,
+  temperature: 0.6,
+  topP: 0.95,
   maxTokens: null,
   seed: null,
   json: false,

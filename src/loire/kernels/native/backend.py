@@ -3,8 +3,6 @@
 import os
 import weakref
 from collections.abc import Sequence
-from ctypes import c_int64, c_void_p
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +23,14 @@ from loire.kernels.interface import (
     RotaryTable,
     SamplingKnobs,
 )
-from loire.kernels.native.library import NativeLibrary, load_library
+from loire.kernels.native.dtypes import TYPES, type_number
+from loire.kernels.native.library import load_library
+from loire.kernels.native.linear import FORMATS, STORED_FORMAT, NativeLinear
+from loire.kernels.native.plan import NativePlan
 from loire.kernels.native.recording import RecordedSteps
-from loire.kernels.native.workspace import Workspace
+from loire.kernels.native.results import Results
 from loire.kernels.quantization import elements_of_q4_1
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
-_STORED_FORMAT = 41
-"""Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/packed_weight.h."""
 _BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
                   "Q6_K": 14}  # fmt: skip
 """Numbers of GGUF, as in source/operations.h."""
@@ -54,7 +51,7 @@ class NativeBackend:
     """
 
     name = "native"
-    batch_invariant_dtypes = frozenset(_TYPES)
+    batch_invariant_dtypes = frozenset(TYPES)
     copies_weights = True
     torch_threads: int | None = 1  # it has threads of its own
 
@@ -80,8 +77,7 @@ class NativeBackend:
         self._rotary = library.rotary
         self._largest = library.largest
         self._attend = library.attend
-        self._workspace = Workspace()
-        self._kept: list[Tensor] | None = None
+        self._results = Results()
         weakref.finalize(self, library.close, context)
 
     @staticmethod
@@ -110,22 +106,32 @@ class NativeBackend:
     ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
         parts = [weight] if isinstance(weight, Tensor) else list(weight)
-        fmt, size, dtype = _FORMATS[quantization], parts[0].shape[1], parts[0].dtype
-        return NativeLinear(self, self._library, self._context, parts, bias, fmt, size, dtype)
+        fmt, size, dtype = FORMATS[quantization], parts[0].shape[1], parts[0].dtype
+        return self._pack(parts, bias, fmt, size, dtype)
 
     def stored_linear(
         self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
     ) -> Linear:
         """Pack Q4_1 blocks, uint8 [out, bytes of a row], into panels, their bits as they are."""
         size = elements_of_q4_1(weight[0].shape[1])
+        return self._pack(weight, bias, STORED_FORMAT, size, dtype)
+
+    def _pack(
+        self,
+        parts: Sequence[Tensor],
+        bias: Tensor | None,
+        fmt: int,
+        in_features: int,
+        dtype: torch.dtype,
+    ) -> NativeLinear:
         return NativeLinear(
-            self, self._library, self._context, weight, bias, _STORED_FORMAT, size, dtype
+            self, self._library, self._context, self._results, parts, bias, fmt, in_features, dtype
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
-        x = self.dense(x)
-        out = self.new(x.shape, x.dtype)
+        x = self._results.dense(x)
+        out = self._results.new(x.shape, x.dtype)
         self._normalise(x, None, weight, out, eps)
         return out
 
@@ -135,7 +141,7 @@ class NativeBackend:
         """(rms_norm(x + residual), x + residual), written over x and residual."""
         if residual.dtype is not torch.float32 or not residual.is_contiguous():
             raise ValueError(f"the residual must be contiguous float32, but is {residual.dtype}")
-        x = self.dense(x)
+        x = self._results.dense(x)
         self._normalise(x, residual, weight, x, eps)
         return x, residual
 
@@ -147,7 +153,7 @@ class NativeBackend:
             raise ValueError(f"a norm of {size} weights does not fit x of shape {tuple(x.shape)}")
         if self._norm(
             self._context,
-            _type(x),
+            type_number(x.dtype),
             x.data_ptr(),
             None if residual is None else residual.data_ptr(),
             weight.data_ptr(),
@@ -160,12 +166,12 @@ class NativeBackend:
 
     def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, 2 * I] to [T, I]: activation(first half) * second half."""
-        gate_up = self.dense(gate_up)
+        gate_up = self._results.dense(gate_up)
         tokens, both = gate_up.shape
-        out = self.new((tokens, both // 2), gate_up.dtype)
+        out = self._results.new((tokens, both // 2), gate_up.dtype)
         if self._activation(
             self._context,
-            _type(gate_up),
+            type_number(gate_up.dtype),
             _ACTIVATIONS[activation],
             gate_up.data_ptr(),
             out.data_ptr(),
@@ -221,7 +227,7 @@ class NativeBackend:
         cache: LayerCache,
     ) -> Tensor:
         """Queries [T, H, D], normed and rotated; keys and values are in the cache then."""
-        qkv = self.dense(qkv)
+        qkv = self._results.dense(qkv)
         tokens, width = qkv.shape
         heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
@@ -233,10 +239,10 @@ class NativeBackend:
             )
         if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
             raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
-        queries = self.new((tokens, heads, dim), qkv.dtype)
+        queries = self._results.new((tokens, heads, dim), qkv.dtype)
         if self._rotary(
             self._context,
-            _type(qkv),
+            type_number(qkv.dtype),
             qkv.data_ptr(),
             queries.data_ptr(),
             cache.keys.data_ptr(),
@@ -268,32 +274,16 @@ class NativeBackend:
 
     def capture(self, compute: ComputeLayers) -> ComputeLayers:
         """Steps of few tokens are replayed."""
-        return RecordedSteps(self._library, self._context, compute, self._keep_in, _plan_handle)
-
-    def _keep_in(self, kept: list[Tensor] | None) -> None:
-        self._kept = kept
-
-    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory for the result of an operation. A recording works on it again later."""
-        result = self._workspace.empty(shape, dtype)
-        if self._kept is not None:
-            self._kept.append(result)
-        return result
-
-    def dense(self, x: Tensor) -> Tensor:
-        """x without gaps. Raises EngineError while recording: a copy would not be replayed."""
-        if x.is_contiguous():
-            return x
-        if self._kept is not None:
-            raise EngineError(f"a recorded step needs tensors without gaps, not {x.stride()}")
-        return x.contiguous()
+        return RecordedSteps(
+            self._library, self._context, compute, self._results.keep_in, _plan_handle
+        )
 
     def attend(
         self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
     ) -> Tensor:
         """Attention of queries [T, H, D] over the paged cache; [T, H * D]."""
         assert isinstance(plan, NativePlan)
-        queries = self.dense(queries)
+        queries = self._results.dense(queries)
         tokens, heads, dim = queries.shape
         num_blocks, kv_heads, block_size, _ = cache.keys.shape
         if tokens != plan.num_tokens or block_size != plan.block_size:
@@ -306,11 +296,11 @@ class NativeBackend:
                 f"{heads} query heads of {dim} ({queries.dtype}) over {kv_heads} key heads "
                 f"({cache.keys.dtype}) are not supported"
             )
-        out = self.new((tokens, heads * dim), queries.dtype)
+        out = self._results.new((tokens, heads * dim), queries.dtype)
         if self._attend(
             self._context,
             plan.handle,
-            _type(queries),
+            type_number(queries.dtype),
             queries.data_ptr(),
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
@@ -335,11 +325,11 @@ class NativeBackend:
             raise ValueError(
                 f"{len(data)} bytes are not blocks of {fmt.block_bytes} bytes ({fmt.name})"
             )
-        kernel_dtype = dtype if dtype in _TYPES else torch.float32
+        kernel_dtype = dtype if dtype in TYPES else torch.float32
         out = torch.empty(blocks * fmt.block_elements, dtype=kernel_dtype)
         if self._library.dequantize(
             self._context,
-            _TYPES[kernel_dtype],
+            TYPES[kernel_dtype],
             _BLOCK_FORMATS[fmt.name],
             np.frombuffer(data, dtype=np.uint8).ctypes.data,
             out.data_ptr(),
@@ -355,118 +345,11 @@ class NativeBackend:
 
     def multiply_limit(self, dtype: torch.dtype) -> float:
         """Floating-point operations per second of all threads, multiplying in registers."""
-        speed: float = self._library.multiply_limit(self._context, _TYPES[dtype])
+        speed: float = self._library.multiply_limit(self._context, TYPES[dtype])
         return speed
 
     def _error(self) -> EngineError:
         return EngineError(f"native kernels: {self._library.last_message()}")
-
-
-class NativeLinear:
-    """A weight in panels. See source/linear.h and source/linear_quantized.h for the layout and the
-    order of sums.
-    """
-
-    def __init__(
-        self,
-        backend: NativeBackend,
-        library: NativeLibrary,
-        context: int,
-        parts: Sequence[Tensor],
-        bias: Tensor | None,
-        fmt: int,
-        in_features: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """parts: rows of numbers, or of blocks. fmt: a WeightFormat of source/packed_weight.h.
-
-        dtype: of the inputs and, where there are numbers, of those.
-        """
-        self.in_features = in_features
-        self.out_features = sum(len(part) for part in parts)
-        self._backend = backend  # keeps the context open
-        self._context = context
-        self._library = library
-        self._run = library.linear
-        self._dtype = dtype
-        self._format = fmt
-        if not self.out_features * self.in_features:
-            raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
-        parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
-        if any(
-            part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype for part in parts
-        ):
-            raise ValueError("the parts of a weight differ in their inputs or dtypes")
-        bias = None if bias is None else bias.to(dtype).contiguous()
-        handle = library.pack(
-            context,
-            _type_of(dtype),
-            fmt,
-            len(parts),
-            _array(c_void_p, [part.data_ptr() for part in parts]),
-            _array(c_int64, [len(part) for part in parts]),
-            _array(c_int64, [part.stride(0) for part in parts]),
-            None if bias is None else bias.data_ptr(),
-            self.in_features,
-        )
-        if handle is None:
-            raise EngineError(
-                f"a weight of {self.out_features} x {self.in_features} cannot be packed: "
-                f"{library.last_message()}"
-            )
-        self._handle: int = handle
-        weakref.finalize(self, library.free_weight, handle)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes that one multiplication reads of it: whole panels and steps."""
-        steps = -(-self.in_features // 32)
-        outputs = -(-self.out_features // 32) * 32
-        if self._format == _FORMATS[None]:
-            return outputs * steps * 32 * self._dtype.itemsize
-        if self._format == _FORMATS["int8"]:
-            return outputs * (steps * 32 + 4)
-        return outputs * steps * (18 if self._format == _FORMATS["int4"] else 20)
-
-    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
-        """[T, in] to [T, out]."""
-        x = self._backend.dense(x)
-        tokens, size = x.shape
-        if size != self.in_features or x.dtype is not self._dtype:
-            raise ValueError(
-                f"x is {tokens} x {size} {x.dtype}, but the weight takes "
-                f"{self.in_features} {self._dtype}"
-            )
-        dtype = torch.float32 if wide else self._dtype
-        out = self._backend.new((tokens, self.out_features), dtype)
-        if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), wide, tokens):
-            raise EngineError(f"native kernels: {self._library.last_message()}")
-        return out
-
-
-class NativePlan:
-    """The rows of a step, checked against their block tables."""
-
-    def __init__(
-        self, library: NativeLibrary, context: int, batch: FlatBatch, block_size: int
-    ) -> None:
-        self._batch = batch  # its tensors are read later
-        self.block_size = block_size
-        self.num_tokens = sum(batch.host_query_lens)
-        rows, table_size = batch.block_tables.shape
-        handle = library.plan(
-            context,
-            batch.query_starts.data_ptr(),
-            batch.context_lens.data_ptr(),
-            batch.block_tables.data_ptr(),
-            rows,
-            table_size,
-            block_size,
-        )
-        if handle is None:
-            raise EngineError(f"native kernels: {library.last_message()}")
-        self.handle: int = handle
-        weakref.finalize(self, library.free_plan, handle)
 
 
 def _plan_handle(plan: AttentionPlan) -> int:
@@ -480,29 +363,10 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(names.decode().split(","))
 
 
-def _array(kind: Any, values: Sequence[int]) -> Any:
-    """A C array."""
-    return (kind * len(values))(*values)
-
-
 def _fits(cache: LayerCache, dtype: torch.dtype) -> bool:
     """Whether the cache holds keys and values of a model in dtype, as they are or as codes."""
     codes = cache.key_scales is not None and cache.value_scales is not None
     return cache.keys.dtype is cache.values.dtype is (torch.int8 if codes else dtype)
-
-
-def _type(x: Tensor) -> int:
-    return _type_of(x.dtype)
-
-
-def _type_of(dtype: torch.dtype) -> int:
-    try:
-        return _TYPES[dtype]
-    except KeyError:
-        raise ConfigError(
-            f"the native kernels compute in bfloat16 or float32, not in {dtype}; "
-            f"choose another dtype or kernels"
-        ) from None
 
 
 def _usable_cores() -> int:

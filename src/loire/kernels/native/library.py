@@ -1,7 +1,7 @@
 """The compiled library and its functions, by ctypes. source/library.cpp says what they do."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -92,3 +92,8 @@ def load_library() -> NativeLibrary:
             f"the native kernels cannot be loaded ({error}); they are compiled when Loire is "
             f"installed from source on a machine with a C++17 compiler (g++ or clang++)"
         ) from error
+
+
+def array_of(kind: Any, values: Sequence[int]) -> Any:
+    """A C array."""
+    return (kind * len(values))(*values)

@@ -1,0 +1,104 @@
+"""A weight packed by the native library, and the product with it."""
+
+import weakref
+from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from loire.base.config import Quantization
+from loire.base.errors import ConfigError, EngineError
+from loire.kernels.native.dtypes import type_number
+from loire.kernels.native.library import NativeLibrary, array_of
+from loire.kernels.native.results import Results
+
+FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
+STORED_FORMAT = 41
+"""Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/packed_weight.h."""
+
+
+class NativeLinear:
+    """A weight in panels. See source/linear.h and source/linear_quantized.h for the layout and the
+    order of sums.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        library: NativeLibrary,
+        context: int,
+        results: Results,
+        parts: Sequence[Tensor],
+        bias: Tensor | None,
+        fmt: int,
+        in_features: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """owner: of the context, which is open as long as there is one.
+
+        parts: rows of numbers, or of blocks. fmt: a WeightFormat of source/packed_weight.h.
+
+        dtype: of the inputs and, where there are numbers, of those.
+        """
+        self.in_features = in_features
+        self.out_features = sum(len(part) for part in parts)
+        self._owner = owner
+        self._results = results
+        self._context = context
+        self._library = library
+        self._run = library.linear
+        self._dtype = dtype
+        self._format = fmt
+        if not self.out_features * self.in_features:
+            raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
+        parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
+        if any(
+            part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype for part in parts
+        ):
+            raise ValueError("the parts of a weight differ in their inputs or dtypes")
+        bias = None if bias is None else bias.to(dtype).contiguous()
+        handle = library.pack(
+            context,
+            type_number(dtype),
+            fmt,
+            len(parts),
+            array_of(c_void_p, [part.data_ptr() for part in parts]),
+            array_of(c_int64, [len(part) for part in parts]),
+            array_of(c_int64, [part.stride(0) for part in parts]),
+            None if bias is None else bias.data_ptr(),
+            self.in_features,
+        )
+        if handle is None:
+            raise EngineError(
+                f"a weight of {self.out_features} x {self.in_features} cannot be packed: "
+                f"{library.last_message()}"
+            )
+        self._handle: int = handle
+        weakref.finalize(self, library.free_weight, handle)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it: whole panels and steps."""
+        steps = -(-self.in_features // 32)
+        outputs = -(-self.out_features // 32) * 32
+        if self._format == FORMATS[None]:
+            return outputs * steps * 32 * self._dtype.itemsize
+        if self._format == FORMATS["int8"]:
+            return outputs * (steps * 32 + 4)
+        return outputs * steps * (18 if self._format == FORMATS["int4"] else 20)
+
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        x = self._results.dense(x)
+        tokens, size = x.shape
+        if size != self.in_features or x.dtype is not self._dtype:
+            raise ValueError(
+                f"x is {tokens} x {size} {x.dtype}, but the weight takes "
+                f"{self.in_features} {self._dtype}"
+            )
+        dtype = torch.float32 if wide else self._dtype
+        out = self._results.new((tokens, self.out_features), dtype)
+        if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), wide, tokens):
+            raise EngineError(f"native kernels: {self._library.last_message()}")
+        return out

@@ -9,22 +9,13 @@ and after. Ends with one line of JSON; exit status 1 if it was more than 0.2% of
 
 import argparse
 import json
-import os
 import sys
 import time
-from pathlib import Path
 
 import httpx
-from server_process import NAME, ServerProcess
+from server_process import NAME, ServerProcess, processor_s
 
 MOST_SHARE = 0.002
-
-
-def processor_s(pid: int) -> float:
-    """Seconds that a process has computed."""
-    # The name, in parentheses, may hold spaces; user and system time are the 14th and 15th field.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:

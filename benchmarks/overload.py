@@ -12,16 +12,18 @@ with one line of JSON; exit status 1 if something of that is not so.
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
-from server_process import NAME, ServerProcess
+from light_client import LightClient
+from server_process import NAME, ServerProcess, processor_s
 
 MOST_GROWTH_MB = 16
 
@@ -44,6 +46,8 @@ class Outcome:
     """At most: the bound of the histogram's bucket that it lies in."""
     share_of_maximum: float = 0.0
     """Output tokens per second against the sustainable ones."""
+    processor_s: dict[str, float] = field(default_factory=dict)
+    """What each process computed during the overload, this client included."""
     requests_left: int = 0
     blocks_left: int = 0
     server_rss_before_mb: float = 0.0
@@ -62,16 +66,14 @@ def body(rng: random.Random, args: argparse.Namespace) -> dict[str, Any]:
     return {"model": NAME, "prompt": prompt, "max_tokens": args.max_tokens, "ignore_eos": True}
 
 
-async def post(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, float]:
+async def post(client: LightClient, body: dict[str, Any]) -> tuple[int, float]:
     """Status and seconds."""
     began = time.monotonic()
-    response = await client.post("/v1/completions", json=body)
-    return response.status_code, time.monotonic() - began
+    status = await client.post("/v1/completions", body)
+    return status, time.monotonic() - began
 
 
-async def sustain(
-    client: httpx.AsyncClient, rng: random.Random, args: argparse.Namespace
-) -> Outcome:
+async def sustain(client: LightClient, rng: random.Random, args: argparse.Namespace) -> Outcome:
     """The rate at which requests end when enough of them are always there."""
     end = time.monotonic() + args.warmup
     ended: list[float] = []
@@ -90,19 +92,23 @@ async def sustain(
 
 async def overload(server: ServerProcess, args: argparse.Namespace) -> Outcome:
     rng = random.Random(args.seed)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    async with httpx.AsyncClient(base_url=server.url, timeout=900, limits=limits) as client:
-        outcome = await sustain(client, rng, args)
-        outcome.server_rss_before_mb = server.rss_mb
-        outcome.offered_rate = args.factor * outcome.sustainable_rate
-        requests = []
-        began = due = time.monotonic()
-        while due < began + args.seconds:
-            await asyncio.sleep(max(0, due - time.monotonic()))
-            requests.append(asyncio.create_task(post(client, body(rng, args))))
-            due += rng.expovariate(outcome.offered_rate)
-        answers = await asyncio.gather(*requests, return_exceptions=True)
-        duration = time.monotonic() - began
+    client = LightClient(server.url)
+    outcome = await sustain(client, rng, args)
+    outcome.server_rss_before_mb = server.rss_mb
+    outcome.offered_rate = args.factor * outcome.sustainable_rate
+    assert server.engine_pid is not None
+    pids = {"client": os.getpid(), "server": server.process.pid, "engine": server.engine_pid}
+    before = {name: processor_s(pid) for name, pid in pids.items()}
+    requests = []
+    began = due = time.monotonic()
+    while due < began + args.seconds:
+        await asyncio.sleep(max(0, due - time.monotonic()))
+        requests.append(asyncio.create_task(post(client, body(rng, args))))
+        due += rng.expovariate(outcome.offered_rate)
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    duration = time.monotonic() - began
+    outcome.processor_s = {name: processor_s(pid) - before[name] for name, pid in pids.items()}
+    await client.close()
     results = [answer for answer in answers if not isinstance(answer, BaseException)]
     outcome.offered = len(answers)
     outcome.completed = sum(status == 200 for status, _ in results)

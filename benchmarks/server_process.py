@@ -14,6 +14,13 @@ import httpx
 NAME = "model"
 
 
+def processor_s(pid: int) -> float:
+    """Seconds that a process has computed."""
+    # The name, in parentheses, may hold spaces; user and system time are the 14th and 15th field.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class ServerProcess:
     """`loire serve` on a free port."""
 

@@ -74,10 +74,12 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise ConfigError(f"the port must be between 0 and 65535, but is {port}")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind)
+        # With the protocol named, asyncio switches off Nagle's algorithm: else what is written in
+        # two parts, such as the pieces of a stream, waits for the client's delayed acknowledgement.
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)

@@ -155,7 +155,7 @@ INLINE void quantize_step(const Vec16 (&x)[2], Step& packed) {
         store_bytes(packed.x + half * 16, whole);
         total = total + to_floats(whole);
     }
-    packed.finish(most / 127.0f + poison, sum(total));
+    packed.finish(most / 127.0f + poison, poison == 0.0f ? sum(total) : 0.0f);
 }
 
 // One block of tokens, padded with zeros to whole steps.

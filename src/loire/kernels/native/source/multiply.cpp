@@ -7,7 +7,7 @@ namespace loire {
 namespace {
 
 // Rows of a piece share weights that are in the cache; their activations should fit there too.
-constexpr int64_t MOST_TOKENS = 96, PIECE_BYTES = 64 << 10, PIECES_PER_THREAD = 4;
+constexpr int64_t MOST_TOKENS = 192, PIECE_BYTES = 64 << 10, PIECES_PER_THREAD = 4;
 constexpr int64_t FIRST_CACHE_BYTES = 16 << 10;  // the part of the L1 cache for activations
 
 int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }

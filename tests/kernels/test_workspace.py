@@ -1,11 +1,13 @@
 import gc
 import threading
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loire.kernels.native import workspace
 from loire.kernels.native.workspace import LARGE_BYTES, MOST_FREE, Workspace
 
 LARGE = LARGE_BYTES // 4  # elements of float32
@@ -14,11 +16,11 @@ LARGE = LARGE_BYTES // 4  # elements of float32
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4 * LARGE)), max_size=40))
 @settings(deadline=None, max_examples=30)
 def test_no_memory_is_lent_twice(steps: list[tuple[int, int]]) -> None:
-    workspace = Workspace()
+    space = Workspace()
     alive: dict[int, tuple[torch.Tensor, float]] = {}
     for number, (place, size) in enumerate(steps):
         alive.pop(place, None)
-        tensor = workspace.empty((size,), torch.float32)
+        tensor = space.empty((size,), torch.float32)
         assert tensor.shape == (size,)
         assert tensor.is_contiguous()
         tensor.fill_(float(number))
@@ -28,33 +30,33 @@ def test_no_memory_is_lent_twice(steps: list[tuple[int, int]]) -> None:
 
 
 def test_memory_is_used_again_when_the_last_view_of_it_is_gone() -> None:
-    workspace = Workspace()
-    tensor = workspace.empty((LARGE,), torch.float32)
+    space = Workspace()
+    tensor = space.empty((LARGE,), torch.float32)
     address, view = tensor.data_ptr(), tensor.view(2, -1)[1]
     del tensor
-    assert workspace.free_bytes == 0
-    assert workspace.empty((LARGE,), torch.float32).data_ptr() != address
+    assert space.free_bytes == 0
+    assert space.empty((LARGE,), torch.float32).data_ptr() != address
     del view
     gc.collect()
-    kept = [workspace.empty((LARGE,), torch.float32) for _ in range(2)]
+    kept = [space.empty((LARGE,), torch.float32) for _ in range(2)]
     assert address in {tensor.data_ptr() for tensor in kept}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_shapes_and_dtypes(dtype: torch.dtype) -> None:
-    workspace = Workspace()
+    space = Workspace()
     for shape in ((), (0, 7), (3, 5), (7, 2 * LARGE), (2, 3, LARGE)):
-        tensor = workspace.empty(shape, dtype)
+        tensor = space.empty(shape, dtype)
         assert tensor.shape == shape
         assert tensor.dtype is dtype
 
 
 def test_little_is_kept_for_later() -> None:
-    workspace = Workspace()
-    tensors = [workspace.empty((LARGE,), torch.float32) for _ in range(3 * MOST_FREE)]
+    space = Workspace()
+    tensors = [space.empty((LARGE,), torch.float32) for _ in range(3 * MOST_FREE)]
     block_bytes = 2 << 20
     del tensors
-    assert workspace.free_bytes == MOST_FREE * block_bytes
+    assert space.free_bytes == MOST_FREE * block_bytes
 
 
 def test_a_tensor_may_outlive_its_workspace_and_end_on_another_thread() -> None:
@@ -64,3 +66,25 @@ def test_a_tensor_may_outlive_its_workspace_and_end_on_another_thread() -> None:
     thread = threading.Thread(target=tensors.clear)
     thread.start()
     thread.join()
+
+
+def test_a_thread_that_takes_while_another_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits: else what it takes would be put among the free blocks once more."""
+    space = Workspace()
+    dropped, free = (space.empty((LARGE,), torch.float32) for _ in range(2))
+    del free
+    taken: list[torch.Tensor] = []
+    taker = threading.Thread(target=lambda: taken.append(space.empty((LARGE,), torch.float32)))
+
+    def sorted_slowly(blocks: Any, **keywords: Any) -> list[Any]:
+        result = sorted(blocks, **keywords)
+        if taker.ident is None:
+            taker.start()
+            taker.join(0.2)
+        return result
+
+    monkeypatch.setattr(workspace, "sorted", sorted_slowly, raising=False)
+    del dropped
+    taker.join()
+    taken += [space.empty((LARGE,), torch.float32) for _ in range(2)]
+    assert len({tensor.data_ptr() for tensor in taken}) == 3

@@ -6,6 +6,7 @@ tokens through the 1B shape then takes 400,000 page faults, a tenth of its time.
 
 import math
 import mmap
+import threading
 import weakref
 
 import numpy as np
@@ -28,6 +29,9 @@ class Workspace:
 
     def __init__(self) -> None:
         self._free: list[Block] = []  # the largest first
+        # Tensors are dropped on any thread, and by a collection even within the methods below: then
+        # the inner change is lost and its block freed, but none is lent twice.
+        self._lock = threading.RLock()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor that nothing is written to yet, like torch.empty."""
@@ -47,18 +51,19 @@ class Workspace:
 
     def _take(self, num_bytes: int) -> Block:
         """The smallest free block that is large enough, or a new one."""
-        free = self._free
-        fitting = [index for index, block in enumerate(free) if block.nbytes >= num_bytes]
-        if not fitting:
-            return _allocate(num_bytes)
-        best = fitting[-1]  # the largest come first
-        self._free = free[:best] + free[best + 1 :]
-        return free[best]
+        with self._lock:
+            free = self._free
+            fitting = [index for index, block in enumerate(free) if block.nbytes >= num_bytes]
+            if not fitting:
+                return _allocate(num_bytes)
+            best = fitting[-1]  # the largest come first
+            self._free = free[:best] + free[best + 1 :]
+            return free[best]
 
     def _give_back(self, block: Block) -> None:
-        # Whichever thread drops a tensor comes here. The worst of a race is a block that is freed.
-        largest_first = sorted([*self._free, block], key=lambda block: -block.nbytes)
-        self._free = largest_first[:MOST_FREE]
+        with self._lock:
+            largest_first = sorted([*self._free, block], key=lambda block: -block.nbytes)
+            self._free = largest_first[:MOST_FREE]
 
 
 def _allocate(num_bytes: int) -> Block:

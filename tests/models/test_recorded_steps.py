@@ -76,7 +76,7 @@ def small_step() -> tuple[NativeBackend, Callable[[ComputeLayers, int], Tensor]]
 
     def step(captured: ComputeLayers, seed: int) -> Tensor:
         x = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))
-        return captured(x, torch.zeros(2, 32), batch, backend.plan_attention(batch, 16))
+        return captured(x, torch.zeros(2, 32), batch, backend.plan_attention(batch, 16), None)
 
     return backend, step
 

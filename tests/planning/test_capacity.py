@@ -43,10 +43,10 @@ def described(**changes: object) -> ModelDescription:
 def sized(description: ModelDescription) -> ModelSize:
     return ModelSize(
         name="tiny",
-        num_parameters=10_000,
-        weight_bytes=20_000,
-        step_parameters=9_000,
-        step_weight_bytes=18_000,
+        num_parameters=100_000,
+        weight_bytes=200_000,
+        step_parameters=90_000,
+        step_weight_bytes=180_000,
         head_parameters=1_000,
         kv_bytes_per_token=2 * description.kv_elements_per_token,
         description=description,
@@ -111,12 +111,17 @@ def test_unknown_speed_stays_unknown() -> None:
     assert plan.kv_capacity_tokens == 54_000
 
 
-def test_prefill_counts_attention_and_the_head_once() -> None:
+LAST_LAYER = 64 * (2 * 128 + 3 * 128)
+"""Parameters of the last layer but those of keys and values."""
+
+
+def test_prefill_counts_attention_and_the_head_and_the_last_layer_once() -> None:
     description = described()
     size = sized(description)
     prompt = 10
-    attention = 2 * 4 * 8 * 16 * (prompt * (prompt + 1) / 2)
-    assert size.prefill_flops(prompt) == 2 * 8_000 * prompt + 2 * 1_000 + attention
+    attention = 4 * 8 * 16 * (prompt * (prompt + 1) / 2 + prompt)
+    matrices = 2 * (89_000 - LAST_LAYER) * prompt + 2 * (1_000 + LAST_LAYER)
+    assert size.prefill_flops(prompt) == matrices + attention
 
 
 def test_windows_bound_what_is_read_and_computed_but_not_what_is_kept() -> None:
@@ -125,9 +130,9 @@ def test_windows_bound_what_is_read_and_computed_but_not_what_is_kept() -> None:
     assert local.kv_bytes_per_token == full.kv_bytes_per_token
     assert local.kv_read_bytes(100) == full.kv_read_bytes(100)
     assert local.kv_read_bytes(500) == full.kv_read_bytes(100) / 2 + full.kv_read_bytes(500) / 2
-    # A prompt is the sum of its tokens: each sees at most the window.
-    pairs = sum(min(i, 100) + i for i in range(1, 501))
-    matrices = 2 * 8_000 * 500 + 2 * 1_000
+    # A prompt is the sum of its tokens: each sees at most the window, in the last layer the last.
+    pairs = sum(min(i, 100) for i in range(1, 501)) + 500
+    matrices = 2 * (89_000 - LAST_LAYER) * 500 + 2 * (1_000 + LAST_LAYER)
     assert local.prefill_flops(500) == matrices + 4 * 128 * pairs
 
 

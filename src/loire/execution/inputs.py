@@ -50,6 +50,28 @@ def flat_batch(plan: StepPlan, block_size: int, device: torch.device) -> FlatBat
     )
 
 
+def narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatch]:
+    """The last tokens of each row of batch, counts of them: their indices, and a batch of them.
+
+    Rows of none are left out; at least one has some.
+    """
+    rows = [row for row, count in enumerate(counts) if count]
+    lens = tuple(counts[row] for row in rows)
+    ends = list(accumulate(batch.host_query_lens))
+    tokens = [index for row in rows for index in range(ends[row] - counts[row], ends[row])]
+    device = batch.positions.device
+    kept, index = torch.tensor(rows, device=device), torch.tensor(tokens, device=device)
+    return index, FlatBatch(
+        positions=batch.positions[index],
+        slots=batch.slots[index],
+        block_tables=batch.block_tables[kept],
+        query_starts=torch.tensor((0, *accumulate(lens)), dtype=torch.int32, device=device),
+        context_lens=batch.context_lens[kept],
+        host_query_lens=lens,
+        host_context_lens=tuple(batch.host_context_lens[row] for row in rows),
+    )
+
+
 def _slots(block_table: Sequence[int], start: int, end: int, block_size: int) -> Iterator[int]:
     """Where the tokens of positions [start, end) lie in the cache, block by block."""
     while start < end:

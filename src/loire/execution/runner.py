@@ -10,16 +10,20 @@ from torch import Tensor
 
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.constraints import ConstraintFactory
-from loire.execution.inputs import flat_batch, token_ids_of
+from loire.execution.inputs import flat_batch, narrowed, token_ids_of
 from loire.execution.kv_cache import KVCache
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
 from loire.execution.sampling_state import SamplingState
 from loire.execution.threads import torch_threads
+from loire.kernels.interface import FlatBatch, Wanted
 from loire.models.decoder import Decoder
 
 PROMPT_LOGPROBS_CHUNK = 256
 """Positions whose logits are held at once when prompt log-probabilities are asked for."""
 
+
+FEWEST_SPARED = 8
+"""Tokens that must be spared their last layer for a second attention plan to be worth its time."""
 
 NO_ANSWER = Draw(token_id=0)
 """The token of a row that is only pooled."""
@@ -55,15 +59,14 @@ class ModelRunner:
         batch = flat_batch(plan, self.cache.block_size, self.device)
         attention = self.decoder.backend.plan_attention(batch, self.cache.block_size)
         tokens = torch.tensor(flat, dtype=torch.int64, device=self.device)
-        hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers)
-        draws = self._sample(plan.rows, hidden)
+        counts, wanted = self._wanted(plan.rows, batch)
+        hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers, wanted)
+        draws = self._sample(plan.rows, hidden, counts)
         results = []
         offset = 0
-        for row, draw in zip(plan.rows, draws, strict=True):
-            results.append(
-                self._row_result(row, draw, hidden[offset : offset + len(row.token_ids)])
-            )
-            offset += len(row.token_ids)
+        for row, draw, count in zip(plan.rows, draws, counts, strict=True):
+            results.append(self._row_result(row, draw, hidden[offset : offset + count]))
+            offset += count
         return StepResult(plan.step_id, tuple(results), time.perf_counter() - started)
 
     def _update_states(self, plan: StepPlan) -> None:
@@ -77,8 +80,28 @@ class ModelRunner:
         # A sequence whose last draw failed has no token; its row is dropped when results return.
         return 0 if token_id is None else token_id
 
-    def _sample(self, rows: Sequence[StepRow], hidden: Tensor) -> list[Draw]:
-        ends = [end - 1 for end in accumulate(len(row.token_ids) for row in rows)]
+    def _wanted(
+        self, rows: Sequence[StepRow], batch: FlatBatch
+    ) -> tuple[Sequence[int], Wanted | None]:
+        """Of how many tokens of each row, its last ones, hidden states are computed."""
+        counts = [self._num_wanted(row) for row in rows]
+        if sum(batch.host_query_lens) - sum(counts) < FEWEST_SPARED:
+            return batch.host_query_lens, None
+        if not any(counts):
+            return counts, Wanted(torch.empty(0, dtype=torch.int64, device=self.device), None)
+        tokens, narrow = narrowed(batch, counts)
+        plan = self.decoder.backend.plan_attention(narrow, self.cache.block_size)
+        return counts, Wanted(tokens, plan)
+
+    def _num_wanted(self, row: StepRow) -> int:
+        state = self._states[row.seq_id]
+        if state.wants_prompt_logprobs or state.params.pooling is not None:
+            return len(row.token_ids)
+        return int(row.samples)
+
+    def _sample(self, rows: Sequence[StepRow], hidden: Tensor, counts: Sequence[int]) -> list[Draw]:
+        """counts: hidden states of each row."""
+        ends = [end - 1 for end in accumulate(counts)]
         draws = [NO_ANSWER if self._pools(row) else Draw() for row in rows]
         sampling = [index for index, row in enumerate(rows) if row.samples and not self._pools(row)]
         if not sampling:

@@ -147,9 +147,22 @@ class AttentionPlan(Protocol):
     """Whatever a backend works out once per step for all layers."""
 
 
-ComputeLayers = Callable[[Tensor, Tensor, FlatBatch, AttentionPlan], Tensor]
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The tokens of a step whose last hidden states are asked for, fewer than all.
+
+    The others are computed up to the last layer's keys and values: nothing after those is read.
+    """
+
+    tokens: Tensor
+    """int64 [W]: indices of tokens in the flat batch, ascending."""
+    plan: AttentionPlan | None
+    """For attend() of these alone; None where there are none."""
+
+
+ComputeLayers = Callable[[Tensor, Tensor, FlatBatch, AttentionPlan, Wanted | None], Tensor]
 """From the first layer's input [T, E], the residual stream (float32 [T, E]), the batch and its plan
-to the last hidden states [T, E]. May overwrite the first two."""
+to the last hidden states [T, E], or [W, E] of the wanted. May overwrite the first two."""
 
 
 class Backend(Protocol):

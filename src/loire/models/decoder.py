@@ -22,6 +22,7 @@ from loire.kernels.interface import (
     LayerCache,
     Linear,
     RotaryTable,
+    Wanted,
 )
 
 
@@ -35,18 +36,16 @@ class Attention:
     norms: HeadNorms | None
     rotary: RotaryTable
 
-    def __call__(
-        self,
-        x: Tensor,
-        backend: Backend,
-        batch: FlatBatch,
-        plan: AttentionPlan,
-        cache: LayerCache,
-    ) -> Tensor:
-        """[T, E] to [T, E]; the keys and values of x are in the cache afterwards."""
-        queries = backend.rotate_and_store(
+    def queries(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
+        """[T, H, D] of x [T, E], whose keys and values are in the cache afterwards."""
+        return backend.rotate_and_store(
             self.qkv(x), self.shape, self.norms, self.rotary, batch, cache
         )
+
+    def attend(
+        self, queries: Tensor, backend: Backend, plan: AttentionPlan, cache: LayerCache
+    ) -> Tensor:
+        """[T, E] of queries [T, H, D], with a plan for these."""
         return self.output(backend.attend(queries, cache, plan, self.shape))
 
 
@@ -91,11 +90,21 @@ class LayerStack:
         residual: Tensor,
         batch: FlatBatch,
         plan: AttentionPlan,
+        wanted: Wanted | None,
     ) -> Tensor:
-        """Hidden states [T, E], by nothing but the backend's operations: see Backend.capture."""
+        """Hidden states of all tokens [T, E], or of the wanted.
+
+        By nothing but the backend's operations, where all are wanted: see Backend.capture.
+        """
         backend, eps = self.backend, self.eps
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            x = layer.attention(x, backend, batch, plan, cache)
+            queries = layer.attention.queries(x, backend, batch, cache)
+            if wanted is not None and index + 1 == len(self.layers):
+                if wanted.plan is None:
+                    return x[:0]
+                queries, residual = queries[wanted.tokens], residual[wanted.tokens]
+                plan = wanted.plan
+            x = layer.attention.attend(queries, backend, plan, cache)
             if layer.norm_after_attention is not None:
                 x = backend.rms_norm(x, layer.norm_after_attention, eps)
             x, residual = backend.add_rms_norm(x, residual, layer.norm_before_mlp, eps)
@@ -157,8 +166,9 @@ class Decoder:
         batch: FlatBatch,
         plan: AttentionPlan,
         caches: Sequence[LayerCache],
+        wanted: Wanted | None = None,
     ) -> Tensor:
-        """Hidden states [T, E], after the final norm, of token_ids (int64 [T])."""
+        """Hidden states after the final norm, [T, E] of token_ids (int64 [T]) or of the wanted."""
         # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
         # small model near-ties, and it is no more than E numbers per token.
         residual = self.embedding[token_ids].float()
@@ -169,7 +179,7 @@ class Decoder:
         x = x.to(self.embedding.dtype)
         if self._captured is None or self._captured[0] is not caches:
             self._captured = caches, self.backend.capture(partial(self._stack, caches))
-        return self._captured[1](x, residual, batch, plan)
+        return self._captured[1](x, residual, batch, plan, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [L, V] of hidden states [L, E]."""

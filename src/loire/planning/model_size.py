@@ -76,14 +76,20 @@ class ModelSize:
         return total
 
     def prefill_flops(self, prompt: int) -> float:
-        """Operations for a whole prompt; only its last token goes through the output head."""
+        """Operations for a whole prompt.
+
+        Only its last token goes through the output head, and through what the last layer does
+        after its keys and values.
+        """
         total = 2.0 * (self.step_parameters - self.head_parameters) * prompt
         total += 2.0 * self.head_parameters
-        if self.description is not None:
-            total += sum(
-                4.0 * self.description.query_size * _visible_pairs(prompt, window)
-                for window in self.description.layer_windows
-            )
+        model = self.description
+        if model is not None:
+            *windows, last = model.layer_windows
+            pairs = sum(_visible_pairs(prompt, window) for window in windows)
+            pairs += prompt if last is None else min(prompt, last)
+            last_layer = model.hidden_size * (2 * model.query_size + 3 * model.intermediate_size)
+            total += 4.0 * model.query_size * pairs - 2.0 * last_layer * (prompt - 1)
         return total
 
 

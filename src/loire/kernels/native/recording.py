@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from loire.base.errors import EngineError
-from loire.kernels.interface import AttentionPlan, ComputeLayers, FlatBatch
+from loire.kernels.interface import AttentionPlan, ComputeLayers, FlatBatch, Wanted
 from loire.kernels.native.library import NativeLibrary
 
 MOST_TOKENS = 8
@@ -54,11 +54,16 @@ class RecordedSteps:
         self._steps: dict[int, _Step] = {}
 
     def __call__(
-        self, x: Tensor, residual: Tensor, batch: FlatBatch, plan: AttentionPlan
+        self,
+        x: Tensor,
+        residual: Tensor,
+        batch: FlatBatch,
+        plan: AttentionPlan,
+        wanted: Wanted | None,
     ) -> Tensor:
-        """Hidden states [T, E]."""
-        if len(x) > MOST_TOKENS:
-            return self._compute(x, residual, batch, plan)
+        """Hidden states [T, E], or [W, E] of the wanted."""
+        if len(x) > MOST_TOKENS or wanted is not None:
+            return self._compute(x, residual, batch, plan, wanted)
         step = self._steps.get(len(x))
         if step is None:
             step = self._steps[len(x)] = self._record(x, residual, batch, plan)
@@ -80,7 +85,7 @@ class RecordedSteps:
         weakref.finalize(self, self._library.free_recording, handle)
         self._keep(kept)
         try:
-            out = self._compute(x, residual, batch, plan)
+            out = self._compute(x, residual, batch, plan, None)
         finally:
             self._keep(None)
             self._library.end_recording(self._context)

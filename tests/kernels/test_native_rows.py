@@ -1,8 +1,7 @@
-"""RMSNorm, gated activations, rotary embedding: what goes row by row."""
+"""RMSNorm, rotary embedding: what goes row by row."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_cases import (
@@ -19,7 +18,6 @@ from native_cases import (
 from torch import Tensor
 
 from loire.base.errors import EngineError
-from loire.checkpoint.description import Activation
 from loire.kernels.interface import AttentionShape, HeadNorms, LayerCache, RotaryTable
 from loire.kernels.quantization import quantize_vectors
 
@@ -50,46 +48,6 @@ def test_norms(dtype: torch.dtype, instruction_set: str, tokens: int, size: int)
     assert normed.dtype == dtype
     assert same_bits(added, total)
     assert_close(normed, exact_norm(total, weight, 1e-5), absolute=1e-5)
-
-
-EXACT = {
-    "silu": F.silu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-}
-
-
-@pytest.mark.parametrize("instruction_set", SETS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", EXACT)
-@settings(max_examples=10, deadline=None)
-@given(tokens=st.integers(1, 20), size=st.integers(1, 200), scale=st.sampled_from((1.0, 30.0)))
-def test_gated_activation(
-    dtype: torch.dtype,
-    instruction_set: str,
-    activation: Activation,
-    tokens: int,
-    size: int,
-    scale: float,
-) -> None:
-    x = random(tokens, 2 * size, dtype=dtype, scale=scale)
-    gate, up = x.double().chunk(2, dim=-1)
-    found = backend(2, instruction_set).gated_activation(x, activation)
-    assert_close(found, EXACT[activation](gate) * up, absolute=1e-6 * scale**2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", EXACT)
-def test_gated_activation_of_extreme_values(dtype: torch.dtype, activation: Activation) -> None:
-    gate = torch.tensor([[-1e30, -100.0, -90.0, 0.0, 90.0, 1e30, float("nan"), float("inf")]])
-    found = backend().gated_activation(
-        torch.cat([gate, torch.ones_like(gate)], 1).to(dtype), activation
-    )
-    expected = EXACT[activation](gate.to(dtype).double())
-    finite = torch.isfinite(expected)
-    assert_close(found[finite], expected[finite], absolute=1e-6)
-    assert torch.equal(found.isnan(), expected.isnan())
-    assert torch.equal(found.isinf(), expected.isinf())
 
 
 def rotary_case(
@@ -193,8 +151,6 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
             cache.keys[batch.slots // 8, :, batch.slots % 8],
             kernels.rms_norm(qkv[rows], weight, 1e-5),
             *kernels.add_rms_norm(qkv[rows].clone(), residual[rows].clone(), weight, 1e-5),
-            kernels.gated_activation(qkv[rows], "silu"),
-            kernels.gated_activation(qkv[rows], "gelu_tanh"),
         ]
 
     whole = outputs(0, 40, 1)

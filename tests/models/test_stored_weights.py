@@ -92,8 +92,12 @@ def test_four_bits_are_those_of_the_file(tmp_path: Path, kernels: type[Backend])
     checkpoint = quantized(tmp_path, {})
     stored = load(checkpoint, kernels(), "int4")
     for layer in stored.layers:
-        for linear in (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up):
-            assert linear.weight_bytes == linear.out_features * linear.in_features // 32 * 20
+        for linear, rows in (
+            (layer.attention.qkv, layer.attention.qkv.out_features),
+            (layer.attention.output, layer.attention.output.out_features),
+            (layer.mlp.gate_up, 2 * layer.mlp.gate_up.out_features),
+        ):
+            assert linear.weight_bytes == rows * linear.in_features // 32 * 20
     # What is left is the rounding of inputs and of the head to eight bits.
     exact = logits(load(checkpoint, ReferenceBackend(), None))
     again = logits(load(requantized(checkpoint), kernels(), "int4"))
@@ -127,13 +131,14 @@ def test_matrices_computed_together_must_be_stored_alike(
     checkpoint = quantized(tmp_path, {"v_proj": "Q8_0", "down_proj": "Q5_1"})
     decoder = load(checkpoint, kernels(), "int4")
     attention, mlp = decoder.layers[0].attention, decoder.layers[0].mlp
-    for linear, block_bytes in (
-        (attention.qkv, 18),
-        (attention.output, 20),
-        (mlp.gate_up, 20),
-        (mlp.down, 18),
+    for linear, rows_per_output, block_bytes in (
+        (attention.qkv, 1, 18),
+        (attention.output, 1, 20),
+        (mlp.gate_up, 2, 20),
+        (mlp.down, 1, 18),
     ):
-        assert linear.weight_bytes == linear.out_features * linear.in_features // 32 * block_bytes
+        rows = linear.out_features * rows_per_output
+        assert linear.weight_bytes == rows * linear.in_features // 32 * block_bytes
     exact = logits(load(checkpoint, ReferenceBackend(), None))
     assert (logits(decoder) - exact).std() < 0.5 * exact.std()
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
+from loire.checkpoint.description import Activation
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -25,6 +26,7 @@ from loire.kernels.interface import (
 from loire.kernels.reference import (
     ReferenceBackend,
     attend_row,
+    gated,
     gather_context,
     visible,
 )
@@ -97,12 +99,13 @@ class CpuBackend(ReferenceBackend):
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
+        gate: Activation | None = None,
     ) -> Linear:
         """Pack weight [out, in] once if it is bfloat16."""
         weight = whole(weight)
         if quantization is None and weight.dtype == torch.bfloat16 and can_pack():
-            return PackedLinear(weight, bias)
-        return super().linear(weight, bias, quantization=quantization)
+            return gated(PackedLinear(weight, bias), gate)
+        return super().linear(weight, bias, quantization=quantization, gate=gate)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """As the reference, in one operator where torch has one."""

@@ -182,21 +182,30 @@ class Backend(Protocol):
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
+        gate: Activation | None = None,
     ) -> Linear:
         """Prepare weight [out, in] (and bias [out]); the caller drops its own reference.
 
         weight: whole, or in parts, one below the other.
         quantization: rounds weights and activations as loire.kernels.quantization defines it.
+        gate: makes it a gated product (Shazeer 2020, "GLU Variants Improve Transformer") of
+        out / 2 outputs: gate(first half) * second half, both rounded to x's dtype before. Not to be
+        called with wide.
         """
         ...
 
     def stored_linear(
-        self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
+        self,
+        weight: Sequence[Tensor],
+        bias: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        gate: Activation | None = None,
     ) -> Linear:
         """Prepare a weight that stays in Q4_1 blocks of GGUF, for inputs of dtype.
 
         weight: parts, one below the other, each uint8 [out, bytes of a row] on the host or where
-        the model is. Activations are rounded as by quantization "int4".
+        the model is. Activations are rounded as by quantization "int4". gate: as in linear().
         """
         ...
 
@@ -215,10 +224,6 @@ class Backend(Protocol):
         The residual stream, float32 [T, E], is not rounded from layer to layer; the norm is in
         x's dtype.
         """
-        ...
-
-    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        """[T, 2 * I] to [T, I]: activation(first half) * second half (Shazeer 2020, GLU)."""
         ...
 
     def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:

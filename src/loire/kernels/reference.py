@@ -48,6 +48,36 @@ class ReferenceLinear:
         return result.float() if wide else result
 
 
+class GatedLinear:
+    """A product, and what becomes of its two halves."""
+
+    def __init__(self, both: Linear, activation: Activation) -> None:
+        self._both = both
+        self._activation = activation
+        self.in_features = both.in_features
+        self.out_features = both.out_features // 2
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        return self._both.weight_bytes
+
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        if wide:
+            raise ValueError("gated results are not wide")
+        gate, up = self._both(x).chunk(2, dim=-1)
+        if self._activation == "silu":
+            return F.silu(gate) * up
+        approximate = "tanh" if self._activation == "gelu_tanh" else "none"
+        return F.gelu(gate, approximate=approximate) * up
+
+
+def gated(linear: Linear, gate: Activation | None) -> Linear:
+    """linear, or with a gate what Backend.linear() gives."""
+    return linear if gate is None else GatedLinear(linear, gate)
+
+
 @dataclass(frozen=True, slots=True)
 class ReferencePlan:
     """The batch itself, and how many tokens a block has."""
@@ -70,17 +100,23 @@ class ReferenceBackend:
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
+        gate: Activation | None = None,
     ) -> Linear:
         """Keep weight [out, in] as it is, or as codes."""
         if quantization is not None:
-            return ReferenceQuantizedLinear(whole(weight), bias, quantization)
-        return ReferenceLinear(whole(weight), bias)
+            return gated(ReferenceQuantizedLinear(whole(weight), bias, quantization), gate)
+        return gated(ReferenceLinear(whole(weight), bias), gate)
 
     def stored_linear(
-        self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
+        self,
+        weight: Sequence[Tensor],
+        bias: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        gate: Activation | None = None,
     ) -> Linear:
         """Keep the blocks."""
-        return ReferenceStoredLinear(whole(weight), bias)
+        return gated(ReferenceStoredLinear(whole(weight), bias), gate)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, E] (or [..., E]) normalised in float32, times weight."""
@@ -94,14 +130,6 @@ class ReferenceBackend:
         """(rms_norm(x + residual), x + residual)."""
         residual = x + residual
         return self.rms_norm(residual, weight, eps).to(x.dtype), residual
-
-    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        """[T, 2 * I] to [T, I]."""
-        gate, up = gate_up.chunk(2, dim=-1)
-        if activation == "silu":
-            return F.silu(gate) * up
-        approximate = "tanh" if activation == "gelu_tanh" else "none"
-        return F.gelu(gate, approximate=approximate) * up
 
     def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Two passes of torch's own."""

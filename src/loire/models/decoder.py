@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loire.checkpoint.description import Activation, ModelDescription
+from loire.checkpoint.description import ModelDescription
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -54,12 +54,12 @@ class MLP:
     """Gated feed-forward part of one layer."""
 
     gate_up: Linear
+    """Gated: [T, E] to [T, I]."""
     down: Linear
-    activation: Activation
 
-    def __call__(self, x: Tensor, backend: Backend) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[T, E] to [T, E]."""
-        return self.down(backend.gated_activation(self.gate_up(x), self.activation))
+        return self.down(self.gate_up(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class LayerStack:
             if layer.norm_after_attention is not None:
                 x = backend.rms_norm(x, layer.norm_after_attention, eps)
             x, residual = backend.add_rms_norm(x, residual, layer.norm_before_mlp, eps)
-            x = layer.mlp(x, backend)
+            x = layer.mlp(x)
             if layer.norm_after_mlp is not None:
                 x = backend.rms_norm(x, layer.norm_after_mlp, eps)
             x, residual = backend.add_rms_norm(x, residual, self._norm_after(index), eps)

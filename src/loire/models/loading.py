@@ -11,7 +11,7 @@ from torch import Tensor
 from loire.base.config import Quantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.description import Activation, ModelDescription
 from loire.checkpoint.formats import Q4_1, Q4_K
 from loire.kernels.dequantize import fastest_dequantize
 from loire.kernels.interface import AttentionShape, Backend, HeadNorms, Linear, RotaryTable
@@ -221,16 +221,20 @@ class _Loader:
         )
         down_bias = take("mlp.down_proj.bias", (hidden,)) if description.mlp_bias else None
         return MLP(
-            gate_up=self._linear(weight, bias),
+            gate_up=self._linear(weight, bias, description.activation),
             down=self._linear(take("mlp.down_proj.weight", (hidden, inner)), down_bias),
-            activation=description.activation,
         )
 
-    def _linear(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> Linear:
+    def _linear(
+        self,
+        weight: Tensor | Sequence[Tensor],
+        bias: Tensor | None,
+        gate: Activation | None = None,
+    ) -> Linear:
         parts = [weight] if isinstance(weight, Tensor) else weight
         if parts[0].dtype is torch.uint8:
-            return self.backend.stored_linear(parts, bias, dtype=self.dtype)
-        return self.backend.linear(weight, bias, quantization=self.quantization)
+            return self.backend.stored_linear(parts, bias, dtype=self.dtype, gate=gate)
+        return self.backend.linear(weight, bias, quantization=self.quantization, gate=gate)
 
     # --- single tensors -----------------------------------------------------------------------
 

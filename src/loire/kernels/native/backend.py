@@ -34,7 +34,6 @@ from loire.kernels.quantization import elements_of_q4_1
 _BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
                   "Q6_K": 14}  # fmt: skip
 """Numbers of GGUF, as in source/operations.h."""
-_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _EVERYTHING = 2**62
 """A window that no context fills."""
 _AMX_UNPROVEN = 2
@@ -73,7 +72,6 @@ class NativeBackend:
         self._library = library
         self._context: int = context
         self._norm = library.norm
-        self._activation = library.activation
         self._rotary = library.rotary
         self._largest = library.largest
         self._attend = library.attend
@@ -103,18 +101,24 @@ class NativeBackend:
         bias: Tensor | None = None,
         *,
         quantization: Quantization | None = None,
+        gate: Activation | None = None,
     ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
         parts = [weight] if isinstance(weight, Tensor) else list(weight)
         fmt, size, dtype = FORMATS[quantization], parts[0].shape[1], parts[0].dtype
-        return self._pack(parts, bias, fmt, size, dtype)
+        return self._pack(parts, bias, fmt, size, dtype, gate)
 
     def stored_linear(
-        self, weight: Sequence[Tensor], bias: Tensor | None, *, dtype: torch.dtype
+        self,
+        weight: Sequence[Tensor],
+        bias: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        gate: Activation | None = None,
     ) -> Linear:
         """Pack Q4_1 blocks, uint8 [out, bytes of a row], into panels, their bits as they are."""
         size = elements_of_q4_1(weight[0].shape[1])
-        return self._pack(weight, bias, STORED_FORMAT, size, dtype)
+        return self._pack(weight, bias, STORED_FORMAT, size, dtype, gate)
 
     def _pack(
         self,
@@ -123,9 +127,19 @@ class NativeBackend:
         fmt: int,
         in_features: int,
         dtype: torch.dtype,
+        gate: Activation | None,
     ) -> NativeLinear:
         return NativeLinear(
-            self, self._library, self._context, self._results, parts, bias, fmt, in_features, dtype
+            self,
+            self._library,
+            self._context,
+            self._results,
+            parts,
+            bias,
+            fmt,
+            in_features,
+            dtype,
+            gate,
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -163,23 +177,6 @@ class NativeBackend:
             eps,
         ):
             raise self._error()
-
-    def gated_activation(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        """[T, 2 * I] to [T, I]: activation(first half) * second half."""
-        gate_up = self._results.dense(gate_up)
-        tokens, both = gate_up.shape
-        out = self._results.new((tokens, both // 2), gate_up.dtype)
-        if self._activation(
-            self._context,
-            type_number(gate_up.dtype),
-            _ACTIVATIONS[activation],
-            gate_up.data_ptr(),
-            out.data_ptr(),
-            tokens,
-            both // 2,
-        ):
-            raise self._error()
-        return out
 
     def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Per row of logits [L, V] its likeliest token (int64 [L]) and whether it is finite."""

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 10
+INTERFACE_VERSION = 11
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -35,15 +35,12 @@ class NativeLibrary:
         self.open = self._function("loire_open", pointer, (c_char_p, c_int32))
         self.close = self._function("loire_close", None, (pointer,))
         self.pack = self._function(
-            "loire_pack", pointer, (pointer, c_int32, c_int32, c_int32, *(pointer,) * 4, size)
+            "loire_pack", pointer, (pointer, *(c_int32,) * 4, *(pointer,) * 4, size)
         )
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
         self.linear = self._function("loire_linear", c_int, (*(pointer,) * 4, c_int32, size))
         self.norm = self._function(
             "loire_norm", c_int, (pointer, c_int32, *(pointer,) * 4, size, size, c_float)
-        )
-        self.activation = self._function(
-            "loire_activation", c_int, (pointer, c_int32, c_int32, pointer, pointer, size, size)
         )
         self.dequantize = self._function(
             "loire_dequantize", c_int, (pointer, c_int32, c_int32, pointer, pointer, size)

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
+from loire.checkpoint.description import Activation
 from loire.kernels.native.dtypes import type_number
 from loire.kernels.native.library import NativeLibrary, array_of
 from loire.kernels.native.results import Results
 
 FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
+GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
+"""As in source/operations.h."""
 STORED_FORMAT = 41
 """Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/packed_weight.h."""
 
@@ -34,6 +37,7 @@ class NativeLinear:
         fmt: int,
         in_features: int,
         dtype: torch.dtype,
+        gate: Activation | None,
     ) -> None:
         """owner: of the context, which is open as long as there is one.
 
@@ -41,8 +45,10 @@ class NativeLinear:
 
         dtype: of the inputs and, where there are numbers, of those.
         """
+        rows = sum(len(part) for part in parts)
         self.in_features = in_features
-        self.out_features = sum(len(part) for part in parts)
+        self.out_features = rows if gate is None else rows // 2
+        self._is_gated = gate is not None
         self._owner = owner
         self._results = results
         self._context = context
@@ -62,6 +68,7 @@ class NativeLinear:
             context,
             type_number(dtype),
             fmt,
+            GATES[gate],
             len(parts),
             array_of(c_void_p, [part.data_ptr() for part in parts]),
             array_of(c_int64, [len(part) for part in parts]),
@@ -81,7 +88,7 @@ class NativeLinear:
     def weight_bytes(self) -> int:
         """Bytes that one multiplication reads of it: whole panels and steps."""
         steps = -(-self.in_features // 32)
-        outputs = -(-self.out_features // 32) * 32
+        outputs = -(-self.out_features // 32) * 32 * (1 + self._is_gated)
         if self._format == FORMATS[None]:
             return outputs * steps * 32 * self._dtype.itemsize
         if self._format == FORMATS["int8"]:

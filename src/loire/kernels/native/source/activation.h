@@ -1,4 +1,4 @@
-// Gated activations: activation(first half) * second half (Shazeer 2020).
+// The activations of gated products (Shazeer 2020).
 
 INLINE Vec16 sigmoid(const Vec16& x) {
     const Vec16 one = broadcast(1.0f);
@@ -18,20 +18,6 @@ INLINE Vec16 gelu(const Vec16& x) {
     return load(lanes);
 }
 
-template <typename Element>
-void activation_piece(const void* untyped, int64_t piece, Scratch&) {
-    const auto& a = *static_cast<const ActivationArguments*>(untyped);
-    const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
-    for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
-        const Element* gate = static_cast<const Element*>(a.gate_up) + t * 2 * a.size;
-        const Element* up = gate + a.size;
-        Element* out = static_cast<Element*>(a.out) + t * a.size;
-        for (int64_t i = 0; i < a.size; i += 16) {
-            const Vec16 x = load_some(gate + i, a.size - i);
-            const Vec16 activated = a.kind == 0   ? x * sigmoid(x)
-                                    : a.kind == 1 ? gelu_tanh(x)
-                                                  : gelu(x);
-            store_some(out + i, activated * load_some(up + i, a.size - i), a.size - i);
-        }
-    }
+INLINE Vec16 activated(Gate gate, const Vec16& x) {
+    return gate == Gate::SILU ? x * sigmoid(x) : gate == Gate::GELU_TANH ? gelu_tanh(x) : gelu(x);
 }

@@ -174,7 +174,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 10; }
+int loire_interface_version() { return 11; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -199,8 +199,9 @@ void loire_close(void* context) { delete static_cast<Context*>(context); }
 
 // The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
 // format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 41 the rows are Q4_1
-// blocks, row_strides bytes apart, and type is that of x and of the bias.
-void* loire_pack(Context* context, int32_t type, int32_t format, int32_t num_parts,
+// blocks, row_strides bytes apart, and type is that of x and of the bias. gate: a Gate; with one,
+// results are gate(product with the first half of the rows) * product with the second.
+void* loire_pack(Context* context, int32_t type, int32_t format, int32_t gate, int32_t num_parts,
                  const void* const* parts, const int64_t* part_outputs, const int64_t* row_strides,
                  const void* bias, int64_t in_features) {
     PackedWeight* packed = nullptr;
@@ -214,20 +215,25 @@ void* loire_pack(Context* context, int32_t type, int32_t format, int32_t num_par
             all.push_back({parts[i], part_outputs[i], row_strides[i]});
             outputs += part_outputs[i];
         }
+        check_range("gate", gate + 1, int64_t(Gate::GELU) + 2);
+        if (gate >= 0 && outputs % 2 != 0)
+            throw std::invalid_argument(std::to_string(outputs) + " rows have no two halves");
         const auto kind = WeightFormat(format);
         packed = new PackedWeight(context->pool, context->weights,
                                   context->linear(type == 1, kind), all, bias, type == 1, kind,
-                                  outputs, in_features);
+                                  Gate(gate), outputs / panels_per_output(Gate(gate)), in_features);
     });
     return packed;
 }
 
 void loire_free_weight(PackedWeight* weight) { delete weight; }
 
-// out is float32 if wide, else of x's type: the one that the weight was packed from.
+// out is float32 if wide (not with a gate), else of x's type: the one that the weight was packed from.
 int loire_linear(Context* context, const PackedWeight* weight, const void* x, void* out,
                  int32_t wide, int64_t tokens) {
     return perform(context, nullptr, [=](AttentionPlan*) {
+        if (wide != 0 && weight->gate != Gate::NONE)
+            throw std::invalid_argument("gated results are not wide");
         multiply(context->linear(weight->is_bfloat16, weight->format), context->pool,
                  context->activations, context->forecast, *weight, x, out, wide != 0, tokens);
     });
@@ -238,14 +244,6 @@ int loire_norm(Context* context, int32_t type, const void* x, float* residual, c
     return perform(context, nullptr, [=](AttentionPlan*) {
         const NormArguments arguments{x, residual, weight, out, tokens, size, eps};
         context->pool.run(row_pieces(tokens), context->typed(type).norm, &arguments);
-    });
-}
-
-int loire_activation(Context* context, int32_t type, int32_t kind, const void* gate_up, void* out,
-                     int64_t tokens, int64_t size) {
-    return perform(context, nullptr, [=](AttentionPlan*) {
-        const ActivationArguments arguments{gate_up, out, tokens, size, kind};
-        context->pool.run(row_pieces(tokens), context->typed(type).activation, &arguments);
     });
 }
 

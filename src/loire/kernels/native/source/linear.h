@@ -194,33 +194,56 @@ struct LinearPiece {
 };
 
 inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
-    const int64_t panels = (a.out_features + PANEL - 1) / PANEL;
-    const int64_t columns = (panels + a.panels_per_piece - 1) / a.panels_per_piece;
+    const int64_t columns = (a.panels + a.panels_per_piece - 1) / a.panels_per_piece;
     const int64_t first_token = piece / columns * a.tokens_per_piece;
     const int64_t left = a.tokens - first_token;
     const int64_t first_panel = piece % columns * a.panels_per_piece;
     const int64_t last_panel = first_panel + a.panels_per_piece;
     return {first_token, left < a.tokens_per_piece ? left : a.tokens_per_piece, first_panel,
-            last_panel < panels ? last_panel : panels};
+            last_panel < a.panels ? last_panel : a.panels};
 }
 
-// Scales sums [tokens][PANEL] of one panel, adds the bias and stores them.
+// Sixteen sums, scaled and with their bias. row: the first of theirs in the packed weight.
+INLINE Vec16 finished(const LinearArguments& a, int64_t row, const float* sums) {
+    Vec16 value = load(sums);
+    if (a.scales != nullptr) value = value * load(a.scales + row);
+    if (a.bias != nullptr) value = value + load(a.bias + row);
+    return value;
+}
+
+template <typename Element>
+INLINE Vec16 rounded(const Vec16& value) {
+    Element kept[16];
+    store(kept, value);
+    return load(kept);
+}
+
+// The first count of 16 results of a token, from sums of one panel, or of two that are panel_sums apart.
+template <typename Element>
+INLINE void finish_some(const LinearArguments& a, int64_t row, const float* sums,
+                        int64_t panel_sums, int64_t at, int64_t count) {
+    const Vec16 value = finished(a, row, sums);
+    if (a.wide) return store_some(static_cast<float*>(a.out) + at, value, count);
+    auto* out = static_cast<Element*>(a.out) + at;
+    if (a.gate == Gate::NONE) return store_some(out, value, count);
+    // Rounded before they meet, as where the halves are results of their own.
+    const Vec16 gate = activated(a.gate, rounded<Element>(value));
+    const Vec16 other = rounded<Element>(finished(a, row + PANEL, sums + panel_sums));
+    store_some(out, gate * other, count);
+}
+
+// Stores the results of one panel or, gated, of two. sums: [tokens][PANEL] of each.
 template <typename Element>
 void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, int64_t tokens,
-                  const float* sums) {
-    for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t column = panel * PANEL; column < panel * PANEL + PANEL; column += 16) {
-            if (column >= a.out_features) break;
-            Vec16 value = load(sums + t * PANEL + column % PANEL);
-            if (a.scales != nullptr) value = value * load(a.scales + column);
-            if (a.bias != nullptr) value = value + load(a.bias + column);
-            const int64_t at = (first_token + t) * a.out_features + column;
-            const int64_t count = a.out_features - column;
-            if (a.wide)
-                store_some(static_cast<float*>(a.out) + at, value, count);
-            else
-                store_some(static_cast<Element*>(a.out) + at, value, count);
-        }
+                  const float* sums, int64_t panel_sums) {
+    const int64_t first_column = panel / panels_per_output(a.gate) * PANEL;
+    const int64_t left = a.out_features - first_column, row = panel * PANEL;
+    for (int64_t t = 0; t < tokens; ++t, sums += PANEL) {
+        const int64_t at = (first_token + t) * a.out_features + first_column;
+        for (int64_t column = 0; column < PANEL && column < left; column += 16)
+            finish_some<Element>(a, row + column, sums + column, panel_sums, at + column,
+                                 left - column);
+    }
 }
 
 template <typename Format>
@@ -232,13 +255,16 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
     const char* activations =
         static_cast<const char*>(a.activations) + first_token * token_bytes;
-    const int64_t sum_bytes = tokens * PANEL * sizeof(float);
+    const int64_t together = panels_per_output(a.gate), panel_sums = tokens * PANEL;
+    const int64_t sum_bytes = together * panel_sums * sizeof(float);
     float* sums = reinterpret_cast<float*>(scratch.reserve(sum_bytes));
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    for (int64_t panel = first_panel; panel < last_panel; panel += together) {
         __builtin_memset(sums, 0, sum_bytes);
-        multiply_panel<Format>(static_cast<const char*>(a.weight) + panel * panel_bytes,
-                               activations, tokens, a.tokens_per_block, a.steps, sums);
-        finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums);
+        for (int64_t i = 0; i < together; ++i)
+            multiply_panel<Format>(static_cast<const char*>(a.weight) + (panel + i) * panel_bytes,
+                                   activations, tokens, a.tokens_per_block, a.steps,
+                                   sums + i * panel_sums);
+        finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums, panel_sums);
     }
 }
 

@@ -118,9 +118,9 @@ void linear_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         }
     }
     Tiles::release();
-    for (int64_t panel = first_panel; panel < last_panel; ++panel)
+    for (int64_t panel = first_panel; panel < last_panel; panel += panels_per_output(a.gate))
         finish_panel<bfloat16>(a, panel, first_token, tokens,
-                               sums + (panel - first_panel) * panel_sums);
+                               sums + (panel - first_panel) * panel_sums, panel_sums);
 }
 
 // One block of tokens, padded with zeros to whole steps and to a whole block.

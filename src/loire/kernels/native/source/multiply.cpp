@@ -33,12 +33,14 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
     const int64_t least = tokens_per_piece * token_bytes > FIRST_CACHE_BYTES
                               ? operations.panels_per_piece
                               : 1;
-    int64_t panels = std::max(least, PIECE_BYTES / weight.panel_bytes);
+    const int64_t together = panels_per_output(weight.gate);
+    int64_t panels = std::max(std::max(least, PIECE_BYTES / weight.panel_bytes) / together, int64_t(1));
     const int64_t wanted = PIECES_PER_THREAD * pool.num_threads();
-    while (panels > 1 && rows * (weight.panels / panels) < wanted) panels /= 2;
-    const LinearArguments arguments{weight.data,  weight.scales, weight.bias, packing.packed,
-                                    out,          wide,                tokens,
-                                    weight.steps, weight.out_features, block,
+    while (panels > 1 && rows * (weight.panels / together / panels) < wanted) panels /= 2;
+    panels *= together;
+    const LinearArguments arguments{weight.data,   weight.scales, weight.bias,         packing.packed,
+                                    out,           wide,          weight.gate,         tokens,
+                                    weight.steps,  weight.panels, weight.out_features, block,
                                     tokens_per_piece, panels};
     const int64_t pieces = ceil_div(weight.panels, panels);
     forecast.begins({static_cast<const char*>(weight.data), pieces, panels * weight.panel_bytes});

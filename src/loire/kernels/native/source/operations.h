@@ -44,13 +44,6 @@ struct NormArguments {
     float eps;
 };
 
-struct ActivationArguments {
-    const void* gate_up;  // [T, 2 * I]
-    void* out;            // [T, I]
-    int64_t tokens, size;  // size is I
-    int32_t kind;         // 0 silu, 1 gelu_tanh, 2 gelu
-};
-
 struct LargestArguments {
     const float* rows;  // [count, size]
     int64_t* indices;   // [count]: of the largest entry, the first of equals
@@ -148,17 +141,24 @@ struct PackActivationsArguments {
     int64_t tokens_per_block;
 };
 
+// What becomes of a product whose weight has two halves of rows: gate(first) * second. The panels of
+// such a weight alternate, 32 outputs of the first half and the same of the second.
+enum class Gate : int32_t { NONE = -1, SILU = 0, GELU_TANH = 1, GELU = 2 };
+
+constexpr int64_t panels_per_output(Gate gate) { return gate == Gate::NONE ? 1 : 2; }
+
 struct LinearArguments {
     const void* weight;       // packed
-    const float* scales;      // [outputs of whole panels] or null: the sums are multiplied by them
-    const float* bias;        // [outputs of whole panels] or null
+    const float* scales;      // [rows of whole panels] or null: the sums are multiplied by them
+    const float* bias;        // [rows of whole panels] or null
     const void* activations;  // packed
     void* out;                // [T, out], of x's type or float32
-    bool wide;                // whether out is float32
-    int64_t tokens, steps, out_features;
+    bool wide;                // whether out is float32; not with a gate
+    Gate gate;
+    int64_t tokens, steps, panels, out_features;
     int64_t tokens_per_block;  // of the packed activations
     int64_t tokens_per_piece;  // whole blocks
-    int64_t panels_per_piece;
+    int64_t panels_per_piece;  // both of a gated output
 };
 
 // Block formats of GGUF, by their numbers there.
@@ -194,11 +194,21 @@ constexpr int MOST_PARTS = 3;
 struct PackArguments {
     WeightPart parts[MOST_PARTS];
     char* packed;
-    float* scales;  // per output, of int8
+    float* scales;  // per row, of int8
+    Gate gate;
     int64_t out_features, in_features, steps, panel_bytes;
 
-    // Row `out`, or null beyond the last.
-    const void* row(int64_t out, int64_t element_bytes) const {
+    // The row of the parts that is packed as the given one, or -1 for none.
+    int64_t source(int64_t packed) const {
+        const int64_t per_output = panels_per_output(gate), panel = packed / PANEL;
+        const int64_t out = panel / per_output * PANEL + packed % PANEL;
+        return out < out_features ? panel % per_output * out_features + out : -1;
+    }
+
+    // The row that is packed as the given one, or null for none.
+    const void* row(int64_t packed, int64_t element_bytes) const {
+        int64_t out = source(packed);
+        if (out < 0) return nullptr;
         for (const WeightPart& part : parts) {
             if (out < part.outputs)
                 return static_cast<const char*>(part.rows) + out * part.stride * element_bytes;
@@ -222,7 +232,7 @@ struct CacheOperations {
 };
 
 struct TypedOperations {
-    PieceFunction norm, activation, dequantize;
+    PieceFunction norm, dequantize;
     CacheOperations plain_cache, int8_cache;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;

@@ -28,31 +28,34 @@ int64_t bytes_per_step(WeightFormat format, bool is_bfloat16) {
 
 PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
                            const std::vector<WeightPart>& parts, const void* given_bias,
-                           bool is_bfloat16, WeightFormat format, int64_t out_features,
-                           int64_t in_features)
+                           bool is_bfloat16, WeightFormat format, Gate gate,
+                           int64_t out_features, int64_t in_features)
     : is_bfloat16(is_bfloat16),
       format(format),
+      gate(gate),
       out_features(out_features),
       in_features(in_features),
-      panels((out_features + PANEL - 1) / PANEL),
+      panels((out_features + PANEL - 1) / PANEL * panels_per_output(gate)),
       steps((in_features + STEP - 1) / STEP),
       panel_bytes(steps * bytes_per_step(format, is_bfloat16)) {
-    const size_t outputs = size_t(panels * PANEL), data_bytes = size_t(panels * panel_bytes);
+    const size_t rows = size_t(panels * PANEL), data_bytes = size_t(panels * panel_bytes);
     const bool has_scales = format == WeightFormat::INT8;
-    const size_t float_bytes = (size_t(given_bias != nullptr) + has_scales) * outputs * sizeof(float);
+    const size_t float_bytes = (size_t(given_bias != nullptr) + has_scales) * rows * sizeof(float);
     memory_ = memory.take(data_bytes + float_bytes);
     data = memory_.get();
     float* next = reinterpret_cast<float*>(data + data_bytes);  // (whole lines lie before it)
-    if (has_scales) scales = next, next += outputs;
+    if (has_scales) scales = next, next += rows;
+    PackArguments arguments{{}, data, scales, gate, out_features, in_features, steps, panel_bytes};
+    std::copy(parts.begin(), parts.end(), arguments.parts);
     if (given_bias != nullptr) {
         bias = next;
-        for (int64_t i = 0; i < int64_t(outputs); ++i)
-            bias[i] = i >= out_features ? 0.0f
-                      : is_bfloat16     ? widen(static_cast<const bfloat16*>(given_bias)[i])
-                                        : static_cast<const float*>(given_bias)[i];
+        for (int64_t row = 0; row < int64_t(rows); ++row) {
+            const int64_t source = arguments.source(row);
+            bias[row] = source < 0     ? 0.0f
+                        : is_bfloat16 ? widen(static_cast<const bfloat16*>(given_bias)[source])
+                                      : static_cast<const float*>(given_bias)[source];
+        }
     }
-    PackArguments arguments{{}, data, scales, out_features, in_features, steps, panel_bytes};
-    std::copy(parts.begin(), parts.end(), arguments.parts);
     pool.run(panels, operations.pack, &arguments);
 }
 

@@ -18,20 +18,22 @@ enum class WeightFormat : int32_t { DENSE = 0, INT8 = 8, INT4 = 4, Q4_1 = 41 };
 class PackedWeight {
   public:
     // parts (at most MOST_PARTS) of the weight and bias [out] (or null), all of one type.
-    // operations: those of the format, which multiply with it later.
+    // operations: those of the format, which multiply with it later. gate: none, or what is applied to
+    // the products with the first half of its rows. out_features: of the result.
     PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
                  const std::vector<WeightPart>& parts, const void* bias, bool is_bfloat16,
-                 WeightFormat format, int64_t out_features, int64_t in_features);
+                 WeightFormat format, Gate gate, int64_t out_features, int64_t in_features);
     PackedWeight(const PackedWeight&) = delete;
     PackedWeight& operator=(const PackedWeight&) = delete;
 
     const bool is_bfloat16;  // x is
     const WeightFormat format;
+    const Gate gate;
     const int64_t out_features, in_features;
     const int64_t panels, steps, panel_bytes;
     char* data = nullptr;
     float* scales = nullptr;  // [panels * PANEL], of int8
-    float* bias = nullptr;    // [panels * PANEL]
+    float* bias = nullptr;    // [panels * PANEL], as the rows are packed
 
   private:
     std::shared_ptr<char> memory_;

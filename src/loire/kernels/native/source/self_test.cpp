@@ -88,8 +88,8 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
     const LinearOperations& dense = operations.bfloat16.dense;
     WeightMemory memory;
     const PackedWeight packed(pool, memory, dense, {{weight.data(), shape.out_features, shape.in_features}},
-                              bias.data(), true, WeightFormat::DENSE, shape.out_features,
-                              shape.in_features);
+                              bias.data(), true, WeightFormat::DENSE, Gate::NONE,
+                              shape.out_features, shape.in_features);
     Scratch activations;
     std::vector<float> out(size_t(shape.tokens * shape.out_features));
     Forecast forecast;

@@ -32,11 +32,13 @@ constexpr int64_t MOST_STREAMED = 6;  // tokens for which weights come straight 
 constexpr int64_t WEIGHT_CHUNK_BYTES = 8 << 10;
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
 
-// In the order of addresses: the processor's own prefetching sees a stream.
+// In the order of addresses: the processor's own prefetching sees a stream. Stays where it is written:
+// compilers would gather the fetches of a whole step in one burst.
 template <int64_t BYTES>
 INLINE void fetch(const char* source) {
 #pragma GCC unroll 4
     for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(source + line);
+    asm volatile("" ::: "memory");
 }
 
 // What formats of plain numbers share. Links: weight and activations of one word, as the links of a
@@ -60,6 +62,7 @@ struct DenseFormat {
 struct Float32Format : DenseFormat<Float32Format> {
     using Element = float;
     using Activation = float;
+    static constexpr int STREAMED_STEPS = 1;
     static constexpr int64_t WORD_BYTES = 256, WEIGHT_BYTES = 16 * WORD_BYTES;  // per panel and step
     static constexpr int64_t ACTIVATIONS = 32;     // per token and step
 
@@ -91,6 +94,7 @@ struct Float32Format : DenseFormat<Float32Format> {
 struct BFloat16Format : DenseFormat<BFloat16Format> {
     using Element = bfloat16;
     using Activation = uint32_t;
+    static constexpr int STREAMED_STEPS = 4;  // unrolled; weights come faster then (docs/log.md)
     static constexpr int64_t WORD_BYTES = 128, WEIGHT_BYTES = 16 * WORD_BYTES;
     static constexpr int64_t ACTIVATIONS = 16;
 
@@ -119,6 +123,7 @@ struct BFloat16Format : DenseFormat<BFloat16Format> {
 struct BFloat16Format : DenseFormat<BFloat16Format> {
     using Element = bfloat16;
     using Activation = float;
+    static constexpr int STREAMED_STEPS = 1;
     static constexpr int64_t WORD_BYTES = 128, WEIGHT_BYTES = 16 * WORD_BYTES;
     static constexpr int64_t ACTIVATIONS = 32;
 
@@ -146,7 +151,7 @@ struct BFloat16Format : DenseFormat<BFloat16Format> {
 
 // Takes the chains of ROWS tokens times 16 * VECTORS outputs, in sums [tokens][PANEL], some steps on.
 // Fetches what lies `distance` bytes ahead of each step.
-template <typename Format, int ROWS>
+template <typename Format, int ROWS, int UNROLLED>
 void multiply(const char* weight, int64_t column, const void* untyped, int64_t steps,
               int64_t distance, float* sums) {
     constexpr int VECTORS = Format::VECTORS;
@@ -156,11 +161,16 @@ void multiply(const char* weight, int64_t column, const void* untyped, int64_t s
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * PANEL + v * 16);
-    for (int64_t step = 0; step < steps; ++step) {
+    const auto one_step = [&]() __attribute__((always_inline)) {
         Format::template step<ROWS>(weight, column, weight + distance, activations, chains);
         weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
-    }
+    };
+    int64_t step = 0;
+    for (; step + UNROLLED <= steps; step += UNROLLED)
+#pragma GCC unroll 4
+        for (int i = 0; i < UNROLLED; ++i) one_step();
+    for (; step < steps; ++step) one_step();
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
@@ -172,18 +182,22 @@ template <typename Format>
 void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t block,
                     int64_t steps, float* sums) {
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
-    const bool once = tokens <= block && 16 * Format::VECTORS == PANEL;
-    const int64_t chunk = once ? steps : WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES;
-    const int64_t distance = once ? PREFETCH_BYTES : chunk * Format::WEIGHT_BYTES;
+    if constexpr (16 * Format::VECTORS == PANEL)
+        if (tokens <= block && tokens <= MOST_STREAMED)
+            return for_count<MOST_STREAMED>(tokens, [&](auto rows) {
+                multiply<Format, rows.value, Format::STREAMED_STEPS>(panel, 0, activations, steps,
+                                                                     PREFETCH_BYTES, sums);
+            });
+    const int64_t chunk = WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
         for (int64_t t = 0; t < tokens; t += block)
             for_count<Format::MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 for (int column = 0; column < PANEL; column += Format::VECTORS * 16)
-                    multiply<Format, rows.value>(
+                    multiply<Format, rows.value, 1>(
                         panel + step * Format::WEIGHT_BYTES, column,
                         activations + (t * steps + rows.value * step) * activation_bytes, count,
-                        distance, sums + t * PANEL + column);
+                        chunk * Format::WEIGHT_BYTES, sums + t * PANEL + column);
             });
     }
 }

@@ -67,6 +67,7 @@ struct QuantizedFormat {
     static constexpr bool HAS_MINIMUM = SCALES == Scales::AND_MINIMUM;
     using Activation = Either<HAS_MINIMUM, SummedStep, QuantizedStep<1 << (BITS - 1)>>;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
+    static constexpr int STREAMED_STEPS = 1;
     static constexpr int64_t WORD_BYTES = PANEL * 4;
     static constexpr int64_t CODE_BYTES = PANEL * STEP * BITS / 8;
     static constexpr int64_t WEIGHT_BYTES = CODE_BYTES + PANEL * 2 * int(SCALES);

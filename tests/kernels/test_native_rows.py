@@ -160,6 +160,13 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
                 assert same_bits(part, all_rows[first:last])
 
 
+@pytest.mark.parametrize("bad", [-1, 50])
+def test_refuses_tokens_outside(bad: int) -> None:
+    table = random(50, 16, dtype=torch.float32)
+    with pytest.raises(EngineError, match=f"token id {bad} is not below 50"):
+        backend().embed(torch.tensor([1, bad]), table, 1.0, torch.ones(16), 1e-5)
+
+
 def test_refuses_slots_and_positions_outside() -> None:
     shape = AttentionShape(num_heads=1, num_kv_heads=1, head_dim=16, scale=1.0)
     qkv, rotary = rotary_case(shape, 8, torch.float32)

@@ -123,6 +123,19 @@ def test_add_rms_norm(backend: Backend, dtype: torch.dtype) -> None:
     check(normed, reference, definitions.rms_norm(total, weight, EPS))
 
 
+@pytest.mark.parametrize("scale", [1.0, 8.5])
+@pytest.mark.parametrize("size", [16, 33, 100])
+def test_embed(backend: Backend, dtype: torch.dtype, size: int, scale: float) -> None:
+    table, weight = normal(50, size, dtype=dtype), normal(size, dtype=torch.float32, seed=1)
+    token_ids = torch.tensor([3, 49, 0, 3, *range(20)])
+    x, residual = backend.embed(token_ids, table, scale, weight, EPS)
+    assert (x.dtype, residual.dtype) == (dtype, torch.float32)
+    rows = table[token_ids].float() * scale
+    assert torch.equal(residual, rows)
+    reference, _ = REFERENCE.embed(token_ids, table, scale, weight, EPS)
+    check(x, reference, definitions.rms_norm(rows, weight, EPS))
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("inner", [8, 31, 96])
 def test_gated_activation(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loire.base.errors import EngineError
 from loire.checkpoint.open import open_checkpoint
-from loire.kernels.interface import ComputeLayers
+from loire.kernels.interface import ComputeStep
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.native.recording import MOST_TOKENS
 from loire.models.decoder import Decoder
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not usable, reason=why)
 class PlainBackend(NativeBackend):
     """Records nothing."""
 
-    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+    def capture(self, compute: ComputeStep) -> ComputeStep:
         return compute
 
 
@@ -67,32 +67,35 @@ def test_replayed_is_computed(tiny_llama: Path, dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(computed, logits, strict=True))
 
 
-def small_step() -> tuple[NativeBackend, Callable[[ComputeLayers, int], Tensor]]:
+def small_step() -> tuple[NativeBackend, Callable[[ComputeStep, int], Tensor]]:
     """A backend, and steps of two tokens by what it captured."""
     from kernels.native_cases import Row, make_batch
 
     backend = NativeBackend(1)
     batch = make_batch([Row(2, 2)], 16, 4, torch.Generator().manual_seed(0))
 
-    def step(captured: ComputeLayers, seed: int) -> Tensor:
-        x = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))
-        return captured(x, torch.zeros(2, 32), batch, backend.plan_attention(batch, 16), None)
+    def step(captured: ComputeStep, seed: int) -> Tensor:
+        token_ids = torch.tensor([seed, seed + 1])
+        return captured(token_ids, batch, backend.plan_attention(batch, 16), None)
 
     return backend, step
 
 
 def test_a_copy_would_not_be_replayed() -> None:
     backend, step = small_step()
-    weight = torch.ones(32)
+    table, weight = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)), torch.ones(32)
 
-    def compute(x: Tensor, residual: Tensor, *_: Any) -> Tensor:
-        return backend.rms_norm(torch.cat([x, residual], dim=1)[:, :32], weight, 1e-5)
+    def embed(token_ids: Tensor) -> Tensor:
+        return backend.embed(token_ids, table, 1.0, weight, 1e-5)[0]
+
+    def compute(token_ids: Tensor, *_: Any) -> Tensor:
+        return backend.rms_norm(embed(token_ids)[:, :16], weight[:16], 1e-5)
 
     captured = backend.capture(compute)
     with pytest.raises(EngineError, match="without gaps"):
         step(captured, 0)
     # The recording has ended: this one is not in it, and the next one can be made.
-    good = backend.capture(lambda x, *_: backend.rms_norm(x, weight, 1e-5))
+    good = backend.capture(lambda token_ids, *_: embed(token_ids))
     first = step(good, 1)
     assert not torch.equal(step(good, 2), first)
     assert torch.equal(step(good, 1), first)

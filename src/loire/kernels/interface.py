@@ -160,9 +160,9 @@ class Wanted:
     """For attend() of these alone; None where there are none."""
 
 
-ComputeLayers = Callable[[Tensor, Tensor, FlatBatch, AttentionPlan, Wanted | None], Tensor]
-"""From the first layer's input [T, E], the residual stream (float32 [T, E]), the batch and its plan
-to the last hidden states [T, E], or [W, E] of the wanted. May overwrite the first two."""
+ComputeStep = Callable[[Tensor, FlatBatch, AttentionPlan, Wanted | None], Tensor]
+"""From token ids (int64 [T]), the batch and its plan to the last hidden states [T, E], or [W, E] of
+the wanted."""
 
 
 class Backend(Protocol):
@@ -207,6 +207,13 @@ class Backend(Protocol):
         weight: parts, one below the other, each uint8 [out, bytes of a row] on the host or where
         the model is. Activations are rounded as by quantization "int4". gate: as in linear().
         """
+        ...
+
+    def embed(
+        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(rows), rows), both [T, E]: the table's rows (table [V, E]) of token_ids (int64
+        [T]) times scale, in float32, and the first layer's input in the table's dtype."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -254,7 +261,7 @@ class Backend(Protocol):
         """Once per step: what attend() needs of the batch in every layer."""
         ...
 
-    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+    def capture(self, compute: ComputeStep) -> ComputeStep:
         """The same function, perhaps with less effort when it is called again.
 
         compute must do nothing but call this backend's operations, always the same ones.

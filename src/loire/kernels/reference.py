@@ -12,7 +12,7 @@ from loire.checkpoint.description import Activation
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
-    ComputeLayers,
+    ComputeStep,
     FlatBatch,
     HeadNorms,
     LayerCache,
@@ -118,6 +118,13 @@ class ReferenceBackend:
         """Keep the blocks."""
         return gated(ReferenceStoredLinear(whole(weight), bias), gate)
 
+    def embed(
+        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(rows), rows) of a table [V, E]."""
+        residual = table[token_ids].float() * scale
+        return self.rms_norm(residual, weight, eps).to(table.dtype), residual
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, E] (or [..., E]) normalised in float32, times weight."""
         wide = x.float()
@@ -168,7 +175,7 @@ class ReferenceBackend:
         """Nothing to work out."""
         return ReferencePlan(batch, block_size)
 
-    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+    def capture(self, compute: ComputeStep) -> ComputeStep:
         """As it is."""
         return compute
 

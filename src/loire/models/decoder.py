@@ -16,7 +16,7 @@ from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
     Backend,
-    ComputeLayers,
+    ComputeStep,
     FlatBatch,
     HeadNorms,
     LayerCache,
@@ -76,9 +76,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LayerStack:
-    """All layers and the final norm."""
+    """The embedding, all layers and the final norm."""
 
     backend: Backend
+    embedding: Tensor
+    """[V, E] in the model's dtype."""
+    embedding_scale: float
     layers: tuple[Layer, ...]
     final_norm: Tensor
     eps: float
@@ -86,8 +89,7 @@ class LayerStack:
     def __call__(
         self,
         caches: Sequence[LayerCache],
-        x: Tensor,
-        residual: Tensor,
+        token_ids: Tensor,
         batch: FlatBatch,
         plan: AttentionPlan,
         wanted: Wanted | None,
@@ -97,6 +99,12 @@ class LayerStack:
         By nothing but the backend's operations, where all are wanted: see Backend.capture.
         """
         backend, eps = self.backend, self.eps
+        # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
+        # small model near-ties, and it is no more than E numbers per token.
+        first_norm = self.layers[0].norm_before_attention
+        x, residual = backend.embed(
+            token_ids, self.embedding, self.embedding_scale, first_norm, eps
+        )
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             queries = layer.attention.queries(x, backend, batch, cache)
             if wanted is not None and index + 1 == len(self.layers):
@@ -138,11 +146,12 @@ class Decoder:
         self.embedding = embedding
         self.layers = tuple(layers)
         self.head = head
-        self._stack = LayerStack(backend, self.layers, final_norm, description.norm_eps)
         # Rounded to the model's dtype, as the models were trained with it.
-        scale = torch.tensor(description.embedding_scale, dtype=embedding.dtype)
-        self._embedding_scale = float(scale)
-        self._captured: tuple[Sequence[LayerCache], ComputeLayers] | None = None
+        scale = float(torch.tensor(description.embedding_scale, dtype=embedding.dtype))
+        self._stack = LayerStack(
+            backend, embedding, scale, self.layers, final_norm, description.norm_eps
+        )
+        self._captured: tuple[Sequence[LayerCache], ComputeStep] | None = None
 
     @property
     def bytes_per_step(self) -> int:
@@ -169,17 +178,9 @@ class Decoder:
         wanted: Wanted | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, [T, E] of token_ids (int64 [T]) or of the wanted."""
-        # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
-        # small model near-ties, and it is no more than E numbers per token.
-        residual = self.embedding[token_ids].float()
-        if self._embedding_scale != 1.0:
-            residual = residual * self._embedding_scale
-        norm = self.layers[0].norm_before_attention
-        x = self.backend.rms_norm(residual, norm, self.description.norm_eps)
-        x = x.to(self.embedding.dtype)
         if self._captured is None or self._captured[0] is not caches:
             self._captured = caches, self.backend.capture(partial(self._stack, caches))
-        return self._captured[1](x, residual, batch, plan, wanted)
+        return self._captured[1](token_ids, batch, plan, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [L, V] of hidden states [L, E]."""

@@ -15,7 +15,7 @@ from loire.checkpoint.formats import WeightFormat
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
-    ComputeLayers,
+    ComputeStep,
     FlatBatch,
     HeadNorms,
     LayerCache,
@@ -141,6 +141,36 @@ class NativeBackend:
             dtype,
             gate,
         )
+
+    def embed(
+        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(rows), rows) of a table [V, E]. Raises EngineError for an id outside of it."""
+        [tokens], [vocab_size, size] = token_ids.shape, table.shape
+        if token_ids.dtype is not torch.int64 or weight.numel() != size:
+            raise ValueError(
+                f"{token_ids.dtype} ids and a norm of {weight.numel()} do not fit a table of "
+                f"{vocab_size} x {size}"
+            )
+        table = self._results.dense(table)
+        out = self._results.new((tokens, size), table.dtype)
+        residual = self._results.new((tokens, size), torch.float32)
+        if self._library.embed(
+            self._context,
+            type_number(table.dtype),
+            self._results.dense(token_ids).data_ptr(),
+            table.data_ptr(),
+            weight.data_ptr(),
+            residual.data_ptr(),
+            out.data_ptr(),
+            tokens,
+            size,
+            vocab_size,
+            scale,
+            eps,
+        ):
+            raise self._error()
+        return out, residual
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
@@ -269,7 +299,7 @@ class NativeBackend:
         """Check the batch; how it is cut into pieces is settled by the first layer."""
         return NativePlan(self._library, self._context, batch, block_size)
 
-    def capture(self, compute: ComputeLayers) -> ComputeLayers:
+    def capture(self, compute: ComputeStep) -> ComputeStep:
         """Steps of few tokens are replayed."""
         return RecordedSteps(
             self._library, self._context, compute, self._results.keep_in, _plan_handle

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 11
+INTERFACE_VERSION = 12
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -41,6 +41,11 @@ class NativeLibrary:
         self.linear = self._function("loire_linear", c_int, (*(pointer,) * 4, c_int32, size))
         self.norm = self._function(
             "loire_norm", c_int, (pointer, c_int32, *(pointer,) * 4, size, size, c_float)
+        )
+        self.embed = self._function(
+            "loire_embed",
+            c_int,
+            (pointer, c_int32, *(pointer,) * 5, size, size, size, c_float, c_float),
         )
         self.dequantize = self._function(
             "loire_dequantize", c_int, (pointer, c_int32, c_int32, pointer, pointer, size)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from loire.base.errors import EngineError
-from loire.kernels.interface import AttentionPlan, ComputeLayers, FlatBatch, Wanted
+from loire.kernels.interface import AttentionPlan, ComputeStep, FlatBatch, Wanted
 from loire.kernels.native.library import NativeLibrary
 
 MOST_TOKENS = 8
@@ -25,15 +25,14 @@ class _Step:
     """A recording, and the memory it works on."""
 
     handle: int
-    x: Tensor
-    residual: Tensor
+    token_ids: Tensor
     batch: FlatBatch
     kept: list[Tensor]
     out: Tensor
 
 
 class RecordedSteps:
-    """ComputeLayers by recordings, one for each number of tokens.
+    """ComputeStep by recordings, one for each number of tokens.
 
     keep: told where results go that must live on (None: nowhere). plan_handle: of a plan.
     """
@@ -42,7 +41,7 @@ class RecordedSteps:
         self,
         library: NativeLibrary,
         context: int,
-        compute: ComputeLayers,
+        compute: ComputeStep,
         keep: Callable[[list[Tensor] | None], None],
         plan_handle: Callable[[AttentionPlan], int],
     ) -> None:
@@ -54,30 +53,25 @@ class RecordedSteps:
         self._steps: dict[int, _Step] = {}
 
     def __call__(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        batch: FlatBatch,
-        plan: AttentionPlan,
-        wanted: Wanted | None,
+        self, token_ids: Tensor, batch: FlatBatch, plan: AttentionPlan, wanted: Wanted | None
     ) -> Tensor:
         """Hidden states [T, E], or [W, E] of the wanted."""
-        if len(x) > MOST_TOKENS or wanted is not None:
-            return self._compute(x, residual, batch, plan, wanted)
-        step = self._steps.get(len(x))
+        tokens = len(token_ids)
+        if tokens > MOST_TOKENS or wanted is not None:
+            return self._compute(token_ids, batch, plan, wanted)
+        step = self._steps.get(tokens)
         if step is None:
-            step = self._steps[len(x)] = self._record(x, residual, batch, plan)
+            step = self._steps[tokens] = self._record(token_ids, batch, plan)
             return step.out.clone()
-        step.x.copy_(x)
-        step.residual.copy_(residual)
+        step.token_ids.copy_(token_ids)
         step.batch.positions.copy_(batch.positions)
         step.batch.slots.copy_(batch.slots)
         if self._library.replay(self._context, step.handle, self._plan_handle(plan)):
             raise EngineError(f"native kernels: {self._library.last_message()}")
         return step.out.clone()
 
-    def _record(self, x: Tensor, residual: Tensor, batch: FlatBatch, plan: AttentionPlan) -> _Step:
-        x, residual, kept = x.clone(), residual.clone(), list[Tensor]()
+    def _record(self, token_ids: Tensor, batch: FlatBatch, plan: AttentionPlan) -> _Step:
+        token_ids, kept = token_ids.clone(), list[Tensor]()
         batch = replace(batch, positions=batch.positions.clone(), slots=batch.slots.clone())
         handle = self._library.record(self._context)
         if handle is None:
@@ -85,8 +79,8 @@ class RecordedSteps:
         weakref.finalize(self, self._library.free_recording, handle)
         self._keep(kept)
         try:
-            out = self._compute(x, residual, batch, plan, None)
+            out = self._compute(token_ids, batch, plan, None)
         finally:
             self._keep(None)
             self._library.end_recording(self._context)
-        return _Step(handle, x, residual, batch, kept, out)
+        return _Step(handle, token_ids, batch, kept, out)

@@ -64,6 +64,7 @@ constexpr LinearOperations quantized_operations(PieceFunction pack) {
 template <typename Element, typename Format>
 constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
     return {norm_piece<Element>,
+            embed_piece<Element>,
             dequantize_piece<Element>,
             {rotary_piece<Element, Element>, attention_piece<Element, Element>},
             {rotary_piece<Element, int8_t>, attention_piece<Element, int8_t>},

@@ -174,7 +174,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 11; }
+int loire_interface_version() { return 12; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -244,6 +244,18 @@ int loire_norm(Context* context, int32_t type, const void* x, float* residual, c
     return perform(context, nullptr, [=](AttentionPlan*) {
         const NormArguments arguments{x, residual, weight, out, tokens, size, eps};
         context->pool.run(row_pieces(tokens), context->typed(type).norm, &arguments);
+    });
+}
+
+// table: [vocab_size, size] of that type.
+int loire_embed(Context* context, int32_t type, const int64_t* token_ids, const void* table,
+                const float* weight, float* residual, void* out, int64_t tokens, int64_t size,
+                int64_t vocab_size, float table_scale, float eps) {
+    return perform(context, nullptr, [=](AttentionPlan*) {
+        for (int64_t t = 0; t < tokens; ++t) check_range("token id", token_ids[t], vocab_size);
+        const EmbedArguments arguments{token_ids, table, weight, residual, out,
+                                       tokens,    size,  table_scale, eps};
+        context->pool.run(row_pieces(tokens), context->typed(type).embed, &arguments);
     });
 }
 

@@ -44,6 +44,16 @@ struct NormArguments {
     float eps;
 };
 
+struct EmbedArguments {
+    const int64_t* token_ids;  // [T]
+    const void* table;         // [V, E]
+    const float* weight;       // [E]
+    float* residual;           // [T, E]: rows of the table times table_scale
+    void* out;                 // [T, E] in the table's type: those, normalised
+    int64_t tokens, size;
+    float table_scale, eps;
+};
+
 struct LargestArguments {
     const float* rows;  // [count, size]
     int64_t* indices;   // [count]: of the largest entry, the first of equals
@@ -232,7 +242,7 @@ struct CacheOperations {
 };
 
 struct TypedOperations {
-    PieceFunction norm, dequantize;
+    PieceFunction norm, embed, dequantize;
     CacheOperations plain_cache, int8_cache;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;

@@ -1,4 +1,6 @@
+import errno
 import gc
+import mmap
 import threading
 from typing import Any
 
@@ -88,3 +90,14 @@ def test_a_thread_that_takes_while_another_gives_back(monkeypatch: pytest.Monkey
     taker.join()
     taken += [space.empty((LARGE,), torch.float32) for _ in range(2)]
     assert len({tensor.data_ptr() for tensor in taken}) == 3
+
+
+def test_a_kernel_without_huge_pages_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are built so, of small AArch64 machines above all."""
+
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(workspace.mmap, "mmap", Refusing)
+    assert Workspace().empty((LARGE,), torch.float32).fill_(1.0).sum() == LARGE

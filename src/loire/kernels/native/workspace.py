@@ -4,6 +4,7 @@ malloc returns blocks of many megabytes to the system as soon as they are free. 
 tokens through the 1B shape then takes 400,000 page faults, a tenth of its time.
 """
 
+import contextlib
 import math
 import mmap
 import threading
@@ -71,7 +72,8 @@ def _allocate(num_bytes: int) -> Block:
     size = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # only advice, and kernels without huge pages refuse it
+            memory.madvise(mmap.MADV_HUGEPAGE)
     everything = np.frombuffer(memory, dtype=np.uint8)
     start = -everything.ctypes.data % _HUGE_PAGE
     return everything[start : start + size]

@@ -25,6 +25,11 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512_bf16": AVX512_BF16,
         "amx": [*AVX512_BF16, *AMX, "-DLOIRE_AMX"],
     }
+elif platform.machine() in ("aarch64", "arm64"):
+    INSTRUCTION_SETS |= {
+        "neon": ["-DLOIRE_NEON"],
+        "neon_dotprod": ["-march=armv8.2-a+dotprod", "-DLOIRE_NEON", "-DLOIRE_DOTPROD"],
+    }
 
 
 class BuildNative(build_ext):

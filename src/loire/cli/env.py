@@ -87,7 +87,7 @@ def _cpu_name() -> str:
 
 
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8",
-            "asimd", "bf16", "i8mm", "sve")  # fmt: skip
+            "asimd", "asimddp", "bf16", "i8mm", "sve")  # fmt: skip
 
 
 def _cpu_features() -> list[str]:

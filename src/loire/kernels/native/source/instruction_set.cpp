@@ -1,8 +1,8 @@
 // All operations, compiled once per instruction set. The build gives each copy its own flags and
-// defines LOIRE_TABLE (the name of the table it exports) and at most one of LOIRE_AVX2 and
-// LOIRE_AVX512, the latter with or without LOIRE_AVX512_BF16, and with that or not LOIRE_AMX. No C++
-// library header is included here: its inline functions would be compiled with these flags and could
-// be used by the rest.
+// defines LOIRE_TABLE (the name of the table it exports) and at most one of LOIRE_AVX2, LOIRE_AVX512
+// and LOIRE_NEON: LOIRE_AVX512 with or without LOIRE_AVX512_BF16, and with that or not LOIRE_AMX;
+// LOIRE_NEON with or without LOIRE_DOTPROD. No C++ library header is included here: its inline
+// functions would be compiled with these flags and could be used by the rest.
 //
 // LOIRE_EMULATE_AMX, a header that defines Tiles without AMX, is for tests on other machines.
 
@@ -10,7 +10,7 @@
 
 #if defined(LOIRE_AVX512) || defined(LOIRE_AVX2)
 #include <immintrin.h>
-#elif defined(__aarch64__)
+#elif defined(LOIRE_NEON)
 #include <arm_neon.h>
 #endif
 #if defined(LOIRE_EMULATE_AMX)

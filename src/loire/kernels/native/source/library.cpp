@@ -20,6 +20,10 @@
 #include "packed_weight.h"
 #include "pool.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace loire {
 
 extern const Operations portable;
@@ -27,6 +31,9 @@ extern const Operations portable;
 extern const Operations avx2;
 extern const Operations avx512;
 extern const Operations avx512_bf16;
+#elif defined(__aarch64__)
+extern const Operations neon;
+extern const Operations neon_dotprod;
 #endif
 
 namespace {
@@ -71,6 +78,17 @@ struct Context {
     }
 };
 
+#if defined(__aarch64__)
+// Whether the processor has SDOT. Where nobody says so it is not used.
+bool has_dot_product() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 // Those that can be used here, best first.
 std::vector<const Operations*> find_instruction_sets() {
     std::vector<const Operations*> found;
@@ -92,6 +110,9 @@ std::vector<const Operations*> find_instruction_sets() {
     }
     if (has_avx512) found.push_back(&avx512);
     if (has_avx2) found.push_back(&avx2);
+#elif defined(__aarch64__)
+    if (has_dot_product()) found.push_back(&neon_dotprod);
+    found.push_back(&neon);
 #endif
     found.push_back(&portable);
     return found;

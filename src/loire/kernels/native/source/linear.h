@@ -18,7 +18,7 @@
 constexpr int DENSE_ROWS = 8, DENSE_VECTORS = 2;
 #elif defined(LOIRE_AVX2)
 constexpr int DENSE_ROWS = 6, DENSE_VECTORS = 1;
-#elif defined(__aarch64__)
+#elif defined(LOIRE_NEON)
 constexpr int DENSE_ROWS = 4, DENSE_VECTORS = 1;
 #else
 constexpr int DENSE_ROWS = 1, DENSE_VECTORS = 1;

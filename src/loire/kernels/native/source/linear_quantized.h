@@ -31,6 +31,9 @@ constexpr int QUANTIZED_ROWS = 3, QUANTIZED_VECTORS = 1;
 constexpr int QUANTIZED_ROWS = 2, QUANTIZED_VECTORS = 1;
 #endif
 
+// Codes of int8 weights are kept with their zero here, so that dot() can take them.
+constexpr int INT8_ZERO = SIGNED_CODES ? 0 : 128;
+
 // One step of one token; the codes of weights have a zero.
 template <int ZERO>
 struct QuantizedStep {
@@ -65,7 +68,7 @@ template <typename GivenElement, int BITS, Scales SCALES>
 struct QuantizedFormat {
     using Element = GivenElement;
     static constexpr bool HAS_MINIMUM = SCALES == Scales::AND_MINIMUM;
-    using Activation = Either<HAS_MINIMUM, SummedStep, QuantizedStep<1 << (BITS - 1)>>;
+    using Activation = Either<HAS_MINIMUM, SummedStep, QuantizedStep<BITS == 8 ? INT8_ZERO : 8>>;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
     static constexpr int STREAMED_STEPS = 1;
     static constexpr int64_t WORD_BYTES = PANEL * 4;

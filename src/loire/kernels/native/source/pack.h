@@ -91,7 +91,7 @@ void pack_int8_piece(const void* untyped, int64_t panel, Scratch&) {
             for (int64_t half = 0; half < 2; ++half, packed += PANEL * 16) {
                 if (half == 0) read_step(a, row, step, x);
                 int32_t codes[16];
-                codes_of(load(x + half * 16), broadcast(scale), -127.0f, 127.0f, 128, codes);
+                codes_of(load(x + half * 16), broadcast(scale), -127.0f, 127.0f, INT8_ZERO, codes);
                 for (int i = 0; i < 16; ++i) packed[i / 4 * PANEL * 4 + i % 4] = char(codes[i]);
             }
     }

@@ -186,7 +186,7 @@ INLINE Floats fma_part(Floats a, Floats b, Floats c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(LOIRE_AVX2)
     return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
+#elif defined(LOIRE_NEON)
     return vfmaq_f32(c, a, b);
 #else
     return a * b + c;
@@ -245,7 +245,15 @@ INLINE void store_bytes(int8_t* target, const Int16& value) {
 #endif
 }
 
-// sum + the four products of each lane's bytes, those of a unsigned, those of b signed. Exact.
+// What the bytes of a in dot() can be: 0 to 255, or with NEON, which has no products of unsigned with
+// signed bytes, -127 to 127.
+#if defined(LOIRE_NEON)
+constexpr bool SIGNED_CODES = true;
+#else
+constexpr bool SIGNED_CODES = false;
+#endif
+
+// sum + the four products of each lane's bytes, those of a as above, those of b -127 to 127. Exact.
 INLINE Ints dot_part(Ints sum, Ints a, Ints b) {
 #if defined(LOIRE_AVX512_BF16)  // (every processor that has it has VNNI, and the build says so)
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
@@ -263,6 +271,12 @@ INLINE Ints dot_part(Ints sum, Ints a, Ints b) {
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)a, 8),
                                           _mm256_srai_epi16((__m256i)b, 8));
     return sum + (Ints)even + (Ints)odd;
+#elif defined(LOIRE_DOTPROD)
+    return vdotq_s32(sum, (int8x16_t)a, (int8x16_t)b);
+#elif defined(LOIRE_NEON)
+    const int8x16_t x = (int8x16_t)a, y = (int8x16_t)b;
+    const int16x8_t lower = vmull_s8(vget_low_s8(x), vget_low_s8(y)), upper = vmull_high_s8(x, y);
+    return vpadalq_s16(sum, vpaddq_s16(lower, upper));  // (two products fit in 16 bits)
 #else
     for (int byte = 0; byte < 4; ++byte)
         sum += (Ints)((Words)a >> (8 * byte) & 0xff) * ((Ints)((Words)b << (24 - 8 * byte)) >> 24);

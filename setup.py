@@ -16,7 +16,7 @@ FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-DLOIRE_AVX512"]
 AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni", "-DLOIRE_AVX512_BF16"]
-AMX = ["-mamx-tile", "-mamx-bf16"]
+AMX = ["-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {

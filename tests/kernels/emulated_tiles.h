@@ -7,7 +7,7 @@
 #include <cstring>
 
 extern "C" {
-// 0 none, 1 sums in another order, 2 a crash, 3 no end.
+// 0 none, 1 sums in another order, 2 a crash, 3 no end, 4 wrong whole numbers.
 extern __attribute__((visibility("default"))) int loire_emulated_fault;
 int loire_emulated_fault = 0;
 }
@@ -50,15 +50,31 @@ struct Tiles {
 
     static void configure(int64_t upper, int64_t lower) {
         require(upper >= 1 && upper <= 16 && lower >= 0 && lower <= 16);
+        const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+        configure(rows, 64);
+    }
+
+    static void configure_bytes() {
+        const int64_t rows[8] = {16, 0, 0, 0, 16, 0, 8, 0};
+        configure(rows, 32);
+    }
+
+    static void configure(const int64_t (&rows)[8], int64_t activation_bytes) {
         while (*const_cast<volatile int*>(&loire_emulated_fault) == 3) {
         }
         require(loire_emulated_fault != 2);
-        const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
         std::memset(registers, 0, sizeof(registers));
         for (int tile = 0; tile < 8; ++tile) {
+            const int64_t bytes = tile == 4 || tile == 5 ? activation_bytes : 64;
             registers[tile].rows = rows[tile];
-            registers[tile].row_bytes = rows[tile] == 0 ? 0 : 64;
+            registers[tile].row_bytes = rows[tile] == 0 ? 0 : bytes;
         }
+    }
+
+    template <int TILE>
+    static void zero() {
+        require(registers[TILE].rows > 0);
+        std::memset(registers[TILE].data, 0, sizeof(registers[TILE].data));
     }
 
     static void release() { std::memset(registers, 0, sizeof(registers)); }
@@ -68,7 +84,8 @@ struct Tiles {
         TileRegister& tile = registers[TILE];
         require(tile.rows > 0);
         for (int64_t row = 0; row < tile.rows; ++row)
-            std::memcpy(tile.data[row], static_cast<const char*>(source) + row * stride, 64);
+            std::memcpy(tile.data[row], static_cast<const char*>(source) + row * stride,
+                        size_t(tile.row_bytes));
     }
 
     template <int TILE>
@@ -76,7 +93,8 @@ struct Tiles {
         const TileRegister& tile = registers[TILE];
         require(tile.rows > 0);
         for (int64_t row = 0; row < tile.rows; ++row)
-            std::memcpy(static_cast<char*>(target) + row * stride, tile.data[row], 64);
+            std::memcpy(static_cast<char*>(target) + row * stride, tile.data[row],
+                        size_t(tile.row_bytes));
     }
 
     template <int SUMS, int ACTIVATIONS, int WEIGHTS>
@@ -102,6 +120,25 @@ struct Tiles {
                 std::memcpy(c.data[m] + 4 * n, &sum, 4);
             }
         }
+    }
+
+    template <int SUMS, int ACTIVATIONS, int WEIGHTS>
+    static void multiply_bytes() {
+        static_assert(SUMS != ACTIVATIONS && SUMS != WEIGHTS && ACTIVATIONS != WEIGHTS);
+        TileRegister &c = registers[SUMS], &a = registers[ACTIVATIONS], &b = registers[WEIGHTS];
+        require(c.rows > 0 && c.rows == a.rows && c.row_bytes == b.row_bytes &&
+                a.row_bytes / 4 == b.rows);
+        for (int64_t m = 0; m < c.rows; ++m)
+            for (int64_t n = 0; n < c.row_bytes / 4; ++n) {
+                int32_t sum;
+                std::memcpy(&sum, c.data[m] + 4 * n, 4);
+                for (int64_t four = 0; four < b.rows; ++four)
+                    for (int64_t i = 0; i < 4; ++i)
+                        sum += int32_t(int8_t(a.data[m][4 * four + i])) *
+                               int32_t(uint8_t(b.data[four][4 * n + i]));
+                if (loire_emulated_fault == 4) sum ^= 1;
+                std::memcpy(c.data[m] + 4 * n, &sum, 4);
+            }
     }
 };
 

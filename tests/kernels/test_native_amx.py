@@ -17,8 +17,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from native_cases import needs_library, same_bits
+from native_cases import backend, needs_library, same_bits
 
+from loire.base.config import Quantization
+from loire.checkpoint.description import Activation
 from loire.kernels import cpu
 from loire.kernels.native import backend as native
 from loire.kernels.native.backend import NativeBackend
@@ -31,7 +33,7 @@ TILES = Path(__file__).parent / "emulated_tiles.h"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-w")
 EMULATED = (f'-DLOIRE_EMULATE_AMX="{TILES}"', "-DLOIRE_HAS_AMX")
-WRONG_ORDER, CRASH, NO_END = 1, 2, 3
+WRONG_ORDER, CRASH, NO_END, WRONG_NUMBERS = 1, 2, 3, 4
 CPU = torch.device("cpu")
 
 pytestmark = [
@@ -132,6 +134,50 @@ def test_a_row_has_the_same_bits_in_any_batch(emulated: Callable[[int], NativeBa
         assert same_bits(emulated(threads).linear(weight)(x), whole)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 100),
+    inputs=st.integers(1, 700),
+    outputs=st.integers(1, 100),
+    quantization=st.sampled_from(("int8", "int4")),
+    dtype=st.sampled_from((torch.bfloat16, torch.float32)),
+    gate=st.sampled_from((None, "silu")),
+)
+@example(230, 300, 70, "int8", torch.bfloat16, None)  # several pieces of tokens
+@example(33, 1100, 600, "int4", torch.bfloat16, "silu")  # one token left over, several chunks
+def test_quantized_has_the_bits_of_the_other_sets(
+    emulated: Callable[[int], NativeBackend],
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    gate: Activation | None,
+) -> None:
+    """Of the portable ones: like them, these were compiled without fused arithmetic."""
+    weight, bias = random(2 * outputs, inputs).to(dtype), random(2 * outputs, seed=2).to(dtype)
+    x = random(tokens, inputs, seed=1).to(dtype)
+    found, expected = (
+        kernels.linear(weight, bias, quantization=quantization, gate=gate)(x)
+        for kernels in (emulated(2), backend(2, "portable"))
+    )
+    assert same_bits(found, expected)
+
+
+def test_stored_blocks_have_the_bits_of_the_other_sets(
+    emulated: Callable[[int], NativeBackend],
+) -> None:
+    blocks = torch.randint(0, 256, (70, 9, 20), generator=torch.Generator().manual_seed(0))
+    blocks[..., 1] = blocks[..., 3] = 0x2C  # scales and minimums of some 0.06
+    stored, x = blocks.to(torch.uint8).flatten(1), random(100, 288)
+    for tokens in (1, 4, 5, 16, 17, 31, 100):
+        found, expected = (
+            kernels.stored_linear([stored], None, dtype=x.dtype)(x[:tokens])
+            for kernels in (emulated(2), backend(2, "portable"))
+        )
+        assert same_bits(found, expected)
+
+
 def test_denormals_count_as_zero(emulated: Callable[[int], NativeBackend]) -> None:
     tiny = torch.tensor([[1e-39, 0.0]]).bfloat16()
     huge = torch.full((1, 2), 1e30).bfloat16()
@@ -156,6 +202,7 @@ def test_infinities_and_nan_stay_in_their_row(emulated: Callable[[int], NativeBa
     ("fault", "why"),
     [
         (WRONG_ORDER, "some bits of the result are wrong"),
+        (WRONG_NUMBERS, "some bits of the result are wrong"),
         (CRASH, r"it ended with signal \d+ \("),
         (NO_END, "no result within 1000 ms"),
     ],
@@ -198,7 +245,7 @@ def test_the_real_tiles_compile(tmp_path: Path) -> None:
     probe = tmp_path / "probe.cpp"
     probe.write_text('void f() { asm volatile("tilerelease"); }')
     flags = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx512bf16 -mavx512vnni"
-    flags += " -mamx-tile -mamx-bf16"
+    flags += " -mamx-tile -mamx-bf16 -mamx-int8"
     assert COMPILER is not None
     command = [COMPILER, *flags.split(), "-c", str(probe), "-o", str(tmp_path / "probe.o")]
     if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:

@@ -27,8 +27,8 @@ Amx hardware() { return {AmxState::WORKS, ""}; }
 bool processor_has_amx() {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    constexpr unsigned BFLOAT16 = 1u << 22, TILE = 1u << 24;
-    return (d & BFLOAT16) && (d & TILE);
+    constexpr unsigned BFLOAT16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25;
+    return (d & BFLOAT16) && (d & TILE) && (d & INT8);
 }
 
 bool system_keeps_tiles() {

@@ -13,7 +13,7 @@ extern const Operations amx;
 #endif
 
 enum class AmxState {
-    ABSENT,    // no AMX for bfloat16 in this processor, or none that this process may use
+    ABSENT,    // no AMX for bfloat16 and bytes in this processor, or none that this process may use
     WORKS,
     UNPROVEN,  // there is AMX, and other libraries can use it; the kernels here cannot
 };

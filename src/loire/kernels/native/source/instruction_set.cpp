@@ -43,6 +43,7 @@ namespace {
 #include "tiles.h"
 #endif
 #include "linear_amx.h"
+#include "linear_quantized_amx.h"
 #endif
 
 template <typename Format>
@@ -58,7 +59,12 @@ constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction p
 template <typename Element, int BITS, Scales SCALES>
 constexpr LinearOperations quantized_operations(PieceFunction pack) {
     using Format = QuantizedFormat<Element, BITS, SCALES>;
-    return linear_operations<Format>(pack, quantize_activations_piece<Format>);
+    LinearOperations result = linear_operations<Format>(pack, quantize_activations_piece<Format>);
+#if defined(LOIRE_AMX)
+    result.linear = quantized_tiles_piece<Format>;
+    result.tokens_per_block = quantized_tile_tokens<Format::MOST_ROWS>;
+#endif
+    return result;
 }
 
 template <typename Element, typename Format>

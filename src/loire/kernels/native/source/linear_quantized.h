@@ -88,6 +88,27 @@ struct QuantizedFormat {
         }
     }
 
+    // What a weight has beside its codes, of 16 outputs.
+    struct Beside {
+        Vec16 scales, minimums;  // where there are such
+    };
+
+    static INLINE Beside beside(const char* weight, int64_t output) {
+        Beside found{zero(), zero()};
+        if constexpr (SCALES != Scales::PER_OUTPUT) found.scales = beside_codes(weight, output);
+        if constexpr (HAS_MINIMUM) found.minimums = beside_codes(weight, PANEL + output);
+        return found;
+    }
+
+    // One link of the chain: the number of a step.
+    static INLINE void add_number(const Int16& whole, const Activation& x, const Beside& beside,
+                                  Vec16& chain) {
+        const Vec16 number = to_floats(whole), scale = broadcast(x.scale);
+        if constexpr (SCALES == Scales::PER_OUTPUT) chain = fma(number, scale, chain);
+        else chain = fma(number * scale, beside.scales, chain);
+        if constexpr (HAS_MINIMUM) chain = fma(broadcast(x.sum), beside.minimums, chain);
+    }
+
     // Scales or minimums of the vector that begins at an output.
     static INLINE Vec16 beside_codes(const char* weight, int64_t output) {
         const char* found = weight + CODE_BYTES + output * 2;
@@ -123,25 +144,14 @@ struct QuantizedFormat {
             }
         }
         fetch<WEIGHT_BYTES - CODE_BYTES>(ahead + CODE_BYTES);
-        Vec16 scales[VECTORS], minimums[VECTORS];
+        Beside found[VECTORS];
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) {
-            const int64_t output = column + v * 16;
-            if constexpr (SCALES != Scales::PER_OUTPUT) scales[v] = beside_codes(weight, output);
-            if constexpr (HAS_MINIMUM) minimums[v] = beside_codes(weight, PANEL + output);
-        }
+        for (int v = 0; v < VECTORS; ++v) found[v] = beside(weight, column + v * 16);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            const Vec16 scale = broadcast(x[r].scale);
+        for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) {
-                const Vec16 number = to_floats(numbers[r][v]);
-                Vec16& chain = chains[r][v];
-                if constexpr (SCALES == Scales::PER_OUTPUT) chain = fma(number, scale, chain);
-                else chain = fma(number * scale, scales[v], chain);
-                if constexpr (HAS_MINIMUM) chain = fma(broadcast(x[r].sum), minimums[v], chain);
-            }
-        }
+            for (int v = 0; v < VECTORS; ++v)
+                add_number(numbers[r][v], x[r], found[v], chains[r][v]);
     }
 };
 

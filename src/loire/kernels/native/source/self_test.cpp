@@ -97,9 +97,32 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
     return out;
 }
 
+// Whether tokens that are computed together, by tiles, get what each gets alone, without.
+bool quantized_agrees(const Operations& operations, Pool& pool, Random& random,
+                      WeightFormat format) {
+    const LinearOperations& quantized =
+        format == WeightFormat::INT8 ? operations.bfloat16.int8 : operations.bfloat16.int4;
+    constexpr int64_t TOKENS = 37, INPUTS = 330, OUTPUTS = 70;
+    const auto rows = random.some(OUTPUTS * INPUTS), x = random.some(TOKENS * INPUTS);
+    WeightMemory memory;
+    const PackedWeight packed(pool, memory, quantized, {{rows.data(), OUTPUTS, INPUTS}}, nullptr,
+                              true, format, Gate::NONE, OUTPUTS, INPUTS);
+    Scratch activations;
+    Forecast forecast;
+    std::vector<float> together(size_t(TOKENS * OUTPUTS)), alone(together);
+    multiply(quantized, pool, activations, forecast, packed, x.data(), together.data(), true,
+             TOKENS);
+    for (int64_t token = 0; token < TOKENS; ++token)
+        multiply(quantized, pool, activations, forecast, packed, x.data() + token * INPUTS,
+                 alone.data() + token * OUTPUTS, true, 1);
+    return std::memcmp(together.data(), alone.data(), alone.size() * sizeof(float)) == 0;
+}
+
 bool agrees(const Operations& operations) {
     Pool pool(2);
     Random random;
+    for (const WeightFormat format : {WeightFormat::INT8, WeightFormat::INT4})
+        if (!quantized_agrees(operations, pool, random, format)) return false;
     for (const Shape& shape : SHAPES) {
         const auto weight = random.some(shape.out_features * shape.in_features);
         const auto bias = random.some(shape.out_features);

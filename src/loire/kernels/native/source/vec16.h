@@ -219,6 +219,12 @@ INLINE Int16 load_ints(const void* source) {
     return result;
 }
 
+INLINE Int16 operator+(const Int16& a, const Int16& b) {
+    Int16 result;
+    EACH_PART result.part[p] = a.part[p] + b.part[p];
+    return result;
+}
+
 INLINE Vec16 to_floats(const Int16& value) {
     Vec16 result;
     EACH_PART result.part[p] = __builtin_convertvector(value.part[p], Floats);

@@ -1,7 +1,8 @@
 """The linear with AMX on machines without it: its tiles emulated, everything else as it is.
 
 The library is compiled from its sources with emulated_tiles.h in the place of tiles.h; it is called
-like the real one, and tests itself before use like the real one.
+like the real one, and tests itself before use like the real one. The real instructions are run by
+scripts/amx_emulated.sh, on a whole emulated machine.
 """
 
 import ctypes
@@ -241,7 +242,7 @@ def test_auto_stays_native_where_amx_works_or_is_absent(
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 alone has AMX")
 def test_the_real_tiles_compile(tmp_path: Path) -> None:
-    """As setup.py compiles them; what they do only a processor with AMX can show."""
+    """As setup.py compiles them; scripts/amx_emulated.sh runs them."""
     probe = tmp_path / "probe.cpp"
     probe.write_text('void f() { asm volatile("tilerelease"); }')
     flags = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx512bf16 -mavx512vnni"
@@ -255,3 +256,23 @@ def test_the_real_tiles_compile(tmp_path: Path) -> None:
     made = tmp_path / "amx.o"
     compile_(*flags.split(), *names, *sets, "-c", KERNELS, "-o", made)
     assert made.stat().st_size > 0
+
+
+def test_the_checks_of_the_emulated_machine_hold_for_emulated_tiles(library_path: Path) -> None:
+    """Those that need no real instructions; so the program compiles with what it tests."""
+    apart = KERNELS.name, "self_test.cpp"
+    others = [path for path in SOURCE.glob("*.cpp") if path.name not in apart]
+    kernels = [library_path.with_name(f"{name}.o") for name in ("portable", "amx")]
+    program = library_path.with_name("amx_guest")
+    here = Path(__file__).parent / "amx_guest.cpp"
+    compile_(*EMULATED, f"-I{SOURCE}", here, *others, *kernels, "-o", program)
+    run = subprocess.run(
+        [program],
+        env={"checks": "numbers,quantized,fork"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    assert " 0 failed" in run.stdout

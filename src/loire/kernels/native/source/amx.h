@@ -23,8 +23,10 @@ struct Amx {
     std::string why;  // a processor with AMX is not made use of; else empty
 };
 
-// Asks the processor, then the system for permission for all threads to come, then tries the kernels
-// in a child process. The first call takes some milliseconds where there is AMX.
+// Asks the processor, then the system for permission for all threads of this process and for its
+// children, then tries the kernels in a child process. The first call takes some milliseconds where
+// there is AMX. With the permission the system takes no stack for signals (sigaltstack) any more
+// that is smaller than AT_MINSIGSTKSZ.
 const Amx& find_amx();
 
 }  // namespace loire

@@ -65,7 +65,7 @@ float widened(bfloat16 value) {
     return wide;
 }
 
-// (Products of bfloat16 are exact in float32: multiplying and adding is the fused operation.)
+// (Products of these numbers are exact in float32: multiplying and adding is the fused operation.)
 void expected_row(const void* untyped, int64_t token, Scratch&) {
     const auto& a = *static_cast<const Expected*>(untyped);
     const int64_t inputs = a.shape.in_features, outputs = a.shape.out_features;

@@ -51,9 +51,11 @@ Amx hardware() {
     if (!processor_has_amx()) return {AmxState::ABSENT, ""};
     if (!system_keeps_tiles())
         return {AmxState::ABSENT, "the operating system does not provide it"};
-    if (const int error = request_permission())
-        return {AmxState::ABSENT,
-                std::string("the operating system does not permit it: ") + std::strerror(error)};
+    if (const int error = request_permission()) {
+        const char* why = error == ENOSPC ? "a thread has a signal stack too small for its state"
+                                          : std::strerror(error);
+        return {AmxState::ABSENT, std::string("the operating system does not permit it: ") + why};
+    }
     return {AmxState::WORKS, ""};
 }
 

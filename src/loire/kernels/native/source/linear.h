@@ -33,11 +33,13 @@ constexpr int64_t WEIGHT_CHUNK_BYTES = 8 << 10;
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
 
 // In the order of addresses: the processor's own prefetching sees a stream. Stays where it is written:
-// compilers would gather the fetches of a whole step in one burst.
-template <int64_t BYTES>
+// compilers would gather the fetches of a whole step in one burst. What is read ONCE shall not drive
+// everything else out of the caches.
+template <int64_t BYTES, bool ONCE>
 INLINE void fetch(const char* source) {
 #pragma GCC unroll 4
-    for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(source + line);
+    for (int64_t line = 0; line < BYTES; line += 64)
+        __builtin_prefetch(source + line, 0, ONCE ? 0 : 3);
     asm volatile("" ::: "memory");
 }
 
@@ -48,12 +50,12 @@ struct DenseFormat {
     static constexpr int MOST_ROWS = DENSE_ROWS, VECTORS = DENSE_VECTORS;
 
     // One step of ROWS tokens and of outputs [column, column + 16 * VECTORS); fetches a step ahead.
-    template <int ROWS, typename Activation>
+    template <int ROWS, bool ONCE, typename Activation>
     static INLINE void step(const char* weight, int64_t column, const char* ahead,
                             const Activation* activations, Vec16 (&chains)[ROWS][VECTORS]) {
 #pragma GCC unroll 16
         for (int word = 0; word < 16; ++word) {
-            fetch<Links::WORD_BYTES>(ahead + word * Links::WORD_BYTES);
+            fetch<Links::WORD_BYTES, ONCE>(ahead + word * Links::WORD_BYTES);
             Links::template links<ROWS>(weight + column * 4, word, activations, chains);
         }
     }
@@ -150,11 +152,11 @@ struct BFloat16Format : DenseFormat<BFloat16Format> {
 #endif
 
 // Takes the chains of ROWS tokens times 16 * VECTORS outputs, in sums [tokens][PANEL], some steps on.
-// Fetches what lies `distance` bytes ahead of each step.
-template <typename Format, int ROWS, int UNROLLED>
+// Fetches what lies `distance` bytes ahead of each step; ONCE: the weights are read by nobody else.
+template <typename Format, int ROWS, bool ONCE>
 void multiply(const char* weight, int64_t column, const void* untyped, int64_t steps,
               int64_t distance, float* sums) {
-    constexpr int VECTORS = Format::VECTORS;
+    constexpr int VECTORS = Format::VECTORS, UNROLLED = ONCE ? Format::STREAMED_STEPS : 1;
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
     Vec16 chains[ROWS][VECTORS];
 #pragma GCC unroll 12
@@ -162,7 +164,7 @@ void multiply(const char* weight, int64_t column, const void* untyped, int64_t s
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * PANEL + v * 16);
     const auto one_step = [&]() __attribute__((always_inline)) {
-        Format::template step<ROWS>(weight, column, weight + distance, activations, chains);
+        Format::template step<ROWS, ONCE>(weight, column, weight + distance, activations, chains);
         weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
     };
@@ -185,8 +187,8 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
     if constexpr (16 * Format::VECTORS == PANEL)
         if (tokens <= block && tokens <= MOST_STREAMED)
             return for_count<MOST_STREAMED>(tokens, [&](auto rows) {
-                multiply<Format, rows.value, Format::STREAMED_STEPS>(panel, 0, activations, steps,
-                                                                     PREFETCH_BYTES, sums);
+                multiply<Format, rows.value, true>(panel, 0, activations, steps, PREFETCH_BYTES,
+                                                   sums);
             });
     const int64_t chunk = WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES;
     for (int64_t step = 0; step < steps; step += chunk) {
@@ -194,7 +196,7 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
         for (int64_t t = 0; t < tokens; t += block)
             for_count<Format::MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 for (int column = 0; column < PANEL; column += Format::VECTORS * 16)
-                    multiply<Format, rows.value, 1>(
+                    multiply<Format, rows.value, false>(
                         panel + step * Format::WEIGHT_BYTES, column,
                         activations + (t * steps + rows.value * step) * activation_bytes, count,
                         chunk * Format::WEIGHT_BYTES, sums + t * PANEL + column);

@@ -115,7 +115,7 @@ struct QuantizedFormat {
         return HAS_MINIMUM ? load_halves(found) : load(reinterpret_cast<const bfloat16*>(found));
     }
 
-    template <int ROWS>
+    template <int ROWS, bool ONCE>
     static INLINE void step(const char* weight, int64_t column, const char* ahead,
                             const Activation* x, Vec16 (&chains)[ROWS][VECTORS]) {
         Int16 numbers[ROWS][VECTORS];
@@ -125,7 +125,7 @@ struct QuantizedFormat {
             for (int v = 0; v < VECTORS; ++v) numbers[r][v] = x[r].first_number();
 #pragma GCC unroll 8
         for (int word = 0; word < CODE_BYTES / WORD_BYTES; ++word) {
-            fetch<WORD_BYTES>(ahead + word * WORD_BYTES);
+            fetch<WORD_BYTES, ONCE>(ahead + word * WORD_BYTES);
             Int16 codes[VECTORS];
 #pragma GCC unroll 2
             for (int v = 0; v < VECTORS; ++v)
@@ -143,7 +143,7 @@ struct QuantizedFormat {
                 add<ROWS>(upper, word + 4, x, numbers);
             }
         }
-        fetch<WEIGHT_BYTES - CODE_BYTES>(ahead + CODE_BYTES);
+        fetch<WEIGHT_BYTES - CODE_BYTES, ONCE>(ahead + CODE_BYTES);
         Beside found[VECTORS];
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) found[v] = beside(weight, column + v * 16);

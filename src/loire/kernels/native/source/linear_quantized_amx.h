@@ -44,7 +44,7 @@ void add_tile(const char* weight, const char* codes, int64_t code_bytes, int64_t
         Tiles::load<6>(codes + column * 4, PANEL * 4);
         Tiles::multiply_bytes<0, 4, 6>();
         Tiles::store<0>(numbers, 64);
-        fetch<Format::WEIGHT_BYTES / 2>(ahead + column * Format::WEIGHT_BYTES / PANEL);
+        fetch<Format::WEIGHT_BYTES / 2, false>(ahead + column * Format::WEIGHT_BYTES / PANEL);
         const auto beside = Format::beside(weight, column);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_TOKENS; ++r)

@@ -326,13 +326,15 @@ void numbers_of_all_kinds() {
     }
 }
 
+// What AMX is compared with where the order of additions makes no difference.
+#if defined(LOIRE_EMULATE_AMX)
+const Operations& other = portable;
+#else
+const Operations& other = avx512_bf16;
+#endif
+
 // Where no sum is rounded, another instruction set's order makes no difference.
 void gated_products() {
-#if defined(LOIRE_EMULATE_AMX)
-    const Operations& other = portable;
-#else
-    const Operations& other = avx512_bf16;
-#endif
     Pool two(2);
     Random random;
     size_t wrong = 0;
@@ -346,11 +348,6 @@ void gated_products() {
 
 // Whole numbers are exact, so the bits are those of the other instruction sets.
 void quantized_products() {
-#if defined(LOIRE_EMULATE_AMX)
-    const Operations& other = portable;
-#else
-    const Operations& other = avx512_bf16;
-#endif
     constexpr struct {
         const char* name;
         WeightFormat format;

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from loire.base.step import StepPlan, StepRow
-from loire.execution.inputs import flat_batch, narrowed
-from loire.kernels.interface import FlatBatch, LayerCache, Wanted
+from loire.execution.inputs import flat_batch, wanted_tokens
+from loire.kernels.interface import LayerCache
 from loire.models.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -73,15 +73,11 @@ class PagedDriver:
         batch = flat_batch(StepPlan(0, tuple(step_rows)), self.block_size, CPU)
         token_ids = torch.tensor([token for row in step_rows for token in row.token_ids])
         plan = self.decoder.backend.plan_attention(batch, self.block_size)
-        wanted = None if counts is None else self._wanted(batch, counts)
+        wanted = None
+        if counts is not None:
+            wanted = wanted_tokens(batch, counts, self.decoder.backend, self.block_size)
         hidden = self.decoder.forward(token_ids, batch, plan, self.caches, wanted)
         return list(self.decoder.logits(hidden).split(list(counts or batch.host_query_lens)))
-
-    def _wanted(self, batch: FlatBatch, counts: Sequence[int]) -> Wanted:
-        if not any(counts):
-            return Wanted(torch.empty(0, dtype=torch.int64), None)
-        tokens, narrow = narrowed(batch, counts)
-        return Wanted(tokens, self.decoder.backend.plan_attention(narrow, self.block_size))
 
     def greedy(
         self, prompt: Sequence[int], num_tokens: int, chunks: Sequence[int] = ()

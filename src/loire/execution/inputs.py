@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
-from loire.kernels.interface import FlatBatch
+from loire.kernels.interface import Backend, FlatBatch, Wanted
 
 
 def token_ids_of(row: StepRow, last_sampled: Callable[[int], int]) -> list[int]:
@@ -50,7 +50,17 @@ def flat_batch(plan: StepPlan, block_size: int, device: torch.device) -> FlatBat
     )
 
 
-def narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatch]:
+def wanted_tokens(
+    batch: FlatBatch, counts: Sequence[int], backend: Backend, block_size: int
+) -> Wanted:
+    """The last tokens of each row of batch, counts of them, with a plan for their attention."""
+    if not any(counts):
+        return Wanted(torch.empty(0, dtype=torch.int64, device=batch.positions.device), None)
+    tokens, narrow = _narrowed(batch, counts)
+    return Wanted(tokens, backend.plan_attention(narrow, block_size))
+
+
+def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatch]:
     """The last tokens of each row of batch, counts of them: their indices, and a batch of them.
 
     Rows of none are left out; at least one has some.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.constraints import ConstraintFactory
-from loire.execution.inputs import flat_batch, narrowed, token_ids_of
+from loire.execution.inputs import flat_batch, token_ids_of, wanted_tokens
 from loire.execution.kv_cache import KVCache
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
 from loire.execution.sampling_state import SamplingState
@@ -20,7 +20,6 @@ from loire.models.decoder import Decoder
 
 PROMPT_LOGPROBS_CHUNK = 256
 """Positions whose logits are held at once when prompt log-probabilities are asked for."""
-
 
 FEWEST_SPARED = 8
 """Tokens that must be spared their last layer for a second attention plan to be worth its time."""
@@ -87,11 +86,7 @@ class ModelRunner:
         counts = [self._num_wanted(row) for row in rows]
         if sum(batch.host_query_lens) - sum(counts) < FEWEST_SPARED:
             return batch.host_query_lens, None
-        if not any(counts):
-            return counts, Wanted(torch.empty(0, dtype=torch.int64, device=self.device), None)
-        tokens, narrow = narrowed(batch, counts)
-        plan = self.decoder.backend.plan_attention(narrow, self.cache.block_size)
-        return counts, Wanted(tokens, plan)
+        return counts, wanted_tokens(batch, counts, self.decoder.backend, self.cache.block_size)
 
     def _num_wanted(self, row: StepRow) -> int:
         state = self._states[row.seq_id]

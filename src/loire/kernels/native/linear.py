@@ -15,10 +15,10 @@ from loire.kernels.native.library import NativeLibrary, array_of
 from loire.kernels.native.results import Results
 
 FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
-GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
-"""As in source/operations.h."""
 STORED_FORMAT = 41
 """Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/packed_weight.h."""
+GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
+"""As in source/operations.h."""
 
 
 class NativeLinear:

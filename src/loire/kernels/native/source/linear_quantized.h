@@ -61,6 +61,14 @@ struct SummedStep {
     INLINE Int16 first_number() const { return broadcast_int(0); }
 };
 
+// Two codes of four bits in each byte, as bytes.
+INLINE void split_codes(const Int16& both, Int16& lower, Int16& upper) {
+    EACH_PART {
+        lower.part[p] = both.part[p] & 0x0f0f0f0f;
+        upper.part[p] = (Ints)((Words)both.part[p] >> 4) & 0x0f0f0f0f;
+    }
+}
+
 // Which scales a weight has beside its codes.
 enum class Scales { PER_OUTPUT, PER_STEP, AND_MINIMUM };
 
@@ -135,10 +143,7 @@ struct QuantizedFormat {
             } else {
                 Int16 lower[VECTORS], upper[VECTORS];
 #pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; ++v) EACH_PART {
-                    lower[v].part[p] = codes[v].part[p] & 0x0f0f0f0f;
-                    upper[v].part[p] = (Ints)((Words)codes[v].part[p] >> 4) & 0x0f0f0f0f;
-                }
+                for (int v = 0; v < VECTORS; ++v) split_codes(codes[v], lower[v], upper[v]);
                 add<ROWS>(lower, word, x, numbers);
                 add<ROWS>(upper, word + 4, x, numbers);
             }

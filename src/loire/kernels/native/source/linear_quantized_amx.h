@@ -16,14 +16,11 @@ int64_t quantized_tile_tokens(int64_t tokens) {
     return tokens <= 2 * MOST_ROWS ? block_tokens<MOST_ROWS>(tokens) : TILE_TOKENS;
 }
 
-// Codes of four bits as bytes: the lower halves come first.
+// A step's codes of four bits as tiles: the lower halves come first.
 INLINE void unpack_codes(const char* packed, char* bytes) {
     for (int64_t at = 0; at < BYTE_STEP / 2; at += 64) {
-        Int16 lower = load_ints(packed + at), upper = lower;
-        EACH_PART {
-            lower.part[p] = lower.part[p] & 0x0f0f0f0f;
-            upper.part[p] = (Ints)((Words)upper.part[p] >> 4) & 0x0f0f0f0f;
-        }
+        Int16 lower, upper;
+        split_codes(load_ints(packed + at), lower, upper);
         __builtin_memcpy(bytes + at, &lower, sizeof(lower));
         __builtin_memcpy(bytes + BYTE_STEP / 2 + at, &upper, sizeof(upper));
     }

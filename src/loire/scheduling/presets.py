@@ -1,5 +1,8 @@
 """The historical systems by name: each is a batching policy with an allocator."""
 
+import time
+from collections.abc import Callable
+
 from loire.base.config import EngineConfig
 from loire.base.errors import ConfigError
 from loire.memory.allocator import KVAllocator
@@ -9,14 +12,17 @@ from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, St
 from loire.scheduling.scheduler import Scheduler
 
 
-def build_scheduler(config: EngineConfig) -> Scheduler:
-    """The scheduler of a configuration."""
+def build_scheduler(
+    config: EngineConfig, *, clock: Callable[[], float] = time.monotonic
+) -> Scheduler:
+    """The scheduler of a configuration. clock: in seconds; simulations bring their own."""
     return Scheduler(
         _allocator(config),
         _batching(config),
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
         background_tokens=config.background_tokens,
+        clock=clock,
     )
 
 

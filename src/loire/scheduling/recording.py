@@ -1,7 +1,7 @@
 """The record of a step: who was in the batch, and what the KV memory in use holds."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from loire.base.step import SlotRecord, StepRecord, StepResult
 from loire.memory.allocator import KVAllocator
@@ -16,9 +16,10 @@ class StepRecorder:
         num_preemptions: preemptions since the last record.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_hit_tokens = 0
         self.num_preemptions = 0
+        self._clock = clock
         self._last: dict[int, SlotRecord] = {}
 
     def slot(
@@ -79,7 +80,7 @@ class StepRecorder:
         counts = allocator.counts
         record = StepRecord(
             step_id=result.step_id,
-            time_s=time.monotonic(),
+            time_s=self._clock(),
             compute_s=result.compute_s,
             slots=slots,
             num_running=num_running,

@@ -20,7 +20,7 @@ oldest request always goes on.
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from itertools import count
 
@@ -57,7 +57,9 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         background_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """clock: seconds for the times in records and updates; no decision depends on it."""
         self.allocator = allocator
         self.policy = policy
         self.budget = TokenBudget(max_num_batched_tokens, background_tokens)
@@ -78,7 +80,8 @@ class Scheduler:
         self._arrivals = count()
         self._turns = count()
         self._copies: list[BlockCopy] = []
-        self._recorder = StepRecorder()
+        self._clock = clock
+        self._recorder = StepRecorder(clock)
 
     @property
     def has_unfinished(self) -> bool:
@@ -277,7 +280,7 @@ class Scheduler:
         request = sequence.request
         if request.num_cached_tokens is None:
             request.num_cached_tokens = admission.num_cached_tokens
-            request.first_scheduled_s = time.monotonic()
+            request.first_scheduled_s = self._clock()
             self._recorder.num_hit_tokens += admission.num_cached_tokens
 
     def _extend(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:

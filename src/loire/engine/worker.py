@@ -1,6 +1,6 @@
 """The engine's process: loads a model, then computes what the supervisor sends.
 
-    python -m loire.engine.worker FD        FD: the number of a connected Unix socket
+    loire.engine.worker FD        FD: the number of a connected Unix socket
 
 It ends at once when the supervisor closes the socket, or dies. It ignores SIGINT and SIGTERM:
 when to stop is the supervisor's to say. What it writes to stderr, the supervisor logs.

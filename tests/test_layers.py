@@ -10,9 +10,13 @@ import loire
 ROOT = Path(loire.__file__).parent
 LAYERS = (
     *("base", "checkpoint", "memory", "scheduling", "text", "planning"),
-    *("kernels", "models", "execution", "engine", "tracing", "api", "workloads", "server", "cli"),
+    *("kernels", "models", "execution", "engine", "tracing", "api", "workloads"),
+    *("fleet", "server", "cli"),
 )
-WITHOUT_TORCH = ("base", "checkpoint", "memory", "scheduling", "text", "planning", "tracing")
+WITHOUT_TORCH = (
+    *("base", "checkpoint", "memory", "scheduling", "text", "planning", "tracing"),
+    "fleet",
+)
 
 
 def modules() -> list[tuple[str, Path]]:

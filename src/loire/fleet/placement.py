@@ -1,0 +1,289 @@
+"""Which replica computes a request: the one where it costs the least work, in tokens.
+
+The cost of a replica is the new tokens that the request would have to compute there, weighted,
+plus the prompt tokens that others still wait for there, plus an allowance for each request it has.
+What a replica has cached is known from what was sent there, as chained hashes of whole blocks
+(loire.memory.hashing): adapters and salts are in their root, so nobody matches what another may not
+read. Replicas that tell what they stored and evicted correct that knowledge; so does the first
+update of a request, if fewer tokens were cached than expected.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from zlib import crc32
+
+from loire.base.messages import EngineRequest
+from loire.memory.hashing import extend_chain, root_hash
+
+KEY_BYTES = 8
+"""Of a block's hash that are kept and told: two of 2**32 blocks rarely share them, and the worst
+that follows is a request in the wrong place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """What placement must know of an engine."""
+
+    name: str
+    num_blocks: int
+    """Of its KV pool."""
+    block_size: int
+    """Tokens per block."""
+    numbers: str = ""
+    """What decides its results to the bit; equal numbers give equal texts."""
+
+
+class Routing(Protocol):
+    """Decides where requests go. Placement is the one to use; the simulator knows others."""
+
+    def join(self, replica: Replica) -> None:
+        """From now on requests may go there."""
+        ...
+
+    def leave(self, name: str) -> tuple[str, ...]:
+        """No more requests go there; the ones that were there, in order of arrival."""
+        ...
+
+    def place(
+        self,
+        request_id: str,
+        chain: Sequence[bytes],
+        num_tokens: int,
+        *,
+        numbers: str = "",
+        avoid: Collection[str] = (),
+    ) -> str | None:
+        """Choose a replica for a request; None if there is none."""
+        ...
+
+    def first_token(self, request_id: str, num_cached: int) -> None:
+        """Its prompt is computed; num_cached tokens of that were in the cache."""
+        ...
+
+    def end(self, request_id: str) -> None:
+        """It has ended, or will never run."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Placed:
+    """A request and what it still costs where it is.
+
+    Attributes:
+        num_new: tokens to compute before its first one; 0 once that has come.
+        num_matched: leading blocks that were expected in the cache.
+        keys: of its blocks, until they are computed.
+    """
+
+    replica: "_State"
+    num_new: int
+    num_matched: int
+    keys: Sequence[bytes]
+
+
+@dataclass(slots=True, eq=False)
+class _State:
+    """A replica and what is known of it."""
+
+    replica: Replica
+    held: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    """Blocks it should have cached, the least recently used first."""
+    requests: dict[str, _Placed] = field(default_factory=dict)
+    outstanding: int = 0
+    """Prompt tokens that its requests wait for."""
+
+    def match(self, chain: Sequence[bytes]) -> int:
+        """Leading blocks of a chain of keys that it should have cached."""
+        held, matched = self.held, 0
+        for key in chain:
+            if key not in held:
+                break
+            matched += 1
+        return matched
+
+    def touch(self, keys: Iterable[bytes]) -> None:
+        """Note blocks as used, the last one of them most recently."""
+        held = self.held
+        for key in keys:
+            held[key] = None
+            held.move_to_end(key)
+        while len(held) > self.replica.num_blocks:
+            held.popitem(last=False)
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Note blocks as not cached."""
+        for key in keys:
+            self.held.pop(key, None)
+
+    def forget_oldest(self, num_blocks: int) -> None:
+        """Note that the cache is smaller than it seemed."""
+        for _ in range(min(num_blocks, len(self.held))):
+            self.held.popitem(last=False)
+
+
+class Placement:
+    """Least outstanding work. Pure: no clock, no input or output, the same calls give the same
+    choices.
+
+    new_token_weight: of the tokens a request would compute anew, against the work that waits; high
+    ones keep prefixes together, low ones level the load. request_tokens: work that each unfinished
+    request stands for beyond its prompt.
+    """
+
+    def __init__(self, *, new_token_weight: float = 4.0, request_tokens: int = 100) -> None:
+        self._weight = new_token_weight
+        self._request_tokens = request_tokens
+        self._states: dict[str, _State] = {}
+        self._placed: dict[str, _Placed] = {}
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """Those that requests may go to."""
+        return tuple(state.replica for state in self._states.values())
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of the chains that place() takes: the first replica's. Replicas of
+        another size take requests, but match nothing. None without a replica."""
+        first = next(iter(self._states.values()), None)
+        return None if first is None else first.replica.block_size
+
+    def outstanding(self, name: str) -> int:
+        """Prompt tokens that a replica's requests wait for."""
+        return self._states[name].outstanding
+
+    def requests(self, name: str) -> tuple[str, ...]:
+        """Unfinished requests of a replica."""
+        return tuple(self._states[name].requests)
+
+    def matched_tokens(self, name: str, chain: Sequence[bytes]) -> int:
+        """Leading tokens of a chain that a replica should have cached."""
+        state = self._states[name]
+        return state.match(_keys(chain)) * state.replica.block_size
+
+    def join(self, replica: Replica) -> None:
+        """From now on requests may go there. Raises ValueError if there is one of that name."""
+        if replica.name in self._states:
+            raise ValueError(f"replica {replica.name!r} is there already")
+        self._states[replica.name] = _State(replica)
+
+    def leave(self, name: str) -> tuple[str, ...]:
+        """Forget a replica; the requests that were there, in order of arrival. Unknown names have
+        none."""
+        state = self._states.pop(name, None)
+        if state is None:
+            return ()
+        for request_id in state.requests:
+            del self._placed[request_id]
+        return tuple(state.requests)
+
+    def place(
+        self,
+        request_id: str,
+        chain: Sequence[bytes],
+        num_tokens: int,
+        *,
+        numbers: str = "",
+        avoid: Collection[str] = (),
+    ) -> str | None:
+        """Choose a replica for a request and count it there; None if there is none.
+
+        chain: hashes of the full blocks of its tokens, as prefix_chain() makes them. num_tokens:
+        all it has to compute before the next token. numbers: of the replica that began it, if one
+        did; others are taken only if there is none of these. avoid: replicas to take only if there
+        is no other. Raises ValueError if the request is placed already.
+        """
+        if request_id in self._placed:
+            raise ValueError(f"request {request_id!r} is placed already")
+        candidates = self._candidates(numbers, avoid)
+        if not candidates:
+            return None
+        keys, size = _keys(chain), self.block_size
+        name, state, matched = self._cheapest(request_id, candidates, keys, num_tokens)
+        num_new = max(num_tokens - matched * state.replica.block_size, 1)
+        if state.replica.block_size != size:
+            keys = []
+        placed = _Placed(state, num_new, matched, keys)
+        self._placed[request_id] = state.requests[request_id] = placed
+        state.outstanding += num_new
+        # Tails are evicted before what they continue.
+        state.touch(reversed(keys))
+        return name
+
+    def first_token(self, request_id: str, num_cached: int) -> None:
+        """Its prompt is computed; num_cached tokens of that were in the cache."""
+        placed = self._placed.get(request_id)
+        if placed is None or placed.num_new == 0:
+            return
+        state = placed.replica
+        state.outstanding -= placed.num_new
+        placed.num_new = 0
+        placed.keys = ()
+        num_found = num_cached // state.replica.block_size
+        # What was missing is there again now; but others of its age are gone as well.
+        state.forget_oldest(max(placed.num_matched - num_found, 0))
+
+    def end(self, request_id: str) -> None:
+        """It has ended, or will never run. Unknown ones are none."""
+        placed = self._placed.pop(request_id, None)
+        if placed is not None:
+            placed.replica.outstanding -= placed.num_new
+            placed.replica.forget(placed.keys[placed.num_matched :])
+            del placed.replica.requests[request_id]
+
+    def changed(self, name: str, stored: Iterable[bytes], evicted: Iterable[bytes]) -> None:
+        """A replica tells what it can find from now on, and what no more; of unknown ones nothing
+        is kept."""
+        state = self._states.get(name)
+        if state is None:
+            return
+        state.forget(key[:KEY_BYTES] for key in evicted)
+        state.touch(key[:KEY_BYTES] for key in stored)
+
+    def _candidates(self, numbers: str, avoid: Collection[str]) -> dict[str, _State]:
+        wanted = {name: s for name, s in self._states.items() if name not in avoid} or self._states
+        if not numbers:
+            return wanted
+        return {n: s for n, s in wanted.items() if s.replica.numbers == numbers} or wanted
+
+    def _cheapest(
+        self, request_id: str, candidates: dict[str, _State], keys: Sequence[bytes], num_tokens: int
+    ) -> tuple[str, _State, int]:
+        """(name, state, matched blocks) of the replica with the least work."""
+        tie = keys[0] if keys else request_id.encode()
+
+        def options() -> Iterator[tuple[float, int, str, int]]:
+            for name, state in candidates.items():
+                matched = state.match(keys)
+                num_new = max(num_tokens - matched * state.replica.block_size, 1)
+                waiting = state.outstanding + self._request_tokens * len(state.requests)
+                # Equal costs are decided by content, so that empty replicas fill evenly and fronts
+                # that know nothing of each other choose alike.
+                yield self._weight * num_new + waiting, crc32(tie + name.encode()), name, matched
+
+        _, _, name, matched = min(options())
+        return name, candidates[name], matched
+
+
+def prefix_chain(request: EngineRequest, block_size: int) -> list[bytes]:
+    """Hashes of the blocks that a request could find in a cache: of all its tokens, those it was
+    resumed with included, but the last one, which is always computed."""
+    token_ids = request.prompt_token_ids
+    if request.output_token_ids:
+        token_ids = (*token_ids, *request.output_token_ids[0])
+    chain: list[bytes] = []
+    root = root_hash(request.cache_salt, request.adapter)
+    extend_chain(chain, root, token_ids[:-1], block_size)
+    return chain
+
+
+def num_tokens_to_compute(request: EngineRequest) -> int:
+    """Tokens before the next one it gives, over all choices, if nothing is cached."""
+    num_outputs = sum(map(len, request.output_token_ids))
+    return len(request.prompt_token_ids) + num_outputs
+
+
+def _keys(chain: Sequence[bytes]) -> list[bytes]:
+    return [key[:KEY_BYTES] for key in chain]

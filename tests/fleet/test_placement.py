@@ -1,0 +1,275 @@
+"""Placement: work is counted exactly, prefixes are found, nobody is sent where nobody is."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from loire.base.messages import EngineRequest
+from loire.base.sampling import SamplingParams
+from loire.fleet.placement import Placement, Replica, num_tokens_to_compute, prefix_chain
+
+SIZE = 4
+
+
+def replica(name: str, num_blocks: int = 64, size: int = SIZE, numbers: str = "") -> Replica:
+    return Replica(name, num_blocks, size, numbers)
+
+
+def request(
+    name: str,
+    prompt: tuple[int, ...],
+    *,
+    salt: str = "",
+    adapter: str = "",
+    outputs: tuple[tuple[int, ...], ...] = (),
+) -> EngineRequest:
+    params = SamplingParams(max_tokens=8, n=max(len(outputs), 1))
+    return EngineRequest(
+        name, prompt, params, 0, cache_salt=salt, adapter=adapter, output_token_ids=outputs
+    )
+
+
+def place(placement: Placement, message: EngineRequest, avoid: tuple[str, ...] = ()) -> str | None:
+    chain = prefix_chain(message, SIZE)
+    tokens = num_tokens_to_compute(message)
+    return placement.place(message.request_id, chain, tokens, avoid=avoid)
+
+
+def fleet(*names: str, **options: float) -> Placement:
+    placement = Placement(**options)
+    for name in names:
+        placement.join(replica(name))
+    return placement
+
+
+def test_nobody_there_means_wait() -> None:
+    placement = Placement()
+    assert placement.place("a", [], 10) is None
+    assert placement.block_size is None
+    placement.join(replica("x"))
+    assert placement.place("a", [], 10) == "x"
+
+
+def test_the_one_with_the_prefix_is_chosen_until_it_has_too_much_to_do() -> None:
+    placement = fleet("x", "y")
+    prompt = tuple(range(40))
+    first = place(placement, request("0", prompt))
+    assert first is not None
+    placement.first_token("0", 0)
+    placement.end("0")
+    assert placement.matched_tokens(first, prefix_chain(request("1", prompt), SIZE)) == 36
+    other = "y" if first == "x" else "x"
+    chosen = [place(placement, request(str(i), prompt)) for i in range(1, 5)]
+    # Each that waits there stands for 104 tokens; anew it would cost 4 * 36 more elsewhere.
+    assert chosen[:2] == [first, first]
+    assert other in chosen
+
+
+@pytest.mark.parametrize("second", [{"salt": "s"}, {"adapter": "a"}])
+def test_salts_and_adapters_share_nothing(second: dict[str, str]) -> None:
+    placement = fleet("x")
+    prompt = tuple(range(40))
+    place(placement, request("0", prompt))
+    assert placement.matched_tokens("x", prefix_chain(request("1", prompt), SIZE)) == 36
+    assert placement.matched_tokens("x", prefix_chain(request("1", prompt, **second), SIZE)) == 0
+
+
+def test_equal_numbers_are_preferred_and_avoided_ones_are_the_last_resort() -> None:
+    placement = Placement()
+    placement.join(replica("a", numbers="bf16"))
+    placement.join(replica("b", numbers="f32"))
+    for index in range(20):
+        assert placement.place(f"{index}", [], 100, numbers="f32") == "b"
+    assert placement.place("x", [], 1, numbers="f32", avoid=("b",)) == "a"
+    assert placement.place("y", [], 1, numbers="int8", avoid=("a",)) == "b"
+    assert placement.place("z", [], 1, avoid=("a", "b")) in ("a", "b")
+
+
+def test_fewer_cached_than_expected_makes_the_cache_smaller() -> None:
+    placement = fleet("x")
+    old, new = tuple(range(100, 140)), tuple(range(40))
+    place(placement, request("old", old))
+    place(placement, request("0", new))
+    placement.first_token("old", 0)
+    placement.first_token("0", 0)
+    place(placement, request("1", new))
+    placement.first_token("1", 12)  # 24 of 36 tokens were gone
+    assert placement.matched_tokens("x", prefix_chain(request("a", old), SIZE)) == 12
+    assert placement.matched_tokens("x", prefix_chain(request("b", new), SIZE)) == 36
+
+
+def test_what_never_ran_is_not_cached() -> None:
+    placement = fleet("x")
+    prompt = tuple(range(40))
+    place(placement, request("0", prompt[:21]))
+    placement.first_token("0", 0)
+    place(placement, request("1", prompt))
+    placement.end("1")
+    assert placement.matched_tokens("x", prefix_chain(request("2", prompt), SIZE)) == 20
+
+
+def test_replicas_tell_what_they_hold() -> None:
+    placement = fleet("x", "y")
+    chain = prefix_chain(request("0", tuple(range(41))), SIZE)
+    placement.changed("y", chain, ())
+    assert placement.matched_tokens("y", chain) == 40
+    assert place(placement, request("0", tuple(range(41)))) == "y"
+    placement.changed("y", (), chain[3:])
+    assert placement.matched_tokens("y", chain) == 12
+    placement.changed("gone", chain, chain)
+    assert placement.matched_tokens("x", chain) == 0
+
+
+def test_no_more_is_remembered_than_the_pool_holds() -> None:
+    placement = Placement()
+    placement.join(replica("x", num_blocks=5))
+    chain = prefix_chain(request("0", tuple(range(41))), SIZE)
+    place(placement, request("0", tuple(range(41))))
+    # Of a chain too long for the pool its head is worth most.
+    assert placement.matched_tokens("x", chain) == 20
+
+
+def test_other_block_sizes_take_requests_but_match_nothing() -> None:
+    placement = Placement()
+    placement.join(replica("x"))
+    placement.join(replica("odd", size=8))
+    prompt = tuple(range(41))
+    places = {place(placement, request(str(i), (*prompt, i))) for i in range(20)}
+    assert places == {"x", "odd"}
+    assert placement.matched_tokens("odd", prefix_chain(request("0", prompt), SIZE)) == 0
+
+
+def test_a_resumed_request_counts_what_it_brings() -> None:
+    fresh = request("0", tuple(range(8)))
+    resumed = request("0", tuple(range(8)), outputs=((20, 21, 22, 23), (30,)))
+    assert num_tokens_to_compute(fresh) == 8
+    assert num_tokens_to_compute(resumed) == 13
+    assert len(prefix_chain(fresh, SIZE)) == 1  # the last token is always computed
+    assert len(prefix_chain(resumed, SIZE)) == 2
+
+
+def test_names_and_ids_are_unique() -> None:
+    placement = fleet("x")
+    with pytest.raises(ValueError, match="there already"):
+        placement.join(replica("x"))
+    place(placement, request("0", (1, 2)))
+    with pytest.raises(ValueError, match="placed already"):
+        place(placement, request("0", (1, 2)))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    prompts=st.lists(st.integers(1, 400), min_size=1, max_size=60),
+    num_replicas=st.integers(2, 6),
+)
+def test_prompts_that_share_nothing_are_spread(prompts: list[int], num_replicas: int) -> None:
+    """No replica's work exceeds another's by more than the request that made it so."""
+    placement = fleet(*map(str, range(num_replicas)))
+    for index, length in enumerate(prompts):
+        place(placement, request(f"r{index}", tuple(range(index * 1000, index * 1000 + length))))
+    work = [
+        placement.outstanding(r.name) + 100 * len(placement.requests(r.name))
+        for r in placement.replicas
+    ]
+    assert max(work) - min(work) <= max(prompts) + 100
+
+
+@dataclass
+class Known:
+    """What the model knows of a request."""
+
+    where: str
+
+
+class Fleet(RuleBasedStateMachine):
+    """Replicas come and go, requests are placed, computed and ended in any order."""
+
+    requests = Bundle("requests")
+    names = Bundle("names")
+
+    @initialize()
+    def begin(self) -> None:
+        self.placement = Placement()
+        self.here: set[str] = set()
+        self.known: dict[str, Known] = {}
+        self.count = 0
+
+    @rule(target=names, blocks=st.integers(1, 30))
+    def join(self, blocks: int) -> str:
+        self.count += 1
+        name = f"replica {self.count}"
+        self.placement.join(replica(name, blocks))
+        self.here.add(name)
+        return name
+
+    @rule(name=consumes(names))
+    def leave(self, name: str) -> None:
+        there = [key for key, known in self.known.items() if known.where == name]
+        assert list(self.placement.leave(name)) == there
+        self.here.discard(name)
+        for key in there:
+            del self.known[key]
+
+    @rule(
+        target=requests,
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=40),
+        salt=st.sampled_from(["", "s"]),
+        avoided=st.integers(0, 3),
+    )
+    def arrive(self, prompt: list[int], salt: str, avoided: int) -> object:
+        self.count += 1
+        key = f"request {self.count}"
+        avoid = tuple(sorted(self.here))[:avoided]
+        where = place(self.placement, request(key, tuple(prompt), salt=salt), avoid)
+        if where is None:
+            assert not self.here
+            return multiple()
+        assert where in self.here
+        assert where not in avoid or set(avoid) >= self.here
+        self.known[key] = Known(where)
+        return key
+
+    @rule(key=requests, cached=st.integers(0, 40))
+    def first_token(self, key: str, cached: int) -> None:
+        self.placement.first_token(key, cached)
+
+    @rule(key=consumes(requests))
+    def end(self, key: str) -> None:
+        self.placement.end(key)
+        self.known.pop(key, None)
+
+    @rule(name=names, bits=st.lists(st.integers(0, 1), max_size=40), evicts=st.booleans())
+    def tell(self, name: str, bits: list[int], evicts: bool) -> None:
+        chain = prefix_chain(request("", (*bits, 0)), SIZE)
+        self.placement.changed(name, () if evicts else chain, chain if evicts else ())
+
+    @invariant()
+    def counts(self) -> None:
+        for name in self.here:
+            there = [key for key, known in self.known.items() if known.where == name]
+            assert list(self.placement.requests(name)) == there
+            assert self.placement.outstanding(name) >= 0
+            if not there:
+                assert self.placement.outstanding(name) == 0
+
+    def teardown(self) -> None:
+        for key in list(self.known):
+            self.placement.end(key)
+        for name in self.here:
+            assert self.placement.outstanding(name) == 0
+            assert self.placement.requests(name) == ()
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)

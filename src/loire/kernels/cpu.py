@@ -180,17 +180,13 @@ def _decode_group(
 def _attend_group(
     queries: Tensor, cache: LayerCache, group: DecodeGroup, shape: AttentionShape
 ) -> Tensor:
-    num_rows, num_blocks = group.blocks.shape
-    heads, dim = shape.num_kv_heads, shape.head_dim
-    size = cache.keys.shape[2]
-    # One gather in which the heads come before the blocks: no second copy to reorder.
-    index = (group.blocks[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+    num_blocks, size = group.blocks.shape[1], cache.keys.shape[2]
 
     def gather(blocks: Tensor, scales: Tensor | None) -> Tensor:
-        found = blocks.view(-1, size, dim).index_select(0, index)
+        found = _gather_heads(blocks, group.blocks)
         if scales is not None:
-            found = found * scales.view(-1, size, 1).index_select(0, index)
-        return found.view(num_rows, heads, num_blocks * size, dim).to(queries.dtype)
+            found = found * _gather_heads(scales, group.blocks)[..., None]
+        return found.flatten(2, 3).to(queries.dtype)
 
     keys = gather(cache.keys, cache.key_scales)
     values = gather(cache.values, cache.value_scales)
@@ -201,7 +197,7 @@ def _attend_group(
     mask = slots <= group.positions
     if shape.window is not None:
         mask &= slots > group.positions - shape.window
-    grouped = queries.unflatten(1, (heads, -1))
+    grouped = queries.unflatten(1, (shape.num_kv_heads, -1))
     if shape.softcap is None:
         attended = F.scaled_dot_product_attention(
             grouped, keys, values, attn_mask=mask[:, None, None], scale=shape.scale
@@ -212,6 +208,21 @@ def _attend_group(
         weights = torch.softmax(scores.masked_fill(~mask[:, None, None], float("-inf")), dim=-1)
         attended = (weights @ values.float()).to(queries.dtype)
     return attended.flatten(1, 2)
+
+
+def _gather_heads(blocks: Tensor, tables: Tensor) -> Tensor:
+    """[B, K, M, S, ...] of blocks [N, K, S, ...] and tables [B, M]."""
+    num_blocks, heads, *inner = blocks.shape
+    stride, head_stride = blocks.stride()[:2]
+    if stride % head_stride:
+        return blocks[tables].transpose(1, 2)
+    # One gather in which the heads come before the blocks: no second copy to reorder.
+    apart = stride // head_stride
+    lines = blocks.as_strided(
+        ((num_blocks - 1) * apart + heads, *inner), (head_stride, *blocks.stride()[2:])
+    )
+    index = tables[:, None] * apart + torch.arange(heads)[:, None]
+    return lines.index_select(0, index.flatten()).view(*index.shape, *inner)
 
 
 def _attend_prefill(

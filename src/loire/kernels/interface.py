@@ -49,7 +49,12 @@ class FlatBatch:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """KV of one layer, in blocks. Memory that no sequence wrote holds anything, NaN included."""
+    """KV of one layer, in blocks. Memory that no sequence wrote holds anything, NaN included.
+
+    A block has no gaps, but blocks may lie apart (stride(0)), as where a page of memory holds those
+    of several layers: keys and values then equally far, key and value scales too. Layers may differ
+    in S.
+    """
 
     keys: Tensor
     """[N, K, S, D] in the model's dtype, or codes (int8) as loire.kernels.quantization defines

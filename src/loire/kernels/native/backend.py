@@ -266,6 +266,7 @@ class NativeBackend:
             )
         if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
             raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
+        block_stride, scale_stride = block_strides(cache)
         queries = self._results.new((tokens, heads, dim), qkv.dtype)
         if self._rotary(
             self._context,
@@ -288,6 +289,8 @@ class NativeBackend:
             dim,
             half,
             block_size,
+            block_stride,
+            scale_stride,
             num_blocks,
             num_positions,
             0.0 if norms is None else norms.eps,
@@ -323,6 +326,7 @@ class NativeBackend:
                 f"{heads} query heads of {dim} ({queries.dtype}) over {kv_heads} key heads "
                 f"({cache.keys.dtype}) are not supported"
             )
+        block_stride, scale_stride = block_strides(cache)
         out = self._results.new((tokens, heads * dim), queries.dtype)
         if self._attend(
             self._context,
@@ -337,6 +341,8 @@ class NativeBackend:
             heads,
             kv_heads,
             dim,
+            block_stride,
+            scale_stride,
             num_blocks,
             _EVERYTHING if shape.window is None else shape.window,
             shape.scale,
@@ -394,6 +400,29 @@ def _fits(cache: LayerCache, dtype: torch.dtype) -> bool:
     """Whether the cache holds keys and values of a model in dtype, as they are or as codes."""
     codes = cache.key_scales is not None and cache.value_scales is not None
     return cache.keys.dtype is cache.values.dtype is (torch.int8 if codes else dtype)
+
+
+def block_strides(cache: LayerCache) -> tuple[int, int]:
+    """How far apart blocks are, in elements: those of keys and values, and those of scales (or 0).
+
+    Raises ValueError if keys and values differ in it, or have gaps within a block.
+    """
+    strides = cache.keys.stride()
+    _, _, size, dim = cache.keys.shape
+    if strides != cache.values.stride() or strides[1:] != (size * dim, dim, 1):
+        raise ValueError(
+            f"blocks of keys and values must be equally far apart and without gaps, but their "
+            f"strides are {strides} and {cache.values.stride()}"
+        )
+    if cache.key_scales is None or cache.value_scales is None:
+        return strides[0], 0
+    scale_strides = cache.key_scales.stride()
+    if scale_strides != cache.value_scales.stride() or scale_strides[1:] != (size, 1):
+        raise ValueError(
+            f"blocks of scales must be equally far apart and without gaps, but their strides are "
+            f"{scale_strides} and {cache.value_scales.stride()}"
+        )
+    return strides[0], scale_strides[0]
 
 
 def _usable_cores() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from loire.base.errors import ConfigError
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 12
+INTERFACE_VERSION = 13
 """Of the C functions; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
@@ -55,14 +55,14 @@ class NativeLibrary:
         self.rotary = self._function(
             "loire_rotary",
             c_int,
-            (pointer, c_int32, *(pointer,) * 12, *(size,) * 8, c_float),
+            (pointer, c_int32, *(pointer,) * 12, *(size,) * 10, c_float),
         )
         self.plan = self._function("loire_plan", pointer, (*(pointer,) * 4, size, size, size))
         self.free_plan = self._function("loire_free_plan", None, (pointer,))
         self.attend = self._function(
             "loire_attend",
             c_int,
-            (pointer, pointer, c_int32, *(pointer,) * 6, *(size,) * 5, c_float, c_float),
+            (pointer, pointer, c_int32, *(pointer,) * 6, *(size,) * 7, c_float, c_float),
         )
 
         self.record = self._function("loire_record", pointer, (pointer,))

@@ -18,25 +18,25 @@ INLINE void locate(Piece& piece, const Seen& all, int64_t base, int64_t start, i
     const int32_t* block =
         a.block_tables + piece.piece.row * a.table_size + (base + all.first) / a.block_size;
     int64_t offset = (base + all.first) % a.block_size;
-    const auto first_slot = [&](int32_t block) {
-        return (int64_t(block) * a.kv_heads + piece.piece.kv_head) * a.block_size;
-    };
+    const int64_t first_line = piece.piece.kv_head * a.block_size;  // of this head in a block
+    const auto first_scale = [&](int32_t block) { return block * a.scale_stride + first_line; };
     if constexpr (Piece::SCALED) {  // all of them at once, not one after another
         const int64_t blocks = (offset + all.last - all.first + a.block_size - 1) / a.block_size;
         for (int64_t i = 0; i < blocks; ++i)
             for (int64_t line = 0; line < a.block_size; line += 16) {
-                __builtin_prefetch(a.key_scales + first_slot(block[i]) + line);
-                __builtin_prefetch(a.value_scales + first_slot(block[i]) + line);
+                __builtin_prefetch(a.key_scales + first_scale(block[i]) + line);
+                __builtin_prefetch(a.value_scales + first_scale(block[i]) + line);
             }
     }
     for (int64_t key = all.first; key < all.last; ++block, offset = 0) {
-        int64_t slot = first_slot(*block) + offset;
-        for (; offset < a.block_size && key < all.last; ++offset, ++slot, ++key) {
-            at.keys[key] = static_cast<const Kept*>(a.keys) + slot * a.head_dim;
-            at.kept_values[key] = static_cast<const Kept*>(a.values) + slot * a.head_dim;
+        int64_t element = *block * a.block_stride + (first_line + offset) * a.head_dim;
+        const int64_t scales = Piece::SCALED ? first_scale(*block) : 0;
+        for (; offset < a.block_size && key < all.last; ++offset, element += a.head_dim, ++key) {
+            at.keys[key] = static_cast<const Kept*>(a.keys) + element;
+            at.kept_values[key] = static_cast<const Kept*>(a.values) + element;
             if constexpr (Piece::SCALED) {
-                at.key_scales[key] = a.key_scales[slot];
-                at.value_scales[key] = a.value_scales[slot];
+                at.key_scales[key] = a.key_scales[scales + offset];
+                at.value_scales[key] = a.value_scales[scales + offset];
                 at.values[key] = piece.widened + (16 + key) * piece.stride;
             } else {
                 at.values[key] = at.kept_values[key];

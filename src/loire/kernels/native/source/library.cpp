@@ -195,7 +195,7 @@ using namespace loire;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int loire_interface_version() { return 12; }
+int loire_interface_version() { return 13; }
 
 const char* loire_message() { return message.c_str(); }
 
@@ -311,17 +311,18 @@ int loire_rotary(Context* context, int32_t type, const void* qkv, void* queries,
                  void* values, float* key_scales, float* value_scales, const float* query_weight,
                  const float* key_weight, const float* cos, const float* sin, const int64_t* positions,
                  const int64_t* slots, int64_t tokens, int64_t heads, int64_t kv_heads,
-                 int64_t head_dim, int64_t half, int64_t block_size, int64_t num_blocks,
-                 int64_t num_positions, float eps) {
+                 int64_t head_dim, int64_t half, int64_t block_size, int64_t block_stride,
+                 int64_t scale_stride, int64_t num_blocks, int64_t num_positions, float eps) {
     return perform(context, nullptr, [=](AttentionPlan*) {
         for (int64_t t = 0; t < tokens; ++t) {
             check_range("position", positions[t], num_positions);
             check_range("slot", slots[t], num_blocks * block_size);
         }
         const RotaryArguments arguments{
-            qkv,        queries, keys, values,    key_scales, value_scales, query_weight,
-            key_weight, cos,     sin,  positions, slots,      tokens,       heads,
-            kv_heads,   head_dim, half, block_size, eps};
+            qkv,          queries,   keys,         values,     key_scales,   value_scales,
+            query_weight, key_weight, cos,         sin,        positions,    slots,
+            tokens,       heads,     kv_heads,     head_dim,   half,         block_size,
+            block_stride, scale_stride, eps};
         context->pool.run(row_pieces(tokens), context->cache(type, key_scales).rotary, &arguments);
     });
 }
@@ -343,8 +344,8 @@ void loire_free_plan(AttentionPlan* plan) { delete plan; }
 int loire_attend(Context* context, AttentionPlan* given, int32_t type, const void* queries,
                  const void* keys, const void* values, const float* key_scales,
                  const float* value_scales, void* out, int64_t heads, int64_t kv_heads,
-                 int64_t head_dim, int64_t num_blocks, int64_t window, float scale,
-                 float softcap) {
+                 int64_t head_dim, int64_t block_stride, int64_t scale_stride, int64_t num_blocks,
+                 int64_t window, float scale, float softcap) {
     return perform(context, given, [=](AttentionPlan* plan) {
         check_range("block", plan->lowest_block, num_blocks);
         check_range("block", plan->highest_block, num_blocks);
@@ -366,6 +367,8 @@ int loire_attend(Context* context, AttentionPlan* given, int32_t type, const voi
             kv_heads,
             head_dim,
             plan->block_size,
+            block_stride,
+            scale_stride,
             window,
             scale,
             softcap,

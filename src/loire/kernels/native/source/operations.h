@@ -75,17 +75,17 @@ struct DrawArguments {
 struct RotaryArguments {
     const void* qkv;              // [T, (H + 2 * K) * D]
     void* queries;                // [T, H, D]
-    void* keys;                   // [N, K, S, D]
-    void* values;                 // [N, K, S, D]
-    float* key_scales;            // [N, K, S], of codes
-    float* value_scales;          // [N, K, S]
+    void* keys;                   // [N, K, S, D], blocks block_stride elements apart
+    void* values;                 // the same
+    float* key_scales;            // [N, K, S], of codes, blocks scale_stride elements apart
+    float* value_scales;          // the same
     const float* query_weight;    // [D] or null: RMSNorm over each head
     const float* key_weight;      // [D] or null
     const float* cos;             // [positions, half]
     const float* sin;             // [positions, half]
     const int64_t* positions;     // [T]
     const int64_t* slots;         // [T]
-    int64_t tokens, heads, kv_heads, head_dim, half, block_size;
+    int64_t tokens, heads, kv_heads, head_dim, half, block_size, block_stride, scale_stride;
     float eps;
 };
 
@@ -123,13 +123,13 @@ struct AttentionMerge {
 
 struct AttentionArguments {
     const void* queries;  // [T, H, D]
-    const void* keys;     // [N, K, S, D]
-    const void* values;   // [N, K, S, D]
-    const float* key_scales;    // [N, K, S], of codes
-    const float* value_scales;  // [N, K, S]
+    const void* keys;     // [N, K, S, D], blocks block_stride elements apart
+    const void* values;   // the same
+    const float* key_scales;    // [N, K, S], of codes, blocks scale_stride elements apart
+    const float* value_scales;  // the same
     void* out;            // [T, H * D]
     const int32_t* block_tables;  // [R, table_size]
-    int64_t table_size, heads, kv_heads, head_dim, block_size;
+    int64_t table_size, heads, kv_heads, head_dim, block_size, block_stride, scale_stride;
     int64_t window;  // a token sees this many latest positions
     float scale;
     float softcap;  // 0: none

@@ -28,15 +28,15 @@ INLINE void rotate_head(const Element* head, Element* out, const float* weight,
         store_some(out + i, load_some(wide + i, a.head_dim - i), a.head_dim - i);
 }
 
-// Puts a key or value where the cache keeps vector number slot.
+// Puts a key or value into a block of the cache, as its vector number line.
 template <typename Kept, typename Element>
-INLINE void keep_vector(const Element* vector, int64_t head_dim, void* cache, float* scales,
-                        int64_t slot) {
-    Kept* kept = static_cast<Kept*>(cache) + slot * head_dim;
+INLINE void keep_vector(const RotaryArguments& a, const Element* vector, void* cache, float* scales,
+                        int64_t block, int64_t line) {
+    Kept* kept = static_cast<Kept*>(cache) + block * a.block_stride + line * a.head_dim;
     if constexpr (sizeof(Kept) == 1)
-        keep_codes(vector, head_dim, kept, scales + slot);
+        keep_codes(vector, a.head_dim, kept, scales + block * a.scale_stride + line);
     else
-        __builtin_memcpy(kept, vector, head_dim * sizeof(Element));
+        __builtin_memcpy(kept, vector, a.head_dim * sizeof(Element));
 }
 
 template <typename Element, typename Kept>
@@ -54,12 +54,11 @@ void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
         for (int64_t h = 0; h < a.heads; ++h, head += a.head_dim, query += a.head_dim)
             rotate_head(head, query, a.query_weight, a, cos, sin, wide);
         const int64_t block = a.slots[t] / a.block_size, offset = a.slots[t] % a.block_size;
-        const int64_t first = block * a.kv_heads * a.block_size + offset;
         for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim) {
             rotate_head(head, rotated, a.key_weight, a, cos, sin, wide);
-            keep_vector<Kept>(rotated, a.head_dim, a.keys, a.key_scales, first + k * a.block_size);
+            keep_vector<Kept>(a, rotated, a.keys, a.key_scales, block, k * a.block_size + offset);
         }
         for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim)
-            keep_vector<Kept>(head, a.head_dim, a.values, a.value_scales, first + k * a.block_size);
+            keep_vector<Kept>(a, head, a.values, a.value_scales, block, k * a.block_size + offset);
     }
 }

@@ -27,8 +27,6 @@ bool SplitBlock::shares(int64_t split) const {
 std::vector<SharedSplit> shared_splits(std::vector<SplitBlock>& blocks, int64_t block_size,
                                        int64_t most_tokens) {
     std::vector<SharedSplit> found;
-    if (SPLIT % block_size != 0) return found;
-    const int64_t size = SPLIT / block_size;
     std::vector<size_t> alive;
     int64_t last_split = -1;
     for (size_t i = 0; i < blocks.size(); ++i)
@@ -36,10 +34,12 @@ std::vector<SharedSplit> shared_splits(std::vector<SplitBlock>& blocks, int64_t 
             alive.push_back(i);
             last_split = std::max(last_split, blocks[i].last_split);
         }
+    // By all blocks that hold keys of the split, those at its borders included.
     const auto compare = [&](size_t a, size_t b, int64_t split) {
-        const auto* left = blocks[a].block_table + split * size;
-        const auto* right = blocks[b].block_table + split * size;
-        return std::memcmp(left, right, size_t(size) * sizeof(int32_t));
+        const int64_t first = split * SPLIT / block_size;
+        const int64_t size = ((split + 1) * SPLIT - 1) / block_size + 1 - first;
+        return std::memcmp(blocks[a].block_table + first, blocks[b].block_table + first,
+                           size_t(size) * sizeof(int32_t));
     };
     for (int64_t split = 0; split <= last_split && alive.size() > 1; ++split) {
         // Those that do not see it whole may see a later one, behind the start of their window.

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from loire.server.access import AccessOptions
-from loire.server.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
-from loire.server.rates import Limits
+from loire.server.access.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
+from loire.server.access.options import AccessOptions
+from loire.server.access.rates import Limits
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from loire.base.units import parse_tokens
 from loire.cli.options import argument_type
-from loire.server.settings import ServerLimits
+from loire.server.access.limits import ServerLimits
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:

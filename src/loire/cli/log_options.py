@@ -2,7 +2,7 @@
 
 import argparse
 
-from loire.server.logs import LogOptions
+from loire.server.host.logs import LogOptions
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:

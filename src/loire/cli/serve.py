@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from loire.base.config import EngineOptions
     from loire.base.long_lived import long_lived
     from loire.engine.process import launch
-    from loire.server.settings import ServerSettings
+    from loire.server.host.settings import ServerSettings
 
     settings = ServerSettings(
         model=args.model,
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     launched = launch()
     try:
         with long_lived():
-            from loire.server.run import serve
+            from loire.server.host.run import serve
 
         return serve(settings, host=args.host, port=args.port, launched=launched)
     finally:

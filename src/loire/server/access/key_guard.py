@@ -1,0 +1,88 @@
+"""Lets nobody in without a key: every route is closed except those named here."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loire.server.access.caller import Caller, set_caller
+from loire.server.access.keys import ApiKey
+from loire.server.access.options import Access
+from loire.server.access.rates import TenantMeter
+from loire.server.web.call import get_call
+from loire.server.web.errors import ApiError
+from loire.server.web.refusals import refusal
+
+PUBLIC_PATHS = ("/health", "/static")
+"""Open with all that lies below them, as is `/` itself: health, and the page's own files."""
+
+ADMIN_PATHS = ("/admin",)
+"""What shows the requests of all tenants, with all that lies below them."""
+
+METRICS_PATH = "/metrics"
+
+
+class KeyGuard:
+    """ASGI middleware: 401 without a key that is known, 403 for admin routes without an admin key.
+
+    With an empty ring everything is open.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._ring = access.ring
+        self._public = (*PUBLIC_PATHS, METRICS_PATH) if access.public_metrics else PUBLIC_PATHS
+        self._nobody = Caller(meter=TenantMeter(limits=access.limits))
+        self._callers = {
+            key.name: Caller(key.name, key.admin, TenantMeter(key.name, key.limits))
+            for key in access.ring.keys
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Speak ASGI."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        caller = self._nobody
+        if self._ring:
+            key = self._presented(scope)
+            error = self._refusal(scope["path"], key)
+            if error is not None:
+                await refusal(scope, error)(scope, receive, send)
+                return
+            if key is not None:
+                caller = self._callers[key.name]
+        set_caller(scope, caller)
+        get_call(scope).tenant = caller.tenant
+        await self._app(scope, receive, send)
+
+    def _presented(self, scope: Scope) -> ApiKey | None:
+        """The key in `Authorization: Bearer KEY` or, as Anthropic has it, in `x-api-key`."""
+        headers = dict(reversed(scope["headers"]))
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            return self._ring.find(key.strip())
+        if b"x-api-key" in headers:
+            return self._ring.find(headers[b"x-api-key"].strip())
+        return None
+
+    def _refusal(self, path: str, key: ApiKey | None) -> ApiError | None:
+        if path == "/" or _is_below(path, self._public):
+            return None
+        if key is None:
+            return ApiError(
+                401,
+                "this server needs a key that it knows: send it as 'Authorization: Bearer KEY' "
+                "(or as 'x-api-key: KEY')",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if _is_below(path, ADMIN_PATHS) and not key.admin:
+            return ApiError(
+                403,
+                "this route shows the requests of all tenants and needs an admin key "
+                "(see --admin-key-file)",
+                code="admin_key_needed",
+            )
+        return None
+
+
+def _is_below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in roots)

@@ -1,0 +1,40 @@
+"""Refuses calls beyond their tenant's limits, before their bodies are read."""
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loire.server.access.caller import get_caller
+from loire.server.web.errors import ApiError
+from loire.server.web.refusals import refusal
+
+
+class RateGuard:
+    """ASGI middleware: 429 beyond the limits of the caller; the others are told where they stand.
+
+    Only POST calls count: they are the ones that make the engine work.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Speak ASGI."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        meter = get_caller(scope).meter
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(meter.headers())
+            await send(message)
+
+        try:
+            meter.begin()
+        except ApiError as error:
+            await refusal(scope, error)(scope, receive, send_with_headers)
+            return
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            meter.end()

@@ -1,0 +1,85 @@
+"""The folder in which a server keeps files and batches, for itself alone.
+
+Nothing is made, and nothing locked, before the first call that needs it, so that servers which
+keep nothing can share the default folder.
+"""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, NoReturn
+
+from fastapi import Depends, Request
+
+from loire.checkpoint.file_lock import file_lock
+from loire.server.batches.disk import storing
+from loire.server.batches.file_store import FileStore
+from loire.server.batches.record import BatchStore
+from loire.server.web.errors import ApiError
+
+log = logging.getLogger("loire.server")
+
+
+class DataFolder:
+    """Opened at first use. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stores: tuple[FileStore, BatchStore] | None = None
+        self._opening = Lock()
+        self._held = ExitStack()
+
+    @property
+    def files(self) -> FileStore:
+        """The files. Raises ApiError: 503 if another server has the folder, 507 or 500."""
+        return self._opened()[0]
+
+    @property
+    def batches(self) -> BatchStore:
+        """The batches. Raises ApiError as files does."""
+        return self._opened()[1]
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether batches were ever kept here."""
+        return (self.path / "batches").is_dir()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        with self._opening:
+            self._stores = None
+            self._held.close()
+
+    def _opened(self) -> tuple[FileStore, BatchStore]:
+        with self._opening:
+            if self._stores is None:
+                self._stores = self._open()
+            return self._stores
+
+    def _open(self) -> tuple[FileStore, BatchStore]:
+        with storing(f"use the folder {self.path}"):
+            # What is asked is nobody else's business.
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                stack.enter_context(file_lock(self.path / "lock", self._refuse))
+                stores = FileStore(self.path / "files"), BatchStore(self.path / "batches")
+                self._held = stack.pop_all()
+                return stores
+
+    def _refuse(self) -> NoReturn:
+        raise ApiError(
+            503,
+            f"another server keeps its files in {self.path}: start this one with a --data-dir of "
+            f"its own",
+            code="data_dir_in_use",
+        )
+
+
+async def _data_folder(request: Request) -> DataFolder:
+    folder: DataFolder = request.app.state.data
+    return folder
+
+
+Data = Annotated[DataFolder, Depends(_data_folder)]
+"""A route's parameter: where its app keeps files and batches."""

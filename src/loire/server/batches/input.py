@@ -1,0 +1,124 @@
+"""The input of a batch: JSON Lines, one request each, checked before anything of it is run.
+
+{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from loire.server.batches.record import BatchError
+from loire.server.web.body_limit import MAX_BODY_BYTES
+
+MAX_LINES = 50_000
+"""OpenAI's limit."""
+MAX_LINE_BYTES = MAX_BODY_BYTES
+MAX_CUSTOM_ID = 512
+MAX_ERRORS = 50
+"""So many mistakes are told; there may be more."""
+
+_PAUSE_LINES = 200
+_PAUSE_S = 0.001
+
+
+class BatchLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One request. body: what would be sent to the url, as JSON."""
+
+    custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
+    method: Literal["POST"]
+    url: str
+    body: msgspec.Raw
+
+
+_decoder = msgspec.json.Decoder(BatchLine)
+
+
+@dataclass(frozen=True, slots=True)
+class LinePlace:
+    """Where a line is in its file, in bytes."""
+
+    offset: int
+    num_bytes: int
+    custom_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInput:
+    """The lines of a file; empty ones do not count."""
+
+    path: Path
+    lines: tuple[LinePlace, ...]
+
+    def read(self, index: int) -> BatchLine:
+        """One of the lines. Raises OSError."""
+        place = self.lines[index]
+        with self.path.open("rb") as file:
+            file.seek(place.offset)
+            return _decoder.decode(file.read(place.num_bytes))
+
+
+def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]:
+    """The lines of a file, and what is wrong with them. Blocks. Raises OSError."""
+    places: list[LinePlace] = []
+    errors: list[BatchError] = []
+    seen: dict[str, int] = {}
+    offset, number = 0, 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                message = f"the line has more than {MAX_LINE_BYTES:,} bytes"
+                errors.append(BatchError(code="line_too_long", message=message, line=number))
+                break
+            if line.strip():
+                if len(places) == MAX_LINES:
+                    message = f"the file has more than {MAX_LINES:,} requests: split it"
+                    errors.append(BatchError(code="too_many_requests", message=message))
+                    break
+                error = _mistake(line, number, endpoint, seen, places, offset)
+                if error is not None:
+                    errors.append(error)
+                    if len(errors) == MAX_ERRORS:
+                        break
+            offset += len(line)
+            if number % _PAUSE_LINES == 0:
+                time.sleep(_PAUSE_S)  # lets the server's own thread in
+    if not places and not errors:
+        errors.append(BatchError(code="empty_file", message="the file has no requests"))
+    return BatchInput(path, tuple(places)), errors
+
+
+def _mistake(
+    text: bytes,
+    number: int,
+    endpoint: str,
+    seen: dict[str, int],
+    places: list[LinePlace],
+    offset: int,
+) -> BatchError | None:
+    """What is wrong with a line; if nothing is, its place is noted."""
+
+    def wrong(code: str, message: str, param: str | None = None) -> BatchError:
+        return BatchError(code=code, message=message, line=number, param=param)
+
+    try:
+        line = _decoder.decode(text)
+        body: dict[str, Any] = msgspec.json.decode(line.body, type=dict[str, Any])
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        wanted = "each line is an object with custom_id, method, url and body"
+        return wrong("invalid_json_line", f"{error}: {wanted}")
+    if line.url != endpoint:
+        message = f"the url is {line.url[:80]!r}, but the batch is for {endpoint!r}"
+        return wrong("mismatched_url", message, "url")
+    if line.custom_id in seen:
+        message = f"custom_id {line.custom_id[:80]!r} stands in line {seen[line.custom_id]} already"
+        return wrong("duplicate_custom_id", message, "custom_id")
+    if body.get("stream"):
+        message = "'stream' is for requests that somebody waits for: leave it out"
+        return wrong("unsupported_stream", message, "body.stream")
+    seen[line.custom_id] = number
+    places.append(LinePlace(offset, len(text), line.custom_id))
+    return None

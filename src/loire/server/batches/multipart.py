@@ -1,0 +1,158 @@
+"""multipart/form-data (RFC 7578) as a stream: parts are given on as they arrive, never held whole.
+
+FastAPI's own reading of forms needs another library and keeps uploads in temporary files first;
+here they go straight to where they stay, and whatever is too long is refused on the way.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
+from email.message import Message
+
+from loire.server.web.errors import ApiError
+
+MAX_PARTS = 32
+MAX_HEADER_BYTES = 8192
+MAX_BOUNDARY = 70
+"""Characters, by RFC 2046."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartBegan:
+    """A field begins. filename: only files have one."""
+
+    name: str
+    filename: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartData:
+    """More of the field's value."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnded:
+    """The field is complete."""
+
+
+Event = PartBegan | PartData | PartEnded
+
+
+async def read_form(content_type: str, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
+    """The fields of a body. Raises ApiError (400) if it is no complete form."""
+    parser = FormParser(_boundary(content_type))
+    async for chunk in chunks:
+        for event in parser.feed(chunk):
+            yield event
+    if not parser.complete:
+        raise _wrong("the form ends in the middle: its closing boundary is missing")
+
+
+class FormParser:
+    """Finds the parts in bytes that come in pieces of any size."""
+
+    def __init__(self, boundary: str) -> None:
+        self.complete = False
+        self._delimiter = b"\r\n--" + boundary.encode()
+        # As if a line had ended before: then the first boundary is found like all others.
+        self._buffer = bytearray(b"\r\n")
+        self._step = self._preamble
+        self._num_parts = 0
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Take more bytes; the events that they complete. Raises ApiError (400)."""
+        self._buffer += data
+        while not self.complete:
+            step = self._step
+            yield from step()
+            if self._step == step:
+                break  # it needs more bytes
+
+    def _preamble(self) -> Iterator[Event]:
+        if self._skip_to_delimiter() is not None:
+            self._step = self._after_delimiter
+        yield from ()
+
+    def _after_delimiter(self) -> Iterator[Event]:
+        if self._buffer.startswith(b"--"):
+            self.complete = True
+        elif (end := self._buffer.find(b"\r\n")) >= 0:
+            if self._buffer[:end].strip(b" \t"):
+                raise _wrong("a boundary is followed by other text on its line")
+            # The line break stays, so that the end of no headers at all is found, too.
+            del self._buffer[:end]
+            self._step = self._headers
+        elif len(self._buffer) > MAX_HEADER_BYTES:
+            raise _wrong("the line of a boundary does not end")
+        yield from ()
+
+    def _headers(self) -> Iterator[Event]:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end > MAX_HEADER_BYTES or (end < 0 and len(self._buffer) > MAX_HEADER_BYTES):
+            raise _wrong(f"the headers of a field are longer than {MAX_HEADER_BYTES:,} bytes")
+        if end < 0:
+            return
+        self._num_parts += 1
+        if self._num_parts > MAX_PARTS:
+            raise _wrong(f"the form has more than {MAX_PARTS} fields")
+        began = _read_headers(bytes(self._buffer[:end]))
+        del self._buffer[: end + 4]
+        yield began
+        self._step = self._value
+
+    def _value(self) -> Iterator[Event]:
+        value = self._skip_to_delimiter()
+        if value is None:
+            # What may be the beginning of a delimiter stays.
+            certain = len(self._buffer) - len(self._delimiter) + 1
+            if certain > 0:
+                data = bytes(self._buffer[:certain])
+                del self._buffer[:certain]
+                yield PartData(data)
+            return
+        if value:
+            yield PartData(value)
+        yield PartEnded()
+        self._step = self._after_delimiter
+
+    def _skip_to_delimiter(self) -> bytes | None:
+        """What stands before the next delimiter, which is skipped; None if there is none yet."""
+        start = self._buffer.find(self._delimiter)
+        if start < 0:
+            return None
+        before = bytes(self._buffer[:start])
+        del self._buffer[: start + len(self._delimiter)]
+        return before
+
+
+def _boundary(content_type: str) -> str:
+    header = Message()
+    header["Content-Type"] = content_type
+    if header.get_content_type() != "multipart/form-data":
+        raise _wrong(f"send a form (multipart/form-data), not {content_type[:80] or 'nothing'!r}")
+    boundary = header.get_boundary()
+    if not boundary or len(boundary) > MAX_BOUNDARY or not boundary.isascii():
+        raise _wrong(
+            f"the Content-Type of a form needs a boundary of 1 to {MAX_BOUNDARY} ASCII characters"
+        )
+    return boundary
+
+
+def _read_headers(block: bytes) -> PartBegan:
+    header = Message()
+    for line in block.split(b"\r\n"):
+        field, _, value = line.partition(b":")
+        if field.strip().lower() == b"content-disposition":
+            try:
+                header["Content-Disposition"] = value.strip().decode()
+            except ValueError as error:
+                raise _wrong("the Content-Disposition of a field is no UTF-8 text") from error
+    name = header.get_param("name", header="content-disposition")
+    if header.get_content_disposition() != "form-data" or not isinstance(name, str):
+        raise _wrong("each field needs a header 'Content-Disposition: form-data; name=\"...\"'")
+    return PartBegan(name, header.get_filename())
+
+
+def _wrong(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_form")

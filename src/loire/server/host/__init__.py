@@ -1,0 +1,1 @@
+"""The application, its settings, the web page, and `serve`."""

@@ -1,0 +1,32 @@
+"""What a server serves, to whom, and how much it takes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loire.base.config import EngineOptions
+from loire.server.access.limits import ServerLimits
+from loire.server.access.options import AccessOptions
+from loire.server.host.logs import LogOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Everything about a server but its address.
+
+    Attributes:
+        model: a name of the store, a directory, a GGUF file or a hub id.
+        names: under which requests may ask for it; the first is the one it is shown under.
+        options: of the engine.
+        access: who may use it.
+        log: what it writes to stderr.
+        data_dir: for files and batches; by default data in LOIRE_HOME.
+    """
+
+    model: str
+    names: Sequence[str]
+    options: EngineOptions = field(default_factory=EngineOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    log: LogOptions = field(default_factory=LogOptions)
+    data_dir: Path | None = None

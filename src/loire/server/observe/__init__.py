@@ -1,0 +1,1 @@
+"""What is told of calls and requests: the log, metrics, traces, and what is asked later."""

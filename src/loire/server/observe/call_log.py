@@ -1,0 +1,124 @@
+"""Names every call, and says in the log how it went."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loire.server.observe.metrics import Metrics
+from loire.server.observe.spans import Spans
+from loire.server.web.call import Call, set_call
+from loire.server.web.errors import error_response
+
+log = logging.getLogger("loire.server.calls")
+
+_GIVEN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class CallLog:
+    """ASGI middleware: every response has an `x-request-id`, every call to the API a log line.
+
+    The id is the client's own if it sent one of 1 to 128 letters, digits and "._:-". GET calls
+    that succeed, and those for /health, are logged at level DEBUG only: they are many.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._spans = spans
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Speak ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = Call(_call_id(scope), scope["method"], scope["path"])
+        if self._spans is not None:
+            call.trace_headers = _trace_headers(scope)
+        set_call(scope, call)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = call.call_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            # Answered here, and not further out, so that this response has its id as well.
+            if call.status is None:
+                await error_response(error, scope["path"])(scope, receive, send_with_id)
+            raise
+        finally:
+            call.end_s = time.monotonic()
+            self._note_end(call)
+            if self._spans is not None and not call.path.startswith("/health"):
+                self._spans.add(call)
+
+    def _note_end(self, call: Call) -> None:
+        assert call.end_s is not None
+        asks_health = call.path.startswith("/health")
+        refused = (
+            not asks_health
+            and call.status is not None
+            and (400 <= call.status < 499 or call.status == 503)
+        )
+        if refused:
+            reason = call.error_code or str(call.status)
+            self._metrics.rejections.labels(reason).inc()
+            self._metrics.rejection_duration.labels(reason).observe(call.end_s - call.start_s)
+        quiet = asks_health or (call.method == "GET" and (call.status or 500) < 400)
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %s",
+            call.method,
+            _printable(call.path),
+            "gave no answer" if call.status is None else call.status,
+            extra={"fields": _fields(call)},
+        )
+
+
+def _call_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
+            return str(value.decode())
+    return f"call-{uuid.uuid4().hex}"
+
+
+def _trace_headers(scope: Scope) -> dict[str, str]:
+    return {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate")
+    }
+
+
+def _printable(path: str) -> str:
+    """A path without what could forge lines of the log."""
+    return path[:200].encode("unicode_escape").decode()
+
+
+def _fields(call: Call) -> dict[str, object]:
+    assert call.end_s is not None
+    fields: dict[str, object] = {
+        "request_id": call.call_id,
+        "tenant": call.tenant or None,
+        "seconds": round(call.end_s - call.start_s, 4),
+        "error": call.error_code,
+    }
+    if call.requests:
+        timings = [life.timing for life in call.requests]
+        ttfts = [timing.ttft_s for timing in timings if timing.ttft_s is not None]
+        fields |= {
+            "engine_requests": [life.request_id for life in call.requests],
+            "prompt_tokens": sum(life.num_prompt_tokens for life in call.requests),
+            "cached_tokens": sum(life.num_cached_tokens for life in call.requests),
+            "output_tokens": sum(life.num_output_tokens for life in call.requests),
+            "ttft_s": round(min(ttfts), 4) if ttfts else None,
+            "outcome": ",".join(sorted({str(life.outcome) for life in call.requests})),
+        }
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,1 @@
+"""OpenAI's API, with the routes and fields that vLLM adds to it."""

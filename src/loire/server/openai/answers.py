@@ -1,0 +1,72 @@
+"""What the answers of both completion routes have in common: ids, heads of chunks, logprobs."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from loire import __version__
+from loire.base.outputs import PositionLogprobs
+from loire.server.openai.protocol import PromptTokensDetails, Usage
+from loire.server.serving.generation import Generation
+from loire.server.web.sse import event
+
+LOWEST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot write; the value is OpenAI's."""
+
+
+class AnswerHead:
+    """Identity of an answer: the fields that all of its chunks repeat."""
+
+    def __init__(self, prefix: str, model: str) -> None:
+        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model = model
+        self.system_fingerprint = f"loire-{__version__}"
+
+    def fields(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dict(vars(self))
+
+
+class ChunkWriter:
+    """Writes the events of a stream: what all of them repeat is serialised once."""
+
+    def __init__(self, head: AnswerHead, kind: str, *, include_usage: bool) -> None:
+        self._head = json.dumps({**head.fields(), "object": kind})[:-1]
+        # With include_usage, OpenAI's chunks have a usage of null before the last one.
+        self._tail = ', "usage": null}' if include_usage else "}"
+
+    def chunk(self, choices: Sequence[dict[str, Any]]) -> bytes:
+        """An event with what is new."""
+        news = json.dumps(choices, ensure_ascii=False)
+        return event(f'{self._head}, "choices": {news}{self._tail}')
+
+    def usage(self, generation: Generation) -> bytes:
+        """The last event, of its own, with the usage."""
+        return event(
+            f'{self._head}, "choices": [], "usage": {usage_of(generation).model_dump_json()}}}'
+        )
+
+
+def usage_of(generation: Generation) -> Usage:
+    """Tokens so far."""
+    num_prompt, num_completion = generation.num_prompt_tokens, generation.num_completion_tokens
+    return Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=num_completion,
+        total_tokens=num_prompt + num_completion,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.num_cached_tokens),
+    )
+
+
+def likeliest(position: PositionLogprobs, count: int) -> list[tuple[int, float]]:
+    """The likeliest tokens of a position and their log-probabilities, best first."""
+    ranked = sorted(position.items(), key=lambda item: (-item[1].logprob, item[1].rank))
+    return [(token_id, finite(entry.logprob)) for token_id, entry in ranked[:count]]
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can write."""
+    return max(logprob, LOWEST_LOGPROB)

@@ -1,0 +1,201 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from loire.base.errors import RequestError
+from loire.base.outputs import PositionLogprobs
+from loire.server.openai.answers import AnswerHead, ChunkWriter, finite, likeliest, usage_of
+from loire.server.openai.chat_protocol import (
+    AnswerMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatLogprobs,
+)
+from loire.server.openai.tools_protocol import FunctionCall, ToolCall
+from loire.server.serving.conversation import Started, collect, submit
+from loire.server.serving.generation import Choice, Generation
+from loire.server.serving.request_client import RequestClient
+from loire.server.serving.served import Served
+from loire.server.web.connection import while_connected
+from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
+from loire.server.web.sse import EventStream
+from loire.text.tokenizer import Tokenizer
+from loire.text.tools.events import (
+    AnswerEvent,
+    ArgumentsDelta,
+    CallBroken,
+    CallEnded,
+    CallStarted,
+    ContentDelta,
+    ReasoningDelta,
+)
+
+router = APIRouter()
+
+_OPENAI_NAMES = {"prompt": "messages", "logprobs": "top_logprobs"}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses=ERROR_RESPONSES | stream_description(ChatCompletionChunk),
+)
+async def create_chat_completion(
+    body: ChatCompletionRequest, request: Request, served: Served
+) -> Response:
+    """The next message of a conversation."""
+    client = served.client_for(body.model)
+    # Off the event loop: a long conversation takes a while to render and tokenize.
+    started = await asyncio.to_thread(_submit, client, body)
+    answer = ChatAnswer(body, started, Generation(client, [started.submission]))
+    if body.stream:
+        return EventStream(answer.events())
+    await while_connected(request.receive, answer.generation.run())
+    return json_response(answer.whole())
+
+
+def _submit(client: RequestClient, body: ChatCompletionRequest) -> Started:
+    try:
+        return submit(
+            client,
+            body.conversation(),
+            body.sampling_params(),
+            cache_salt=body.cache_salt,
+            priority=body.priority,
+        )
+    except RequestError as error:
+        error.param = _OPENAI_NAMES.get(error.param or "", error.param)
+        if error.param == "structured_outputs":
+            error.param = body.structure_field
+        if error.param == "max_tokens" and body.max_completion_tokens is not None:
+            error.param = "max_completion_tokens"
+        raise
+
+
+class ChatAnswer:
+    """Puts what the engine generates into the form of the chat API."""
+
+    def __init__(
+        self, body: ChatCompletionRequest, started: Started, generation: Generation
+    ) -> None:
+        self.generation = generation
+        self._readers = [started.reader() for _ in generation.choices]
+        self._body = body
+        self._head = AnswerHead("chatcmpl", body.model)
+
+    def whole(self) -> ChatCompletion:
+        """The answer, when everything has come."""
+        return ChatCompletion(
+            **self._head.fields(),
+            choices=[self._whole_choice(choice) for choice in self.generation.choices],
+            usage=usage_of(self.generation),
+        )
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer as it comes: each item one write, with one chunk per choice that has news."""
+        include_usage = self._body.include_usage
+        writer = ChunkWriter(self._head, "chat.completion.chunk", include_usage=include_usage)
+        async with aclosing(self.generation.batches()) as batches:
+            async for choices in batches:
+                deltas = [delta for choice in choices for delta in self._deltas(choice)]
+                yield b"".join(writer.chunk([delta]) for delta in deltas)
+        if include_usage:
+            yield writer.usage(self.generation)
+
+    def _whole_choice(self, choice: Choice) -> ChatChoice:
+        assert choice.finish_reason is not None, "every choice ends"
+        text, positions = choice.take()
+        reader = self._readers[choice.index]
+        answer = collect(reader.read(text, choice.finish_reason))
+        calls = [
+            ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            for call in answer.calls
+        ]
+        logprobs = self._logprobs(positions)
+        return ChatChoice(
+            index=choice.index,
+            message=AnswerMessage(
+                content=None if calls and not answer.content else answer.content,
+                reasoning_content=answer.reasoning or None,
+                tool_calls=calls or None,
+            ),
+            logprobs=None if logprobs is None else ChatLogprobs.model_validate(logprobs),
+            finish_reason=reader.finish_reason(choice.finish_reason),
+        )
+
+    def _deltas(self, choice: Choice) -> list[dict[str, Any]]:
+        """Chunks of a choice's news; the first one of a choice only says who speaks.
+
+        The log-probabilities of the news are with the last of them, beside the finish reason.
+        """
+        deltas = []
+        if not choice.begun:
+            deltas.append(_delta(choice.index, {"role": "assistant", "content": ""}))
+        text, positions = choice.take()
+        reader, finish_reason = self._readers[choice.index], choice.finish_reason
+        news = [delta for event in reader.read(text, finish_reason) if (delta := _news(event))]
+        deltas += [_delta(choice.index, delta) for delta in news[:-1]]
+        deltas.append(
+            _delta(
+                choice.index,
+                news[-1] if news else {},
+                self._logprobs(positions),
+                None if finish_reason is None else reader.finish_reason(finish_reason),
+            )
+        )
+        return deltas
+
+    def _logprobs(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
+            return None
+        return {"content": [self._position(position) for position in positions], "refusal": None}
+
+    def _position(self, position: PositionLogprobs) -> dict[str, Any]:
+        tokenizer = self.generation.frontend.tokenizer
+        chosen, entry = next(iter(position.items()))
+        top = likeliest(position, self._body.top_logprobs)
+        return {
+            **_token(tokenizer, chosen, finite(entry.logprob)),
+            "top_logprobs": [_token(tokenizer, *pair) for pair in top],
+        }
+
+
+def _news(event: AnswerEvent) -> dict[str, Any]:
+    """An event in the form of a delta; empty for what OpenAI's form has no words for."""
+    match event:
+        case ContentDelta(text):
+            return {"content": text}
+        case ReasoningDelta(text):
+            return {"reasoning_content": text}
+        case CallStarted(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case ArgumentsDelta(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case CallEnded() | CallBroken():
+            return {}
+
+
+def _delta(
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    return {
+        "token": tokenizer.token_text(token_id),
+        "logprob": logprob,
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }

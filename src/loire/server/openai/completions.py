@@ -1,0 +1,147 @@
+"""POST /v1/completions."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from loire.base.errors import RequestError
+from loire.base.outputs import PositionLogprobs
+from loire.engine.requests import Submission
+from loire.server.openai.answers import AnswerHead, ChunkWriter, usage_of
+from loire.server.openai.completion_logprobs import LogprobsWriter
+from loire.server.openai.completions_protocol import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionRequest,
+)
+from loire.server.serving.generation import Choice, Generation
+from loire.server.serving.request_client import RequestClient
+from loire.server.serving.served import Served
+from loire.server.web.connection import while_connected
+from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
+from loire.server.web.sse import EventStream
+from loire.text.infill import infill_prompt
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/completions",
+    response_model=Completion,
+    responses=ERROR_RESPONSES | stream_description(CompletionChunk),
+)
+async def create_completion(body: CompletionRequest, request: Request, served: Served) -> Response:
+    """One or many texts, continued."""
+    client = served.client_for(body.model)
+    # Off the event loop: long prompts take a while to tokenize.
+    submissions = await asyncio.to_thread(_submit, client, body)
+    answer = CompletionAnswer(
+        body, Generation(client, submissions, prompt_only=body.max_tokens == 0)
+    )
+    if body.stream:
+        return EventStream(answer.events())
+    await while_connected(request.receive, answer.generation.run())
+    return json_response(answer.whole())
+
+
+def _submit(client: RequestClient, body: CompletionRequest) -> list[Submission]:
+    params = body.sampling_params()
+    submissions = []
+    for number, given in enumerate(body.prompts):
+        try:
+            prompt = given
+            if body.suffix is not None and isinstance(given, str):
+                prompt = infill_prompt(client.frontend.tokenizer, given, body.suffix)
+            submissions.append(
+                client.frontend.prompt(
+                    client.next_id(),
+                    prompt,
+                    params,
+                    cache_salt=body.cache_salt,
+                    priority=body.priority,
+                )
+            )
+        except RequestError as error:
+            if error.param == "prompt" and len(body.prompts) > 1:
+                error.param = f"prompt[{number}]"
+            elif error.param == "structured_outputs":
+                error.param = body.structure_field
+            raise
+    return submissions
+
+
+class CompletionAnswer:
+    """Puts what the engine generates into the form of the completions API."""
+
+    def __init__(self, body: CompletionRequest, generation: Generation) -> None:
+        self.generation = generation
+        self._body = body
+        self._head = AnswerHead("cmpl", body.model)
+        self._logprobs = [self._logprobs_writer(choice) for choice in generation.choices]
+
+    def whole(self) -> Completion:
+        """The answer, when everything has come."""
+        return Completion(
+            **self._head.fields(),
+            choices=[
+                CompletionChoice.model_validate(self._news(choice))
+                for choice in self.generation.choices
+            ],
+            usage=usage_of(self.generation),
+        )
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer as it comes: each item one write, with one chunk per choice that has news."""
+        include_usage = self._body.include_usage
+        writer = ChunkWriter(self._head, "text_completion", include_usage=include_usage)
+        async with aclosing(self.generation.batches()) as batches:
+            async for choices in batches:
+                yield b"".join(writer.chunk([self._news(choice)]) for choice in choices)
+        if include_usage:
+            yield writer.usage(self.generation)
+
+    def _news(self, choice: Choice) -> dict[str, Any]:
+        """What of a choice has not been told yet, as its form in the API."""
+        begins = not choice.begun
+        text, taken = choice.take()
+        positions: list[PositionLogprobs | None] = [*taken]
+        logprobs = self._logprobs[choice.index]
+        shown: dict[str, Any] | None = None
+        if logprobs is not None:
+            token_ids = [next(iter(position)) for position in taken]
+            if begins and self._body.echo:
+                token_ids = [*choice.submission.request.prompt_token_ids, *token_ids]
+                positions = [*choice.prompt_logprobs, *positions]
+            shown = logprobs.write(token_ids, positions)
+        return {
+            "index": choice.index,
+            "text": self._echo(choice) + text if begins else text,
+            "logprobs": shown,
+            "finish_reason": choice.finish_reason,
+        }
+
+    def _echo(self, choice: Choice) -> str:
+        """The prompt as it was sent; token ids as the text they stand for."""
+        if not self._body.echo:
+            return ""
+        submission = choice.submission
+        if submission.prompt is not None:
+            return submission.prompt
+        return self.generation.frontend.tokenizer.decode(
+            submission.request.prompt_token_ids, self._body.skip_special_tokens
+        )
+
+    def _logprobs_writer(self, choice: Choice) -> LogprobsWriter | None:
+        if self._body.logprobs is None:
+            return None
+        before = () if self._body.echo else choice.submission.request.prompt_token_ids
+        return LogprobsWriter(
+            self.generation.frontend.tokenizer,
+            before,
+            num_top=self._body.logprobs,
+            skip_special_tokens=self._body.skip_special_tokens,
+        )

@@ -1,0 +1,123 @@
+"""POST /v1/embeddings: texts as vectors, the pooled hidden states of the served model."""
+
+import asyncio
+import base64
+import math
+import struct
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field, model_validator
+
+from loire.base.errors import RequestError
+from loire.base.sampling import Pooling, SamplingParams
+from loire.engine.requests import Submission
+from loire.server.openai.completions_protocol import MAX_PROMPTS, Prompts, as_prompts
+from loire.server.serving.generation import Generation
+from loire.server.serving.request_client import RequestClient
+from loire.server.serving.served import Served
+from loire.server.web.connection import while_connected
+from loire.server.web.descriptions import ERROR_RESPONSES, json_response
+from loire.server.web.strict import MAX_INT, MAX_NAME, Name, StrictModel, refuse
+
+router = APIRouter()
+
+
+class EmbeddingsRequest(StrictModel):
+    """Texts, or token ids, to be turned into vectors."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+    input: Prompts
+    dimensions: int | None = Field(
+        None, ge=1, le=MAX_INT, description="the first so many numbers, scaled to length 1 again"
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    pooling: Pooling = Field("mean", description="of the hidden states of a text's tokens")
+    user: Name = Field("", description="accepted without effect")
+    priority: int = Field(0, ge=-MAX_INT, le=MAX_INT)
+    cache_salt: Name = Field("", description="accepted without effect: no cache is read")
+
+    @model_validator(mode="after")
+    def _check_count(self) -> "EmbeddingsRequest":
+        if len(as_prompts(self.input)) > MAX_PROMPTS:
+            refuse(f"at most {MAX_PROMPTS} texts are taken at once", "input")
+        return self
+
+
+class Embedding(BaseModel):
+    """A vector of length 1; as base64, its float32 numbers, little-endian."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(BaseModel):
+    """Tokens of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """The vectors, in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+@router.post("/v1/embeddings", response_model=Embeddings, responses=ERROR_RESPONSES)
+async def create_embeddings(body: EmbeddingsRequest, request: Request, served: Served) -> Response:
+    """Texts as vectors."""
+    client = served.client_for(body.model)
+    submissions = await asyncio.to_thread(_submit, client, body)
+    generation = Generation(client, submissions)
+    await while_connected(request.receive, generation.run())
+    vectors = [_shortened(choice.pooled, body.dimensions) for choice in generation.choices]
+    num_tokens = generation.num_prompt_tokens
+    return json_response(
+        Embeddings(
+            data=[
+                Embedding(index=index, embedding=_encoded(vector, body.encoding_format))
+                for index, vector in enumerate(vectors)
+            ],
+            model=body.model,
+            usage=EmbeddingsUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
+        )
+    )
+
+
+def _submit(client: RequestClient, body: EmbeddingsRequest) -> list[Submission]:
+    params = SamplingParams(max_tokens=1, pooling=body.pooling)
+    submissions = []
+    for number, prompt in enumerate(as_prompts(body.input)):
+        try:
+            submissions.append(
+                client.frontend.prompt(client.next_id(), prompt, params, priority=body.priority)
+            )
+        except RequestError as error:
+            error.param = f"input[{number}]"
+            raise
+    return submissions
+
+
+def _shortened(vector: tuple[float, ...] | None, dimensions: int | None) -> list[float]:
+    assert vector is not None, "a request that pools ends with a vector or an error"
+    if dimensions is None:
+        return list(vector)
+    if dimensions > len(vector):
+        raise RequestError(
+            f"'dimensions' is {dimensions}, but this model's vectors have {len(vector)} numbers",
+            param="dimensions",
+        )
+    kept = vector[:dimensions]
+    length = math.sqrt(sum(value * value for value in kept)) or 1.0
+    return [value / length for value in kept]
+
+
+def _encoded(vector: list[float], encoding_format: str) -> list[float] | str:
+    if encoding_format == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,146 @@
+"""What all requests of the OpenAI API share: sampling parameters, streaming, usage.
+
+Bounds on sampling parameters are those of SamplingParams.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+
+from loire.base.sampling import SamplingParams
+from loire.base.structured_outputs import StructuredOutputs
+from loire.server.openai.structured_protocol import StructuredFields
+from loire.server.web.errors import UNION_TAG
+from loire.server.web.strict import (
+    MAX_INT,
+    MAX_NAME,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    Name,
+    StrictModel,
+    TokenId,
+    TokenKey,
+    refuse,
+)
+
+MAX_STOP_TOKENS = 1024
+MAX_BIASES = 1024
+
+
+def _text_or_list(value: Any) -> str:
+    return f"{UNION_TAG}list" if isinstance(value, list) else f"{UNION_TAG}text"
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+StopStrings = Annotated[
+    Annotated[StopString, Tag(f"{UNION_TAG}text")]
+    | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag(f"{UNION_TAG}list")],
+    Discriminator(_text_or_list),
+]
+
+
+class StreamOptions(StrictModel):
+    """How to stream."""
+
+    include_usage: bool = Field(False, description="send the usage in a last chunk of its own")
+    include_obfuscation: bool = Field(False, description="only false: chunks are not padded")
+
+    @model_validator(mode="after")
+    def _refuse_obfuscation(self) -> "StreamOptions":
+        if self.include_obfuscation:
+            refuse(
+                "'include_obfuscation' is not supported: chunks are never padded",
+                "include_obfuscation",
+                kind="unsupported",
+            )
+        return self
+
+
+class GenerationRequest(StructuredFields):
+    """Fields that chat and plain completions share; the last group is vLLM's."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+    n: int = Field(1, ge=1, le=128)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, max_length=MAX_BIASES
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    stop: StopStrings = Field(default_factory=list)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: Name = Field("", description="accepted without effect")
+
+    top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    min_tokens: int = Field(0, ge=0, le=MAX_INT)
+    ignore_eos: bool = False
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    cache_salt: Name = Field("", description="only requests of equal salt share cached prefixes")
+    priority: int = Field(
+        0, ge=-MAX_INT, le=MAX_INT, description="lower is earlier; above 0 it is background work"
+    )
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            refuse("'stream_options' needs 'stream': true", "stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk that holds the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def shared_sampling_params(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+        structured_outputs: StructuredOutputs | None = None,
+    ) -> SamplingParams:
+        """SamplingParams from the shared fields. Raises RequestError, naming the field."""
+        return SamplingParams(
+            n=self.n,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=self.logit_bias,
+            seed=self.seed,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=structured_outputs,
+        )
+
+
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens that a request took, over all its prompts and choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails

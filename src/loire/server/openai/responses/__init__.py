@@ -1,0 +1,1 @@
+"""/v1/responses: answers that can be retrieved and gone on from."""

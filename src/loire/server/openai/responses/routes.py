@@ -1,0 +1,219 @@
+"""/v1/responses: create, stream, retrieve, delete, and going on from an earlier one."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter
+
+from loire.base.errors import RequestError
+from loire.server.openai.answers import usage_of
+from loire.server.openai.responses.events import ResponseOutput
+from loire.server.openai.responses.protocol import (
+    Deleted,
+    IncompleteDetails,
+    InputDetails,
+    Item,
+    ResponseBody,
+    ResponsesRequest,
+    ResponsesUsage,
+    as_messages,
+)
+from loire.server.openai.responses.store import ResponseStore, StoredResponse
+from loire.server.serving.conversation import Conversation, Started, submit
+from loire.server.serving.generation import Generation
+from loire.server.serving.request_client import RequestClient
+from loire.server.serving.served import Served
+from loire.server.web.connection import while_connected
+from loire.server.web.descriptions import ERROR_RESPONSES, json_response
+from loire.server.web.errors import ApiError
+from loire.server.web.sse import EventStream
+
+router = APIRouter(prefix="/v1/responses", responses=ERROR_RESPONSES)
+
+_NAMES = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+_ITEMS = TypeAdapter(list[Item])
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@router.post("", response_model=ResponseBody)
+async def create_response(body: ResponsesRequest, request: Request, served: Served) -> Response:
+    """A response; with "stream": true as events."""
+    client = served.client_for(body.model)
+    store: ResponseStore = request.app.state.responses
+    tenant = served.caller.tenant
+    earlier = _earlier(store, body.previous_response_id, tenant)
+    messages = [*earlier, *body.messages()]
+    # Off the event loop: a long conversation takes a while to render and tokenize.
+    started = await asyncio.to_thread(_submit, client, body, messages)
+    answer = ResponseAnswer(body, started, Generation(client, [started.submission]))
+
+    def keep(final: ResponseBody) -> None:
+        if body.store:
+            store.put(final.id, _stored(tenant, final, messages))
+
+    if body.stream:
+        return EventStream(answer.events(keep), done=b"")
+    await while_connected(request.receive, answer.generation.run())
+    final = answer.whole()
+    keep(final)
+    return json_response(final)
+
+
+@router.get("/{response_id}", response_model=ResponseBody)
+async def retrieve_response(response_id: str, request: Request, served: Served) -> Response:
+    """A response that was stored."""
+    found = request.app.state.responses.get(response_id, served.caller.tenant)
+    if found is None:
+        raise _not_found(response_id)
+    return Response(found.body, media_type="application/json")
+
+
+@router.delete("/{response_id}")
+async def delete_response(response_id: str, request: Request, served: Served) -> Deleted:
+    """Forget a response."""
+    if not request.app.state.responses.delete(response_id, served.caller.tenant):
+        raise _not_found(response_id)
+    return Deleted(id=response_id)
+
+
+@router.post("/{response_id}/cancel", response_model=ResponseBody)
+async def cancel_response(response_id: str, request: Request, served: Served) -> Response:
+    """Refused: only responses in the background can be cancelled, and there are none."""
+    if request.app.state.responses.get(response_id, served.caller.tenant) is None:
+        raise _not_found(response_id)
+    raise ApiError(
+        400,
+        f"the response {response_id!r} has ended and was not made in the background: to end one "
+        f"that is being made, close its connection",
+        param="response_id",
+    )
+
+
+def _not_found(response_id: str) -> ApiError:
+    return ApiError(
+        404,
+        f"there is no response {response_id!r}: it was not stored, was deleted, or is too old",
+        param="response_id",
+        code="response_not_found",
+    )
+
+
+def _earlier(store: ResponseStore, previous_id: str, tenant: str) -> Messages:
+    if not previous_id:
+        return ()
+    found = store.get(previous_id, tenant)
+    if found is None:
+        raise ApiError(
+            400,
+            f"there is no response {previous_id!r} to go on from: it was not stored, was deleted, "
+            f"or is too old",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return found.messages
+
+
+def _stored(tenant: str, final: ResponseBody, messages: Messages) -> StoredResponse:
+    text = final.model_dump_json()
+    whole = [*messages, *as_messages(_ITEMS.validate_python(final.output))]
+    size = len(text) + sum(len(str(message)) for message in whole)
+    return StoredResponse(tenant, text, whole, size, time.monotonic())
+
+
+def _submit(client: RequestClient, body: ResponsesRequest, messages: Messages) -> Started:
+    if body.instructions:
+        messages = [{"role": "system", "content": body.instructions}, *messages]
+    try:
+        conversation = Conversation(messages=messages, tools=body.tool_use())
+        return submit(client, conversation, body.sampling_params())
+    except RequestError as error:
+        error.param = _NAMES.get(error.param or "", error.param)
+        if error.param == "structured_outputs":
+            error.param = "text.format.schema"
+        raise
+
+
+class ResponseAnswer:
+    """Puts what the engine generates into the form of the responses API."""
+
+    def __init__(self, body: ResponsesRequest, started: Started, generation: Generation) -> None:
+        self.generation = generation
+        self._body = body
+        self._reader = started.reader()
+        self._output = ResponseOutput()
+        self._id = f"resp_{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def whole(self) -> ResponseBody:
+        """The response, when everything has come."""
+        [choice] = self.generation.choices
+        text, _ = choice.take()
+        self._output.add(self._reader.read(text, choice.finish_reason))
+        self._output.close(complete=choice.finish_reason == "stop")
+        return self._final()
+
+    async def events(self, keep: Any) -> AsyncGenerator[bytes, None]:
+        """The response as it comes. keep: called with the whole of it before its last event."""
+        [choice] = self.generation.choices
+        output = self._output
+        begun = self._response("in_progress").model_dump()
+        yield output.tell("response.created", response=begun) + output.tell(
+            "response.in_progress", response=begun
+        )
+        async with aclosing(self.generation.batches()) as batches:
+            async for _ in batches:
+                text, _positions = choice.take()
+                yield b"".join(output.add(self._reader.read(text, choice.finish_reason)))
+        told = output.close(complete=choice.finish_reason == "stop")
+        final = self._final()
+        keep(final)
+        last = output.tell(f"response.{final.status}", response=final.model_dump())
+        yield b"".join([*told, last])
+
+    def _final(self) -> ResponseBody:
+        [choice] = self.generation.choices
+        return self._response("completed" if choice.finish_reason == "stop" else "incomplete")
+
+    def _response(self, status: Literal["in_progress", "completed", "incomplete"]) -> ResponseBody:
+        body, usage = self._body, usage_of(self.generation)
+        cut = status == "incomplete"
+        return ResponseBody(
+            id=self._id,
+            created_at=self._created,
+            status=status,
+            incomplete_details=IncompleteDetails(reason="max_output_tokens") if cut else None,
+            instructions=body.instructions or None,
+            max_output_tokens=body.max_output_tokens,
+            model=body.model,
+            output=self._output.items if status != "in_progress" else [],
+            parallel_tool_calls=body.parallel_tool_calls,
+            previous_response_id=body.previous_response_id or None,
+            store=body.store,
+            temperature=body.temperature,
+            text=body.text.model_dump(by_alias=True, exclude_unset=True) or _PLAIN_TEXT,
+            tool_choice=body.tool_choice
+            if isinstance(body.tool_choice, str)
+            else body.tool_choice.model_dump(),
+            tools=[tool.model_dump() for tool in body.tools],
+            top_p=body.top_p,
+            usage=None
+            if status == "in_progress"
+            else ResponsesUsage(
+                input_tokens=usage.prompt_tokens,
+                input_tokens_details=InputDetails(
+                    cached_tokens=usage.prompt_tokens_details.cached_tokens
+                ),
+                output_tokens=usage.completion_tokens,
+                total_tokens=usage.total_tokens,
+            ),
+            metadata=body.metadata,
+        )
+
+
+_PLAIN_TEXT = {"format": {"type": "text"}}

@@ -1,0 +1,1 @@
+"""The served model, and how a route runs requests in its engine."""

@@ -1,0 +1,437 @@
+"""/v1/batches over an engine that replies what it was told to: states, files, refusals."""
+
+import asyncio
+import errno
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+
+from loire.server.batches import run as batch_run
+from loire.server.batches.in_process import BATCH_PRIORITY
+from loire.server.batches.input import MAX_ERRORS, read_input
+from loire.server.batches.protocol import Endpoint
+from loire.server.batches.queue import WINDOW_S
+from loire.server.batches.results import Answer, OutputLine, ResultLog
+from loire.server.host.app import background_app, create_app
+from loire.server.serving.served import ServedModel
+from support.fake_engine import NAME, FakeEngine, run
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+BODY: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hi"}]}
+WINDOW: dict[str, Any] = {"completion_window": "24h"}
+
+
+def line(custom_id: str, body: dict[str, Any] | None = None, url: str = CHAT, **other: Any) -> str:
+    fields = {"custom_id": custom_id, "method": "POST", "url": url, "body": body or BODY}
+    return json.dumps(fields | other)
+
+
+MOVING = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+class Server:
+    """A running app and what a client does with it."""
+
+    def __init__(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        self.client = client
+        self.engine = engine
+
+    async def upload(self, *lines: str) -> str:
+        files = {"file": ("in.jsonl", "\n".join(lines).encode())}
+        response = await self.client.post("/v1/files", data={"purpose": "batch"}, files=files)
+        assert response.status_code == 200, response.text
+        return str(response.json()["id"])
+
+    async def create(self, file_id: str, endpoint: str = CHAT, **fields: Any) -> Any:
+        body = {"input_file_id": file_id, "endpoint": endpoint, **WINDOW, **fields}
+        response = await self.client.post("/v1/batches", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def get(self, path: str) -> Any:
+        return (await self.client.get(path)).json()
+
+    async def wait(self, batch: Any, *states: str) -> Any:
+        while batch["status"] not in states:
+            await asyncio.sleep(0.005)
+            batch = await self.get(f"/v1/batches/{batch['id']}")
+            assert batch["status"] in (*states, *MOVING), batch["errors"]
+        return batch
+
+    async def lines(self, file_id: str) -> list[Any]:
+        response = await self.client.get(f"/v1/files/{file_id}/content")
+        assert response.status_code == 200, response.text
+        return [json.loads(text) for text in response.text.splitlines()]
+
+
+@pytest.fixture
+def engine(tiny_llama: Path) -> FakeEngine:
+    return FakeEngine(tiny_llama, "Hello")
+
+
+@asynccontextmanager
+async def serving(engine: FakeEngine, folder: Path) -> AsyncIterator[Server]:
+    app = create_app(ServedModel([NAME], engine), data_dir=folder)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield Server(client, engine)
+
+
+Check = Callable[[Server], Coroutine[Any, Any, None]]
+
+
+def served(engine: FakeEngine, folder: Path, check: Check) -> None:
+    async def test() -> None:
+        async with serving(engine, folder) as server:
+            await check(server)
+
+    run(test)
+
+
+def test_a_batch_gives_one_answer_per_request(engine: FakeEngine, tmp_path: Path) -> None:
+    async def check(server: Server) -> None:
+        texts = [line(f"id-{i}") for i in range(20)]
+        file_id = await server.upload(*texts[:7], "", *texts[7:], "")
+        batch = await server.create(file_id, metadata={"night": "1"})
+        assert batch["object"] == "batch"
+        batch = await server.wait(batch, "completed")
+        assert batch["request_counts"] == {"total": 20, "completed": 20, "failed": 0}
+        assert batch["metadata"] == {"night": "1"}
+        assert batch["error_file_id"] is None
+        assert batch["errors"] is None
+        assert batch["created_at"] <= batch["in_progress_at"] <= batch["finalizing_at"]
+        assert batch["finalizing_at"] <= batch["completed_at"] < batch["expires_at"]
+        lines = await server.lines(batch["output_file_id"])
+        assert [entry["custom_id"] for entry in lines] == [f"id-{i}" for i in range(20)]
+        assert len({entry["id"] for entry in lines}) == 20
+        for entry in lines:
+            assert entry["error"] is None
+            assert entry["response"]["status_code"] == 200
+            answer = entry["response"]["body"]["choices"][0]["message"]["content"]
+            assert answer == "Hello"
+        file = await server.get(f"/v1/files/{batch['output_file_id']}")
+        assert file["purpose"] == "batch_output"
+        assert {s.request.priority for s in engine.submissions} == {BATCH_PRIORITY}
+        while list((tmp_path / "batches").glob("*.results")):
+            await asyncio.sleep(0.005)  # they go once the batch is known to have ended
+        metrics = (await server.client.get("/metrics")).text
+        assert 'loire_requests_total{outcome="completed",tenant=""} 20.0' in metrics
+        for name in ("time_to_first_token", "queue_time", "request_duration"):
+            assert f"loire_{name}_seconds_count 0.0" in metrics, "nobody waited for them"
+        assert "loire_inter_token_latency_seconds_count 0.0" in metrics
+
+    served(engine, tmp_path, check)
+
+
+def test_requests_that_are_refused_are_in_the_error_file(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async def check(server: Server) -> None:
+        text = {"model": NAME, "prompt": "hi"}
+        file_id = await server.upload(
+            line("good", text, TEXT),
+            line("no such field", {**text, "wrong": 1}, TEXT),
+            line("no such model", {**text, "model": "other"}, TEXT),
+            line("own priority", {**text, "priority": 500}, TEXT),
+            line("asks for more", {**text, "priority": -500}, TEXT),
+        )
+        batch = await server.wait(await server.create(file_id, TEXT), "completed")
+        assert batch["request_counts"] == {"total": 5, "completed": 3, "failed": 2}
+        lines = await server.lines(batch["output_file_id"])
+        good = ["good", "own priority", "asks for more"]
+        assert [entry["custom_id"] for entry in lines] == good
+        assert {s.request.priority for s in engine.submissions} == {BATCH_PRIORITY, 500}
+        errors = await server.lines(batch["error_file_id"])
+        told = {e["custom_id"]: (e["response"]["status_code"], e["response"]) for e in errors}
+        assert {custom_id: status for custom_id, (status, _) in told.items()} == {
+            "no such field": 400,
+            "no such model": 404,
+        }
+        assert told["no such field"][1]["body"]["error"]["param"] == "wrong"
+
+    served(engine, tmp_path, check)
+
+
+def test_responses_run_as_batches(engine: FakeEngine, tmp_path: Path) -> None:
+    async def check(server: Server) -> None:
+        path = "/v1/responses"
+        body = {"model": NAME, "input": "hi"}
+        file_id = await server.upload(
+            line("good", body, path),
+            line("goes on", {**body, "previous_response_id": "resp_none"}, path),
+        )
+        batch = await server.wait(await server.create(file_id, path), "completed")
+        [good] = await server.lines(batch["output_file_id"])
+        answer = good["response"]["body"]
+        assert answer["output"][0]["content"][0]["text"] == "Hello"
+        assert (await server.client.get(f"{path}/{answer['id']}")).status_code == 404
+        [refused] = await server.lines(batch["error_file_id"])
+        assert refused["response"]["body"]["error"]["param"] == "previous_response_id"
+        assert {s.request.priority for s in engine.submissions} == {BATCH_PRIORITY}
+
+    served(engine, tmp_path, check)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{", "invalid_json_line"),
+        ("[]", "invalid_json_line"),
+        (line(""), "invalid_json_line"),
+        (line("x" * 513), "invalid_json_line"),
+        (line("a", method="GET"), "invalid_json_line"),
+        (line("a", other=1), "invalid_json_line"),
+        (line("a", body=[1]), "invalid_json_line"),  # type: ignore[arg-type]
+        (line("a", url=TEXT), "mismatched_url"),
+        (line("a", {**BODY, "stream": True}), "unsupported_stream"),
+        (line("a", {**BODY, "user": "half of \ud800"}), "invalid_json_line"),
+        (line("first"), "duplicate_custom_id"),
+    ],
+)
+def test_a_wrong_line_fails_the_batch_by_its_number(
+    engine: FakeEngine, tmp_path: Path, text: str, code: str
+) -> None:
+    async def check(server: Server) -> None:
+        file_id = await server.upload(line("first"), "", text)
+        batch = await server.wait(await server.create(file_id), "failed")
+        [error] = batch["errors"]["data"]
+        assert (error["code"], error["line"]) == (code, 3)
+        assert error["message"]
+        assert batch["failed_at"] >= batch["created_at"]
+        assert engine.submissions == []
+
+    served(engine, tmp_path, check)
+
+
+def test_inputs_have_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loire.server.batches.input.MAX_LINES", 3)
+    monkeypatch.setattr("loire.server.batches.input.MAX_LINE_BYTES", 300)
+    path = tmp_path / "in"
+
+    def codes(*lines: str) -> list[tuple[str, int | None]]:
+        path.write_text("\n".join(lines))
+        return [(error.code, error.line) for error in read_input(path, CHAT)[1]]
+
+    assert codes(*(line(str(i)) for i in range(3))) == []
+    assert codes(*(line(str(i)) for i in range(4))) == [("too_many_requests", None)]
+    assert codes(line("1"), line("2" * 300)) == [("line_too_long", 2)]
+    assert codes("\n\n") == [("empty_file", None)]
+    assert codes(*["{"] * 100) == [("invalid_json_line", i + 1) for i in range(MAX_ERRORS)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"input_file_id": "file-unknown"}, 404, "file_id"),
+        ({"endpoint": "/v1/models"}, 400, "endpoint"),
+        ({"completion_window": "1h"}, 400, "completion_window"),
+        ({"metadata": {"k" * 65: "v"}}, 400, "metadata"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, 400, "output"),
+        ({"other": 1}, 400, "other"),
+    ],
+)
+def test_wrong_batches_are_refused(
+    engine: FakeEngine, tmp_path: Path, fields: dict[str, Any], status: int, param: str
+) -> None:
+    async def check(server: Server) -> None:
+        body = {"input_file_id": await server.upload(line("a")), "endpoint": CHAT, **WINDOW}
+        response = await server.client.post("/v1/batches", json=body | fields)
+        assert response.status_code == status, response.text
+        assert response.json()["error"]["param"].startswith(param)
+        assert (await server.get("/v1/batches"))["data"] == []
+
+    served(engine, tmp_path, check)
+
+
+def test_the_protocol_names_the_endpoints_that_can_be_run() -> None:
+    paths = background_app(ServedModel([NAME])).openapi()["paths"]
+    assert all("post" in paths[endpoint] for endpoint in get_args(Endpoint))
+
+
+def test_batches_are_listed_in_pages(engine: FakeEngine, tmp_path: Path) -> None:
+    async def check(server: Server) -> None:
+        file_id = await server.upload(line("a"))
+        made = [(await server.create(file_id))["id"] for _ in range(5)]
+        first = await server.get("/v1/batches?limit=2")
+        rest = await server.get(f"/v1/batches?after={first['last_id']}")
+        assert (first["has_more"], rest["has_more"]) == (True, False)
+        assert {batch["id"] for batch in first["data"] + rest["data"]} == set(made)
+        assert (await server.client.get("/v1/batches/batch_none")).status_code == 404
+
+    served(engine, tmp_path, check)
+
+
+def test_a_cancelled_batch_keeps_what_it_has(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that are on their way to the disk when it is cancelled count as well."""
+    num_writes, go_on = 0, threading.Event()
+    write = ResultLog._write
+
+    def slow_write(log: ResultLog, lines: bytes) -> None:
+        nonlocal num_writes
+        num_writes += 1
+        if num_writes > 1:
+            assert go_on.wait(30)
+        write(log, lines)
+
+    monkeypatch.setattr(ResultLog, "_write", slow_write)
+
+    async def check(server: Server) -> None:
+        file_id = await server.upload(*(line(f"id-{i}") for i in range(30)))
+        batch = await server.create(file_id)
+        while not (counts := batch["request_counts"])["completed"]:
+            batch = await server.get(f"/v1/batches/{batch['id']}")
+        while num_writes < 2:
+            await asyncio.sleep(0.005)
+        assert (await server.client.delete(f"/v1/files/{file_id}")).status_code == 409
+        assert counts["completed"] < 30
+        response = await server.client.post(f"/v1/batches/{batch['id']}/cancel")
+        assert response.json()["status"] == "cancelling"
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        batch = await server.wait(response.json(), "cancelled")
+        assert engine.running == []
+        output = await server.lines(batch["output_file_id"])
+        errors = await server.lines(batch["error_file_id"])
+        assert len(output) == batch["request_counts"]["completed"] > counts["completed"]
+        assert {entry["error"]["code"] for entry in errors} == {"batch_cancelled"}
+        ids = sorted(entry["custom_id"] for entry in output + errors)
+        assert ids == sorted(f"id-{i}" for i in range(30))
+        again = await server.client.post(f"/v1/batches/{batch['id']}/cancel")
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "batch_not_cancellable")
+        assert (await server.client.delete(f"/v1/files/{file_id}")).status_code == 200
+
+    served(engine, tmp_path, check)
+
+
+def test_a_batch_expires(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loire.server.batches.queue.WINDOW_S", 1)
+    engine.gate = asyncio.Event()
+
+    async def check(server: Server) -> None:
+        file_id = await server.upload(line("a"), line("b"))
+        batch = await server.wait(await server.create(file_id), "expired")
+        assert batch["expired_at"] >= batch["expires_at"]
+        assert batch["output_file_id"] is None
+        errors = await server.lines(batch["error_file_id"])
+        assert [entry["error"]["code"] for entry in errors] == ["batch_expired"] * 2
+        assert engine.running == []
+
+    served(engine, tmp_path, check)
+    assert WINDOW_S == 24 * 3600
+
+
+def test_no_more_lines_are_in_the_engine_than_fill_it(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.gate = asyncio.Event()
+
+    async def check(server: Server) -> None:
+        file_id = await server.upload(*(line(f"id-{i}") for i in range(30)))
+        other = await server.upload(*(line(f"id-{i}") for i in range(30)))
+        batches = [await server.create(file_id), await server.create(other)]
+        while len(engine.running) < 4:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.2)
+        # Three quarters of the 8 sequences; all of these wait here, and more would not help.
+        assert len(engine.running) <= 6
+        assert engine.gate is not None
+        engine.gate.set()
+        for batch in batches:
+            batch = await server.wait(batch, "completed")
+            assert batch["request_counts"]["completed"] == 30
+
+    served(engine, tmp_path, check)
+
+
+def test_the_next_server_goes_on(engine: FakeEngine, tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    async def first(server: Server) -> None:
+        file_id = await server.upload(*(line(f"id-{i}") for i in range(40)))
+        batch = await server.create(file_id)
+        while batch["request_counts"]["completed"] < 5:
+            batch = await server.get(f"/v1/batches/{batch['id']}")
+        engine.gate = asyncio.Event()
+        made.append(batch)
+
+    async def second(server: Server) -> None:
+        batch = await server.wait(await server.get(f"/v1/batches/{made[0]['id']}"), "completed")
+        lines = await server.lines(batch["output_file_id"])
+        assert [entry["custom_id"] for entry in lines] == [f"id-{i}" for i in range(40)]
+
+    served(engine, tmp_path, first)
+    [results] = (tmp_path / "batches").glob("*.results")
+    num_done = len(results.read_bytes().splitlines())
+    assert 5 <= num_done < 40
+    with results.open("ab") as file:
+        file.write(b'{"index": 39, "ok": true, "output": {"id": "to')
+    engine.gate = None
+    engine.submissions.clear()
+    served(engine, tmp_path, second)
+    assert len(engine.submissions) == 40 - num_done, "nothing is done twice"
+
+
+def test_a_full_disk_is_told_and_waited_for(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "DISK_RETRY_S", 0.02)
+    full = False
+    write = ResultLog._write
+
+    def write_if_room(log: ResultLog, lines: bytes) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(log, lines)
+
+    monkeypatch.setattr(ResultLog, "_write", write_if_room)
+
+    async def check(server: Server) -> None:
+        nonlocal full
+        file_id = await server.upload(*(line(f"id-{i}") for i in range(10)))
+        full = True
+        batch = await server.create(file_id)
+        while batch["errors"] is None:
+            await asyncio.sleep(0.005)
+            batch = await server.get(f"/v1/batches/{batch['id']}")
+        assert batch["status"] == "in_progress"
+        assert batch["errors"]["data"][0]["code"] == "disk_full"
+        full = False
+        batch = await server.wait(batch, "completed")
+        assert batch["errors"] is None
+        assert batch["request_counts"]["completed"] == 10
+        assert len(engine.submissions) == 10, "answers are kept while there is no room"
+
+    served(engine, tmp_path, check)
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_results_survive_a_torn_end(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "results"
+
+    def output(index: int) -> OutputLine:
+        answer = Answer(200 if index % 2 else 400, "r", b'{"a": 1}')  # type: ignore[arg-type]
+        return OutputLine(f"o{index}", f"id-{index}", answer, None)
+
+    async def fill(indices: range) -> ResultLog:
+        log = ResultLog(path)
+        await asyncio.gather(*(log.append(index, output(index)) for index in indices))
+        await log.settle()
+        return log
+
+    asyncio.run(fill(range(3)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - cut])
+    log = asyncio.run(fill(range(3, 4)))
+    assert [index in log for index in range(4)] == [True, True, cut == 0, True]
+    assert len(path.read_bytes().splitlines()) == 3 + (cut == 0)
+    again = ResultLog(path)
+    assert (again.num_completed, again.num_failed) == (log.num_completed, log.num_failed)

@@ -1,0 +1,65 @@
+"""A real server process: started, waited for, and asked."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+START_S = 90
+
+
+@dataclass
+class Server:
+    """A server process: its address, what it logged, and what /health said while it loaded."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    log: list[str]
+    loading: httpx.Response
+
+    @property
+    def client(self) -> openai.OpenAI:
+        """A new client, to be closed: its connections would be found open at any later time."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def num_requests(self) -> int:
+        return int(httpx.get(f"{self.url}/health").json()["num_requests"])
+
+
+def start(model: Path, *flags: str) -> Server:
+    """Start `loire serve` on a free port and wait until it listens."""
+    command = [sys.executable, "-m", "loire", "serve", str(model), "--port", "0", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log: list[str] = []
+
+    def read() -> None:
+        assert process.stderr is not None
+        log.extend(iter(process.stderr.readline, ""))
+        process.stderr.close()
+
+    # The pipe is drained to the end, so that the server never waits for its reader.
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        url = wait_for(lambda: re.search(r"listening on (http://\S+),", "".join(log)), START_S)[1]
+        return Server(process, url, log, httpx.get(f"{url}/health", timeout=START_S))
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    """The condition's value once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.02)
+    return value

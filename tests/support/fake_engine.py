@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
@@ -181,16 +182,25 @@ def _logprobs(token_id: int, count: int) -> TokenLogprobs:
     return TokenLogprobs(ids, (-1.0, -0.5, -1.0, float("-inf"))[: count + 1], 2)
 
 
-def call(engine: FakeEngine | None, method: str, path: str, **request: Any) -> httpx.Response:
-    """One request to an app over this engine (None: still loading)."""
-    app = create_app(ServedModel([NAME, "alias/of-it"], engine))
+def app_over(engine: FakeEngine | None) -> FastAPI:
+    """An app over this engine (None: still loading), which has two names."""
+    return create_app(ServedModel([NAME, "alias/of-it"], engine))
 
-    async def ask() -> httpx.Response:
+
+def call(engine: FakeEngine | None, method: str, path: str, **request: Any) -> httpx.Response:
+    """One request to an app of its own over this engine."""
+    return ask(app_over(engine), method, path, **request)
+
+
+def ask(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
+    """One request to an app."""
+
+    async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **request)
 
-    return asyncio.run(ask())
+    return asyncio.run(send())
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -266,3 +276,15 @@ def serving(engine: FakeEngine) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def endpoints(app: Any) -> Iterator[tuple[str, str]]:
+    """(method, path) of all routes, those of included routers too, whatever FastAPI calls them."""
+    for route in app.routes:
+        router = getattr(route, "original_router", None)
+        if router is not None:
+            yield from endpoints(router)
+        else:
+            assert route.path.startswith("/"), route
+            for method in getattr(route, "methods", None) or {"GET"}:
+                yield method, route.path

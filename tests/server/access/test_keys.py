@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from loire.server.access.keys import ApiKey, KeyRing, KeySources, parse_key
 from loire.server.access.options import Access, AccessOptions, is_loopback
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
-from support.fake_engine import NAME, Connection, FakeEngine, run
+from support.fake_engine import NAME, Connection, FakeEngine, endpoints, run
 
 ALICE, BOB, ROOT = "alice-key-0123456789", "bob-key-0123456789ab", "root-key-0123456789a"
 HASHED = f"bob:sha256:{hashlib.sha256(BOB.encode()).hexdigest()}"
@@ -59,20 +58,8 @@ def ask(
 # --- what a key opens -------------------------------------------------------------------------
 
 
-def endpoints(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """(method, path) of all routes, those of included routers too, whatever FastAPI calls them."""
-    for route in routes:
-        router = getattr(route, "original_router", None)
-        if router is not None:
-            yield from endpoints(router.routes)
-        else:
-            assert route.path.startswith("/"), route
-            for method in getattr(route, "methods", None) or {"GET"}:
-                yield method, route.path
-
-
 def test_every_route_needs_a_key_but_health_and_the_pages_files(engine: FakeEngine) -> None:
-    found = sorted(endpoints(create_app(ServedModel([NAME], engine), Access(ring=ring())).routes))
+    found = sorted(endpoints(create_app(ServedModel([NAME], engine), Access(ring=ring()))))
     for known in ("/v1/chat/completions", "/v1/completions"):
         assert ("POST", known) in found
     assert ("GET", "/openapi.json") in found
@@ -126,9 +113,9 @@ def test_a_wrong_bearer_key_is_not_mended_by_the_other_header(engine: FakeEngine
 
 
 def test_admin_routes_need_an_admin_key(engine: FakeEngine) -> None:
-    assert ask(engine, "GET", "/admin/nothing").status_code == 401
-    assert ask(engine, "GET", "/admin/nothing", key=ALICE).status_code == 403
-    assert ask(engine, "GET", "/admin/nothing", key=ROOT).status_code == 404
+    assert ask(engine, "GET", "/admin/requests/nothing").status_code == 401
+    assert ask(engine, "GET", "/admin/requests/nothing", key=ALICE).status_code == 403
+    assert ask(engine, "GET", "/admin/requests/nothing", key=ROOT).status_code == 404
 
 
 def test_metrics_need_a_key_unless_public(engine: FakeEngine) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 import pytest
@@ -15,10 +15,9 @@ import pytest
 from loire.server.batches import run as batch_run
 from loire.server.batches.in_process import BATCH_PRIORITY
 from loire.server.batches.input import MAX_ERRORS, read_input
-from loire.server.batches.protocol import Endpoint
 from loire.server.batches.queue import WINDOW_S
 from loire.server.batches.results import Answer, OutputLine, ResultLog
-from loire.server.host.app import background_app, create_app
+from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
 from support.fake_engine import NAME, FakeEngine, run
 
@@ -249,11 +248,6 @@ def test_wrong_batches_are_refused(
         assert (await server.get("/v1/batches"))["data"] == []
 
     served(engine, tmp_path, check)
-
-
-def test_the_protocol_names_the_endpoints_that_can_be_run() -> None:
-    paths = background_app(ServedModel([NAME])).openapi()["paths"]
-    assert all("post" in paths[endpoint] for endpoint in get_args(Endpoint))
 
 
 def test_batches_are_listed_in_pages(engine: FakeEngine, tmp_path: Path) -> None:

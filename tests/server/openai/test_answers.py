@@ -8,7 +8,18 @@ import pytest
 
 from loire.server.openai.chat_protocol import ChatCompletion, ChatCompletionChunk
 from loire.server.openai.completions_protocol import Completion, CompletionChunk
-from support.fake_engine import DEATH, NAME, WINDOW, Connection, FakeEngine, call, events, run
+from support.fake_engine import (
+    DEATH,
+    NAME,
+    WINDOW,
+    Connection,
+    FakeEngine,
+    app_over,
+    ask,
+    call,
+    events,
+    run,
+)
 
 CHAT: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": NAME, "prompt": "hi"}
@@ -188,10 +199,11 @@ def test_length_is_told(engine: FakeEngine) -> None:
 
 
 def test_models(engine: FakeEngine) -> None:
-    listed = call(engine, "GET", "/v1/models").json()
+    app = app_over(engine)  # one, because it says when it was started
+    listed = ask(app, "GET", "/v1/models").json()
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == [NAME, "alias/of-it"]
-    one = call(engine, "GET", "/v1/models/alias/of-it").json()
+    one = ask(app, "GET", "/v1/models/alias/of-it").json()
     assert one == listed["data"][1]
     assert (one["object"], one["max_model_len"]) == ("model", WINDOW)
     body = post(engine, "chat/completions", CHAT, model="alias/of-it").json()

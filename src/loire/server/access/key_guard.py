@@ -1,4 +1,4 @@
-"""Lets nobody in without a key: every route is closed except those named here."""
+"""Lets nobody in without a key: every route is closed but those that the table opens."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -9,14 +9,7 @@ from loire.server.access.rates import TenantMeter
 from loire.server.web.call import get_call
 from loire.server.web.errors import ApiError
 from loire.server.web.refusals import refusal
-
-PUBLIC_PATHS = ("/health", "/static")
-"""Open with all that lies below them, as is `/` itself: health, and the page's own files."""
-
-ADMIN_PATHS = ("/admin",)
-"""What shows the requests of all tenants, with all that lies below them."""
-
-METRICS_PATH = "/metrics"
+from loire.server.web.routes import route_of
 
 
 class KeyGuard:
@@ -28,7 +21,7 @@ class KeyGuard:
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._ring = access.ring
-        self._public = (*PUBLIC_PATHS, METRICS_PATH) if access.public_metrics else PUBLIC_PATHS
+        self._open = ("everybody", "scrapers") if access.public_metrics else ("everybody",)
         self._nobody = Caller(meter=TenantMeter(limits=access.limits))
         self._callers = {
             key.name: Caller(key.name, key.admin, TenantMeter(key.name, key.limits))
@@ -64,7 +57,8 @@ class KeyGuard:
         return None
 
     def _refusal(self, path: str, key: ApiKey | None) -> ApiError | None:
-        if path == "/" or _is_below(path, self._public):
+        open_to = route_of(path).open_to
+        if open_to in self._open:
             return None
         if key is None:
             return ApiError(
@@ -74,7 +68,7 @@ class KeyGuard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if _is_below(path, ADMIN_PATHS) and not key.admin:
+        if open_to == "admins" and not key.admin:
             return ApiError(
                 403,
                 "this route shows the requests of all tenants and needs an admin key "
@@ -82,7 +76,3 @@ class KeyGuard:
                 code="admin_key_needed",
             )
         return None
-
-
-def _is_below(path: str, roots: tuple[str, ...]) -> bool:
-    return any(path == root or path.startswith(f"{root}/") for root in roots)

@@ -11,17 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from loire.server.access.caller import get_caller
 from loire.server.web.errors import ApiError
 from loire.server.web.refusals import refusal
-
-QUEUED_PATHS = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/messages",
-        "/v1/responses",
-    }
-)
-"""Where a POST joins the engine's queue."""
+from loire.server.web.routes import route_of
 
 
 class QueueGuard:
@@ -37,7 +27,8 @@ class QueueGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in QUEUED_PATHS:
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        if posted and route_of(scope["path"]).generates:
             try:
                 self._check(get_caller(scope).tenant)
             except ApiError as error:

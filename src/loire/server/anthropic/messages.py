@@ -24,7 +24,7 @@ from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.request_client import RequestClient
 from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
-from loire.server.web.errors import MESSAGES_PATH, error_text
+from loire.server.web.errors import error_text
 from loire.server.web.sse import EventStream, event
 from loire.text.tools.events import (
     AnswerEvent,
@@ -61,7 +61,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post(MESSAGES_PATH, response_model=Message, responses=_ERRORS)
+@router.post("/v1/messages", response_model=Message, responses=_ERRORS)
 async def create_message(body: MessagesRequest, request: Request, served: Served) -> Response:
     """The next message of a conversation; with "stream": true as events."""
     client = served.client_for(body.model)
@@ -76,7 +76,7 @@ async def create_message(body: MessagesRequest, request: Request, served: Served
     return Response(_with_nulls(text), media_type="application/json")
 
 
-@router.post(f"{MESSAGES_PATH}/count_tokens", responses=_ERRORS)
+@router.post("/v1/messages/count_tokens", responses=_ERRORS)
 async def count_tokens(body: CountRequest, served: Served) -> TokenCount:
     """How many tokens the prompt of such a request would have."""
     frontend = served.model.client_for(body.model).frontend
@@ -97,7 +97,7 @@ def _submit(client: RequestClient, body: MessagesRequest) -> Started:
 
 
 def _failure(error: Exception) -> bytes:
-    return event(error_text(error, MESSAGES_PATH)[1], "error")
+    return event(error_text(error, "/v1/messages")[1], "error")
 
 
 def _with_nulls(text: str) -> str:

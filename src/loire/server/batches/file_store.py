@@ -15,8 +15,8 @@ from typing import IO
 import msgspec
 
 from loire.server.batches.disk import PART, storing, sync_folder, write_file
-from loire.server.web.body_limit import MAX_FILE_BYTES
 from loire.server.web.errors import ApiError
+from loire.server.web.routes import MAX_FILE_BYTES
 
 log = logging.getLogger("loire.server")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from loire.server.batches.record import BatchError
-from loire.server.web.body_limit import MAX_BODY_BYTES
+from loire.server.web.routes import MAX_BODY_BYTES
 
 MAX_LINES = 50_000
 """OpenAI's limit."""

@@ -4,14 +4,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loire.server.web.errors import error_response
-
-MAX_BODY_BYTES = 16 * 2**20
-
-UPLOAD_PATH = "/v1/files"
-MAX_FILE_BYTES = 200 * 2**20
-"""Of an upload; OpenAI's limit for the input of a batch."""
-MAX_UPLOAD_BYTES = MAX_FILE_BYTES + 2**16
-"""Of a form around a file, which goes to the disk while it arrives."""
+from loire.server.web.routes import route_of
 
 
 class BodyLimit:
@@ -25,7 +18,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        max_bytes = MAX_UPLOAD_BYTES if scope["path"] == UPLOAD_PATH else MAX_BODY_BYTES
+        max_bytes = route_of(scope["path"]).max_body_bytes
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if lengths and lengths[0].isdigit() and int(lengths[0]) > max_bytes:
             error = _too_large(f"{int(lengths[0]):,}", max_bytes)

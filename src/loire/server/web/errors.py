@@ -26,12 +26,10 @@ from loire.base.errors import (
 )
 from loire.server.web.api_error import ApiError as ApiError
 from loire.server.web.call import get_call
+from loire.server.web.routes import dialect_of
 
 UNION_TAG = "as "
 """Marks the parts of a validation path that name a member of a union, not a field."""
-
-MESSAGES_PATH = "/v1/messages"
-"""Anthropic's API, which has an error form of its own."""
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -91,7 +89,7 @@ def error_text(error: Exception, path: str) -> tuple[int, str]:
     """Status and body, as JSON, that answer an error in the form of the API that has the path."""
     status, body = describe(error)
     content = body.model_dump()
-    if path.startswith(MESSAGES_PATH):
+    if dialect_of(path) == "anthropic":
         content = _in_anthropic_form(status, body)
     # Plain ASCII, because a message may repeat text that has no UTF-8 form.
     return status, json.dumps(content)

@@ -1,6 +1,7 @@
 """What GGUF metadata says of a model, family by family, and where its tensors belong."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from checkpoint_files import LLAMA, gguf_name, llama_tensors, write_gguf, write_
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.description import RopeDescription
 from loire.checkpoint.gguf_model import FAMILIES
+from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.open import open_checkpoint
+from support.layers import attention, mlp, windows
 
 
 def opened(tmp_path: Path, architecture: str = "llama", **options: Any) -> Checkpoint:
@@ -31,17 +33,9 @@ def with_tensors(*, without: tuple[str, ...] = (), **more: Any) -> dict[str, Any
 def test_a_llama_is_the_same_model_in_both_formats(tmp_path: Path) -> None:
     ours = opened(tmp_path)
     directory = open_checkpoint(write_llama(tmp_path / "directory"))
-    for field in (
-        "architecture", "vocab_size", "hidden_size", "intermediate_size", "num_layers",
-        "num_heads", "num_kv_heads", "head_dim", "max_positions", "rope", "local_rope",
-        "layer_windows", "norm_offset", "activation", "tied_embeddings", "qkv_bias",
-        "output_bias", "mlp_bias", "qk_norm", "sandwich_norms", "embedding_scale",
-        "attention_softcap", "logit_softcap", "bos_token_id", "eos_token_ids",
-    ):  # fmt: skip
-        expected = getattr(directory.description, field)
-        assert getattr(ours.description, field) == expected, field
     assert ours.description.norm_eps == pytest.approx(directory.description.norm_eps)
-    assert ours.description.query_scale == pytest.approx(directory.description.query_scale)
+    same = {"norm_eps": 0.0, "dtype": ""}  # GGUF holds the first in float32, and not the second
+    assert replace(ours.description, **same) == replace(directory.description, **same)
     assert {name: info.shape for name, info in ours.tensors.items()} == {
         name: info.shape for name, info in directory.tensors.items()
     }
@@ -77,8 +71,8 @@ def test_biases_of_llama_are_permuted_with_their_rows(tmp_path: Path) -> None:
         for part, size in (("q", 32), ("k", 16), ("v", 16))
     }
     checkpoint = opened(tmp_path, tensors=with_tensors(**biases))
-    assert checkpoint.description.qkv_bias
-    assert not checkpoint.description.output_bias
+    assert attention(checkpoint.description).qkv_bias
+    assert not attention(checkpoint.description).output_bias
     assert checkpoint.tensors["model.layers.1.self_attn.q_proj.bias"].interleaved_heads == 4
     assert checkpoint.tensors["model.layers.1.self_attn.v_proj.bias"].interleaved_heads == 0
 
@@ -93,7 +87,7 @@ def test_the_divisors_of_llama3_are_honoured(tmp_path: Path) -> None:
     divisors = floats(4)
     tensors = with_tensors(**{"rope_freqs.weight": divisors})
     checkpoint = opened(tmp_path, tensors=tensors, extra={"llama.rope.freq_base": 500000.0})
-    assert checkpoint.description.rope == RopeDescription(
+    assert attention(checkpoint.description).rope == RopeDescription(
         theta=500000.0, rotary_dim=8, frequency_divisors=tuple(float(value) for value in divisors)
     )
     assert "rope_freqs.weight" not in checkpoint.tensors
@@ -112,7 +106,7 @@ def test_the_divisors_of_llama3_are_honoured(tmp_path: Path) -> None:
     ],
 )
 def test_rotary_scaling(tmp_path: Path, extra: dict[str, Any], expected: tuple[str, float]) -> None:
-    rope = opened(tmp_path, extra=extra).description.rope
+    rope = attention(opened(tmp_path, extra=extra).description).rope
     assert (rope.scaling, rope.factor) == expected
     if rope.scaling == "yarn":
         assert rope.attention_factor == pytest.approx(0.1 * math.log(4.0) + 1.0)
@@ -140,12 +134,12 @@ def test_phi3_has_fused_projections_and_longrope(tmp_path: Path) -> None:
     }
     factors = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
     checkpoint = opened(tmp_path, "phi3", tensors=phi3_tensors() | factors, extra=extra)
-    rope = checkpoint.description.rope
+    rope = attention(checkpoint.description).rope
     assert (rope.scaling, rope.rotary_dim, rope.original_max_positions) == ("longrope", 6, 64)
     assert rope.short_factors == tuple(float(value) for value in short)
     assert rope.long_factors == tuple(float(value) for value in long)
     assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(2) / math.log(64)))
-    assert checkpoint.description.layer_windows == (None, None)
+    assert windows(checkpoint.description) == (None, None)
     assert checkpoint.tensors["model.layers.0.self_attn.qkv_proj.weight"].shape == (64, 32)
     assert checkpoint.tensors["model.layers.0.mlp.gate_up_proj.weight"].shape == (96, 32)
     assert "model.layers.0.mlp.up_proj.weight" not in checkpoint.tensors
@@ -169,25 +163,23 @@ def test_gemma2(tmp_path: Path) -> None:
     }
     tensors = gemma_tensors(head_norms=False)
     description = opened(tmp_path, "gemma2", tensors=tensors, extra=extra).description
-    assert description.layer_windows == (16, None)
-    assert (description.attention_softcap, description.logit_softcap) == (50.0, 30.0)
-    assert (description.norm_offset, description.sandwich_norms) == (0.0, True)
-    assert (description.activation, description.qk_norm) == ("gelu_tanh", False)
+    assert windows(description) == (16, None)
+    first = attention(description)
+    assert (first.softcap, description.logit_softcap) == (50.0, 30.0)
+    assert (description.norm_offset, description.layers[0].norms) == (0.0, "around")
+    assert (mlp(description).activation, first.qk_norm) == ("gelu_tanh", False)
     assert description.embedding_scale == 32**0.5
-    assert description.query_scale == 8**-0.5
-    assert description.local_rope is None
+    assert first.scale == 8**-0.5
+    assert first.rope == attention(description, 1).rope
 
 
 def test_gemma3(tmp_path: Path) -> None:
-    extra = {"gemma3.attention.sliding_window": 16, "gemma3.rope.freq_base": 1e6,
-             "gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}  # fmt: skip
+    extra = {"gemma3.attention.sliding_window": 16}
     tensors = gemma_tensors(head_norms=True)
     checkpoint = opened(tmp_path, "gemma3", tensors=tensors, extra=extra)
     description = checkpoint.description
-    assert description.layer_windows == (16, 16)
-    assert (description.rope.theta, description.rope.factor) == (1e6, 8.0)
-    assert description.local_rope == RopeDescription(theta=10000.0, rotary_dim=8)
-    assert (description.qk_norm, description.norm_offset) == (True, 0.0)
+    assert windows(description) == (16, 16)
+    assert (attention(description).qk_norm, description.norm_offset) == (True, 0.0)
     names = {name.rsplit("layers.0.")[-1] for name in checkpoint.tensors}
     assert {"pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight",
             "post_attention_layernorm.weight", "self_attn.q_norm.weight"} <= names  # fmt: skip
@@ -195,9 +187,13 @@ def test_gemma3(tmp_path: Path) -> None:
 
 def test_every_sixth_layer_of_gemma3_sees_everything(tmp_path: Path) -> None:
     config = {**LLAMA, "num_hidden_layers": 7}
-    extra = {"gemma3.attention.sliding_window": 16}
-    checkpoint = opened(tmp_path, "gemma3", config=config, extra=extra)
-    assert checkpoint.description.layer_windows == (16,) * 5 + (None, 16)
+    extra = {"gemma3.attention.sliding_window": 16, "gemma3.rope.freq_base": 1e6,
+             "gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}  # fmt: skip
+    description = opened(tmp_path, "gemma3", config=config, extra=extra).description
+    assert windows(description) == (16,) * 5 + (None, 16)
+    everywhere = attention(description, 5).rope
+    assert (everywhere.theta, everywhere.factor) == (1e6, 8.0)
+    assert attention(description).rope == RopeDescription(theta=10000.0, rotary_dim=8)
 
 
 def test_end_tokens_are_found_by_name_too(tmp_path: Path) -> None:

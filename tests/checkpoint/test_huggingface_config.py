@@ -11,9 +11,11 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
-from loire.checkpoint.description import ModelDescription, RopeDescription
+from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.huggingface_config import FAMILIES, describe
+from loire.checkpoint.mixers import RopeDescription
 from loire.models.rotary import inverse_frequencies
+from support.layers import attention, mlp, windows
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -133,12 +135,12 @@ def test_sizes_and_flags_are_those_of_transformers(case: str) -> None:
     ours, theirs = described(case)
     assert ours.vocab_size == theirs.vocab_size
     assert ours.hidden_size == theirs.hidden_size
-    assert ours.intermediate_size == theirs.intermediate_size
+    assert mlp(ours).intermediate_size == theirs.intermediate_size
     assert ours.num_layers == theirs.num_hidden_layers
-    assert ours.num_heads == theirs.num_attention_heads
-    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert attention(ours).num_heads == theirs.num_attention_heads
+    assert attention(ours).num_kv_heads == theirs.num_key_value_heads
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
-    assert ours.head_dim == head_dim
+    assert attention(ours).head_dim == head_dim
     assert ours.max_positions == theirs.max_position_embeddings
     assert ours.norm_eps == theirs.rms_norm_eps
     assert ours.tied_embeddings == theirs.tie_word_embeddings
@@ -153,19 +155,16 @@ def test_windows_are_those_of_transformers(case: str) -> None:
     types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * ours.num_layers
     window = getattr(theirs, "sliding_window", None)
     expected = [window if kind == "sliding_attention" else None for kind in types]
-    assert list(ours.layer_windows) == expected
+    assert list(windows(ours)) == expected
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_rotary_frequencies_are_those_of_transformers(case: str) -> None:
     ours, theirs = described(case)
-    if theirs.model_type == "gemma3_text":
-        assert ours.local_rope is not None
-        assert_same_rope(ours.rope, ours, theirs, "full_attention")
-        assert_same_rope(ours.local_rope, ours, theirs, "sliding_attention")
-    else:
-        assert ours.local_rope is None
-        assert_same_rope(ours.rope, ours, theirs, None)
+    for layer in ours.attentions:
+        kind = "full_attention" if layer.window is None else "sliding_attention"
+        by_kind = theirs.model_type == "gemma3_text"
+        assert_same_rope(layer.rope, ours, theirs, kind if by_kind else None)
 
 
 def assert_same_rope(
@@ -187,15 +186,16 @@ def assert_same_rope(
 
 def test_gemma_is_described_by_its_differences() -> None:
     ours, _ = described("gemma2 no caps")
-    assert (ours.norm_offset, ours.sandwich_norms, ours.activation) == (1.0, True, "gelu_tanh")
+    assert (ours.norm_offset, ours.layers[0].norms) == (1.0, "around")
+    assert mlp(ours).activation == "gelu_tanh"
     assert ours.embedding_scale == 8.0
-    assert ours.query_scale == 1 / 12
-    assert (ours.attention_softcap, ours.logit_softcap) == (None, None)
+    assert attention(ours).scale == 1 / 12
+    assert (attention(ours).softcap, ours.logit_softcap) == (None, None)
     ours, _ = described("gemma2")
-    assert (ours.attention_softcap, ours.logit_softcap) == (50.0, 30.0)
+    assert (attention(ours).softcap, ours.logit_softcap) == (50.0, 30.0)
     ours, _ = described("gemma3 capped")
-    assert (ours.attention_softcap, ours.logit_softcap) == (None, 20.0)
-    assert ours.qk_norm
+    assert (attention(ours).softcap, ours.logit_softcap) == (None, 20.0)
+    assert attention(ours).qk_norm
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,9 @@ def test_gemma_is_described_by_its_differences() -> None:
 )
 def test_biases_and_norms(case: str, expected: tuple[bool, ...]) -> None:
     ours, _ = described(case)
-    assert (ours.qkv_bias, ours.output_bias, ours.mlp_bias, ours.qk_norm) == expected
-    assert ours.query_scale == ours.head_dim**-0.5
+    first = attention(ours)
+    assert (first.qkv_bias, first.output_bias, mlp(ours).bias, first.qk_norm) == expected
+    assert first.scale == first.head_dim**-0.5
 
 
 def test_multimodal_gemma3_is_its_text_part() -> None:
@@ -224,20 +225,22 @@ def test_multimodal_gemma3_is_its_text_part() -> None:
     config = {"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106],
               "vision_config": {"hidden_size": 1152}, "torch_dtype": "bfloat16"}  # fmt: skip
     ours = describe(config, "config.json")
-    assert (ours.architecture, ours.vocab_size, ours.num_heads) == ("gemma3", 262208, 8)
-    assert (ours.num_kv_heads, ours.head_dim, ours.max_positions) == (4, 256, 131072)
-    assert (ours.rope.scaling, ours.rope.factor, ours.rope.theta) == ("linear", 8.0, 1e6)
-    assert ours.local_rope == RopeDescription(theta=10000.0, rotary_dim=256)
+    local, everywhere = attention(ours), attention(ours, 5)
+    assert (ours.architecture, ours.vocab_size, local.num_heads) == ("gemma3", 262208, 8)
+    assert (local.num_kv_heads, local.head_dim, ours.max_positions) == (4, 256, 131072)
+    rope = everywhere.rope
+    assert (rope.scaling, rope.factor, rope.theta) == ("linear", 8.0, 1e6)
+    assert local.rope == RopeDescription(theta=10000.0, rotary_dim=256)
     assert ours.eos_token_ids == (1, 106)
     assert ours.tied_embeddings
-    assert ours.layer_windows[:6] == (1024,) * 5 + (None,)
+    assert windows(ours)[:6] == (1024,) * 5 + (None,)
 
 
 def test_longrope_serves_the_original_window_unless_asked() -> None:
     ours, _ = described("phi3 longrope")
     assert (ours.default_window, ours.max_positions) == (64, 512)
     factor = math.sqrt(1 + math.log(512 / 64) / math.log(64))
-    assert ours.rope.attention_factor == pytest.approx(factor)
+    assert attention(ours).rope.attention_factor == pytest.approx(factor)
     assert described("llama")[0].default_window == 512
 
 

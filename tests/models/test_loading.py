@@ -177,8 +177,8 @@ def test_a_file_that_shrank_since_it_was_opened(directory: Path, tmp_path: Path)
 def test_weight_bytes_count_what_is_held(directory: Path) -> None:
     decoder = load(open_checkpoint(directory), torch.bfloat16)
     per_layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
-    assert decoder.bytes_per_step == 2 * (3 * per_layer + 128 * 64)
-    assert decoder.weight_bytes == decoder.bytes_per_step + 2 * 128 * 64
+    assert decoder.bytes_per_step() == 2 * (3 * per_layer + 128 * 64)
+    assert decoder.weight_bytes == decoder.bytes_per_step() + 2 * 128 * 64
 
 
 # --- bits -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.reference import ReferenceBackend
 from loire.models.loading import load_decoder
+from support.layers import windows, with_attention, with_mlp
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 TOKENS = [3 + (7 * i * i + i) % 125 for i in range(100)]
@@ -26,33 +27,42 @@ def setting(**changes: object) -> Change:
     return lambda description: replace(description, **changes)  # type: ignore[arg-type]
 
 
+def attending(**changes: object) -> Change:
+    return lambda description: with_attention(description, **changes)
+
+
 def rope(**changes: object) -> Change:
-    return lambda d: replace(d, rope=replace(d.rope, **changes))  # type: ignore[arg-type]
+    def change(description: ModelDescription) -> ModelDescription:
+        ropes = tuple(replace(mixer.rope, **changes) for mixer in description.attentions)  # type: ignore[arg-type]
+        return with_attention(description, rope=ropes)
+
+    return change
 
 
 def local_rope_is_rope(description: ModelDescription) -> ModelDescription:
-    return replace(description, local_rope=None)
+    [everywhere, *_] = [mixer for mixer in description.attentions if mixer.window is None]
+    return with_attention(description, rope=everywhere.rope)
 
 
 def wider_windows(description: ModelDescription) -> ModelDescription:
-    windows = tuple(None if w is None else w + 1 for w in description.layer_windows)
-    return replace(description, layer_windows=windows)
+    wider = tuple(None if w is None else w + 1 for w in windows(description))
+    return with_attention(description, window=wider)
 
 
 def windows_elsewhere(description: ModelDescription) -> ModelDescription:
-    return replace(description, layer_windows=description.layer_windows[::-1])
+    return with_attention(description, window=windows(description)[::-1])
 
 
 CASES: list[tuple[str, str, Change]] = [
     ("mistral_window", "window by one", wider_windows),
     ("gemma2", "window by one", wider_windows),
     ("qwen2_windows", "which layers have windows", windows_elsewhere),
-    ("gemma2", "query scale", setting(query_scale=24**-0.5)),
-    ("gemma2", "soft cap of scores", setting(attention_softcap=None)),
+    ("gemma2", "query scale", attending(scale=24**-0.5)),
+    ("gemma2", "soft cap of scores", attending(softcap=None)),
     ("gemma2", "soft cap of logits", setting(logit_softcap=None)),
     ("gemma2", "norm offset", setting(norm_offset=0.0)),
     ("gemma2", "embedding scale", setting(embedding_scale=1.0)),
-    ("gemma2", "kind of GELU", setting(activation="silu")),
+    ("gemma2", "kind of GELU", lambda d: with_mlp(d, activation="silu")),
     ("gemma3", "local rotary embedding", local_rope_is_rope),
     ("gemma3_stretched", "linear scaling", rope(scaling="none")),
     ("llama31", "llama3 scaling", rope(scaling="none")),

@@ -22,6 +22,7 @@ from loire.kernels.reference import ReferenceBackend
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from loire.models.tensors import TensorReader
+from support.layers import attention
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 usable, why = NativeBackend.available()
@@ -39,8 +40,8 @@ def quantized(folder: Path, formats: dict[str, str]) -> Checkpoint:
     family.save(folder)
     checkpoint = open_checkpoint(folder)
     heads = {
-        "q_proj": checkpoint.description.num_heads,
-        "k_proj": checkpoint.description.num_kv_heads,
+        "q_proj": attention(checkpoint.description).num_heads,
+        "k_proj": attention(checkpoint.description).num_kv_heads,
     }
     tensors, reader = dict(checkpoint.tensors), TensorReader(checkpoint.tensors)
     path = folder / "blocks.bin"
@@ -93,9 +94,9 @@ def test_four_bits_are_those_of_the_file(tmp_path: Path, kernels: type[Backend])
     stored = load(checkpoint, kernels(), "int4")
     for layer in stored.layers:
         for linear, rows in (
-            (layer.attention.qkv, layer.attention.qkv.out_features),
-            (layer.attention.output, layer.attention.output.out_features),
-            (layer.mlp.gate_up, 2 * layer.mlp.gate_up.out_features),
+            (layer.mixer.qkv, layer.mixer.qkv.out_features),
+            (layer.mixer.output, layer.mixer.output.out_features),
+            (layer.feed_forward.gate_up, 2 * layer.feed_forward.gate_up.out_features),
         ):
             assert linear.weight_bytes == rows * linear.in_features // 32 * 20
     # What is left is the rounding of inputs and of the head to eight bits.
@@ -130,10 +131,10 @@ def test_matrices_computed_together_must_be_stored_alike(
 ) -> None:
     checkpoint = quantized(tmp_path, {"v_proj": "Q8_0", "down_proj": "Q5_1"})
     decoder = load(checkpoint, kernels(), "int4")
-    attention, mlp = decoder.layers[0].attention, decoder.layers[0].mlp
+    mixer, mlp = decoder.layers[0].mixer, decoder.layers[0].feed_forward
     for linear, rows_per_output, block_bytes in (
-        (attention.qkv, 1, 18),
-        (attention.output, 1, 20),
+        (mixer.qkv, 1, 18),
+        (mixer.output, 1, 20),
         (mlp.gate_up, 2, 20),
         (mlp.down, 1, 18),
     ):
@@ -145,7 +146,7 @@ def test_matrices_computed_together_must_be_stored_alike(
 
 def test_nothing_stays_unless_four_bits_are_asked_for(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path, {})
-    output = load(checkpoint, ReferenceBackend(), "int8").layers[0].attention.output
+    output = load(checkpoint, ReferenceBackend(), "int8").layers[0].mixer.output
     assert output.weight_bytes == output.out_features * (output.in_features + 4)
 
 

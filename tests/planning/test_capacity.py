@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loire.base.errors import ConfigError
-from loire.checkpoint.description import ModelDescription, RopeDescription
+from loire.checkpoint.description import ModelDescription, dense_layers
+from loire.checkpoint.mixers import RopeDescription
 from loire.planning.capacity import (
     CapacityPlan,
     activation_reserve,
@@ -22,22 +23,23 @@ from loire.planning.model_size import ModelSize, size_by_hand
 H100 = find_device("h100-80gb")
 
 
-def described(**changes: object) -> ModelDescription:
-    values: dict[str, object] = {
-        "architecture": "llama",
-        "vocab_size": 1000,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_layers": 2,
-        "num_heads": 8,
-        "num_kv_heads": 2,
-        "head_dim": 16,
-        "max_positions": 4096,
-        "norm_eps": 1e-5,
-        "rope": RopeDescription(theta=10000.0, rotary_dim=16),
-        "layer_windows": (None, None),
-    }
-    return ModelDescription(**{**values, **changes})  # type: ignore[arg-type]
+def described(windows: tuple[int | None, ...] = (None, None)) -> ModelDescription:
+    layers = dense_layers(
+        windows,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=128,
+        rope=RopeDescription(theta=10000.0, rotary_dim=16),
+    )
+    return ModelDescription(
+        architecture="llama",
+        vocab_size=1000,
+        hidden_size=64,
+        max_positions=4096,
+        norm_eps=1e-5,
+        layers=layers,
+    )
 
 
 def sized(description: ModelDescription) -> ModelSize:
@@ -126,7 +128,7 @@ def test_prefill_counts_attention_and_the_head_and_the_last_layer_once() -> None
 
 def test_windows_bound_what_is_read_and_computed_but_not_what_is_kept() -> None:
     full = sized(described())
-    local = sized(described(layer_windows=(100, None)))
+    local = sized(described((100, None)))
     assert local.kv_bytes_per_token == full.kv_bytes_per_token
     assert local.kv_read_bytes(100) == full.kv_read_bytes(100)
     assert local.kv_read_bytes(500) == full.kv_read_bytes(100) / 2 + full.kv_read_bytes(500) / 2

@@ -17,6 +17,7 @@ from loire.planning.model_size import (
     size_by_hand,
     size_of_checkpoint,
 )
+from support.layers import with_attention
 
 torch = pytest.importorskip("torch")
 
@@ -206,7 +207,9 @@ def test_rows_that_do_not_fill_blocks_are_refused(tmp_path: Path) -> None:
         size_of_checkpoint(
             changed, "m", dtype="bfloat16", quantization="q4_k", kv_dtype="fp8", on_cpu=False
         )
-    small_heads = replace(checkpoint, description=replace(checkpoint.description, head_dim=24))
+    small_heads = replace(
+        checkpoint, description=with_attention(checkpoint.description, head_dim=24)
+    )
     with pytest.raises(ConfigError, match=r"32 .*24"):
         size_of_checkpoint(
             small_heads, "m", dtype="bfloat16", quantization=None, kv_dtype="q8_0", on_cpu=False

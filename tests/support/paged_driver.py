@@ -36,14 +36,16 @@ class PagedDriver:
         self.block_size = block_size
         self._free = list(range(num_blocks))
         random.Random(seed).shuffle(self._free)
-        description = decoder.description
-        shape = (num_blocks, description.num_kv_heads, block_size, description.head_dim)
         nan = float("nan")
         dtype = decoder.embedding.dtype
-        self.caches = [
-            LayerCache(torch.full(shape, nan, dtype=dtype), torch.full(shape, nan, dtype=dtype))
-            for _ in range(description.num_layers)
-        ]
+        caches = []
+        for need in decoder.description.caches:
+            shape = (0,)
+            if need is not None:
+                shape = (num_blocks, need.num_vectors // 2, block_size, need.vector_size)
+            keys, values = (torch.full(shape, nan, dtype=dtype) for _ in range(2))
+            caches.append(LayerCache(keys, values))
+        self.caches = [caches[owner] for owner in decoder.description.cache_owners]
 
     @torch.inference_mode()
     def step(

@@ -1,61 +1,104 @@
-"""What a decoder-only transformer is made of: enough to build it, size it and plan for it."""
+"""What a decoder-only model is made of: enough to build it, size it and plan for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loire.base.config import DTYPE_BYTES
+from loire.checkpoint.feed_forward import (
+    Activation,
+    FeedForwardDescription,
+    GatedMLPDescription,
+)
+from loire.checkpoint.mixers import (
+    AttentionDescription,
+    CacheNeed,
+    MixerDescription,
+    RopeDescription,
+)
+from loire.checkpoint.weights import Matrix, Place, Vector
 
-RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+NormPlacement = Literal["before", "around"]
+"""Where a part's RMSNorms stand: before it (Llama), or before and after it (Gemma)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartNorms:
+    """Norms of one part of a layer."""
+
+    before: Vector
+    after: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """All weights of a layer. Those of the parts are what the parts' descriptions say."""
+
+    mixer_norms: PartNorms | None
+    mixer: object
+    feed_forward_norms: PartNorms | None
+    feed_forward: object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RopeDescription:
-    """Rotary position embedding (Su et al. 2021) and how it is stretched.
+class LayerDescription:
+    """A mixer, then a feed-forward part, each added to what went into it. One may be absent."""
 
-    Attributes:
-        rotary_dim: leading dimensions of a head that are rotated (all, unless partial).
-        factor: by how much the window is stretched (linear, llama3, yarn).
-        low_freq_factor, high_freq_factor: llama3's bounds of the band that is interpolated.
-        original_max_positions: window before stretching, in tokens.
-        beta_fast, beta_slow: yarn's bounds, in rotations over the original window.
-        truncate_band: yarn rounds its band outwards to whole dimensions.
-        attention_factor: scales cos and sin (yarn, longrope); None is the method's own formula.
-        short_factors, long_factors: longrope's divisors per frequency, rotary_dim / 2 each.
-        frequency_divisors: divisors per frequency that a file gives outright (GGUF's rope_freqs).
-    """
+    mixer: MixerDescription | None
+    feed_forward: FeedForwardDescription | None
+    norms: NormPlacement = "before"
 
-    theta: float
-    rotary_dim: int
-    scaling: RopeScaling = "none"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate_band: bool = True
-    attention_factor: float | None = None
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-    frequency_divisors: tuple[float, ...] = ()
+    @property
+    def parts(self) -> tuple[MixerDescription | FeedForwardDescription, ...]:
+        """Those that there are."""
+        return tuple(part for part in (self.mixer, self.feed_forward) if part is not None)
+
+    def cache_of(self, index: int) -> int:
+        """The layer whose cache it uses, standing at index."""
+        shared = None if self.mixer is None else self.mixer.cache_of
+        return index if shared is None else shared
+
+    def weights(self, place: Place) -> LayerWeights:
+        """Of the layer in its place."""
+        mixer, feed_forward = self.mixer, self.feed_forward
+        around = self.norms == "around"
+        before_feed_forward = "pre_feedforward" if around else "post_attention"
+
+        def norms(before: str, after: str) -> PartNorms:
+            return PartNorms(
+                before=place.norm(f"{before}_layernorm"),
+                after=place.norm(f"{after}_layernorm") if around else None,
+            )
+
+        return LayerWeights(
+            mixer_norms=None if mixer is None else norms("input", "post_attention"),
+            mixer=None if mixer is None else mixer.weights(place),
+            feed_forward_norms=(
+                None if feed_forward is None else norms(before_feed_forward, "post_feedforward")
+            ),
+            feed_forward=None if feed_forward is None else feed_forward.weights(place),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    """All weights of a model."""
+
+    embedding: Matrix
+    layers: tuple[LayerWeights, ...]
+    final_norm: Vector
+    head: Matrix | None
+    """None: the embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """One decoder, described by its differences, not by its family.
+    """One decoder, described by its layers, not by its family.
 
     Attributes:
         architecture: family name such as "llama", "qwen3", "gemma2"; for messages and templates.
-        layer_windows: per layer, how many latest positions a token sees (itself included),
-            or None for all.
-        local_rope: rotary embedding of the layers with a window, where it differs (Gemma 3).
         norm_offset: added to every RMSNorm weight (1.0 in the Gemma family's own files).
-        qk_norm: RMSNorm over each head of queries and keys before the rotation.
-        sandwich_norms: norms after attention and MLP as well as before (Gemma).
         embedding_scale: token embeddings are multiplied by it.
-        query_scale: scores are multiplied by it; usually head_dim ** -0.5.
-        attention_softcap, logit_softcap: x becomes cap * tanh(x / cap).
+        logit_softcap: logits x become cap * tanh(x / cap).
         eos_token_ids: tokens that end an output.
         dtype: dtype of the checkpoint's own unquantized weights.
     """
@@ -63,31 +106,27 @@ class ModelDescription:
     architecture: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     max_positions: int
     norm_eps: float
-    rope: RopeDescription
-    layer_windows: tuple[int | None, ...]
-    local_rope: RopeDescription | None = None
+    layers: tuple[LayerDescription, ...]
     norm_offset: float = 0.0
-    activation: Activation = "silu"
     tied_embeddings: bool = False
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    sandwich_norms: bool = False
     embedding_scale: float = 1.0
-    query_scale: float = 0.0
-    attention_softcap: float | None = None
     logit_softcap: float | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+
+    @property
+    def num_layers(self) -> int:
+        """How many there are."""
+        return len(self.layers)
+
+    @property
+    def attentions(self) -> tuple[AttentionDescription, ...]:
+        """Of the layers that have attention, in order."""
+        mixers = (layer.mixer for layer in self.layers)
+        return tuple(mixer for mixer in mixers if isinstance(mixer, AttentionDescription))
 
     @property
     def default_window(self) -> int:
@@ -96,27 +135,91 @@ class ModelDescription:
         LongRoPE has two sets of frequencies; the short one, for the original window, is the more
         accurate, so the longer window must be asked for.
         """
-        if self.rope.scaling == "longrope":
-            return min(self.rope.original_max_positions, self.max_positions)
-        return self.max_positions
+        ropes = [attention.rope for attention in self.attentions]
+        originals = [r.original_max_positions for r in ropes if r.scaling == "longrope"]
+        return min(self.max_positions, *originals) if originals else self.max_positions
 
     @property
-    def query_size(self) -> int:
-        """Elements of all query heads of one token."""
-        return self.num_heads * self.head_dim
+    def caches(self) -> tuple[CacheNeed | None, ...]:
+        """What each layer keeps; None for one that keeps nothing."""
+        return tuple(None if x.mixer is None else x.mixer.cache for x in self.layers)
 
     @property
-    def kv_size(self) -> int:
-        """Elements of all key heads of one token; as many again for the values."""
-        return self.num_kv_heads * self.head_dim
+    def cache_owners(self) -> tuple[int, ...]:
+        """Whose cache each layer uses: its own index, or that of an earlier layer."""
+        return tuple(layer.cache_of(index) for index, layer in enumerate(self.layers))
 
     @property
     def kv_elements_per_token(self) -> int:
         """Elements that the KV cache keeps per token, over all layers."""
-        return 2 * self.num_layers * self.kv_size
+        return sum(cache.elements_per_token for cache in self.caches if cache is not None)
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of them in a cache of dtype; int8 has a float32 scale per head of each vector."""
-        if dtype == "int8":
-            return self.kv_elements_per_token + 4 * 2 * self.num_layers * self.num_kv_heads
-        return self.kv_elements_per_token * DTYPE_BYTES[dtype]
+        return sum(cache.bytes_per_token(dtype) for cache in self.caches if cache is not None)
+
+    def weights(self) -> ModelWeights:
+        """Names, shapes and roles of all weights."""
+        rows, inputs = (self.vocab_size,), self.hidden_size
+        embedding = Matrix(name="model.embed_tokens", rows=rows, inputs=inputs, role="embedding")
+        head = Matrix(name="lm_head", rows=rows, inputs=inputs, role="head")
+        return ModelWeights(
+            embedding=embedding,
+            layers=tuple(
+                layer.weights(self._place(f"model.layers.{index}."))
+                for index, layer in enumerate(self.layers)
+            ),
+            final_norm=self._place("model.").norm("norm"),
+            head=None if self.tied_embeddings else head,
+        )
+
+    def _place(self, prefix: str) -> Place:
+        return Place(prefix, self.hidden_size, self.norm_offset)
+
+
+def dense_layers(
+    windows: Sequence[int | None],
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    intermediate_size: int,
+    rope: RopeDescription,
+    local_rope: RopeDescription | None = None,
+    query_scale: float | None = None,
+    activation: Activation = "silu",
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    attention_softcap: float | None = None,
+    norms: NormPlacement = "before",
+) -> tuple[LayerDescription, ...]:
+    """Layers of attention and a gated MLP that differ in their windows alone, one for each of them.
+
+    local_rope: rotary embedding of the layers with a window, where it differs (Gemma 3).
+    query_scale: head_dim ** -0.5 if not given.
+    """
+
+    def layer(window: int | None) -> LayerDescription:
+        is_local = window is not None and local_rope is not None
+        return LayerDescription(
+            mixer=AttentionDescription(
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                scale=head_dim**-0.5 if query_scale is None else query_scale,
+                rope=local_rope if is_local and local_rope is not None else rope,
+                window=window,
+                qkv_bias=qkv_bias,
+                output_bias=output_bias,
+                qk_norm=qk_norm,
+                softcap=attention_softcap,
+            ),
+            feed_forward=GatedMLPDescription(
+                intermediate_size=intermediate_size, activation=activation, bias=mlp_bias
+            ),
+            norms=norms,
+        )
+
+    return tuple(map(layer, windows))

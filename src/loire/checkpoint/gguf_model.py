@@ -12,9 +12,10 @@ from typing import Any
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
-from loire.checkpoint.description import ModelDescription, RopeDescription
+from loire.checkpoint.description import ModelDescription, dense_layers
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.gguf_file import GGUFFile, numbers
+from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.rope_config import longrope_attention_factor
 
 FAMILIES = ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3")
@@ -81,37 +82,36 @@ def describe(file: GGUFFile) -> ModelDescription:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{file.path} has no tensor 'token_embd.weight' of two dimensions")
-    return ModelDescription(
-        architecture=architecture,
-        vocab_size=embedding.shape[0],
-        hidden_size=hidden,
-        intermediate_size=own.integer("feed_forward_length"),
-        num_layers=num_layers,
+    local_rope = None
+    if architecture == "gemma3":
+        theta = own.number("rope.freq_base_swa", 10000.0, low=1.5, high=1e12)
+        local_rope = RopeDescription(theta=theta, rotary_dim=head_dim)
+    layers = dense_layers(
+        _windows(architecture, own, num_layers),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_positions=own.integer("context_length"),
-        norm_eps=own.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+        intermediate_size=own.integer("feed_forward_length"),
         rope=_rope(file, own, head_dim),
-        local_rope=(
-            RopeDescription(
-                theta=own.number("rope.freq_base_swa", 10000.0, low=1.5, high=1e12),
-                rotary_dim=head_dim,
-            )
-            if architecture == "gemma3"
-            else None
-        ),
-        layer_windows=_windows(architecture, own, num_layers),
+        local_rope=local_rope,
+        query_scale=_query_scale(architecture, num_layers, hidden, heads, head_dim),
         activation="gelu_tanh" if is_gemma else "silu",
-        tied_embeddings="output.weight" not in file.tensors,
         qkv_bias="blk.0.attn_q.bias" in file.tensors or "blk.0.attn_qkv.bias" in file.tensors,
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_down.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        sandwich_norms=is_gemma,
-        embedding_scale=hidden**0.5 if is_gemma else 1.0,
-        query_scale=_query_scale(architecture, num_layers, hidden, heads, head_dim),
         attention_softcap=own.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
+        norms="around" if is_gemma else "before",
+    )
+    return ModelDescription(
+        architecture=architecture,
+        vocab_size=embedding.shape[0],
+        hidden_size=hidden,
+        max_positions=own.integer("context_length"),
+        norm_eps=own.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+        layers=layers,
+        tied_embeddings="output.weight" not in file.tensors,
+        embedding_scale=hidden**0.5 if is_gemma else 1.0,
         logit_softcap=own.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
         bos_token_id=top.optional_integer("tokenizer.ggml.bos_token_id", low=0),
         eos_token_ids=_eos(file.metadata),
@@ -131,13 +131,6 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
         common = _common_name(name, description)
         if common is None:
             raise CheckpointError(f"{file.path}: tensor {name!r} has no place in this model")
-        heads = 0
-        if description.architecture == "llama":
-            # The only family whose rows the converter permutes, biases included.
-            heads = {
-                "attn_q": description.num_heads,
-                "attn_k": description.num_kv_heads,
-            }.get(name.split(".")[-2], 0)
         found[common] = TensorInfo(
             name=common,
             shape=tensor.shape,
@@ -145,9 +138,17 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
             path=file.path,
             offset=tensor.offset,
             num_bytes=tensor.num_bytes,
-            interleaved_heads=heads,
+            interleaved_heads=_interleaved_heads(name, description),
         )
     return found
+
+
+def _interleaved_heads(name: str, description: ModelDescription) -> int:
+    """Llama is the only family whose rows the converter permutes, biases included."""
+    if description.architecture != "llama":
+        return 0
+    attention, part = description.attentions[0], name.split(".")[-2]
+    return {"attn_q": attention.num_heads, "attn_k": attention.num_kv_heads}.get(part, 0)
 
 
 def _common_name(name: str, description: ModelDescription) -> str | None:
@@ -160,7 +161,7 @@ def _common_name(name: str, description: ModelDescription) -> str | None:
     if part == "ffn_norm":
         part = (
             "pre_feedforward_layernorm"
-            if description.sandwich_norms
+            if description.layers[0].norms == "around"
             else "post_attention_layernorm"
         )
     elif part == "ffn_up" and description.architecture == "phi3":

@@ -4,11 +4,12 @@ Each family is a function that says how it differs from Llama. Defaults for miss
 of transformers' configuration classes.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
-from loire.checkpoint.description import Activation, ModelDescription
+from loire.checkpoint.description import ModelDescription, dense_layers
+from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.rope_config import parse_rope
 
@@ -49,12 +50,25 @@ def describe(config: Mapping[str, Any], source: str) -> ModelDescription:
             f"{source}: the weights are quantized ({method}), which Loire does not read from "
             f"safetensors; use the unquantized model or a GGUF file"
         )
-    return ModelDescription(**FAMILIES[model_type](fields))
+    return FAMILIES[model_type](fields)
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = config.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+class _Common(NamedTuple):
+    """Settings of ModelDescription and of dense_layers()."""
+
+    model: dict[str, Any]
+    layer: dict[str, Any]
+
+
+def _dense(common: _Common, windows: Sequence[int | None], **changes: Any) -> ModelDescription:
+    """Layers that are alike but for their windows; changes are settings of dense_layers()."""
+    layers = dense_layers(windows, **{**common.layer, **changes})
+    return ModelDescription(**common.model, layers=layers)
 
 
 def _common(
@@ -70,7 +84,7 @@ def _common(
     activation_key: str = "hidden_act",
     activation: str = "silu",
     rope_layer_type: str | None = None,
-) -> dict[str, Any]:
+) -> _Common:
     """What all families share, with a family's own defaults.
 
     kv_heads is for a missing num_key_value_heads; null means as many as there are query heads.
@@ -91,21 +105,26 @@ def _common(
             f"num_key_value_heads {num_kv_heads}"
         )
     positions = fields.integer("max_position_embeddings", max_positions)
-    num_layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     name = fields.text(activation_key, activation)
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(f"{fields.source}: activation {name!r} is not supported")
-    return {
+    model = {
         "architecture": architecture,
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": hidden,
-        "intermediate_size": fields.integer("intermediate_size"),
-        "num_layers": num_layers,
+        "max_positions": positions,
+        "norm_eps": fields.number("rms_norm_eps", eps, low=0.0, high=1.0),
+        "tied_embeddings": fields.flag("tie_word_embeddings", tied),
+        "bos_token_id": fields.optional_integer("bos_token_id", low=0),
+        "eos_token_ids": token_ids(fields, "eos_token_id"),
+        "dtype": str(fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"),
+    }
+    layer = {
         "num_heads": heads,
         "num_kv_heads": num_kv_heads,
         "head_dim": dim,
-        "max_positions": positions,
-        "norm_eps": fields.number("rms_norm_eps", eps, low=0.0, high=1.0),
+        "intermediate_size": fields.integer("intermediate_size"),
+        "activation": _ACTIVATIONS[name],
         "rope": parse_rope(
             fields,
             head_dim=dim,
@@ -113,14 +132,8 @@ def _common(
             default_theta=theta,
             layer_type=rope_layer_type,
         ),
-        "layer_windows": (None,) * num_layers,
-        "activation": _ACTIVATIONS[name],
-        "tied_embeddings": fields.flag("tie_word_embeddings", tied),
-        "query_scale": dim**-0.5,
-        "bos_token_id": fields.optional_integer("bos_token_id", low=0),
-        "eos_token_ids": token_ids(fields, "eos_token_id"),
-        "dtype": str(fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"),
     }
+    return _Common(model, layer)
 
 
 def token_ids(fields: Fields, key: str) -> tuple[int, ...]:
@@ -166,53 +179,53 @@ def _with_defaults(fields: Fields, **defaults: Any) -> Fields:
     return Fields({**defaults, **fields.values}, fields.source)
 
 
-def _llama(fields: Fields) -> dict[str, Any]:
+def _num_layers(fields: Fields) -> int:
+    return fields.integer("num_hidden_layers", high=MAX_LAYERS)
+
+
+def _llama(fields: Fields) -> ModelDescription:
     fields = _with_defaults(fields, bos_token_id=1, eos_token_id=2)
     bias = fields.flag("attention_bias", False)
-    return {
-        **_common(fields, "llama"),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": fields.flag("mlp_bias", False),
-    }
+    return _dense(
+        _common(fields, "llama"),
+        (None,) * _num_layers(fields),
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+    )
 
 
-def _mistral(fields: Fields) -> dict[str, Any]:
+def _mistral(fields: Fields) -> ModelDescription:
     fields = _with_defaults(fields, bos_token_id=1, eos_token_id=2, sliding_window=4096)
-    return {
-        **_common(fields, "mistral", max_positions=131072, kv_heads=8),
-        "layer_windows": _uniform_windows(fields),
-    }
+    common = _common(fields, "mistral", max_positions=131072, kv_heads=8)
+    return _dense(common, _uniform_windows(fields))
 
 
 def _qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     if not fields.flag("use_sliding_window", False):
-        return (None,) * fields.integer("num_hidden_layers", high=MAX_LAYERS)
+        return (None,) * _num_layers(fields)
     fields = _with_defaults(fields, sliding_window=4096)
     first = fields.integer("max_window_layers", 28, low=0)
     return _windows(fields, lambda layer: layer >= first)
 
 
-def _qwen2(fields: Fields) -> dict[str, Any]:
-    return {
-        **_common(fields, "qwen2", max_positions=32768, kv_heads=32),
-        "qkv_bias": True,
-        "layer_windows": _qwen_windows(fields),
-    }
+def _qwen2(fields: Fields) -> ModelDescription:
+    common = _common(fields, "qwen2", max_positions=32768, kv_heads=32)
+    return _dense(common, _qwen_windows(fields), qkv_bias=True)
 
 
-def _qwen3(fields: Fields) -> dict[str, Any]:
+def _qwen3(fields: Fields) -> ModelDescription:
     bias = fields.flag("attention_bias", False)
-    return {
-        **_common(fields, "qwen3", max_positions=32768, head_dim=128, kv_heads=32),
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "qk_norm": True,
-        "layer_windows": _qwen_windows(fields),
-    }
+    return _dense(
+        _common(fields, "qwen3", max_positions=32768, head_dim=128, kv_heads=32),
+        _qwen_windows(fields),
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+    )
 
 
-def _gemma(fields: Fields, architecture: str, **defaults: Any) -> dict[str, Any]:
+def _gemma(fields: Fields, architecture: str, **defaults: Any) -> _Common:
     if fields.flag("use_bidirectional_attention", False):
         raise UnsupportedModelError(f"{fields.source}: bidirectional attention is not supported")
     fields = _with_defaults(fields, bos_token_id=2, eos_token_id=1)
@@ -228,33 +241,33 @@ def _gemma(fields: Fields, architecture: str, **defaults: Any) -> dict[str, Any]
         **defaults,
     )
     scalar = fields.number("query_pre_attn_scalar", 256, low=1e-3, high=1e6)
-    return {
-        **common,
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "norm_offset": 1.0,
-        "sandwich_norms": True,
-        "embedding_scale": common["hidden_size"] ** 0.5,
-        "query_scale": scalar**-0.5,
-        "attention_softcap": fields.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
-        "logit_softcap": fields.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
-    }
+    common.model.update(
+        norm_offset=1.0,
+        embedding_scale=common.model["hidden_size"] ** 0.5,
+        logit_softcap=fields.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
+    )
+    common.layer.update(
+        qkv_bias=bias,
+        output_bias=bias,
+        norms="around",
+        query_scale=scalar**-0.5,
+        attention_softcap=fields.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
+    )
+    return common
 
 
-def _gemma2(fields: Fields) -> dict[str, Any]:
+def _gemma2(fields: Fields) -> ModelDescription:
     filled = _with_defaults(
         fields,
         sliding_window=4096,
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
     )
-    return {
-        **_gemma(filled, "gemma2", max_positions=8192),
-        "layer_windows": _windows(filled, lambda layer: layer % 2 == 0),
-    }
+    common = _gemma(filled, "gemma2", max_positions=8192)
+    return _dense(common, _windows(filled, lambda layer: layer % 2 == 0))
 
 
-def _gemma3(fields: Fields) -> dict[str, Any]:
+def _gemma3(fields: Fields) -> ModelDescription:
     # The text_config of the published models leaves out whatever has its default value.
     filled = _with_defaults(
         fields,
@@ -275,31 +288,25 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
         raise filled.wrong("sliding_window", None, "a number of tokens")
     local = {key: value for key, value in fields.values.items() if key != "rope_scaling"}
     local["rope_theta"] = fields.values.get("rope_local_base_freq")
-    return {
-        **common,
-        "qk_norm": True,
-        "layer_windows": windows,
-        "local_rope": parse_rope(
-            Fields(local, fields.source),
-            head_dim=common["head_dim"],
-            max_positions=common["max_positions"],
-            default_theta=10000.0,
-            layer_type="sliding_attention",
-        ),
-    }
+    local_rope = parse_rope(
+        Fields(local, fields.source),
+        head_dim=common.layer["head_dim"],
+        max_positions=common.model["max_positions"],
+        default_theta=10000.0,
+        layer_type="sliding_attention",
+    )
+    return _dense(common, windows, qk_norm=True, local_rope=local_rope)
 
 
-def _phi3(fields: Fields) -> dict[str, Any]:
+def _phi3(fields: Fields) -> ModelDescription:
     fields = _with_defaults(
         fields, bos_token_id=1, eos_token_id=32000, original_max_position_embeddings=4096
     )
-    return {
-        **_common(fields, "phi3", max_positions=4096, eps=1e-5),
-        "layer_windows": _uniform_windows(fields),
-    }
+    common = _common(fields, "phi3", max_positions=4096, eps=1e-5)
+    return _dense(common, _uniform_windows(fields))
 
 
-FAMILIES: dict[str, Callable[[Fields], dict[str, Any]]] = {
+FAMILIES: dict[str, Callable[[Fields], ModelDescription]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from loire.base.errors import UnsupportedModelError
-from loire.checkpoint.description import RopeDescription
 from loire.checkpoint.fields import Fields
+from loire.checkpoint.mixers import RopeDescription
 
 SUPPORTED = ("default", "linear", "llama3", "yarn", "longrope")
 

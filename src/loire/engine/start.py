@@ -104,7 +104,7 @@ def load_engine(
         core=core,
         executor=built.runner,
         weight_bytes=built.weight_bytes,
-        bytes_per_step=built.runner.decoder.bytes_per_step,
+        bytes_per_step=built.runner.decoder.bytes_per_step(),
         available_bytes=built.available_bytes,
         kernels=built.runner.decoder.backend.name,
         load_s=time.perf_counter() - started,

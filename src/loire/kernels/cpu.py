@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ class AttentionShape:
     window: int | None = None
     """A token sees this many latest positions, itself included; None is all."""
     softcap: float | None = None
+    stores: bool = True
+    """False: keys and values are another layer's, and rotate_and_store() gets queries alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,8 @@ class Backend(Protocol):
         cache: LayerCache,
     ) -> Tensor:
         """Split qkv [T, (H + 2 * K) * D]; norm and rotate queries and keys; store keys, values.
+
+        Where shape.stores is false, qkv is [T, H * D] and nothing is stored.
 
         Returns the queries [T, H, D]. Writes cache at batch.slots. May overwrite qkv.
         """

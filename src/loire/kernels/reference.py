@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -158,17 +158,18 @@ class ReferenceBackend:
     ) -> Tensor:
         """Queries [T, H, D], normed and rotated; keys and values are in the cache then."""
         num_tokens, dim = qkv.shape[0], shape.head_dim
-        heads = qkv.view(num_tokens, shape.num_heads + 2 * shape.num_kv_heads, dim)
-        queries, keys, values = heads.split(
-            (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1
-        )
+        heads = qkv.view(num_tokens, -1, dim)
+        queries, kept = heads[:, : shape.num_heads], heads[:, shape.num_heads :]
         if norms is not None:
             queries = self.rms_norm(queries, norms.query_weight, norms.eps)
-            keys = self.rms_norm(keys, norms.key_weight, norms.eps)
         cos = rotary.cos[batch.positions][:, None]
         sin = rotary.sin[batch.positions][:, None]
-        store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
-        store(cache.values, cache.value_scales, batch.slots, values)
+        if shape.stores:
+            keys, values = kept.chunk(2, dim=1)
+            if norms is not None:
+                keys = self.rms_norm(keys, norms.key_weight, norms.eps)
+            store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
+            store(cache.values, cache.value_scales, batch.slots, values)
         return rotate(queries, cos, sin)
 
     def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:

@@ -1,12 +1,13 @@
-"""The decoder: every supported family is this one transformer with other settings.
+"""The decoder: every supported family is this one stack of layers, with other parts in them.
 
 Shapes: T tokens of the flat batch, E hidden size, V vocabulary. The operations are the backend's;
 nothing here knows a device, a weight format or a batching policy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,64 +15,92 @@ from torch import Tensor
 from loire.checkpoint.description import ModelDescription
 from loire.kernels.interface import (
     AttentionPlan,
-    AttentionShape,
     Backend,
     ComputeStep,
     FlatBatch,
-    HeadNorms,
     LayerCache,
     Linear,
-    RotaryTable,
     Wanted,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """Self-attention of one layer."""
+class Mixer(Protocol):
+    """The part of a layer in which a token sees those before it. It computes in two halves.
 
-    shape: AttentionShape
-    qkv: Linear
-    output: Linear
-    norms: HeadNorms | None
-    rotary: RotaryTable
+    After the first, the layer's memory holds what later steps need of all tokens of this one; the
+    second may be computed for some of the tokens only.
+    """
 
-    def queries(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
-        """[T, H, D] of x [T, E], whose keys and values are in the cache afterwards."""
-        return backend.rotate_and_store(
-            self.qkv(x), self.shape, self.norms, self.rotary, batch, cache
-        )
+    def remember(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
+        """Put into the cache what is kept of x [T, E]; what recall() needs, [T, ...]."""
+        ...
 
-    def attend(
-        self, queries: Tensor, backend: Backend, plan: AttentionPlan, cache: LayerCache
+    def recall(
+        self, remembered: Tensor, backend: Backend, plan: AttentionPlan, cache: LayerCache
     ) -> Tensor:
-        """[T, E] of queries [T, H, D], with a plan for these."""
-        return self.output(backend.attend(queries, cache, plan, self.shape))
+        """[T, E] of what remember() gave for these tokens, with a plan for them."""
+        ...
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """Bytes of weights that a step of so many tokens reads."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all its weights."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class MLP:
-    """Gated feed-forward part of one layer."""
-
-    gate_up: Linear
-    """Gated: [T, E] to [T, I]."""
-    down: Linear
+class FeedForward(Protocol):
+    """The part of a layer that computes on each token alone."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, E] to [T, E]."""
-        return self.down(self.gate_up(x))
+        ...
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """Bytes of weights that a step of so many tokens reads."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all its weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """RMSNorms before and after a part of a layer: float32 [E], offset included."""
+
+    before: Tensor
+    after: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One transformer layer. Norm weights are float32 [E], offset included."""
+    """A mixer, then a feed-forward part; either may be absent. cache_of: whose cache it uses."""
 
-    attention: Attention
-    mlp: MLP
-    norm_before_attention: Tensor
-    norm_before_mlp: Tensor
-    norm_after_attention: Tensor | None = None
-    norm_after_mlp: Tensor | None = None
+    mixer: Mixer | None
+    mixer_norms: Norms | None
+    feed_forward: FeedForward | None
+    feed_forward_norms: Norms | None
+    cache_of: int
+
+    @property
+    def parts(self) -> Iterator[Mixer | FeedForward]:
+        """Those that there are."""
+        if self.mixer is not None:
+            yield self.mixer
+        if self.feed_forward is not None:
+            yield self.feed_forward
+
+    @property
+    def norms(self) -> Iterator[Norms]:
+        """Of the parts that there are."""
+        if self.mixer_norms is not None:
+            yield self.mixer_norms
+        if self.feed_forward_norms is not None:
+            yield self.feed_forward_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,34 +128,36 @@ class LayerStack:
         By nothing but the backend's operations, where all are wanted: see Backend.capture.
         """
         backend, eps = self.backend, self.eps
+        norms = [norm for layer in self.layers for norm in layer.norms]
+        # What each part's result goes into is normalised for the part that follows.
+        following = iter([*(norm.before for norm in norms[1:]), self.final_norm])
         # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
         # small model near-ties, and it is no more than E numbers per token.
-        first_norm = self.layers[0].norm_before_attention
         x, residual = backend.embed(
-            token_ids, self.embedding, self.embedding_scale, first_norm, eps
+            token_ids, self.embedding, self.embedding_scale, norms[0].before, eps
         )
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            queries = layer.attention.queries(x, backend, batch, cache)
-            if wanted is not None and index + 1 == len(self.layers):
-                if wanted.plan is None:
-                    return x[:0]
-                queries, residual = queries[wanted.tokens], residual[wanted.tokens]
-                plan = wanted.plan
-            x = layer.attention.attend(queries, backend, plan, cache)
-            if layer.norm_after_attention is not None:
-                x = backend.rms_norm(x, layer.norm_after_attention, eps)
-            x, residual = backend.add_rms_norm(x, residual, layer.norm_before_mlp, eps)
-            x = layer.mlp(x)
-            if layer.norm_after_mlp is not None:
-                x = backend.rms_norm(x, layer.norm_after_mlp, eps)
-            x, residual = backend.add_rms_norm(x, residual, self._norm_after(index), eps)
-        return x
 
-    def _norm_after(self, index: int) -> Tensor:
-        """The norm that follows layer index: the next layer's first, or the final one."""
-        if index + 1 < len(self.layers):
-            return self.layers[index + 1].norm_before_attention
-        return self.final_norm
+        def add(x: Tensor, residual: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
+            if norms.after is not None:
+                x = backend.rms_norm(x, norms.after, eps)
+            return backend.add_rms_norm(x, residual, next(following), eps)
+
+        last_mixer = max(i for i, layer in enumerate(self.layers) if layer.mixer is not None)
+        for index, layer in enumerate(self.layers):
+            if layer.mixer is not None and layer.mixer_norms is not None:
+                cache = caches[layer.cache_of]
+                remembered = layer.mixer.remember(x, backend, batch, cache)
+                if wanted is not None and index == last_mixer:
+                    if wanted.plan is None:
+                        return x[:0]
+                    remembered, residual = remembered[wanted.tokens], residual[wanted.tokens]
+                    plan = wanted.plan
+                x = layer.mixer.recall(remembered, backend, plan, cache)
+                x, residual = add(x, residual, layer.mixer_norms)
+            if layer.feed_forward is not None and layer.feed_forward_norms is not None:
+                x = layer.feed_forward(x)
+                x, residual = add(x, residual, layer.feed_forward_norms)
+        return x
 
 
 class Decoder:
@@ -153,21 +184,19 @@ class Decoder:
         )
         self._captured: tuple[Sequence[LayerCache], ComputeStep] | None = None
 
-    @property
-    def bytes_per_step(self) -> int:
-        """Bytes of weights that every step reads: all but the embedding, of which it reads rows."""
-        linears = [self.head]
-        for layer in self.layers:
-            linears += [layer.attention.qkv, layer.attention.output]
-            linears += [layer.mlp.gate_up, layer.mlp.down]
-        return sum(linear.weight_bytes for linear in linears)
+    def bytes_per_step(self, num_tokens: int = 1) -> int:
+        """Bytes of weights that a step of so many tokens reads: all but the embedding, of which it
+        reads rows."""
+        parts = (part for layer in self.layers for part in layer.parts)
+        return self.head.weight_bytes + sum(part.bytes_per_step(num_tokens) for part in parts)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as held in memory."""
         shared = getattr(self.head, "weight", None) is self.embedding
         embedding = 0 if shared else self.embedding.numel() * self.embedding.element_size()
-        return self.bytes_per_step + embedding
+        parts = (part for layer in self.layers for part in layer.parts)
+        return embedding + self.head.weight_bytes + sum(part.weight_bytes for part in parts)
 
     def forward(
         self,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from loire.checkpoint.description import RopeDescription
+from loire.checkpoint.mixers import RopeDescription
 from loire.kernels.interface import RotaryTable
 
 

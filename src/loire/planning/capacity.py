@@ -207,16 +207,15 @@ def activation_reserve(
 ) -> int:
     """Bytes per device of the largest tensors that live at once in a step.
 
-    num_tokens * element_bytes * (2 E + max(2 Q + 2 K, 3 I) / tp + E), which is residual and
-    input, then either queries, keys, values and attention's output or gate, up and their
-    product, and the part's own output; and num_rows * V * (element_bytes + 4) for the logits and
-    their float32 copy. E, I, V are hidden, intermediate and vocabulary size, Q and K the
-    elements of all query and key heads, num_tokens the token budget of a step, num_rows its most
-    sequences.
+    num_tokens * element_bytes * (2 E + widest / tp + E), which is residual and input, then what
+    lives within the widest part of a layer (queries, keys, values and attention's output; gate, up
+    and their product), and that part's own output; and num_rows * V * (element_bytes + 4) for the
+    logits and their float32 copy. E and V are hidden and vocabulary size, num_tokens the token
+    budget of a step, num_rows its most sequences.
     """
     hidden = description.hidden_size
-    attention = 2 * description.query_size + 2 * description.kv_size
-    widest = math.ceil(max(attention, 3 * description.intermediate_size) / tensor_parallel)
+    parts = [part for layer in description.layers for part in layer.parts]
+    widest = math.ceil(max(part.activation_elements for part in parts) / tensor_parallel)
     layer = num_tokens * element_bytes * (3 * hidden + widest)
     logits = min(num_rows, num_tokens) * description.vocab_size * (element_bytes + 4)
     return layer + logits
@@ -228,7 +227,11 @@ def _kv_repeats(description: ModelDescription | None, tensor_parallel: int) -> i
         raise ConfigError(f"--tensor-parallel must be at least 1, but is {tensor_parallel}")
     if description is None:
         return 1
-    heads, kv_heads = description.num_heads, description.num_kv_heads
+    shapes = {(mixer.num_heads, mixer.num_kv_heads) for mixer in description.attentions}
+    return max((_head_repeats(*shape, tensor_parallel) for shape in shapes), default=1)
+
+
+def _head_repeats(heads: int, kv_heads: int, tensor_parallel: int) -> int:
     if heads % tensor_parallel or (kv_heads % tensor_parallel and tensor_parallel % kv_heads):
         possible = [
             size

@@ -1,20 +1,21 @@
 """How large a model is: its weights as held, what a step reads of them, its KV per token.
 
-From a checkpoint this is a sum over its tensors, by the rules of loire.models.loading: norms are
-float32, everything else is in the model's dtype or the format asked for, an output head that is
-tied to the embedding is the same memory. The CPU kernels pack bfloat16 weights for matrix
-multiplication, which the lookup of an embedding cannot read: there a tied embedding is held
-twice. By hand it is parameters times bits.
+From a checkpoint this is a sum over the weights that its description lists, as loire.models loads
+them: vectors are float32, everything else is in the model's dtype or the format asked for, an
+output head that is tied to the embedding is the same memory. The CPU kernels pack bfloat16 weights
+for matrix multiplication, which the lookup of an embedding cannot read: there a tied embedding is
+held twice. By hand it is parameters times bits.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat
+from loire.checkpoint.weights import Vector, Weight, each, matrices
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
@@ -31,8 +32,6 @@ KV_FORMATS: dict[str, WeightFormat] = {
     "q4_0": Q4_0,
 }
 KV_DTYPES = (*KV_FORMATS, "int8")
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +58,18 @@ class ModelSize:
         """KV that one decode step of one sequence reads at that context length."""
         if self.description is None:
             return self.kv_bytes_per_token * context
-        per_layer = self.kv_bytes_per_token / self.description.num_layers
-        return sum(
-            per_layer * (context if window is None else min(context, window))
-            for window in self.description.layer_windows
-        )
+        model = self.description
+        needs = [need for owner in model.cache_owners if (need := model.caches[owner]) is not None]
+        per_element = self.kv_bytes_per_token / model.kv_elements_per_token
+        read = sum(need.elements_per_token * need.tokens_read(context) for need in needs)
+        return per_element * read
 
     def decode_flops(self, context: float) -> float:
         """Operations for one token at that context: two per parameter, and attention."""
         total = 2.0 * self.step_parameters
         if self.description is not None:
-            total += sum(
-                4.0 * self.description.query_size * (context if w is None else min(context, w))
-                for w in self.description.layer_windows
-            )
+            layers = self.description.layers
+            total += sum(x.mixer.operations(context) for x in layers if x.mixer is not None)
         return total
 
     def prefill_flops(self, prompt: int) -> float:
@@ -85,11 +82,12 @@ class ModelSize:
         total += 2.0 * self.head_parameters
         model = self.description
         if model is not None:
-            *windows, last = model.layer_windows
-            pairs = sum(_visible_pairs(prompt, window) for window in windows)
-            pairs += prompt if last is None else min(prompt, last)
-            last_layer = model.hidden_size * (2 * model.query_size + 3 * model.intermediate_size)
-            total += 4.0 * model.query_size * pairs - 2.0 * last_layer * (prompt - 1)
+            *mixers, last = [x.mixer for x in model.layers if x.mixer is not None]
+            total += sum(mixer.prompt_operations(prompt) for mixer in mixers)
+            total += last.operations(prompt)
+            last_layer = sum(m.num_elements for m in matrices(model.weights().layers[-1]))
+            last_layer -= model.hidden_size * last.remembered_outputs
+            total -= 2.0 * last_layer * (prompt - 1)
         return total
 
 
@@ -132,44 +130,39 @@ def size_of_checkpoint(
     Raises ConfigError if a format's blocks do not fit the model's rows.
     """
     description = checkpoint.description
-    tied = description.tied_embeddings
-    # Some files of tied models repeat the embedding as a head; the loader leaves that out.
-    tensors = [
-        tensor for tensor in checkpoint.tensors.values() if not (tied and tensor.name == _HEAD)
-    ]
-    head_name = _EMBEDDING if tied else _HEAD
-    multiplied = [
-        tensor
-        for tensor in tensors
-        if len(tensor.shape) == 2 and (tensor.name != _EMBEDDING or tied)
-    ]
-    head = [tensor for tensor in tensors if tensor.name == head_name]
+    weights = description.weights()
+    present = checkpoint.tensors
 
-    def held(chosen: Sequence[TensorInfo]) -> int:
-        return sum(_held_bytes(tensor, dtype, quantization) for tensor in chosen)
+    def held(weight: Weight, names: Iterable[str]) -> int:
+        found = (present[name] for name in names if name in present)
+        return sum(_held_bytes(weight, tensor, dtype, quantization) for tensor in found)
 
+    head = weights.embedding if weights.head is None else weights.head
+    multiplied = [*matrices(weights.layers), head]
     packs = on_cpu and dtype == "bfloat16" and quantization is None
-    repeated = held(head) if tied and packs else 0
+    names = {weight: weight.stored_names(present) for weight in each(weights)}
+    repeated = held(head, names[head]) if weights.head is None and packs else 0
     return ModelSize(
         name=name,
-        num_parameters=_num_parameters(tensors),
-        weight_bytes=held(tensors) + repeated,
+        num_parameters=sum(
+            math.prod(present[name].shape)
+            for of_weight in names.values()
+            for name in of_weight
+            if name in present
+        ),
+        weight_bytes=sum(held(weight, names[weight]) for weight in names) + repeated,
         repeated_bytes=repeated,
-        step_parameters=_num_parameters(multiplied),
-        step_weight_bytes=held(multiplied),
-        head_parameters=_num_parameters(head),
+        step_parameters=sum(weight.num_elements for weight in multiplied),
+        step_weight_bytes=sum(held(m, m.stored_weights(present)) for m in multiplied),
+        head_parameters=head.num_elements,
         kv_bytes_per_token=_kv_bytes_per_token(description, kv_dtype),
         description=description,
     )
 
 
-def _num_parameters(tensors: Sequence[TensorInfo]) -> int:
-    return sum(math.prod(tensor.shape) for tensor in tensors)
-
-
-def _held_bytes(tensor: TensorInfo, dtype: str, quantization: str | None) -> int:
+def _held_bytes(weight: Weight, tensor: TensorInfo, dtype: str, quantization: str | None) -> int:
     num_elements = math.prod(tensor.shape)
-    if "norm" in tensor.name:
+    if isinstance(weight, Vector):
         return F32.num_bytes(num_elements)
     if len(tensor.shape) != 2 or quantization is None:
         return DTYPES[dtype].num_bytes(num_elements)
@@ -189,16 +182,11 @@ def _kv_bytes_per_token(description: ModelDescription, kv_dtype: str) -> int:
     if kv_dtype == "int8":
         return description.kv_bytes_per_token(kv_dtype)
     fmt = KV_FORMATS[kv_dtype]
-    if description.head_dim % fmt.block_elements:
-        raise ConfigError(
-            f"KV in {kv_dtype} packs {fmt.block_elements} elements of a head together, but a "
-            f"head has {description.head_dim}; take one of {', '.join((*DTYPES, 'fp8', 'int8'))}"
-        )
+    sizes = [need.vector_size for need in description.caches if need is not None]
+    for size in sizes:
+        if size % fmt.block_elements:
+            raise ConfigError(
+                f"KV in {kv_dtype} packs {fmt.block_elements} elements of a head together, but a "
+                f"head has {size}; take one of {', '.join((*DTYPES, 'fp8', 'int8'))}"
+            )
     return fmt.num_bytes(description.kv_elements_per_token)
-
-
-def _visible_pairs(prompt: int, window: int | None) -> int:
-    """Pairs of query and key under a causal mask with a window."""
-    if window is None or window >= prompt:
-        return prompt * (prompt + 1) // 2
-    return window * (window + 1) // 2 + (prompt - window) * window

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.interface import (
     AttentionPlan,
@@ -259,9 +259,11 @@ class NativeBackend:
         heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
         num_positions, half = rotary.cos.shape
-        if width != (heads + 2 * kv_heads) * dim or (cached_heads, cached_dim) != (kv_heads, dim):
+        stored_heads = kv_heads if shape.stores else 0
+        fits = width == (heads + 2 * stored_heads) * dim
+        if not fits or (cached_heads, cached_dim) != (kv_heads, dim):
             raise ValueError(
-                f"{heads} + 2 * {kv_heads} heads of {dim} do not fit projections of "
+                f"{heads} + 2 * {stored_heads} heads of {dim} do not fit projections of "
                 f"{width} and a cache of {cached_heads} heads of {cached_dim}"
             )
         if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
@@ -285,7 +287,7 @@ class NativeBackend:
             batch.slots.data_ptr(),
             tokens,
             heads,
-            kv_heads,
+            stored_heads,
             dim,
             half,
             block_size,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 from loire.kernels.native.dtypes import type_number
 from loire.kernels.native.library import NativeLibrary, array_of
 from loire.kernels.native.results import Results

@@ -1,0 +1,212 @@
+"""What lets a layer's tokens see those before them: today attention.
+
+A mixer's description says which weights it has, what it keeps of each token, and how much it
+computes and reads; loire.models.mixers builds it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from loire.base.config import DTYPE_BYTES
+from loire.checkpoint.weights import Matrix, Place, Vector
+
+RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeDescription:
+    """Rotary position embedding (Su et al. 2021) and how it is stretched.
+
+    Attributes:
+        rotary_dim: leading dimensions of a head that are rotated (all, unless partial).
+        factor: by how much the window is stretched (linear, llama3, yarn).
+        low_freq_factor, high_freq_factor: llama3's bounds of the band that is interpolated.
+        original_max_positions: window before stretching, in tokens.
+        beta_fast, beta_slow: yarn's bounds, in rotations over the original window.
+        truncate_band: yarn rounds its band outwards to whole dimensions.
+        attention_factor: scales cos and sin (yarn, longrope); None is the method's own formula.
+        short_factors, long_factors: longrope's divisors per frequency, rotary_dim / 2 each.
+        frequency_divisors: divisors per frequency that a file gives outright (GGUF's rope_freqs).
+    """
+
+    theta: float
+    rotary_dim: int
+    scaling: RopeScaling = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate_band: bool = True
+    attention_factor: float | None = None
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    frequency_divisors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheNeed:
+    """What a mixer keeps of each token: that many vectors of one size."""
+
+    kind: Literal["full", "window"]
+    """full: of every token; window: of the latest tokens only."""
+    num_vectors: int
+    vector_size: int
+    window: int | None = None
+    """Tokens that are ever read again, the newest included."""
+
+    @property
+    def elements_per_token(self) -> int:
+        """Numbers."""
+        return self.num_vectors * self.vector_size
+
+    def bytes_per_token(self, dtype: str) -> int:
+        """In a cache of dtype; int8 has a float32 scale for each vector."""
+        if dtype == "int8":
+            return self.num_vectors * (self.vector_size + 4)
+        return self.elements_per_token * DTYPE_BYTES[dtype]
+
+    def tokens_read(self, context: float) -> float:
+        """Tokens that one query at the end of a context reads."""
+        return context if self.window is None else min(context, self.window)
+
+
+class MixerDescription(Protocol):
+    """One mixer, apart from where it stands."""
+
+    @property
+    def cache_of(self) -> int | None:
+        """The earlier layer whose cache it reads; None for its own."""
+        ...
+
+    @property
+    def cache(self) -> CacheNeed | None:
+        """What it keeps; None if it keeps nothing or reads another layer's."""
+        ...
+
+    @property
+    def activation_elements(self) -> int:
+        """Numbers per token that live at once between its products."""
+        ...
+
+    def operations(self, context: float) -> float:
+        """Of one query over that many tokens, its products with weights left aside."""
+        ...
+
+    def prompt_operations(self, prompt: int) -> float:
+        """The same of all queries of a prompt."""
+        ...
+
+    @property
+    def remembered_outputs(self) -> int:
+        """Outputs of its products that go into the cache, per token."""
+        ...
+
+    def weights(self, place: Place) -> object:
+        """A dataclass of its weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Weights of attention."""
+
+    qkv: Matrix
+    """Of queries alone, where keys and values are another layer's."""
+    output: Matrix
+    query_norm: Vector | None
+    key_norm: Vector | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionDescription:
+    """Self-attention with grouped heads.
+
+    Attributes:
+        scale: scores are multiplied by it; usually head_dim ** -0.5.
+        window: how many latest positions a token sees (itself included), or None for all.
+        qk_norm: RMSNorm over each head of queries and keys before the rotation.
+        softcap: scores x become softcap * tanh(x / softcap).
+        cache_of: the earlier layer whose keys and values it reads; None for its own.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeDescription
+    window: int | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    softcap: float | None = None
+    cache_of: int | None = None
+
+    @property
+    def query_size(self) -> int:
+        """Elements of all query heads of one token."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Elements of all key heads of one token; as many again for the values."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def cache(self) -> CacheNeed | None:
+        """Keys and values."""
+        if self.cache_of is not None:
+            return None
+        return CacheNeed(
+            kind="full" if self.window is None else "window",
+            num_vectors=2 * self.num_kv_heads,
+            vector_size=self.head_dim,
+            window=self.window,
+        )
+
+    @property
+    def activation_elements(self) -> int:
+        """Queries, keys, values and the output."""
+        return 2 * self.query_size + 2 * self.kv_size
+
+    def operations(self, context: float) -> float:
+        """Scores and the sum of values."""
+        seen = context if self.window is None else min(context, self.window)
+        return 4.0 * self.query_size * seen
+
+    def prompt_operations(self, prompt: int) -> float:
+        """Of every pair of query and key under a causal mask with a window."""
+        pairs = prompt * (prompt + 1) // 2
+        if self.window is not None and self.window < prompt:
+            pairs = self.window * (self.window + 1) // 2 + (prompt - self.window) * self.window
+        return 4.0 * self.query_size * pairs
+
+    @property
+    def remembered_outputs(self) -> int:
+        """Keys and values, unless they are another layer's."""
+        return 2 * self.kv_size if self.cache_of is None else 0
+
+    def weights(self, place: Place) -> AttentionWeights:
+        """Names as in Hugging Face's Llama."""
+        prefix = f"{place.prefix}self_attn."
+        shares = self.cache_of is not None
+        kv_rows = () if shares else (self.kv_size, self.kv_size)
+        norms = Place(prefix, self.head_dim, place.norm_offset)
+        return AttentionWeights(
+            qkv=Matrix(
+                name=f"{prefix}qkv_proj",
+                parts=tuple(f"{prefix}{part}_proj" for part in ("q" if shares else "qkv")),
+                rows=(self.query_size, *kv_rows),
+                inputs=place.hidden_size,
+                bias=self.qkv_bias,
+            ),
+            output=Matrix(
+                name=f"{prefix}o_proj",
+                rows=(place.hidden_size,),
+                inputs=self.query_size,
+                bias=self.output_bias,
+            ),
+            query_norm=norms.norm("q_norm") if self.qk_norm else None,
+            key_norm=norms.norm("k_norm") if self.qk_norm and not shares else None,
+        )

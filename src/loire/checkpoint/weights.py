@@ -1,0 +1,107 @@
+"""Names, shapes and roles of a model's weights. Loading, sizing and checking all go by these.
+
+Each part of a layer says what it has (see loire.checkpoint.description); here is what they say it
+with. Names are those of loire.checkpoint.checkpoint.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Literal
+
+Role = Literal["product", "embedding", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Numbers that are kept in float32, such as the weights of a norm."""
+
+    name: str
+    size: int
+    offset: float = 0.0
+    """Added to each when it is loaded."""
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers."""
+        return self.size
+
+    def stored_names(self, present: Collection[str]) -> tuple[str, ...]:
+        """Of the tensors that a file with these names has it in."""
+        return (self.name,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A weight [outputs, inputs], perhaps with a bias [outputs].
+
+    A file has it whole, as name.weight, or in parts, one below the other.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    """Outputs of each part."""
+    inputs: int
+    parts: tuple[str, ...] = ()
+    """Names of the parts, as many as rows; none where files never have it in parts."""
+    bias: bool = False
+    role: Role = "product"
+
+    @property
+    def outputs(self) -> int:
+        """Of all parts together."""
+        return sum(self.rows)
+
+    @property
+    def num_elements(self) -> int:
+        """Without the bias."""
+        return self.outputs * self.inputs
+
+    def pieces(self, present: Collection[str]) -> tuple[tuple[str, int], ...]:
+        """Names, without their endings, and outputs of what a file with these names has it in."""
+        if f"{self.name}.weight" in present or not self.parts:
+            return ((self.name, self.outputs),)
+        return tuple(zip(self.parts, self.rows, strict=True))
+
+    def stored_weights(self, present: Collection[str]) -> tuple[str, ...]:
+        """Names of the tensors that hold the weight alone."""
+        return tuple(f"{name}.weight" for name, _ in self.pieces(present))
+
+    def stored_names(self, present: Collection[str]) -> tuple[str, ...]:
+        """Names of all its tensors."""
+        biases = [f"{name}.bias" for name, _ in self.pieces(present)] if self.bias else []
+        return (*self.stored_weights(present), *biases)
+
+
+Weight = Vector | Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a model a part stands, for its weights' names and shapes."""
+
+    prefix: str
+    """Of the names, such as "model.layers.3."."""
+    hidden_size: int
+    norm_offset: float
+
+    def norm(self, name: str, size: int | None = None) -> Vector:
+        """The weight of a norm; of the hidden size where none is given."""
+        size = self.hidden_size if size is None else size
+        return Vector(f"{self.prefix}{name}.weight", size, self.norm_offset)
+
+
+def each(weights: object) -> Iterator[Weight]:
+    """Every weight in a dataclass of weights, of others like it, of tuples and of None."""
+    if isinstance(weights, (Vector, Matrix)):
+        yield weights
+    elif isinstance(weights, tuple):
+        for item in weights:
+            yield from each(item)
+    elif is_dataclass(weights):
+        for field in fields(weights):
+            yield from each(getattr(weights, field.name))
+
+
+def matrices(weights: object) -> tuple[Matrix, ...]:
+    """Of those weights, the matrices."""
+    return tuple(weight for weight in each(weights) if isinstance(weight, Matrix))

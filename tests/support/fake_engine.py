@@ -1,6 +1,7 @@
 """An engine without a model: it replies what it was told to, through the real ledger."""
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -62,6 +63,7 @@ class FakeEngine:
         self.records: list[StepRecord] = []
         self.submissions: list[Submission] = []
         self.began = asyncio.Event()
+        self._numbers = itertools.count()
 
     @property
     def config(self) -> EngineConfig:
@@ -107,7 +109,7 @@ class FakeEngine:
         self.ended_with = error
 
     def next_id(self) -> str:
-        return f"request-{len(self.submissions)}"
+        return f"request-{next(self._numbers)}"
 
     async def close(self) -> None:
         self.closed = True

@@ -14,8 +14,8 @@ from loire.server.access.keys import KeyRing, parse_key
 from loire.server.access.limits import ServerLimits
 from loire.server.access.options import Access
 from loire.server.host.app import create_app
+from loire.server.serving.client import tenant_salt
 from loire.server.serving.served import ServedModel
-from loire.server.serving.tenants import tenant_salt
 from support.fake_engine import NAME, FakeEngine, run
 
 ALICE, BOB = "alice-key-0123456789", "bob-key-0123456789ab"

@@ -1,7 +1,7 @@
 """A bounded queue: beyond it, a request is refused at once, before its body is read.
 
 A request waits from the moment it is let in until the engine computes something of it. On its way
-to the engine's own queue it is counted by its ticket, from then on by the engine.
+to the engine's own queue it is counted by the ticket of its call, from then on by the engine.
 """
 
 from collections import Counter
@@ -13,6 +13,9 @@ from loire.server.access.limits import ServerLimits
 from loire.server.web.errors import ApiError
 
 _TICKET = "loire.ticket"
+
+QUEUE_FULL = "queue_full"
+"""The code of a refusal."""
 
 RETRY_AFTER_S = 1
 
@@ -38,36 +41,39 @@ class Queue(Protocol):
 
 
 class Ticket:
-    """One HTTP request that may want the engine."""
+    """One HTTP call that may want the engine, and its requests on their way to the queue."""
 
     def __init__(self, admission: "Admission") -> None:
-        self._admission = admission
+        self.num_preparing = 0
+        """Requests that were let in and are not in the engine's queue yet."""
+        self.admission = admission
         self._admitted = False
-        self._preparing = False
         self._tenant = ""
 
-    def admit(self, tenant: str) -> None:
-        """It has been let in, and is on its way to the queue."""
+    def admit(self, tenant: str, num_requests: int) -> None:
+        """The call has been let in with so many requests."""
         if not self._admitted:
-            self._admitted = self._preparing = True
+            self._admitted = True
             self._tenant = tenant
-            self._admission.num_admitted += 1
-            self._admission.num_preparing += 1
-            self._admission.num_preparing_of[tenant] += 1
+            self.admission.num_admitted += 1
+        self._prepare(num_requests - self.num_preparing)
 
     def joins_queue(self) -> None:
-        """The engine counts it from now on."""
-        if self._preparing:
-            self._preparing = False
-            self._admission.num_preparing -= 1
-            self._admission.num_preparing_of[self._tenant] -= 1
+        """The engine counts one of its requests from now on."""
+        if self.num_preparing:
+            self._prepare(-1)
 
     def end(self) -> None:
-        """It has been answered, or its client is gone."""
-        self.joins_queue()
+        """The call has been answered, or its client is gone."""
+        self._prepare(-self.num_preparing)
         if self._admitted:
             self._admitted = False
-            self._admission.num_admitted -= 1
+            self.admission.num_admitted -= 1
+
+    def _prepare(self, change: int) -> None:
+        self.num_preparing += change
+        self.admission.num_preparing += change
+        self.admission.num_preparing_of[self._tenant] += change
 
 
 class Admission:
@@ -76,55 +82,76 @@ class Admission:
     def __init__(self, limits: ServerLimits | None = None) -> None:
         self.limits = limits or ServerLimits()
         self.num_admitted = 0
-        """Requests let in whose answer is not complete."""
+        """Calls let in whose answer is not complete."""
         self.num_preparing = 0
-        """Those of them that are not in the engine's queue yet."""
+        """Their requests that are not in the engine's queue yet."""
         self.num_preparing_of: Counter[str] = Counter()
         """The same by tenant."""
         self.num_refused = 0
 
-    def admit(self, ticket: Ticket, queue: Queue, tenant: str, of_tenant: Queue) -> None:
-        """Let a request in. Raises as check() does."""
-        self.check(queue, tenant, of_tenant)
-        ticket.admit(tenant)
+    def admit(
+        self, ticket: Ticket, queue: Queue, tenant: str, of_tenant: Queue, num_requests: int = 1
+    ) -> None:
+        """Let a call in that brings so many requests. Raises as check() does.
 
-    def check(self, queue: Queue, tenant: str, of_tenant: Queue) -> None:
+        A call is let in with one request before its body is understood, and with all of them
+        before they are sent to the engine.
+        """
+        # Tickets of batches are counted by an Admission of their own.
+        num_preparing = ticket.num_preparing if ticket.admission is self else 0
+        self.check(queue, tenant, of_tenant, num_requests, num_preparing)
+        ticket.admit(tenant, num_requests)
+
+    def check(
+        self,
+        queue: Queue,
+        tenant: str,
+        of_tenant: Queue,
+        num_requests: int = 1,
+        num_preparing: int = 0,
+    ) -> None:
         """Raises ApiError (429) if the queue, or the tenant's share of it, is full.
 
-        tenant: empty if there are no tenants, and nobody to share with.
+        tenant: empty if there are no tenants, and nobody to share with. num_requests: which must
+        all find room, as if they came one after the other; 400 if they never can. num_preparing:
+        how many of them are counted already.
         """
         limits = self.limits
-        num_requests = queue.num_waiting + self.num_preparing
-        if num_requests >= limits.max_queued_requests:
-            self._refuse(f"{num_requests:,} requests", f"{limits.max_queued_requests:,}")
-        if queue.num_waiting_tokens >= limits.max_queued_tokens:
-            self._refuse(
-                f"requests with {queue.num_waiting_tokens:,} tokens",
-                f"{limits.max_queued_tokens:,}",
+        if num_requests > limits.max_queued_requests:
+            raise ApiError(
+                400,
+                f"this call brings {num_requests:,} prompts, but the queue of this server holds "
+                f"{limits.max_queued_requests:,} requests: send fewer at a time",
+                code="too_many_prompts",
             )
-        if tenant:
-            self._check_share(tenant, of_tenant, num_requests, queue.num_waiting_tokens)
-
-    def _check_share(
-        self, tenant: str, of_tenant: Queue, num_requests: int, num_tokens: int
-    ) -> None:
-        own = of_tenant.num_waiting + self.num_preparing_of[tenant]
-        share = TENANT_SHARE * (self.limits.max_queued_requests - num_requests)
+        brought = num_requests - 1
+        before = queue.num_waiting + self.num_preparing - num_preparing
+        if before + brought >= limits.max_queued_requests:
+            self._refuse(f"{before:,} requests", f"{limits.max_queued_requests:,}", num_requests)
+        num_tokens = queue.num_waiting_tokens
+        if num_tokens >= limits.max_queued_tokens:
+            self._refuse(f"requests with {num_tokens:,} tokens", f"{limits.max_queued_tokens:,}")
+        if not tenant:
+            return
+        own = of_tenant.num_waiting + self.num_preparing_of[tenant] - num_preparing
+        share = TENANT_SHARE * (limits.max_queued_requests - before - brought)
+        if own + brought >= share:
+            waiting = f"{own:,} requests of tenant {tenant!r}"
+            self._refuse(waiting, f"{share:,} at this moment", num_requests)
+        share = TENANT_SHARE * (limits.max_queued_tokens - num_tokens)
+        own = of_tenant.num_waiting_tokens
         if own >= share:
-            self._refuse(f"{own:,} requests of tenant {tenant!r}", f"{share:,} at this moment")
-        share = TENANT_SHARE * (self.limits.max_queued_tokens - num_tokens)
-        if of_tenant.num_waiting_tokens >= share:
-            self._refuse(
-                f"requests of tenant {tenant!r} with {of_tenant.num_waiting_tokens:,} tokens",
-                f"{share:,} at this moment",
-            )
+            waiting = f"requests of tenant {tenant!r} with {own:,} tokens"
+            self._refuse(waiting, f"{share:,} at this moment")
 
-    def _refuse(self, waiting: str, limit: str) -> None:
+    def _refuse(self, waiting: str, limit: str, num_requests: int = 1) -> None:
         self.num_refused += 1
+        brought = f", this call brings {num_requests:,} more" if num_requests > 1 else ""
         raise ApiError(
             429,
-            f"the queue is full: {waiting} are waiting, the limit is {limit}; try again later",
-            code="queue_full",
+            f"the queue is full: {waiting} are waiting{brought}, the limit is {limit}; try again "
+            f"later",
+            code=QUEUE_FULL,
             headers={"Retry-After": str(RETRY_AFTER_S)},
         )
 

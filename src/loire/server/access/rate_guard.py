@@ -3,15 +3,21 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loire.server.access.admission import QUEUE_FULL
 from loire.server.access.caller import get_caller
+from loire.server.web.call import get_call
 from loire.server.web.errors import ApiError
 from loire.server.web.refusals import refusal
+
+FREE = frozenset({QUEUE_FULL, "loading", "draining", "engine_stopped"})
+"""Refusals that cost the caller no request: the server could not take any."""
 
 
 class RateGuard:
     """ASGI middleware: 429 beyond the limits of the caller; the others are told where they stand.
 
-    Only POST calls count: they are the ones that make the engine work.
+    Only POST calls count: they are the ones that make the engine work. A call that the server
+    could not take gives its request back.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -26,6 +32,8 @@ class RateGuard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if get_call(scope).error_code in FREE:
+                    meter.give_back()
                 MutableHeaders(scope=message).update(meter.headers())
             await send(message)
 

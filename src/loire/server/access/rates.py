@@ -100,6 +100,11 @@ class TenantMeter:
             self._requests.take(1)
         self.num_calls += 1
 
+    def give_back(self) -> None:
+        """The call that began was refused for no fault of the tenant's: its request is not used."""
+        if self._requests is not None:
+            self._requests.take(-1)
+
     def end(self) -> None:
         """A call has ended."""
         self.num_calls -= 1

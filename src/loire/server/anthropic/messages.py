@@ -19,6 +19,7 @@ from loire.server.anthropic.messages_protocol import (
     MessagesUsage,
     TokenCount,
 )
+from loire.server.serving.client import admit
 from loire.server.serving.conversation import Started, prompt_of, submit
 from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.request_client import RequestClient
@@ -62,9 +63,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/v1/messages", response_model=Message, responses=_ERRORS)
-async def create_message(body: MessagesRequest, request: Request, served: Served) -> Response:
+async def create_message(body: MessagesRequest, request: Request) -> Response:
     """The next message of a conversation; with "stream": true as events."""
-    client = served.client_for(body.model)
+    client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
     started = await asyncio.to_thread(_submit, client, body)
     answer = MessagesAnswer(body.model, started, Generation(client, [started.submission]))
@@ -79,7 +80,7 @@ async def create_message(body: MessagesRequest, request: Request, served: Served
 @router.post("/v1/messages/count_tokens", responses=_ERRORS)
 async def count_tokens(body: CountRequest, served: Served) -> TokenCount:
     """How many tokens the prompt of such a request would have."""
-    frontend = served.model.client_for(body.model).frontend
+    frontend = served.engine_for(body.model).frontend
 
     def count() -> int:
         prompt = prompt_of(frontend, body.conversation())

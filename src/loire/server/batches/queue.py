@@ -81,13 +81,13 @@ class EngineLines:
         """0 if there is a place; else when to look again, None for when one is given back."""
         if self._served.state != "ready":
             return _POLL_S
-        client = self._served.client
-        num_places = _num_places(client.config)
+        engine = self._served.engine
+        num_places = _num_places(engine.config)
         if self._num_running >= num_places:
             return None
         # Those that wait in the engine gain nothing by it, and fill its queue.
         queue = self._served.admission.limits.max_queued_requests
-        return _FEED_S if client.num_waiting > min(num_places // 2, queue // 4) else 0
+        return _FEED_S if engine.num_waiting > min(num_places // 2, queue // 4) else 0
 
 
 def _num_places(config: EngineConfig) -> int:

@@ -19,10 +19,10 @@ from loire.server.openai.chat_protocol import (
     ChatLogprobs,
 )
 from loire.server.openai.tools_protocol import FunctionCall, ToolCall
+from loire.server.serving.client import admit
 from loire.server.serving.conversation import Started, collect, submit
 from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.request_client import RequestClient
-from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
 from loire.server.web.sse import EventStream
@@ -47,11 +47,9 @@ _OPENAI_NAMES = {"prompt": "messages", "logprobs": "top_logprobs"}
     response_model=ChatCompletion,
     responses=ERROR_RESPONSES | stream_description(ChatCompletionChunk),
 )
-async def create_chat_completion(
-    body: ChatCompletionRequest, request: Request, served: Served
-) -> Response:
+async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """The next message of a conversation."""
-    client = served.client_for(body.model)
+    client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
     started = await asyncio.to_thread(_submit, client, body)
     answer = ChatAnswer(body, started, Generation(client, [started.submission]))

@@ -18,9 +18,9 @@ from loire.server.openai.completions_protocol import (
     CompletionChunk,
     CompletionRequest,
 )
+from loire.server.serving.client import admit
 from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.request_client import RequestClient
-from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
 from loire.server.web.sse import EventStream
@@ -34,9 +34,9 @@ router = APIRouter()
     response_model=Completion,
     responses=ERROR_RESPONSES | stream_description(CompletionChunk),
 )
-async def create_completion(body: CompletionRequest, request: Request, served: Served) -> Response:
+async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """One or many texts, continued."""
-    client = served.client_for(body.model)
+    client = admit(request, body.model)
     # Off the event loop: long prompts take a while to tokenize.
     submissions = await asyncio.to_thread(_submit, client, body)
     answer = CompletionAnswer(

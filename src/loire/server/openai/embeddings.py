@@ -13,9 +13,9 @@ from loire.base.errors import RequestError
 from loire.base.sampling import Pooling, SamplingParams
 from loire.engine.requests import Submission
 from loire.server.openai.completions_protocol import MAX_PROMPTS, Prompts, as_prompts
+from loire.server.serving.client import admit
 from loire.server.serving.generation import Generation
 from loire.server.serving.request_client import RequestClient
-from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.strict import MAX_INT, MAX_NAME, Name, StrictModel, refuse
@@ -69,9 +69,9 @@ class Embeddings(BaseModel):
 
 
 @router.post("/v1/embeddings", response_model=Embeddings, responses=ERROR_RESPONSES)
-async def create_embeddings(body: EmbeddingsRequest, request: Request, served: Served) -> Response:
+async def create_embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     """Texts as vectors."""
-    client = served.client_for(body.model)
+    client = admit(request, body.model)
     submissions = await asyncio.to_thread(_submit, client, body)
     generation = Generation(client, submissions)
     await while_connected(request.receive, generation.run())

@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from loire.server.serving.served import Served, ServedToCaller
+from loire.server.serving.served import Served, ServedModel
 from loire.server.web.descriptions import ERROR_RESPONSES
 
 router = APIRouter(prefix="/v1/models", responses=ERROR_RESPONSES)
@@ -40,6 +40,6 @@ async def retrieve_model(model_id: str, served: Served) -> Model:
     return _model(served, model_id)
 
 
-def _model(served: ServedToCaller, name: str) -> Model:
-    window = served.model.client_for(name).config.max_model_len
+def _model(served: ServedModel, name: str) -> Model:
+    window = served.engine_for(name).config.max_model_len
     return Model(id=name, created=served.created, max_model_len=window)

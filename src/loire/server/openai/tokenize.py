@@ -59,7 +59,7 @@ class Detokenized(BaseModel):
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, served: Served) -> Tokenized:
     """The token ids of a prompt."""
-    frontend = served.model.client_for(body.model or served.names[0]).frontend
+    frontend = served.engine_for(body.model or served.names[0]).frontend
     tokens = await asyncio.to_thread(_encode, frontend, body)
     text_of = frontend.tokenizer.token_text
     return Tokenized(
@@ -73,7 +73,7 @@ async def tokenize(body: TokenizeRequest, served: Served) -> Tokenized:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, served: Served) -> Detokenized:
     """The text of token ids."""
-    frontend = served.model.client_for(body.model or served.names[0]).frontend
+    frontend = served.engine_for(body.model or served.names[0]).frontend
     return Detokenized(prompt=await asyncio.to_thread(_decode, frontend, body.tokens))
 
 

@@ -38,13 +38,13 @@ class Liveness(BaseModel):
     response_model=Health,
     responses={503: {"model": Health, "description": "The model loads, or the server stops"}},
 )
-async def health(response: Response, to_caller: Served) -> Health:
+async def health(response: Response, served: Served) -> Health:
     """200 when requests are taken, else 503."""
-    state = to_caller.model.state
+    state = served.state
     if state == "ready":
-        return Health(status="ok", num_requests=to_caller.model.num_requests)
+        return Health(status="ok", num_requests=served.num_requests)
     response.status_code = 503
-    return Health(status=state, num_requests=to_caller.model.num_requests)
+    return Health(status=state, num_requests=served.num_requests)
 
 
 @router.get(
@@ -52,9 +52,9 @@ async def health(response: Response, to_caller: Served) -> Health:
     response_model=Readiness,
     responses={503: {"model": Readiness, "description": "The model loads, or the server stops"}},
 )
-async def ready(response: Response, to_caller: Served) -> Readiness:
+async def ready(response: Response, served: Served) -> Readiness:
     """200 when requests are taken, else 503."""
-    state = to_caller.model.state
+    state = served.state
     if state != "ready":
         response.status_code = 503
     return Readiness(status=state)
@@ -65,9 +65,9 @@ async def ready(response: Response, to_caller: Served) -> Readiness:
     response_model=Liveness,
     responses={503: {"model": Liveness, "description": "The engine cannot be brought up again"}},
 )
-async def live(response: Response, to_caller: Served) -> Liveness:
+async def live(response: Response, served: Served) -> Liveness:
     """200 unless the server must be restarted."""
-    if to_caller.model.state == "stopped":
+    if served.state == "stopped":
         response.status_code = 503
         return Liveness(status="stopped")
     return Liveness(status="alive")

@@ -18,7 +18,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from loire.base.step import StepRecord
-from loire.server.serving.served import EngineClient, Served, ServedModel
+from loire.server.serving.request_client import EngineClient
+from loire.server.serving.served import Served, ServedModel
 from loire.server.web.descriptions import ERROR_RESPONSES, stream_description
 from loire.server.web.sse import EventStream, event
 
@@ -104,7 +105,7 @@ class LiveEvent(BaseModel):
 )
 async def live(served: Served) -> Response:
     """The engine's steps as they happen. Numbers only: no prompts, no texts."""
-    return EventStream(live_events(served.model, describe(served.model.client)))
+    return EventStream(live_events(served, describe(served.engine)))
 
 
 async def live_events(served: ServedModel, engine: LiveEngine) -> AsyncGenerator[bytes, None]:
@@ -113,11 +114,11 @@ async def live_events(served: ServedModel, engine: LiveEngine) -> AsyncGenerator
     engine: goes first. Raises ApiError as soon as there is no engine any more.
     """
     yield _event(LiveEvent(engine=engine))
-    view = StepView(served.client.records)
+    view = StepView(served.engine.records)
     was_idle = False
     silent_s = 0.0
     while True:
-        client = served.client
+        client = served.engine
         news = view.take(client.records)
         is_idle = client.num_requests == 0
         silent_s += INTERVAL_S

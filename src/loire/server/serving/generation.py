@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from loire.engine.requests import Submission
-from loire.server.serving.tenants import TenantClient
+from loire.server.serving.client import CallClient
 from loire.server.web.errors import ApiError
 
 FinishReason = Literal["stop", "length"]
@@ -77,7 +77,7 @@ class Generation:
 
     def __init__(
         self,
-        client: TenantClient,
+        client: CallClient,
         submissions: Sequence[Submission],
         *,
         prompt_only: bool = False,

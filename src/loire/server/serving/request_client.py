@@ -1,13 +1,14 @@
-"""What a route needs of an engine to run requests in it."""
+"""What routes and the server need of an engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from loire.base.config import EngineConfig
+from loire.base.errors import EngineError
 from loire.base.outputs import RequestOutput
+from loire.base.step import StepRecord
 from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
-from loire.server.access.admission import Ticket
 
 
 class RequestClient(Protocol):
@@ -32,28 +33,57 @@ class RequestClient(Protocol):
         ...
 
 
-class AdmittedClient:
-    """A RequestClient whose ticket learns when its request has joined the engine's queue."""
-
-    def __init__(self, client: RequestClient, ticket: Ticket) -> None:
-        self._client = client
-        self._ticket = ticket
+class EngineClient(RequestClient, Protocol):
+    """What the server needs of an engine. `engine.supervised.SupervisedEngine` gives it."""
 
     @property
-    def config(self) -> EngineConfig:
-        """The settled configuration."""
-        return self._client.config
+    def alive(self) -> bool:
+        """Whether requests can be taken; also while a new engine takes over from a dead one."""
+        ...
 
     @property
-    def frontend(self) -> Frontend:
-        """Tokenizer, chat template and request checks."""
-        return self._client.frontend
+    def ready(self) -> bool:
+        """Whether there is an engine now that computes."""
+        ...
 
-    def next_id(self) -> str:
-        """An id that no request of this engine has had."""
-        return self._client.next_id()
+    @property
+    def num_requests(self) -> int:
+        """Requests in the engine, waiting or running."""
+        ...
 
-    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
-        """Run a request; each output holds what is new."""
-        self._ticket.joins_queue()
-        return self._client.stream(submission)
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """What happened in the latest steps, oldest first."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        ...
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        ...
+
+    @property
+    def num_blocks_in_use(self) -> int:
+        """KV blocks that requests hold."""
+        ...
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were started to replace one that had died."""
+        ...
+
+    def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
+        """Tell a listener of each step from now on; call what is returned to end that."""
+        ...
+
+    def end_all(self, error: EngineError) -> None:
+        """End every request with this error."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        ...

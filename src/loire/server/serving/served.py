@@ -1,80 +1,19 @@
 """The model that is served: its names, and the engine behind it once it is loaded."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
 
 from fastapi import Depends, Request
 
 from loire.base.errors import EngineError
-from loire.base.step import StepRecord
-from loire.server.access.admission import Admission, Ticket, get_ticket
-from loire.server.access.caller import Caller, get_caller
+from loire.server.access.admission import Admission
 from loire.server.observe.metrics import EngineState, Metrics
 from loire.server.observe.request_watch import Observer
-from loire.server.serving.request_client import AdmittedClient, RequestClient
-from loire.server.serving.tenants import TenantClient
-from loire.server.web.call import Call, get_call
+from loire.server.serving.request_client import EngineClient
 from loire.server.web.errors import ApiError
 
 State: TypeAlias = Literal["loading", "ready", "draining", "stopped"]
-
-
-class EngineClient(RequestClient, Protocol):
-    """What the server needs of an engine. `engine.supervised.SupervisedEngine` gives it."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests can be taken; also while a new engine takes over from a dead one."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is an engine now that computes."""
-        ...
-
-    @property
-    def num_requests(self) -> int:
-        """Requests in the engine, waiting or running."""
-        ...
-
-    @property
-    def records(self) -> Sequence[StepRecord]:
-        """What happened in the latest steps, oldest first."""
-        ...
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests of which nothing is computed yet."""
-        ...
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Prompt tokens of those."""
-        ...
-
-    @property
-    def num_blocks_in_use(self) -> int:
-        """KV blocks that requests hold."""
-        ...
-
-    @property
-    def num_restarts(self) -> int:
-        """Engines that were started to replace one that had died."""
-        ...
-
-    def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
-        """Tell a listener of each step from now on; call what is returned to end that."""
-        ...
-
-    def end_all(self, error: EngineError) -> None:
-        """End every request with this error."""
-        ...
-
-    async def close(self) -> None:
-        """Stop the engine."""
-        ...
 
 
 class ServedModel:
@@ -87,7 +26,7 @@ class ServedModel:
     def __init__(
         self,
         names: Sequence[str],
-        client: EngineClient | None = None,
+        engine: EngineClient | None = None,
         admission: Admission | None = None,
         *,
         log_prompts: bool = False,
@@ -98,51 +37,51 @@ class ServedModel:
         """Whether the server is stopping: no new requests are taken."""
         self.admission = admission or Admission()
         self.observer = Observer(Metrics(self._engine_state), log_prompts=log_prompts)
-        self._client: EngineClient | None = None
-        if client is not None:
-            self.set_ready(client)
+        self._engine: EngineClient | None = None
+        if engine is not None:
+            self.set_ready(engine)
 
     @property
     def state(self) -> State:
         """What a load balancer must know."""
-        if self._client is not None and not self._client.alive:
+        if self._engine is not None and not self._engine.alive:
             return "stopped"
         if self.draining:
             return "draining"
-        if self._client is None or not self._client.ready:
+        if self._engine is None or not self._engine.ready:
             return "loading"
         return "ready"
 
     @property
     def num_requests(self) -> int:
         """Requests in the engine, waiting or running."""
-        return 0 if self._client is None else self._client.num_requests
+        return 0 if self._engine is None else self._engine.num_requests
 
-    def set_ready(self, client: EngineClient) -> None:
+    def set_ready(self, engine: EngineClient) -> None:
         """From now on, requests are taken."""
-        self._client = client
-        client.watch_steps(self.observer.add_step)
+        self._engine = engine
+        engine.watch_steps(self.observer.add_step)
 
     @property
-    def client(self) -> EngineClient:
-        """The engine.
+    def engine(self) -> EngineClient:
+        """The engine, for what joins no queue; client.admit() is for what does.
 
         Raises ApiError (503) while it loads, while the server drains, and after it has stopped.
         """
         if self.draining:
             raise ApiError(503, "the server is stopping and takes no new requests", code="draining")
-        if self._client is None:
+        if self._engine is None:
             raise ApiError(
                 503, "the model is loading: ask again when /health answers 200", code="loading"
             )
-        if not self._client.alive:
+        if not self._engine.alive:
             raise ApiError(
                 503, "the engine has stopped: the server must be restarted", code="engine_stopped"
             )
-        return self._client
+        return self._engine
 
-    def client_for(self, name: str) -> EngineClient:
-        """The engine that serves a model. Raises ApiError: 404 if there is no such model."""
+    def engine_for(self, name: str) -> EngineClient:
+        """The engine of a model, as `engine`. Raises ApiError: 404 if there is no such model."""
         if name not in self.names:
             known = ", ".join(repr(known) for known in self.names)
             raise ApiError(
@@ -151,79 +90,45 @@ class ServedModel:
                 param="model",
                 code="model_not_found",
             )
-        return self.client
+        return self.engine
 
     def check_queue(self, tenant: str) -> None:
         """Raises ApiError (429) if the queue is full for this tenant.
 
         Nothing is full while no requests are taken at all: why not is for the route to say.
         """
-        client = self._client
-        if client is not None and client.alive and not self.draining:
-            self.admission.check(client, tenant, self.observer.waiting_of(tenant))
+        engine = self._engine
+        if engine is not None and engine.alive and not self.draining:
+            self.admission.check(engine, tenant, self.observer.waiting_of(tenant))
 
     def end_all(self, error: EngineError) -> None:
         """End every request with this error."""
-        if self._client is not None:
-            self._client.end_all(error)
+        if self._engine is not None:
+            self._engine.end_all(error)
 
     async def close(self) -> None:
         """Stop the engine, if there is one."""
-        if self._client is not None:
-            await self._client.close()
+        if self._engine is not None:
+            await self._engine.close()
 
     def _engine_state(self) -> EngineState | None:
-        client = self._client
-        if client is None:
+        engine = self._engine
+        if engine is None:
             return None
         return EngineState(
-            num_running=client.num_requests - client.num_waiting,
-            num_waiting=client.num_waiting,
-            num_waiting_tokens=client.num_waiting_tokens,
-            num_blocks=client.config.num_blocks,
-            num_blocks_in_use=client.num_blocks_in_use,
-            num_restarts=client.num_restarts,
+            num_running=engine.num_requests - engine.num_waiting,
+            num_waiting=engine.num_waiting,
+            num_waiting_tokens=engine.num_waiting_tokens,
+            num_blocks=engine.config.num_blocks,
+            num_blocks_in_use=engine.num_blocks_in_use,
+            num_restarts=engine.num_restarts,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ServedToCaller:
-    """The served model as a route sees it: what the route runs, it runs for its caller."""
-
-    model: ServedModel
-    caller: Caller
-    ticket: Ticket
-    call: Call
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What requests may call it."""
-        return self.model.names
-
-    @property
-    def created(self) -> int:
-        """Unix time of the server's start."""
-        return self.model.created
-
-    def client_for(self, name: str) -> TenantClient:
-        """The engine that serves a model, for a request of the caller that may join its queue now.
-
-        Raises ApiError as ServedModel does, and 429 if the queue or the tenant's share is full.
-        """
-        client = self.model.client_for(name)
-        tenant = self.caller.tenant
-        waiting = self.model.observer.waiting_of(tenant)
-        self.model.admission.admit(self.ticket, client, tenant, waiting)
-        admitted = AdmittedClient(client, self.ticket)
-        return TenantClient(admitted, self.caller, self.model.observer, self.call)
+async def _served(request: Request) -> ServedModel:
+    served: ServedModel = request.app.state.served
+    return served
 
 
-async def _served_to_caller(request: Request) -> ServedToCaller:
-    scope = request.scope
-    return ServedToCaller(
-        request.app.state.served, get_caller(scope), get_ticket(scope), get_call(scope)
-    )
-
-
-Served = Annotated[ServedToCaller, Depends(_served_to_caller)]
-"""A route's parameter: the model that its app serves, for whoever made the call."""
+Served = Annotated[ServedModel, Depends(_served)]
+"""A route's parameter: the model that its app serves."""

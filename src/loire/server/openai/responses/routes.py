@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 
 from loire.base.errors import RequestError
+from loire.server.access.caller import get_caller
 from loire.server.openai.answers import usage_of
 from loire.server.openai.responses.events import ResponseOutput
 from loire.server.openai.responses.protocol import (
@@ -24,10 +25,10 @@ from loire.server.openai.responses.protocol import (
     as_messages,
 )
 from loire.server.openai.responses.store import ResponseStore, StoredResponse
+from loire.server.serving.client import admit
 from loire.server.serving.conversation import Conversation, Started, submit
 from loire.server.serving.generation import Generation
 from loire.server.serving.request_client import RequestClient
-from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.errors import ApiError
@@ -42,11 +43,11 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 @router.post("", response_model=ResponseBody)
-async def create_response(body: ResponsesRequest, request: Request, served: Served) -> Response:
+async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """A response; with "stream": true as events."""
-    client = served.client_for(body.model)
+    client = admit(request, body.model)
     store: ResponseStore = request.app.state.responses
-    tenant = served.caller.tenant
+    tenant = get_caller(request.scope).tenant
     earlier = _earlier(store, body.previous_response_id, tenant)
     messages = [*earlier, *body.messages()]
     # Off the event loop: a long conversation takes a while to render and tokenize.
@@ -66,26 +67,26 @@ async def create_response(body: ResponsesRequest, request: Request, served: Serv
 
 
 @router.get("/{response_id}", response_model=ResponseBody)
-async def retrieve_response(response_id: str, request: Request, served: Served) -> Response:
+async def retrieve_response(response_id: str, request: Request) -> Response:
     """A response that was stored."""
-    found = request.app.state.responses.get(response_id, served.caller.tenant)
+    found = request.app.state.responses.get(response_id, get_caller(request.scope).tenant)
     if found is None:
         raise _not_found(response_id)
     return Response(found.body, media_type="application/json")
 
 
 @router.delete("/{response_id}")
-async def delete_response(response_id: str, request: Request, served: Served) -> Deleted:
+async def delete_response(response_id: str, request: Request) -> Deleted:
     """Forget a response."""
-    if not request.app.state.responses.delete(response_id, served.caller.tenant):
+    if not request.app.state.responses.delete(response_id, get_caller(request.scope).tenant):
         raise _not_found(response_id)
     return Deleted(id=response_id)
 
 
 @router.post("/{response_id}/cancel", response_model=ResponseBody)
-async def cancel_response(response_id: str, request: Request, served: Served) -> Response:
+async def cancel_response(response_id: str, request: Request) -> Response:
     """Refused: only responses in the background can be cancelled, and there are none."""
-    if request.app.state.responses.get(response_id, served.caller.tenant) is None:
+    if request.app.state.responses.get(response_id, get_caller(request.scope).tenant) is None:
         raise _not_found(response_id)
     raise ApiError(
         400,

@@ -1,4 +1,4 @@
-"""The engine as one caller sees it: tenants share it, but not each other's prefixes or limits.
+"""The engine as one call sees it: tenants share it, but not each other's prefixes or limits.
 
 Whether a prompt's beginning is in the prefix cache can be told from the time to its first token.
 Each tenant therefore has a salt of its own, so that nobody can find out what others have asked.
@@ -11,15 +11,18 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
 
+from starlette.requests import Request
+
 from loire.base.config import EngineConfig
 from loire.base.errors import LoireError
 from loire.base.outputs import RequestOutput
 from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
-from loire.server.access.caller import Caller
-from loire.server.observe.request_watch import Observer
-from loire.server.serving.request_client import RequestClient
-from loire.server.web.call import Call
+from loire.server.access.admission import Ticket, get_ticket
+from loire.server.access.caller import Caller, get_caller
+from loire.server.serving.request_client import EngineClient
+from loire.server.serving.served import ServedModel
+from loire.server.web.call import Call, get_call
 from loire.server.web.errors import ApiError
 
 
@@ -33,36 +36,42 @@ def tenant_salt(tenant: str, cache_salt: str) -> str:
     return hashlib.sha256(json.dumps([tenant, cache_salt]).encode()).hexdigest()
 
 
-class TenantClient:
-    """A RequestClient whose requests are all made on behalf of one caller."""
+class CallClient:
+    """The engine for one call: its requests count in the queue, for its caller, and are watched.
+
+    Made by admit().
+    """
 
     def __init__(
-        self, client: RequestClient, caller: Caller, observer: Observer, call: Call
+        self, engine: EngineClient, served: ServedModel, caller: Caller, ticket: Ticket, call: Call
     ) -> None:
-        self._client = client
+        self._engine = engine
+        self._admission = served.admission
+        self._observer = served.observer
         self._caller = caller
-        self._observer = observer
+        self._ticket = ticket
         self._call = call
 
     @property
     def config(self) -> EngineConfig:
         """The settled configuration."""
-        return self._client.config
+        return self._engine.config
 
     @property
     def frontend(self) -> Frontend:
         """Tokenizer, chat template and request checks."""
-        return self._client.frontend
+        return self._engine.frontend
 
     def next_id(self) -> str:
         """An id that no request of this engine has had."""
-        return self._client.next_id()
+        return self._engine.next_id()
 
     def admit(self, submissions: Sequence[Submission]) -> None:
-        """Take the prompts' tokens from what the tenant may use.
+        """Let all requests of the call into the queue, and take their tokens from its limits.
 
-        Raises ApiError: 429 if they are more than it has left, 403 if they would go before those
-        of other tenants.
+        Raises ApiError: 429 if the queue or the tenant's share of it has no room for them, or if
+        they have more tokens than the tenant has left; 403 if they would go before those of other
+        tenants.
         """
         hasty = any(submission.request.priority < 0 for submission in submissions)
         if hasty and self._caller.tenant and not self._caller.admin:
@@ -73,8 +82,15 @@ class TenantClient:
                 param="priority",
                 code="admin_key_needed",
             )
+        self.take_place(len(submissions))
         num_tokens = sum(len(submission.request.prompt_token_ids) for submission in submissions)
         self._caller.meter.take_prompt(num_tokens)
+
+    def take_place(self, num_requests: int) -> None:
+        """Let the call in with so many requests. Raises ApiError: 429, or 400 if it never can."""
+        tenant = self._caller.tenant
+        waiting = self._observer.waiting_of(tenant)
+        self._admission.admit(self._ticket, self._engine, tenant, waiting, num_requests)
 
     async def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
         """Run a request under its tenant's salt and at its expense; outputs hold what is new."""
@@ -85,7 +101,8 @@ class TenantClient:
         tenant = self._caller.tenant
         request = replace(request, cache_salt=salt, priority=priority, tenant=tenant)
         salted = replace(submission, request=request)
-        outputs = cast("AsyncGenerator[RequestOutput, None]", self._client.stream(salted))
+        outputs = cast("AsyncGenerator[RequestOutput, None]", self._engine.stream(salted))
+        self._ticket.joins_queue()
         watch = self._observer.watch(salted, self._call)
         try:
             async with aclosing(outputs):
@@ -99,3 +116,17 @@ class TenantClient:
             raise
         finally:
             watch.end()
+
+
+def admit(request: Request, model: str) -> CallClient:
+    """The engine that serves a model, for a call that may join its queue now.
+
+    Raises ApiError: 404 if there is no such model, 503 while it takes no requests, and 429 if the
+    queue or the tenant's share of it is full.
+    """
+    scope = request.scope
+    served: ServedModel = request.app.state.served
+    engine = served.engine_for(model)
+    client = CallClient(engine, served, get_caller(scope), get_ticket(scope), get_call(scope))
+    client.take_place(1)
+    return client

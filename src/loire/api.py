@@ -1,4 +1,4 @@
-"""What users import: `LLM` computes in the caller's process, `AsyncLLM` is its twin for servers.
+"""What users import: `LLM` waits in the caller's thread, `AsyncLLM` is its twin for asyncio.
 
     from loire import LLM, SamplingParams
 
@@ -6,13 +6,13 @@
     [output] = llm.generate("The capital of France is", SamplingParams(temperature=0))
     print(output.outputs[0].text)
 
-Names and arguments follow vLLM's where it has them.
+Both are a face of the same client (loire.engine.client); the engine computes on a thread of this
+process. Names and arguments follow vLLM's where it has them.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from itertools import count
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,40 +21,25 @@ from loire.base.errors import EngineError, RequestError
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import Pooling, SamplingParams
 from loire.base.step import StepRecord
-from loire.engine.client import RequestStreams
+from loire.engine.client import EngineClient
 from loire.engine.frontend import Frontend, Message
-from loire.engine.ledger import RequestLedger
 from loire.engine.requests import Submission
 from loire.engine.start import Engine, start_engine
-from loire.engine.thread import EngineThread
+from loire.engine.thread import EngineThread, client_of
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or {"prompt": text} or {"prompt_token_ids": [...]}, optionally with
 "cache_salt"."""
 
-
-def _take_prompt(prompt: Prompt) -> tuple[str | Sequence[int], str]:
-    """The prompt proper, and its cache salt."""
-    if not isinstance(prompt, Mapping):
-        return prompt, ""
-    unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
-    if unknown or ("prompt" in prompt) == ("prompt_token_ids" in prompt):
-        raise RequestError(
-            f"a prompt is text, a list of token ids, or a dictionary with either 'prompt' or "
-            f"'prompt_token_ids' (and 'cache_salt'), but its keys are {sorted(prompt)}",
-            param="prompt",
-        )
-    salt = prompt.get("cache_salt", "")
-    if "prompt" in prompt:
-        return cast("str", prompt["prompt"]), salt
-    return cast("Sequence[int]", prompt["prompt_token_ids"]), salt
+Messages = Sequence[Message]
+"""A conversation."""
 
 
-class LLM:
-    """A model and an engine in this process; calls compute until their answers are complete.
+class _LocalEngine:
+    """A model and its engine, on a thread of this process: what LLM and AsyncLLM share.
 
     model: a name of the store ("smollm2"), a directory, a GGUF file, or a hub id. The options are
-    those of EngineOptions. Frees its memory on close() or when it is deleted.
+    those of EngineOptions. Frees its memory when it is closed, or deleted.
 
     Raises ModelError if the model cannot be loaded, ConfigError if an option does not work.
     """
@@ -67,18 +52,18 @@ class LLM:
         progress: Callable[[float], None] | None = None,
         **options: Any,
     ) -> None:
-        self._engine: Engine | None = start_engine(
+        engine = start_engine(
             model, EngineOptions(**options), allow_download=allow_download, progress=progress
         )
-        self._frontend = self._engine.frontend()
-        self._ids = count()
+        self._opened: tuple[Engine, EngineClient[EngineThread]] | None = engine, client_of(engine)
 
     @property
     def engine(self) -> Engine:
-        """The engine. Raises EngineError after close()."""
-        if self._engine is None:
-            raise EngineError("this LLM was closed")
-        return self._engine
+        """The engine: read what was settled, leave its core to its thread.
+
+        Raises EngineError after close(), like all that needs the engine.
+        """
+        return self._open[0]
 
     @property
     def config(self) -> EngineConfig:
@@ -88,12 +73,66 @@ class LLM:
     @property
     def frontend(self) -> Frontend:
         """Tokenizer, chat template and request checks."""
-        return self._frontend
+        return self._client.frontend
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be taken."""
+        return self._opened is not None and self._client.link.alive
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in the engine, waiting or running, as of its latest step."""
+        return self._client.link.num_requests
 
     @property
     def records(self) -> Sequence[StepRecord]:
         """What happened in the latest steps, oldest first."""
-        return tuple(self.engine.core.records)
+        return self._client.link.records
+
+    @property
+    def _open(self) -> tuple[Engine, EngineClient[EngineThread]]:
+        if self._opened is None:
+            raise EngineError(f"this {type(self).__name__} was closed")
+        return self._opened
+
+    @property
+    def _client(self) -> EngineClient[EngineThread]:
+        return self._open[1]
+
+    def _close(self) -> None:
+        """End the thread after the step in progress; open streams end with EngineError."""
+        if self._opened is None:
+            return
+        _, client = self._opened
+        self._opened = None
+        client.link.close()
+        client.fail_all(EngineError("the engine was closed"))
+
+    def _submission(self, prompt: Prompt | Messages, params: SamplingParams | None) -> Submission:
+        """A request from a prompt or a conversation. Raises RequestError."""
+        if _is_conversation(prompt):
+            return self._conversation(cast("Messages", prompt), params)
+        return self._prompt(cast("Prompt", prompt), params)
+
+    def _prompt(self, prompt: Prompt, params: SamplingParams | None) -> Submission:
+        client = self._client
+        content, salt = _content_and_salt(prompt)
+        return client.frontend.prompt(
+            client.next_id(), content, params or SamplingParams(), cache_salt=salt
+        )
+
+    def _conversation(self, messages: Messages, params: SamplingParams | None) -> Submission:
+        client = self._client
+        return client.frontend.chat(client.next_id(), messages, params or SamplingParams())
+
+
+class LLM(_LocalEngine):
+    """A model and an engine in this process; calls wait until their answers are complete.
+
+    Several threads may call it at once; their requests share the engine. Arguments and errors as
+    for its base.
+    """
 
     def generate(
         self,
@@ -104,10 +143,9 @@ class LLM:
 
         Raises RequestError before anything is computed if any prompt cannot be accepted.
         """
-        many = self._as_prompts(prompts)
-        params = _spread(sampling_params, len(many))
-        submissions = [self._submission(prompt, p) for prompt, p in zip(many, params, strict=True)]
-        return self._run(submissions)
+        many = _as_prompts(prompts)
+        each = _spread(sampling_params, len(many))
+        return self._run(list(map(self._prompt, many, each)))
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean"
@@ -121,42 +159,27 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, through the model's chat template."""
-        first = messages[0] if messages else {}
-        conversations = cast(
-            "Sequence[Sequence[Message]]", [messages] if isinstance(first, Mapping) else messages
-        )
-        params = _spread(sampling_params, len(conversations))
-        return self._run(
-            [
-                self.frontend.chat(self._next_id(), conversation, p)
-                for conversation, p in zip(conversations, params, strict=True)
-            ]
-        )
+        many = _as_conversations(messages)
+        each = _spread(sampling_params, len(many))
+        return self._run(list(map(self._conversation, many, each)))
 
     def stream(
-        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+        self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None
     ) -> Iterator[RequestOutput]:
         """Complete one prompt, or answer one conversation, giving each piece as it comes.
 
         Each output holds what is new. Closing the iterator early ends the request.
         """
-        params = sampling_params or SamplingParams()
-        if _is_conversation(prompt):
-            messages = cast("Sequence[Message]", prompt)
-            submission = self.frontend.chat(self._next_id(), messages, params)
-        else:
-            submission = self._submission(cast("Prompt", prompt), params)
-        return self._stream(submission)
+        client = self._client
+        return client.run(client.ledgers([self._submission(prompt, sampling_params)]))
 
     def close(self) -> None:
         """Free the weights and the KV memory. Closing twice is fine."""
-        if self._engine is not None:
-            self._engine.core.close()
-            self._engine = None
+        self._close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -169,112 +192,29 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _next_id(self) -> str:
-        return f"request-{next(self._ids)}"
-
-    def _as_prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-        if isinstance(prompts, str | Mapping):
-            return [prompts]
-        if prompts and all(isinstance(item, int) for item in prompts):
-            return [cast("Sequence[int]", prompts)]
-        return list(cast("Sequence[Prompt]", prompts))
-
-    def _submission(self, prompt: Prompt, params: SamplingParams) -> Submission:
-        content, salt = _take_prompt(prompt)
-        return self.frontend.prompt(self._next_id(), content, params, cache_salt=salt)
-
     def _run(self, submissions: Sequence[Submission]) -> list[RequestOutput]:
-        tokenizer = self.frontend.tokenizer
-        ledgers = {s.request.request_id: RequestLedger(s, tokenizer) for s in submissions}
-        for _ in self._steps(ledgers):
+        client = self._client
+        ledgers = client.ledgers(submissions)
+        for _ in client.run(ledgers):
             pass
-        return [ledger.so_far() for ledger in ledgers.values()]
-
-    def _stream(self, submission: Submission) -> Iterator[RequestOutput]:
-        ledger = RequestLedger(submission, self.frontend.tokenizer)
-        yield from self._steps({ledger.request_id: ledger})
-
-    def _steps(self, ledgers: Mapping[str, RequestLedger]) -> Iterator[RequestOutput]:
-        """Drive the engine until these requests have ended; whatever happens, leave none in it."""
-        core = self.engine.core
-        try:
-            for ledger in ledgers.values():
-                core.add(ledger.submission.request)
-            while not all(ledger.finished for ledger in ledgers.values()):
-                for update in core.step():
-                    ledger = ledgers[update.request_id]
-                    news = ledger.apply(update)
-                    if news is None:
-                        continue
-                    output, must_abort = news
-                    if must_abort:
-                        core.abort_choice(update.request_id, update.choice)
-                    yield output
-        finally:
-            for request_id in ledgers:
-                core.abort(request_id)
+        return [ledger.so_far() for ledger in ledgers]
 
 
-class AsyncLLM:
-    """A model whose engine runs on its own thread, for many callers on an asyncio loop.
+class AsyncLLM(_LocalEngine):
+    """A model and an engine in this process, for many callers on asyncio loops.
 
-    Arguments as for LLM. Loading blocks: call AsyncLLM.create() from a running loop.
+    Arguments and errors as for its base. Loading blocks: call AsyncLLM.create() from a running
+    loop.
     """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        allow_download: bool = True,
-        progress: Callable[[float], None] | None = None,
-        **options: Any,
-    ) -> None:
-        self._engine = start_engine(
-            model, EngineOptions(**options), allow_download=allow_download, progress=progress
-        )
-        self._frontend = self._engine.frontend()
-        self._streams = RequestStreams()
-        self._ids = count()
-        self._thread = EngineThread(self._engine.core, self._streams.deliver, self._streams.fail)
 
     @classmethod
     async def create(cls, model: str, **arguments: Any) -> "AsyncLLM":
         """Load on another thread, without blocking the loop."""
         return await asyncio.to_thread(lambda: cls(model, **arguments))
 
-    @property
-    def engine(self) -> Engine:
-        """The engine: read its configuration and records, leave its core to the thread."""
-        return self._engine
-
-    @property
-    def config(self) -> EngineConfig:
-        """The settled configuration."""
-        return self._engine.config
-
-    @property
-    def frontend(self) -> Frontend:
-        """Tokenizer, chat template and request checks."""
-        return self._frontend
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests can be taken."""
-        return self._thread.alive
-
-    @property
-    def num_requests(self) -> int:
-        """Requests in the engine, waiting or running, as of its latest step."""
-        return self._engine.core.scheduler.num_requests
-
-    @property
-    def records(self) -> Sequence[StepRecord]:
-        """What happened in the latest steps, oldest first."""
-        return tuple(self._engine.core.records)
-
     def next_id(self) -> str:
         """An id that no request of this engine has had."""
-        return f"request-{next(self._ids)}"
+        return self._client.next_id()
 
     def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
         """Run a submission made with `frontend`; each output holds what is new.
@@ -282,33 +222,50 @@ class AsyncLLM:
         Leaving the iterator (or cancelling the task) ends the request and frees its blocks.
         Raises EngineError if the engine stops.
         """
-        return self._streams.stream(self._thread, submission, self.frontend.tokenizer)
+        return self._client.stream(submission)
 
     async def generate(
-        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+        self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, or answer a conversation, giving each piece as it comes."""
-        params = sampling_params or SamplingParams()
-        if _is_conversation(prompt):
-            messages = cast("Sequence[Message]", prompt)
-            submission = self.frontend.chat(self.next_id(), messages, params)
-        else:
-            content, salt = _take_prompt(cast("Prompt", prompt))
-            submission = self.frontend.prompt(self.next_id(), content, params, cache_salt=salt)
-        async with aclosing(self.stream(submission)) as outputs:
+        async with aclosing(self.stream(self._submission(prompt, sampling_params))) as outputs:
             async for output in outputs:
                 yield output
 
     async def close(self) -> None:
         """Stop the engine after the step in progress; open streams end with EngineError."""
-        await asyncio.to_thread(self._thread.close)
-        self._streams.fail(EngineError("the engine was closed"))
+        await asyncio.to_thread(self._close)
 
 
-def _vector(output: RequestOutput) -> tuple[float, ...]:
-    if output.pooled is None:
-        raise EngineError(f"{output.request_id} failed: {output.outputs[0].error}")
-    return output.pooled
+def _content_and_salt(prompt: Prompt) -> tuple[str | Sequence[int], str]:
+    """The prompt proper, and its cache salt."""
+    if not isinstance(prompt, Mapping):
+        return prompt, ""
+    unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
+    if unknown or ("prompt" in prompt) == ("prompt_token_ids" in prompt):
+        raise RequestError(
+            f"a prompt is text, a list of token ids, or a dictionary with either 'prompt' or "
+            f"'prompt_token_ids' (and 'cache_salt'), but its keys are {sorted(prompt)}",
+            param="prompt",
+        )
+    content = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
+    return content, prompt.get("cache_salt", "")
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or several, as a list of prompts."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [cast("Sequence[int]", prompts)]
+    return list(cast("Sequence[Prompt]", prompts))
+
+
+def _as_conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
+    """One conversation, or several, as a list of conversations."""
+    if not messages or isinstance(messages[0], Mapping):
+        return [cast("Messages", messages)]
+    return cast("Sequence[Messages]", messages)
 
 
 def _is_conversation(prompt: object) -> bool:
@@ -329,3 +286,9 @@ def _spread(
             param="sampling_params",
         )
     return params
+
+
+def _vector(output: RequestOutput) -> tuple[float, ...]:
+    if output.pooled is None:
+        raise EngineError(f"{output.request_id} failed: {output.outputs[0].error}")
+    return output.pooled

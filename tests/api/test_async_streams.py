@@ -68,18 +68,34 @@ def test_a_loop_that_was_closed_does_not_stop_the_engine(llm: AsyncLLM) -> None:
     assert llm.alive
 
 
-def test_streams_hear_of_the_end_of_the_engine(llm: AsyncLLM) -> None:
+def test_streams_hear_of_a_step_that_failed(llm: AsyncLLM, monkeypatch: Any) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("for the test")
 
-    async def die() -> None:
+    async def main() -> None:
         async with aclosing(stream(llm, LONG)) as outputs:
             await anext(outputs)
-            llm.engine.core.step = fail  # type: ignore[method-assign]
-            with pytest.raises(EngineError, match="for the test"):
+            with monkeypatch.context() as context:
+                context.setattr(llm.engine.core, "step", fail)
+                with pytest.raises(EngineError, match="for the test"):
+                    [output async for output in outputs]
+                with pytest.raises(EngineError, match="for the test"):
+                    await num_tokens(llm, SHORT)
+        assert await num_tokens(llm, SHORT) == 20
+        assert llm.alive
+
+    asyncio.run(main())
+
+
+def test_streams_hear_of_the_end(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        async with aclosing(stream(llm, LONG)) as outputs:
+            await anext(outputs)
+            await llm.close()
+            with pytest.raises(EngineError, match="closed"):
                 [output async for output in outputs]
-        with pytest.raises(EngineError, match="for the test"):
+        with pytest.raises(EngineError, match="closed"):
             await num_tokens(llm, SHORT)
 
-    asyncio.run(die())
+    asyncio.run(main())
     assert not llm.alive

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,6 @@ from loire.base.errors import (
     RequestError,
 )
 from loire.base.messages import SequenceUpdate
-from loire.base.step import StepPlan, StepResult
 
 PROMPT = list(range(3, 40))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
@@ -34,10 +34,19 @@ def _options(**more: Any) -> dict[str, Any]:
 def llm(tiny_llama: Path) -> Iterator[LLM]:
     with LLM(str(tiny_llama), **_options()) as llm:
         yield llm
-        scheduler = llm.engine.core.scheduler
-        assert not scheduler.has_unfinished
-        assert scheduler.allocator.counts.in_use == 0
-        scheduler.allocator.check()
+        settle(llm)
+        allocator = llm.engine.core.scheduler.allocator
+        assert allocator.counts.in_use == 0
+        allocator.check()
+
+
+def settle(llm: LLM) -> None:
+    """Wait until what was aborted has left the engine, at the end of its step."""
+    for _ in range(2000):
+        if not llm.num_requests:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"{llm.num_requests} requests are left")
 
 
 def test_streamed_pieces_are_the_whole(llm: LLM) -> None:
@@ -82,9 +91,9 @@ def test_window_ends_a_request(tiny_llama: Path) -> None:
 def test_leaving_a_stream_frees_its_blocks(llm: LLM) -> None:
     stream = llm.stream(PROMPT, replace(GREEDY, max_tokens=200))
     next(stream)
-    assert llm.engine.core.scheduler.has_unfinished
+    assert llm.num_requests == 1
     stream.close()  # type: ignore[attr-defined]
-    assert not llm.engine.core.scheduler.has_unfinished
+    settle(llm)
 
 
 def test_refusals_have_the_numbers_and_lose_nothing(llm: LLM) -> None:
@@ -166,21 +175,6 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(llm: LLM) -> None:
     assert [output.outputs[0].token_ids for output in refreshed] == expected * 6
 
 
-class _Breaking:
-    """An executor that fails at its third step."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.steps = 0
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        self.steps += 1
-        if self.steps == 3:
-            raise RuntimeError("out of luck")
-        result: StepResult = self.inner.execute(plan)
-        return result
-
-
 @pytest.fixture
 def async_llm(tiny_llama: Path) -> AsyncLLM:
     return AsyncLLM(str(tiny_llama), **_options())
@@ -224,23 +218,6 @@ def test_async_cancel_frees_and_neighbours_go_on(async_llm: AsyncLLM) -> None:
             await asyncio.sleep(0.01)
         assert not scheduler.has_unfinished
         assert scheduler.allocator.counts.in_use == 0
-        await async_llm.close()
-
-    asyncio.run(main())
-
-
-def test_async_engine_failure_reaches_every_stream(async_llm: AsyncLLM) -> None:
-    core = async_llm.engine.core
-    core._executor = _Breaking(core._executor)
-
-    async def main() -> None:
-        streams = [_collect(async_llm, PROMPT, GREEDY) for _ in range(3)]
-        results = await asyncio.gather(*streams, return_exceptions=True)
-        assert all(isinstance(result, EngineError) for result in results)
-        assert "out of luck" in str(results[0])
-        assert not async_llm.alive
-        with pytest.raises(EngineError, match="out of luck"):
-            await _collect(async_llm, PROMPT, GREEDY)
         await async_llm.close()
 
     asyncio.run(main())

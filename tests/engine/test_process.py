@@ -90,8 +90,8 @@ def is_running(pid: int) -> bool:
 
 
 def kill(engine: SupervisedEngine) -> None:
-    assert engine.supervisor.pid is not None
-    os.kill(engine.supervisor.pid, signal.SIGKILL)
+    assert engine.link.pid is not None
+    os.kill(engine.link.pid, signal.SIGKILL)
 
 
 def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
                 while supervised.ready:
                     await asyncio.sleep(0.01)
             await asyncio.gather(*(reader.task for reader in readers))
-            assert supervised.supervisor.num_restarts == 2
+            assert supervised.link.num_restarts == 2
             for reader, whole in zip(readers, expected, strict=True):
                 assert reader.texts == [output.text for output in whole.outputs]
                 assert reader.token_ids == [list(output.token_ids) for output in whole.outputs]
@@ -136,7 +136,7 @@ def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
 async def settled(supervised: SupervisedEngine) -> None:
     """Nothing is left anywhere."""
     for _ in range(200):
-        if supervised.num_requests == 0 == supervised.supervisor.blocks_in_use:
+        if supervised.num_requests == 0 == supervised.link.blocks_in_use:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(f"{supervised.num_requests} requests are left")
@@ -147,7 +147,7 @@ def test_leaving_a_stream_frees_its_blocks(tiny_llama: Path) -> None:
         async with engine(tiny_llama) as supervised:
             readers = [Reader(supervised, prompt, SAMPLED) for prompt in PROMPTS]
             await readers[0].begun.wait()
-            assert supervised.supervisor.blocks_in_use > 0
+            assert supervised.link.blocks_in_use > 0
             assert len(supervised.records) > 3
             for reader in readers:
                 reader.task.cancel()
@@ -179,7 +179,7 @@ def test_a_request_that_kills_the_engine_twice_is_failed_alone(tiny_llama: Path)
             poison = Reader(supervised, "a \x01 kills", SAMPLED)
             with pytest.raises(EngineError, match=r"died 2 times.*request-8"):
                 await poison.task
-            assert supervised.supervisor.num_restarts == 2
+            assert supervised.link.num_restarts == 2
             await asyncio.gather(*(reader.task for reader in bystanders))
             assert {len(reader.token_ids[0]) for reader in bystanders} == {300}
             await settled(supervised)
@@ -206,7 +206,7 @@ def test_an_exception_in_a_step_is_a_death(tiny_llama: Path) -> None:
             raising = Reader(supervised, "a \x03 raises", SAMPLED)
             with pytest.raises(EngineError, match="died 2 times"):
                 await raising.task
-            assert any("for the test" in line for line in supervised.supervisor.last_words)
+            assert any("for the test" in line for line in supervised.link.last_words)
             after = Reader(supervised, PROMPTS[0], SAMPLED)
             await after.task
 
@@ -276,7 +276,7 @@ async def main():
     params = SamplingParams(max_tokens=400, ignore_eos=True)
     stream = engine.stream(engine.frontend.prompt("r", "x", params))
     await anext(stream)
-    print(engine.supervisor.pid, flush=True)
+    print(engine.link.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())

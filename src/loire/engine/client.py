@@ -1,140 +1,176 @@
-"""The client's side of a running engine: from submissions to streams of outputs.
+"""The client's side of a running engine: from requests to outputs, for coroutines and threads.
 
 The engine may be a thread of this process or a process of its own; both are an EngineLink.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from functools import partial
-from typing import Protocol
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Generic, Protocol, TypeVar
 
+from loire.base.config import EngineConfig
 from loire.base.errors import EngineError, RequestTimeoutError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.outputs import RequestOutput
+from loire.base.step import StepRecord
+from loire.engine.frontend import Frontend
+from loire.engine.inbox import Inbox, Inboxes, LoopInbox, ThreadInbox
 from loire.engine.ledger import RequestLedger
 from loire.engine.requests import Submission
-from loire.text.tokenizer import Tokenizer
 
 
 class EngineLink(Protocol):
-    """The way to an engine. Its news come back through RequestStreams.deliver()."""
+    """The way to an engine. Its news come back through Inboxes.deliver()."""
 
     @property
     def alive(self) -> bool:
         """Whether requests can be taken."""
         ...
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a request. Raises EngineError if the engine has stopped."""
+    @property
+    def num_requests(self) -> int:
+        """Requests in the engine, waiting or running."""
+        ...
+
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """What happened in the latest steps, oldest first."""
+        ...
+
+    def submit(self, requests: Sequence[EngineRequest]) -> None:
+        """Queue requests, all or none, with no step between them.
+
+        Raises EngineError if the engine has stopped.
+        """
         ...
 
     def abort(self, request_id: str) -> None:
-        """End a request at the next step boundary."""
+        """End a request at the next step boundary, if it is in the engine."""
         ...
 
     def abort_choice(self, request_id: str, choice: int) -> None:
-        """End one completion at the next step boundary."""
+        """End one completion at the next step boundary, if it is in the engine."""
         ...
 
 
-class RequestStreams:
-    """The requests whose clients are waiting. deliver() and fail() may be called on any thread."""
+Link = TypeVar("Link", bound=EngineLink, covariant=True)
 
-    def __init__(self) -> None:
-        self._streams: dict[str, _Stream] = {}
 
-    def __len__(self) -> int:
-        return len(self._streams)
+class EngineClient(Generic[Link]):
+    """An engine as its users see it: requests are made with `frontend` and `next_id`, and run.
 
-    async def stream(
+    link: the way to the engine, whose news go to inboxes. request_timeout_s: most seconds from a
+    request's arrival to its end, waiting included.
+    """
+
+    def __init__(
         self,
-        link: EngineLink,
-        submission: Submission,
-        tokenizer: Tokenizer,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """Run a submission; each output holds what is new.
+        link: Link,
+        inboxes: Inboxes,
+        frontend: Frontend,
+        config: EngineConfig,
+        request_timeout_s: float | None = None,
+    ) -> None:
+        self.link = link
+        self.frontend = frontend
+        self.config = config
+        self._inboxes = inboxes
+        self._request_timeout_s = request_timeout_s
+        self._ids = count()
+
+    def next_id(self) -> str:
+        """An id that no request of this engine has had."""
+        return f"request-{next(self._ids)}"
+
+    async def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
+        """Run a request from a coroutine; each output holds what is new.
 
         Leaving the iterator (or cancelling the task) ends the request and frees its blocks.
-        timeout_s: most seconds from its arrival to its end, waiting included. Raises
-        RequestTimeoutError after those, EngineError if the engine stops.
+        Raises RequestTimeoutError when its time is over, EngineError if the engine stops.
         """
-        ledger = RequestLedger(submission, tokenizer)
         loop = asyncio.get_running_loop()
-        stream = _Stream(loop)
-        self._streams[ledger.request_id] = stream
+        inbox = LoopInbox(loop)
+        [ledger] = self.ledgers([submission])
         timer: asyncio.TimerHandle | None = None
+        timeout_s = self._request_timeout_s
         if timeout_s is not None:
             # Both clocks are the monotonic one.
             due = submission.arrival_s + timeout_s
-            timer = loop.call_at(due, lambda: stream.fail(_timed_out(ledger, timeout_s)))
+            timer = loop.call_at(due, lambda: inbox.fail(_timed_out(ledger, timeout_s)))
         try:
-            link.submit(submission.request)
-            while not ledger.finished:
-                for update in await stream.take():
-                    news = ledger.apply(update)
-                    if news is None:
-                        continue
-                    output, must_abort = news
-                    if must_abort:
-                        link.abort_choice(update.request_id, update.choice)
-                    yield output
+            with self._open([ledger], inbox) as requests:
+                while requests.num_open:
+                    for output in requests.enter(await inbox.take()):
+                        yield output
         finally:
             if timer is not None:
                 timer.cancel()
-            del self._streams[ledger.request_id]
-            if not ledger.finished and link.alive:
-                link.abort(ledger.request_id)
 
-    def deliver(self, updates: Sequence[SequenceUpdate]) -> None:
-        """Give the news of a step to those who wait for them; others' are dropped."""
-        arrivals: dict[_Stream, list[SequenceUpdate]] = {}
+    def run(self, ledgers: Sequence[RequestLedger]) -> Iterator[RequestOutput]:
+        """Run requests from a thread, together; outputs hold what is new, the ledgers everything.
+
+        Leaving the iterator ends the requests and frees their blocks. Raises EngineError if the
+        engine stops.
+        """
+        inbox = ThreadInbox()
+        with self._open(ledgers, inbox) as requests:
+            while requests.num_open:
+                yield from requests.enter(inbox.take())
+
+    def ledgers(self, submissions: Sequence[Submission]) -> list[RequestLedger]:
+        """A ledger for each request, empty yet."""
+        return [RequestLedger(submission, self.frontend.tokenizer) for submission in submissions]
+
+    def fail_all(self, error: EngineError) -> None:
+        """End every request with this error."""
+        self._inboxes.fail(error)
+
+    @contextmanager
+    def _open(self, ledgers: Sequence[RequestLedger], inbox: Inbox) -> "Iterator[_OpenRequests]":
+        """Submit requests; whatever happens, none is left in the engine afterwards."""
+        requests = _OpenRequests(self.link, ledgers)
+        try:
+            for ledger in ledgers:
+                self._inboxes.open(ledger.request_id, inbox)
+            self.link.submit([ledger.submission.request for ledger in ledgers])
+            yield requests
+        finally:
+            for ledger in ledgers:
+                self._inboxes.close(ledger.request_id)
+            requests.abort()
+
+
+class _OpenRequests:
+    """Requests that run together, until all have ended."""
+
+    def __init__(self, link: EngineLink, ledgers: Sequence[RequestLedger]) -> None:
+        self._link = link
+        self._open = {ledger.request_id: ledger for ledger in ledgers}
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._open)
+
+    def enter(self, updates: Sequence[SequenceUpdate]) -> Iterator[RequestOutput]:
+        """Enter what has come, and end in the engine what a stop string has ended."""
         for update in updates:
-            stream = self._streams.get(update.request_id)
-            if stream is not None:
-                arrivals.setdefault(stream, []).append(update)
-        # One wake-up of each loop per step, however many of its streams have news.
-        by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-        for stream, news in arrivals.items():
-            by_loop.setdefault(stream.loop, []).append(partial(stream.put, news))
-        for loop, calls in by_loop.items():
-            _call_on(loop, calls)
+            ledger = self._open.get(update.request_id)
+            news = None if ledger is None else ledger.apply(update)
+            if ledger is None or news is None:
+                continue
+            output, must_abort = news
+            if must_abort:
+                self._link.abort_choice(update.request_id, update.choice)
+            if output.finished:
+                del self._open[update.request_id]
+            yield output
 
-    def fail(self, error: EngineError) -> None:
-        """End every stream with this error, once what came before is taken."""
-        for stream in tuple(self._streams.values()):
-            _call_on(stream.loop, [partial(stream.fail, error)])
-
-
-class _Stream:
-    """Updates of one request, on their way to a coroutine. Used on the coroutine's loop alone."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._ready = asyncio.Event()
-        self._updates: list[SequenceUpdate] = []
-        self._failure: EngineError | None = None
-
-    def put(self, updates: Sequence[SequenceUpdate]) -> None:
-        """Add what has come."""
-        self._updates += updates
-        self._ready.set()
-
-    def fail(self, error: EngineError) -> None:
-        """take() raises once what came before is taken."""
-        self._failure = error
-        self._ready.set()
-
-    async def take(self) -> list[SequenceUpdate]:
-        """Wait for updates; all that have come. Raises what fail() was given."""
-        await self._ready.wait()
-        updates, self._updates = self._updates, []
-        if not updates and self._failure is not None:
-            raise self._failure
-        # After a failure the event stays set, so that the next call raises.
-        if self._failure is None:
-            self._ready.clear()
-        return updates
+    def abort(self) -> None:
+        """End those that have not ended."""
+        for request_id in self._open:
+            self._link.abort(request_id)
 
 
 def _timed_out(ledger: RequestLedger, timeout_s: float) -> RequestTimeoutError:
@@ -143,22 +179,3 @@ def _timed_out(ledger: RequestLedger, timeout_s: float) -> RequestTimeoutError:
         f"request {ledger.request_id} was not finished within {timeout_s:g} s, waiting included: "
         f"it had generated {num_tokens} tokens; ask for fewer, or try again when there is less load"
     )
-
-
-def _call_on(loop: asyncio.AbstractEventLoop, calls: Sequence[Callable[[], None]]) -> None:
-    """Call on a loop's own thread, from any thread; not at all if the loop was closed."""
-    if asyncio._get_running_loop() is loop:
-        for call in calls:
-            call()
-        return
-
-    def call_all() -> None:
-        for call in calls:
-            call()
-
-    try:
-        loop.call_soon_threadsafe(call_all)
-    except RuntimeError:
-        # The loop ended without its streams: nobody waits there, and the engine goes on.
-        if not loop.is_closed():
-            raise

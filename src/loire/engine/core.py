@@ -62,6 +62,10 @@ class EngineCore:
         """End a request; its blocks are free at once. False if it is not here (any more)."""
         return self.scheduler.abort(request_id)
 
+    def abort_all(self) -> None:
+        """End all requests."""
+        self.scheduler.abort_all()
+
     def abort_choice(self, request_id: str, choice: int) -> bool:
         """End one completion of a request."""
         return self.scheduler.abort_choice(request_id, choice)

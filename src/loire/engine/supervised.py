@@ -5,47 +5,32 @@ Here are the text, the ledgers and the supervision; nothing here imports torch.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loire.base.config import EngineConfig, EngineOptions
+from loire.base.config import EngineOptions
 from loire.base.errors import EngineError
-from loire.base.outputs import RequestOutput
 from loire.base.step import StepRecord
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
-from loire.engine.client import RequestStreams
+from loire.engine.client import EngineClient
 from loire.engine.frontend import Frontend
+from loire.engine.inbox import Inboxes
 from loire.engine.process import Launched
-from loire.engine.requests import Submission
 from loire.engine.supervisor import DEFAULT_SUPERVISION, EngineSupervisor, SupervisorOptions
-from loire.engine.wire import Load, Ready
+from loire.engine.wire import Load
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 T = TypeVar("T")
 
 
-class SupervisedEngine:
+class SupervisedEngine(EngineClient[EngineSupervisor]):
     """A running engine and its client's side; make it with create(). Used on one event loop."""
 
-    def __init__(
-        self,
-        supervisor: EngineSupervisor,
-        streams: RequestStreams,
-        frontend: Frontend,
-        ready: Ready,
-        request_timeout_s: float | None,
-    ) -> None:
-        self.supervisor = supervisor
-        self.frontend = frontend
-        self.config: EngineConfig = ready.config
-        self.plan_lines = ready.plan_lines
-        self._streams = streams
-        self._request_timeout_s = request_timeout_s
-        self._ids = count()
+    plan_lines: tuple[str, ...] = ()
+    """How the memory is used and what fits, in two lines."""
 
     @classmethod
     async def create(
@@ -64,13 +49,13 @@ class SupervisedEngine:
         from a request's arrival to its end. on_failure: told if there will be no engine any more.
         Raises LoireError if the model cannot be loaded.
         """
-        streams = RequestStreams()
+        inboxes = Inboxes()
 
         def fail(error: EngineError) -> None:
-            streams.fail(error)
+            inboxes.fail(error)
             on_failure(error)
 
-        supervisor = EngineSupervisor(streams.deliver, fail, supervision)
+        supervisor = EngineSupervisor(inboxes.deliver, fail, supervision)
         await supervisor.start(launched)
         try:
             path = await _on_daemon_thread(lambda: resolve_model(model))
@@ -85,76 +70,64 @@ class SupervisedEngine:
             raise
         config = ready.config
         frontend = Frontend(checkpoint, config.max_model_len, config.seed, tokenizer=tokenizer)
-        return cls(supervisor, streams, frontend, ready, request_timeout_s)
+        self = cls(supervisor, inboxes, frontend, config, request_timeout_s)
+        self.plan_lines = ready.plan_lines
+        return self
 
     @property
     def alive(self) -> bool:
         """Whether requests can be taken; also while a new engine is loading."""
-        return self.supervisor.alive
+        return self.link.alive
 
     @property
     def ready(self) -> bool:
         """Whether there is an engine now that computes."""
-        return self.supervisor.ready is not None
+        return self.link.ready is not None
 
     @property
     def num_requests(self) -> int:
         """Requests in the engine or on their way to it, waiting or running."""
-        return self.supervisor.num_requests
+        return self.link.num_requests
 
     @property
     def num_waiting(self) -> int:
         """Requests of which nothing is computed yet."""
-        return self.supervisor.num_waiting
+        return self.link.num_waiting
 
     @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens of those."""
-        return self.supervisor.num_waiting_tokens
+        return self.link.num_waiting_tokens
 
     @property
     def records(self) -> Sequence[StepRecord]:
         """What happened in the latest steps, oldest first."""
-        return tuple(self.supervisor.records)
+        return tuple(self.link.records)
 
     @property
     def num_blocks_in_use(self) -> int:
         """KV blocks that requests hold."""
-        return self.supervisor.blocks_in_use
+        return self.link.blocks_in_use
 
     @property
     def num_restarts(self) -> int:
         """Engines that were started to replace one that had died."""
-        return self.supervisor.num_restarts
+        return self.link.num_restarts
 
     def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
         """Tell a listener of each step from now on; call what is returned to end that."""
-        listeners = self.supervisor.step_listeners
+        listeners = self.link.step_listeners
         listeners.append(listener)
         return lambda: listeners.remove(listener)
 
-    def next_id(self) -> str:
-        """An id that no request of this engine has had."""
-        return f"request-{next(self._ids)}"
-
-    def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
-        """Run a submission made with `frontend`; each output holds what is new.
-
-        Leaving the iterator (or cancelling the task) ends the request and frees its blocks.
-        Raises RequestTimeoutError when its time is over, EngineError if there is no engine.
-        """
-        return self._streams.stream(
-            self.supervisor, submission, self.frontend.tokenizer, self._request_timeout_s
-        )
-
     def end_all(self, error: EngineError) -> None:
         """End every request with this error."""
-        self._streams.fail(error)
+        self.fail_all(error)
 
     async def close(self) -> None:
         """Stop the engine at once; open streams end with EngineError."""
-        await self.supervisor.close()
-        self._streams.fail(EngineError("the engine was closed"))
+        await self.link.close()
+        self.fail_all(EngineError("the engine was closed"))
 
 
 def _read(path: Path) -> tuple[Checkpoint, Tokenizer]:

@@ -133,19 +133,21 @@ class EngineSupervisor:
 
     # --- an EngineLink ----------------------------------------------------------------------
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a request. Raises EngineError if there is no engine any more, RequestError if it
-        cannot cross to another process.
+    def submit(self, requests: Sequence[EngineRequest]) -> None:
+        """Queue requests, all or none. Raises EngineError if there is no engine any more,
+        RequestError if one cannot cross to another process.
         """
         if self._failure is not None:
             raise EngineError(str(self._failure))
         if self._closing:
             raise EngineError("the engine was closed: it takes no more requests")
-        try:
-            frame(Submit(request))
-        except WireError as error:
-            raise RequestError(str(error)) from error
-        self._journal.add(request)
+        for request in requests:
+            try:
+                frame(Submit(request))
+            except WireError as error:
+                raise RequestError(str(error)) from error
+        for request in requests:
+            self._journal.add(request)
         self._flush_soon()
 
     def abort(self, request_id: str) -> None:

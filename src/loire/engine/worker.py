@@ -71,7 +71,7 @@ class EngineWorker:
         thread = EngineThread(
             core,
             on_step=lambda updates: self._tell_news(core, updates),
-            on_death=_die,
+            on_failure=_die,
             on_rest=lambda: self._tell_news(core, None),
         )
         while messages := self._receive():

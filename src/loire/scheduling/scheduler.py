@@ -121,6 +121,11 @@ class Scheduler:
         self._end_request(request)
         return True
 
+    def abort_all(self) -> None:
+        """End all requests without further news of them."""
+        for request in tuple(self._requests.values()):
+            self._end_request(request)
+
     def abort_choice(self, request_id: str, choice: int) -> bool:
         """End one completion of a request, such as one whose text met a stop string."""
         request = self._requests.get(request_id)

@@ -1,0 +1,134 @@
+"""Where the news of requests wait for whoever reads them: a coroutine, or a thread."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Protocol
+
+from loire.base.errors import EngineError
+from loire.base.messages import SequenceUpdate
+
+
+class Inbox(Protocol):
+    """The news of one or more requests. take(), in either kind, waits for them."""
+
+    loop: asyncio.AbstractEventLoop | None
+    """The event loop on which alone put() and fail() are called; None: any thread does."""
+
+    def put(self, updates: Sequence[SequenceUpdate]) -> None:
+        """Add what has come."""
+        ...
+
+    def fail(self, error: EngineError) -> None:
+        """take() raises once what came before is taken."""
+        ...
+
+
+class LoopInbox:
+    """Read by a coroutine, on whose loop everything happens."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = loop
+        self._ready = asyncio.Event()
+        self._updates: list[SequenceUpdate] = []
+        self._failure: EngineError | None = None
+
+    def put(self, updates: Sequence[SequenceUpdate]) -> None:
+        """See Inbox."""
+        self._updates += updates
+        self._ready.set()
+
+    def fail(self, error: EngineError) -> None:
+        """See Inbox."""
+        self._failure = error
+        self._ready.set()
+
+    async def take(self) -> Sequence[SequenceUpdate]:
+        """Wait for updates; all that have come. Raises what fail() was given."""
+        await self._ready.wait()
+        updates, self._updates = self._updates, []
+        if not updates and self._failure is not None:
+            raise self._failure
+        # After a failure the event stays set, so that the next call raises.
+        if self._failure is None:
+            self._ready.clear()
+        return updates
+
+
+class ThreadInbox:
+    """Read by one thread, filled by any."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._news: SimpleQueue[Sequence[SequenceUpdate] | EngineError] = SimpleQueue()
+
+    def put(self, updates: Sequence[SequenceUpdate]) -> None:
+        """See Inbox."""
+        self._news.put(updates)
+
+    def fail(self, error: EngineError) -> None:
+        """See Inbox."""
+        self._news.put(error)
+
+    def take(self) -> Sequence[SequenceUpdate]:
+        """Wait for updates; those of one step. Raises what fail() was given."""
+        news = self._news.get()
+        if isinstance(news, EngineError):
+            raise news
+        return news
+
+
+class Inboxes:
+    """The inboxes of all open requests. deliver() and fail() may be called on any thread."""
+
+    def __init__(self) -> None:
+        self._of_request: dict[str, Inbox] = {}
+
+    def __len__(self) -> int:
+        return len(self._of_request)
+
+    def open(self, request_id: str, inbox: Inbox) -> None:
+        """From now on, news of this request go there."""
+        self._of_request[request_id] = inbox
+
+    def close(self, request_id: str) -> None:
+        """From now on, news of this request are dropped. Closing twice is fine."""
+        self._of_request.pop(request_id, None)
+
+    def deliver(self, updates: Sequence[SequenceUpdate]) -> None:
+        """Give the news of a step to those who wait for them; others' are dropped."""
+        arrivals: dict[Inbox, list[SequenceUpdate]] = {}
+        for update in updates:
+            inbox = self._of_request.get(update.request_id)
+            if inbox is not None:
+                arrivals.setdefault(inbox, []).append(update)
+        # One wake-up of each loop per step, however many of its requests have news.
+        by_loop: dict[asyncio.AbstractEventLoop | None, list[Callable[[], None]]] = {}
+        for inbox, news in arrivals.items():
+            by_loop.setdefault(inbox.loop, []).append(partial(inbox.put, news))
+        for loop, calls in by_loop.items():
+            _call_on(loop, calls)
+
+    def fail(self, error: EngineError) -> None:
+        """End all requests with this error, once what came before is taken."""
+        for inbox in dict.fromkeys(tuple(self._of_request.values())):
+            _call_on(inbox.loop, [partial(inbox.fail, error)])
+
+
+def _call_on(loop: asyncio.AbstractEventLoop | None, calls: Sequence[Callable[[], None]]) -> None:
+    """Call on a loop's own thread, from any thread; not at all if the loop was closed."""
+
+    def call_all() -> None:
+        for call in calls:
+            call()
+
+    if loop is None or asyncio._get_running_loop() is loop:
+        call_all()
+        return
+    try:
+        loop.call_soon_threadsafe(call_all)
+    except RuntimeError:
+        # The loop ended without its streams: nobody waits there, and the engine goes on.
+        if not loop.is_closed():
+            raise

@@ -55,16 +55,22 @@ def test_a_gguf_file(tmp_path: Path) -> None:
                     ]
                 }
             },
-            "D",
+            {"tool_use": "T", "default": "D"},
+        ),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "D"}]}}, "D"),
+        (
+            {"chat_template.jinja": "C", "additional_chat_templates/rag.jinja": "R"},
+            {"default": "C", "rag": "R"},
         ),
         ({"tokenizer_config.json": {"chat_template": ["odd", {"name": []}]}}, None),
     ],
 )
 def test_where_the_chat_template_may_be(
-    tmp_path: Path, files: dict[str, Any], expected: str | None
+    tmp_path: Path, files: dict[str, Any], expected: Any
 ) -> None:
     write_llama(tmp_path)
     for name, value in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(value if isinstance(value, str) else json.dumps(value))
     assert open_checkpoint(tmp_path).chat_template == expected
 

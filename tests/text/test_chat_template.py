@@ -1,6 +1,5 @@
-"""Templates render as transformers renders them, and a hostile one cannot do harm."""
+"""Templates render as transformers renders them; test_hostile_templates.py has those that harm."""
 
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from loire.base.errors import CheckpointError, RequestError
-from loire.text import chat_template
 from loire.text.chat_template import ChatTemplate
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -182,6 +180,132 @@ def test_equals_transformers(name: str, generate: bool) -> None:
             assert found == expected
 
 
+FEATURES = {
+    "tojson with all of its arguments": """{{ tools | tojson(indent=4, sort_keys=true) }}
+{{ tools | tojson(separators=(',', ':'), ensure_ascii=true) }}{{ '<é>' | tojson }}""",
+    "filters on generators": """{{ messages | map(attribute='content') | join(', ') }}
+{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}
+{{ messages | rejectattr('role', 'in', ['user']) | list | length }}
+{{ messages | map(attribute='role') | unique | join('-') }}""",
+    "loop controls": """{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}
+{% if loop.index == 4 %}{% break %}{% endif %}{{ m.role }}{{ loop.cycle('a', 'b') }}{% endfor %}""",
+    "text formatting": """{{ '%s is %d, %05.1f' % ('x', 3, 2.5) }}{{ '%s!' | format('y') }}
+{{ 'a {} {b}'.format(1, b=2) }}{{ 'x' | center(5) }}{{ 'abc'.center(9, '*') }}
+{{ messages[1].content | indent(4, true) }}{{ messages | pprint | length > 3 }}""",
+    "dates": "{{ strftime_now('%Y') | int > 2000 }}{% set x = strftime_now('%d %b %Y') %}",
+    "dict and namespace": """{% set d = dict(a=1, b=[1]) %}{% set ns = namespace(x=d, self=3) %}
+{% set ns.y = ns.x.b + [2] %}{{ ns.y }}{{ d | items | list }}{{ ns.self }}""",
+    "a scope in a generation": """{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}
+{% endgeneration %}{{ x }}{% for m in messages %}{% generation %}{{ loop.index }}{{ m.role }}
+{% endgeneration %}{% endfor %}""",
+    "texts": """{{ 'a b'.split()[-1].rstrip('b') }}{{ 'ab'.title() }}
+{{ messages[-1]['content'][2:] }}{{ messages[::-1][0].content | capitalize | replace('i', 'o') }}
+{{ 1.0 }}{{ none }}{{ true }}
+{{ [1, 'a', none, {'b': 1.5}] }}{{ 'x' is string }}{{ {} is mapping }}""",
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_what_transformers_gives_templates(name: str) -> None:
+    source = FEATURES[name]
+    reference = _reference()
+    expected = reference.apply_chat_template(
+        CONVERSATION, chat_template=source, tokenize=False, tools=TYPED_TOOLS
+    )
+    template = ChatTemplate(source, SPECIAL)
+    assert template.render(CONVERSATION, add_generation_prompt=False, tools=TYPED_TOOLS) == expected
+
+
+PARTS = {
+    "parts alone": "{% for m in messages %}{{ m.role }}: {% for part in m['content'] %}"
+    "{{ part['text'] }}{% endfor %}\n{% endfor %}",
+    "either": "{% macro write(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for part in content %}{% if part.type == 'text' %}<{{ part.text | trim }}>{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}"
+    "{% for m in messages %}{{ m.role }}: {{ write(m.content) }}\n{% endfor %}",
+    "parts of the user": "{% for m in messages %}{% if m.role == 'user' %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
+    "{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_templates_that_read_parts_get_them(name: str) -> None:
+    source = PARTS[name]
+    parts = [{"type": "text", "text": " a "}, {"type": "text", "text": "b"}]
+    conversation: list[Any] = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "x" if name == "parts of the user" else parts},
+    ]
+    expected = _reference().apply_chat_template(conversation, chat_template=source, tokenize=False)
+    template = ChatTemplate(source, SPECIAL)
+    assert template.render(conversation, add_generation_prompt=False) == expected
+    # A text reaches them as well, whatever they read.
+    said = template.render([{"role": "user", "content": "hello"}], add_generation_prompt=False)
+    assert "hello" in said
+
+
+def test_a_template_that_reads_text_gets_text() -> None:
+    template = ChatTemplate(TEMPLATES["chatml"], SPECIAL)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert "user\nab<|im_end|>" in template.render([{"role": "user", "content": parts}])
+
+
+def test_templates_by_name() -> None:
+    sources = {
+        "default": "D{{ style }}",
+        "tool_use": "T{{ tools | length }}",
+        "rag": "R{{ documents }}",
+    }
+    template = ChatTemplate(sources, SPECIAL)
+    assert template.render(CONVERSATION, style=1) == "D1"
+    assert template.render(CONVERSATION, tools=TOOLS) == "T1"
+    assert template.render(CONVERSATION, documents=["d"]) == "R['d']"
+    assert {"style", "tools", "documents"} <= template.variables
+    assert ChatTemplate({"only": "O"}, {}).render(CONVERSATION) == "O"
+
+
+def test_reasoning_by_any_of_its_names_and_nulls() -> None:
+    source = (
+        "{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{{ m.name }}{% endfor %}"
+    )
+    messages = [
+        {"role": "assistant", "content": "x", name: "thought", "name": None}
+        for name in ("reasoning_content", "thinking", "reasoning")
+    ]
+    expected = _reference().apply_chat_template(messages, chat_template=source, tokenize=False)
+    found = ChatTemplate(source, SPECIAL).render(messages, add_generation_prompt=False)
+    assert found == expected == "thoughtthought" * 3
+
+
+@pytest.mark.parametrize("content", ["Once upon a", "Once upon a "])
+@pytest.mark.parametrize("name", ["chatml", "llama 2", "roles by name"])
+def test_a_message_is_continued(name: str, content: str) -> None:
+    source = TEMPLATES[name].replace(" | upper", "")
+    messages = [*CONVERSATION[1:2], {"role": "assistant", "content": content}]
+    expected = _reference().apply_chat_template(
+        messages, chat_template=source, tokenize=False, continue_final_message=True
+    )
+    found = ChatTemplate(source, SPECIAL).render(messages, continue_final_message=True)
+    assert found == expected
+
+
+def test_what_cannot_be_continued_is_said() -> None:
+    template = ChatTemplate("{{ messages[-1].content | length }}", {})
+    with pytest.raises(RequestError, match="does not write the last message's text as it is"):
+        template.render(CONVERSATION, continue_final_message=True)
+    with pytest.raises(RequestError, match="needs a last message with text"):
+        template.render([{"role": "user", "content": None}], continue_final_message=True)
+
+
+def test_values_that_are_no_json_are_refused() -> None:
+    template = ChatTemplate("{{ x }}", {})
+    with pytest.raises(RequestError, match="no JSON"):
+        template.render(CONVERSATION, x=object())
+    assert template.render(CONVERSATION, x=2**70) == str(2**70)
+    assert template.render(CONVERSATION, x="\ud800") == "\ud800"
+
+
 def test_parts_of_text_are_joined_and_others_refused() -> None:
     template = ChatTemplate("{{ messages[0].content }}", {})
     parts: list[Any] = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -204,53 +328,6 @@ def test_what_the_template_says_is_passed_on() -> None:
 def test_a_broken_template_is_a_broken_model() -> None:
     with pytest.raises(CheckpointError, match="line 2"):
         ChatTemplate("{% if x %}\n{% endfor %}", {})
-
-
-HOSTILE = {
-    "objects": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
-    "frames": "{{ messages[0].keys.__self__.__init__.__globals__ }}",
-    "change the messages": "{{ messages.append(1) }}",
-    "include": "{% include '/etc/passwd' %}",
-    "import": "{% import 'os' as os %}{{ os }}",
-    "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}"
-    "{% endfor %}{% endfor %}",
-    "repetition": "{{ 'x' * 10 ** 9 }}",
-    "repeated list": "{{ [1] * 10 ** 9 }}",
-    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
-    "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
-    "power": "{{ 9 ** 9 ** 9 }}",
-    "width": "{{ '%999999999d' % 1 }}",
-    "format method": "{{ '{:>999999999}'.format(1) }}",
-    "computed width": "{{ '{:>{}}'.format(1, 10 ** 9) }}",
-    "centre": "{{ 'x'.center(999999999) }}",
-    "filter": "{{ 'x' | center(999999999) }}",
-    "zeros": "{{ 'x'.zfill(10 ** 12) }}",
-    "tabs": "{{ ('\t' * 1000000).expandtabs(1000) }}",
-    "replace": "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
-    "replace filter": "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
-    "join": "{{ ('y' * 1000000).join(['x'] * 1000000) }}",
-    "join filter": "{{ (['x'] * 1000000) | join('y' * 1000000) }}",
-    "indent": "{{ ('\n' * 1000000) | indent(1000, true) }}",
-    "slices": "{{ messages | slice(10 ** 9) | list }}",
-    "list doubling": "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}"
-    "{% set ns.l = ns.l + ns.l %}{% endfor %}",
-    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "output": "{% for i in range(99999) %}{% for j in range(9999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxx' }}"
-    "{% endfor %}{% endfor %}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_SECONDS", 1.0)
-    tracemalloc.start()
-    try:
-        with pytest.raises((RequestError, CheckpointError)):
-            ChatTemplate(HOSTILE[name], {}).render(CONVERSATION)
-        assert tracemalloc.get_traced_memory()[1] < 500e6, "it takes too much memory"
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

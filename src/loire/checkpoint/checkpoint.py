@@ -61,7 +61,7 @@ class Checkpoint:
     description: ModelDescription
     tensors: Mapping[str, TensorInfo]
     tokenizer: TokenizerSource
-    chat_template: str | None = None
+    chat_template: str | Mapping[str, str] | None = None
 
     @property
     def num_parameters(self) -> int:

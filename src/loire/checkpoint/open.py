@@ -41,14 +41,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open_gguf(path: Path) -> Checkpoint:
     file = read_gguf(path)
     description = gguf_model.describe(file)
-    template = file.metadata.get("tokenizer.chat_template")
+    template = _gguf_chat_template(file.metadata)
     return Checkpoint(
         path=path,
         description=description,
         tensors=gguf_model.tensors(file, description),
         tokenizer=TokenizerSource(gguf_metadata=file.metadata),
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
     )
+
+
+def _gguf_chat_template(metadata: Mapping[str, Any]) -> str | Mapping[str, str] | None:
+    default, prefix = metadata.get("tokenizer.chat_template"), "tokenizer.chat_template."
+    if not isinstance(default, str):
+        return None
+    named = {
+        key.removeprefix(prefix): value
+        for key, value in metadata.items()
+        if key.startswith(prefix) and isinstance(value, str)
+    }
+    return {"default": default, **named} if named else default
 
 
 def _open_directory(directory: Path) -> Checkpoint:
@@ -148,20 +160,33 @@ def _same_contents(first: TensorInfo, second: TensorInfo) -> bool:
     return True
 
 
-def _chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+def _chat_template(
+    directory: Path, tokenizer_config: Mapping[str, Any]
+) -> str | Mapping[str, str] | None:
     path = directory / "chat_template.jinja"
     if path.exists():
-        return read_text(path)
-    template = tokenizer_config.get("chat_template")
-    if template is None:
-        template = _read_optional(directory / "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # several named ones; the default is the one for chat
-        named = {
-            entry.get("name"): entry.get("template")
-            for entry in template
-            if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
-        }
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
+        template: Any = read_text(path)
+        folder = directory / "additional_chat_templates"
+        named = {file.stem: read_text(file) for file in sorted(folder.glob("*.jinja"))}
+        template = {"default": template, **named} if named else template
+    else:
+        template = tokenizer_config.get("chat_template")
+        if template is None:
+            template = _read_optional(directory / "chat_template.json").get("chat_template")
+        if isinstance(template, list):
+            template = _named_templates(template)
+    if template is not None and not isinstance(template, str | Mapping):
         raise CheckpointError(f"{directory}: the chat template is not text")
     return template
+
+
+def _named_templates(entries: list[Any]) -> str | dict[str, str] | None:
+    """Several templates by name, such as default, tool_use and rag; alone, the text itself."""
+    named = {
+        entry["name"]: entry["template"]
+        for entry in entries
+        if isinstance(entry, Mapping)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
+    }
+    return named["default"] if set(named) == {"default"} else named or None

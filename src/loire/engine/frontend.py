@@ -37,7 +37,7 @@ class Frontend:
         self._dialect: Dialect | None = None
         if checkpoint.chat_template is not None:
             self._template = ChatTemplate(checkpoint.chat_template, self.tokenizer.template_tokens)
-            self._dialect = read_dialect(checkpoint.chat_template, self._template.variables)
+            self._dialect = read_dialect(self._template.source, self._template.variables)
 
     @property
     def has_chat_template(self) -> bool:

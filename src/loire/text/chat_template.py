@@ -1,101 +1,120 @@
-"""Chat templates: the model's own Jinja source, rendered in a sandbox with limits.
+"""Chat templates: the model's own Jinja sources, rendered in a process of their own.
 
-A template comes with the model's files, so it is foreign code: it cannot reach Python's objects
-(template_sandbox.py), and what it computes is bounded: time, length of the output, and the size of
-everything it makes on the way.
+A template is foreign code, so it runs under limits of the operating system (template_process.py);
+it renders what transformers renders, as it is given the same names.
 """
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from types import FrameType
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
+from loire.base.errors import RequestError
+from loire.text.template_client import TemplateClient
 
-from loire.base.errors import CheckpointError, RequestError
-from loire.text.template_sandbox import TemplateSandbox
-
-MAX_SECONDS = 5.0
-MAX_CHARACTERS = 50_000_000
-_TEMPLATE_FILE = "<template>"
+DEFAULT, TOOL_USE, RAG = "default", "tool_use", "rag"
+_CONTINUED = "\N{OBJECT REPLACEMENT CHARACTER}loire-continues-here"
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which a message's reasoning comes. Templates read the first, or, as gpt-oss, the
+second."""
 
 
 class ChatTemplate:
-    """A compiled template. special_tokens: bos_token and the like, by the names it uses.
+    """The templates of a model. special_tokens: bos_token and the like, by the names they use.
 
-    variables: names that the template reads beside the messages, such as tools or enable_thinking.
+    sources: one template, or several by name: `default`; `tool_use`, for conversations with tools;
+    `rag`, for those with documents. Raises CheckpointError if one is no valid Jinja, or cannot be
+    compiled within the limits.
+
+    variables: names that the templates read beside the messages, such as tools or enable_thinking.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self.source = source
-        self._special_tokens = dict(special_tokens)
-        environment = _environment()
-        try:
-            self._template = environment.from_string(source)
-            read = meta.find_undeclared_variables(environment.parse(source))
-        except TemplateSyntaxError as error:
-            raise CheckpointError(
-                f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
-            ) from error
-        own = {*environment.globals, *special_tokens, "messages", "add_generation_prompt"}
-        self.variables = frozenset(read - own)
+    def __init__(self, sources: str | Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        self.sources = {DEFAULT: sources} if isinstance(sources, str) else dict(sources)
+        if DEFAULT not in self.sources:
+            self.sources[DEFAULT] = next(iter(self.sources.values()))
+        self._client = TemplateClient(self.sources, special_tokens)
+        own = {*special_tokens, "messages", "add_generation_prompt"}
+        self.variables = self._client.variables() - own
+
+    @property
+    def source(self) -> str:
+        """All of the templates' text."""
+        return "\n".join(dict.fromkeys(self.sources.values()))
+
+    def close(self) -> None:
+        """End the templates' process; rendering would start another."""
+        self._client.close()
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The prompt of a conversation.
 
         Messages are {"role", "content", ...}; content is text, or a list of parts of which only
-        text is taken. Raises RequestError with the template's own words if it refuses.
+        text is taken: in whichever of both forms the template reads. continue_final_message: the
+        prompt ends within the last message. Raises RequestError with the template's own words if
+        it refuses, and if it does not end within the limits.
         """
         if not messages:
             raise RequestError("messages is empty: a conversation needs one", param="messages")
-        plain = [_plain(index, message) for index, message in enumerate(messages)]
+        if continue_final_message:
+            messages = _marked(messages)
         context = {
-            **self._special_tokens,
             **variables,
-            "messages": plain,
+            "messages": [self._message(index, message) for index, message in enumerate(messages)],
             "tools": list(tools) if tools is not None else None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
-        pieces: list[str] = []
-        length = 0
+        rendered = self._client.ask("render", self._name(context), context)
+        return _up_to_mark(rendered) if continue_final_message else rendered
+
+    def _name(self, context: Mapping[str, Any]) -> str:
+        if context["tools"] and TOOL_USE in self.sources:
+            return TOOL_USE
+        return RAG if context.get("documents") and RAG in self.sources else DEFAULT
+
+    def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as the template reads it."""
+        role = message.get("role")
+        if not isinstance(role, str):
+            raise RequestError(f"messages[{index}] has no role", param=f"messages[{index}].role")
+        given = {key: value for key, value in message.items() if value is not None}
+        reasoning = next((given[name] for name in _REASONING if name in given), None)
+        if reasoning is not None:
+            given = {"thinking": reasoning, **given, "reasoning_content": reasoning}
+        if "content" in given:
+            given["content"] = self._content(index, role, given["content"])
+        return given
+
+    def _content(self, index: int, role: str, content: Any) -> str | list[dict[str, str]]:
+        param = f"messages[{index}].content"
+        if isinstance(content, str):
+            parts_only = role not in self._forms["text"] and role in self._forms["parts"]
+            return [{"type": "text", "text": content}] if parts_only else content
+        texts = _texts(param, content)
+        if role in self._forms["parts"]:
+            return [{"type": "text", "text": text} for text in texts]
+        return "".join(texts)
+
+    @cached_property
+    def _forms(self) -> Mapping[str, Sequence[str]]:
+        """The roles whose content may be a text, and those whose content may be parts."""
         try:
-            with _deadline(MAX_SECONDS):
-                for piece in self._template.generate(context):
-                    pieces.append(piece)
-                    length += len(piece)
-                    if length > MAX_CHARACTERS:
-                        raise TemplateError(f"it wrote more than {MAX_CHARACTERS:,} characters")
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, OverflowError,
-                ZeroDivisionError, AttributeError, RecursionError) as error:  # fmt: skip
-            raise RequestError(
-                f"the model's chat template does not accept these messages: {error}",
-                param="messages",
-            ) from error
-        return "".join(pieces)
+            forms: dict[str, list[str]] = json.loads(self._client.ask("forms"))
+        except RequestError:  # not even a short conversation comes to its end
+            return {"text": [], "parts": []}
+        return forms
 
 
-def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose content is text (or absent, as beside tool calls)."""
-    role = message.get("role")
-    if not isinstance(role, str):
-        raise RequestError(f"messages[{index}] has no role", param=f"messages[{index}].role")
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return dict(message)
-    param = f"messages[{index}].content"
+def _texts(param: str, content: Any) -> list[str]:
+    """The texts of a list of parts."""
     if not isinstance(content, Sequence):
         raise RequestError(f"{param} must be text or a list of text parts", param=param)
     texts = []
@@ -106,54 +125,30 @@ def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
                 f"{param} has a part of type {kind!r}, but this model reads text only", param=param
             )
         texts.append(part["text"])
-    return {**message, "content": "".join(texts)}
+    return texts
 
 
-class _Generation(Extension):
-    """{% generation %} marks the assistant's part for training; here it only shows its body."""
-
-    tags = {"generation"}  # noqa: RUF012  the name and type are Jinja's
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """The body, unchanged."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> TemplateSandbox:
-    environment = TemplateSandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+def _marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with a mark at the end of the last one's text."""
+    *before, last = messages
+    content = last.get("content")
+    if content is not None and not isinstance(content, str):
+        content = "".join(_texts(f"messages[{len(before)}].content", content))
+    if not content:
+        raise RequestError(
+            "continue_final_message needs a last message with text, but it has none",
+            param="continue_final_message",
+        )
+    return [*before, {**last, "content": content + _CONTINUED}]
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
-    """Plain JSON; Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Stop the template's own code, line by line, when its time is up."""
-    end = time.monotonic() + seconds
-    before = sys.gettrace()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename != _TEMPLATE_FILE:
-            return None
-        if time.monotonic() > end:
-            raise TemplateError(f"it ran for more than {seconds:g} seconds")
-        return trace
-
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+def _up_to_mark(rendered: str) -> str:
+    """The prompt up to the mark, and without the whitespace that a template took from before it."""
+    place = rendered.rfind(_CONTINUED)
+    if place < 0:
+        raise RequestError(
+            "continue_final_message: the model's chat template does not write the last message's "
+            "text as it is",
+            param="continue_final_message",
+        )
+    return rendered[:place]

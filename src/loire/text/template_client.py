@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -16,17 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from loire.base.errors import CheckpointError, RequestError
+from loire.base.python_process import python_command, python_environment
 
 MAX_SECONDS = 5.0
 """Of processor time for one request."""
 PATIENCE = 6
 """Times MAX_SECONDS that a request may take by the clock, on a machine that is busy."""
 
-# The working directory is no place to import from, and is first on the path behind -c.
-_PROGRAM = (
-    "import sys; sys.path[:] = [p for p in sys.path if p]; "
-    "from loire.text.template_process import main; main({seconds})"
-)
 _LENGTH_BYTES = 4
 PIPE_BYTES = 1 << 20
 
@@ -105,7 +100,8 @@ class _Child:
 
     def __init__(self, opening: bytes) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM.format(seconds=MAX_SECONDS)],
+            python_command("loire.text.template_process", str(MAX_SECONDS)),
+            env=python_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

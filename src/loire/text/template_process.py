@@ -277,3 +277,7 @@ def main(max_seconds: float) -> None:
         del text, data
         if memory.held_bytes() > KEPT_BYTES:
             os._exit(0)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

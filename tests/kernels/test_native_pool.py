@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -82,6 +83,49 @@ for _ in range(3):
     assert torch.equal(linear(x), before)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+AFFINITY = """
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+int sched_getaffinity(pid_t pid, size_t bytes, cpu_set_t *set) {
+    memset(set, 0, bytes);
+    for (int cpu = 0; cpu < 4; ++cpu) CPU_SET(cpu, set);
+    return 0;
+}
+int pthread_setaffinity_np(pthread_t thread, size_t bytes, const cpu_set_t *set) {
+    puts("pinned");
+    return 0;
+}
+"""
+"""Four CPUs, whatever there are, and a word for each thread that is pinned to one of them."""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler on Linux"
+)
+@pytest.mark.parametrize("num_threads", [2, 4])
+def test_pins_only_where_no_other_process_could_do_the_same(
+    tmp_path: Path, num_threads: int
+) -> None:
+    """Processes with fewer threads than CPUs would all pin theirs to the first CPUs."""
+    (tmp_path / "affinity.c").write_text(AFFINITY)
+    library = tmp_path / "affinity.so"
+    command = ["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "affinity.c")]
+    subprocess.run(command, check=True, timeout=60)
+    program = f"from loire.kernels.native.backend import *; NativeBackend({num_threads})"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert run.stdout.split() == (["pinned"] * 3 if num_threads == 4 else [])
 
 
 def test_rests_when_there_is_nothing_to_do() -> None:

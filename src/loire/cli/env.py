@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from loire import __version__
+from loire.base.machine import usable_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def collect() -> dict[str, object]:
         },
         "machine": {
             "cpu": _cpu_name(),
-            "cores usable": _usable_cores(),
+            "cores usable": usable_cores(),
             "cpu features": _cpu_features(),
             "device": str(device),
             "memory available": f"{available_memory(device) / 1e9:.1f} GB",
@@ -63,12 +63,6 @@ def collect() -> dict[str, object]:
         },
         "packages": _package_versions(),
     }
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_info(key: str) -> str:

@@ -23,7 +23,9 @@ class Engine:
     weight_bytes: int
     """Bytes of all weights as held in memory."""
     bytes_per_step: int
-    """Bytes of weights that every step reads."""
+    """Bytes of weights that a step reads."""
+    head_bytes: int
+    """Those of them in the output head."""
     available_bytes: int
     """Memory that was available before the KV pool was made."""
     kernels: str
@@ -105,6 +107,7 @@ def load_engine(
         executor=built.runner,
         weight_bytes=built.weight_bytes,
         bytes_per_step=built.runner.decoder.bytes_per_step(),
+        head_bytes=built.runner.decoder.head.weight_bytes,
         available_bytes=built.available_bytes,
         kernels=built.runner.decoder.backend.name,
         load_s=time.perf_counter() - started,

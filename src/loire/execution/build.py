@@ -14,6 +14,7 @@ from loire.base.config import (
     resolve,
     settle_kv_cache_dtype,
 )
+from loire.base.machine import usable_cores
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.execution.constraints import ConstraintFactory
 from loire.execution.device import (
@@ -58,8 +59,8 @@ def build_runner(
     options do not work with it.
     """
     description = checkpoint.description
-    if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
+    # PyTorch knows nothing of a container's CPU quota.
+    torch.set_num_threads(options.num_threads or min(torch.get_num_threads(), usable_cores()))
     device = select_device(options.device)
     dtype = select_dtype(options)
     torch_dtype = TORCH_DTYPES[dtype]

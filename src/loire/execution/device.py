@@ -1,12 +1,11 @@
 """Which device and dtype to compute with, and how much memory is really available."""
 
-from pathlib import Path
-
 import psutil
 import torch
 
 from loire.base.config import DType, EngineOptions
 from loire.base.errors import ConfigError
+from loire.base.machine import group_memory
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -14,14 +13,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
 }
 KV_CACHE_DTYPES: dict[str, torch.dtype] = {**TORCH_DTYPES, "int8": torch.int8}
-
-_CGROUP_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
-)
 
 
 def select_device(name: str) -> torch.device:
@@ -45,22 +36,10 @@ def select_dtype(options: EngineOptions) -> DType:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that could be taken now: on the device, or on the host within its cgroup's limit."""
+    """Bytes that could be taken now: on the device, or on the host within its container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     available = int(psutil.virtual_memory().available)
-    for limit_path, usage_path in _CGROUP_LIMITS:
-        limit, usage = _read_number(limit_path), _read_number(usage_path)
-        if limit is not None and usage is not None:
-            available = min(available, max(limit - usage, 0))
-    return available
-
-
-def _read_number(path: str) -> int | None:
-    """A cgroup file's number; None if there is no such file or it says "max"."""
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    left = [max(group.limit - group.used, 0) for group in group_memory()]
+    return min([available, *left])

@@ -72,22 +72,32 @@ class ModelSize:
             total += sum(x.mixer.operations(context) for x in layers if x.mixer is not None)
         return total
 
-    def prefill_flops(self, prompt: int) -> float:
-        """Operations for a whole prompt.
+    @property
+    def wanted_parameters(self) -> int:
+        """Those of step_parameters that only tokens whose logits are wanted go through.
 
-        Only its last token goes through the output head, and through what the last layer does
-        after its keys and values.
+        The output head, and what the last layer does after its keys and values.
         """
-        total = 2.0 * (self.step_parameters - self.head_parameters) * prompt
-        total += 2.0 * self.head_parameters
+        model = self.description
+        if model is None:
+            return self.head_parameters
+        *_, last = [x.mixer for x in model.layers if x.mixer is not None]
+        last_layer = sum(m.num_elements for m in matrices(model.weights().layers[-1]))
+        return self.head_parameters + last_layer - model.hidden_size * last.remembered_outputs
+
+    def weight_flops(self, computed: int, wanted: int) -> float:
+        """Operations of the weights, two each, on tokens of which some have their logits wanted."""
+        always = self.step_parameters - self.wanted_parameters
+        return 2.0 * (always * computed + self.wanted_parameters * wanted)
+
+    def prefill_flops(self, prompt: int) -> float:
+        """Operations for a whole prompt, of which the last token's logits are wanted."""
+        total = self.weight_flops(prompt, 1)
         model = self.description
         if model is not None:
             *mixers, last = [x.mixer for x in model.layers if x.mixer is not None]
             total += sum(mixer.prompt_operations(prompt) for mixer in mixers)
             total += last.operations(prompt)
-            last_layer = sum(m.num_elements for m in matrices(model.weights().layers[-1]))
-            last_layer -= model.hidden_size * last.remembered_outputs
-            total -= 2.0 * last_layer * (prompt - 1)
         return total
 
 

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loire.base.errors import ConfigError
+from loire.base.machine import group_memory
 from loire.planning.devices import Device
 
 MEASUREMENT_FILE = "machine.json"
 """Name, under LOIRE_HOME, of the saved measurement."""
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +52,7 @@ def memory_bytes() -> int:
         import psutil  # where the system has no sysconf; slower to import
 
         total = int(psutil.virtual_memory().total)
-    limits = [int(text) for path in _CGROUP_LIMITS if (text := _read(path)).isdigit()]
-    return min([total, *limits])
-
-
-def _read(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else ""
+    return min([total, *(group.limit for group in group_memory())])
 
 
 def save_measurement(path: Path, measurement: Measurement) -> None:

@@ -1,12 +1,18 @@
 """Running a load as fast as the engine can, against what the machine allows."""
 
 import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from loire.api import LLM
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import SamplingParams
 from loire.base.step import StepRecord
+from loire.engine.core import EngineCore
+from loire.engine.start import Engine
+from loire.planning.model_size import ModelSize, size_of_checkpoint
 from loire.planning.this_machine import Measurement
 from loire.workloads.loads import Load
 from loire.workloads.measure import median
@@ -39,45 +45,103 @@ class BenchResult:
     bandwidth_share: float
     """Weight bytes that the steps had to read, over what memory could have given in that time."""
     compute_share: float
-    """Operations of the weights on all tokens, over what the matrix units could have done."""
+    """Operations of the weights that the tokens need, over what matrix units could have done."""
 
     def as_dict(self) -> dict[str, float | int | str]:
         """For JSON."""
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """What the steps of a run computed."""
+
+    steps: int
+    steps_without_logits: int
+    """Steps of prompts' beginnings only: they read neither the head nor all of the last layer."""
+    computed_tokens: int
+    sampled_tokens: int
+    """Those of computed_tokens whose logits were wanted."""
+
+
 def run_load(llm: LLM, load: Load, machine: Measurement) -> BenchResult:
     """Submit all requests at once (arrival times are not played) and run them to their end."""
-    core = llm.engine.core
-    core.records.clear()
     prompts = [{"prompt_token_ids": list(r.prompt_token_ids)} for r in load.requests]
     params = [
         SamplingParams(temperature=0.0, max_tokens=request.num_output, ignore_eos=True)
         for request in load.requests
     ]
-    started = time.perf_counter()
-    outputs = llm.generate(prompts, params)
-    wall_s = time.perf_counter() - started
-    return _summarise(llm, load, outputs, wall_s, machine)
+    with _all_records(llm.engine.core) as records:
+        started = time.perf_counter()
+        outputs = llm.generate(prompts, params)
+        wall_s = time.perf_counter() - started
+    return _summarise(llm.engine, load, outputs, records, wall_s, machine)
+
+
+@contextmanager
+def _all_records(core: EngineCore) -> Iterator[deque[StepRecord]]:
+    """The records of all steps meanwhile: an engine by itself keeps the latest ones only."""
+    before, core.records = core.records, deque()
+    try:
+        yield core.records
+    finally:
+        core.records = before
+
+
+def count_steps(records: Sequence[StepRecord]) -> StepCounts:
+    """What the steps of a run computed, from its beginning to its end."""
+    computed = 0
+    sampled = [0] * len(records)
+    in_prompt: dict[int, int] = {}
+    """By sequence, its latest step, until it decodes: that step then was its prompt's last."""
+    decoding: set[int] = set()
+    for index, record in enumerate(records):
+        for slot in record.slots:
+            computed += slot.num_prefill_tokens + slot.num_decode_tokens
+            sampled[index] += slot.num_decode_tokens
+            if slot.seq_id in decoding:
+                continue
+            if slot.num_decode_tokens == 0:
+                in_prompt[slot.seq_id] = index
+            if slot.num_decode_tokens or slot.ended:
+                sampled[in_prompt[slot.seq_id]] += 1
+                decoding.add(slot.seq_id)
+    return StepCounts(len(records), sampled.count(0), computed, sum(sampled))
+
+
+def weight_bytes_read(engine: Engine, size: ModelSize, counts: StepCounts) -> float:
+    """Bytes of weights that the steps had to read, in the formats in which they are held."""
+    # What the last layer does after its keys and values: its matrices are held as the others are.
+    last = size.wanted_parameters - size.head_parameters
+    layers = size.step_parameters - size.head_parameters
+    unread = engine.head_bytes + (engine.bytes_per_step - engine.head_bytes) * last / layers
+    return counts.steps * engine.bytes_per_step - counts.steps_without_logits * unread
 
 
 def _summarise(
-    llm: LLM, load: Load, outputs: list[RequestOutput], wall_s: float, machine: Measurement
+    engine: Engine,
+    load: Load,
+    outputs: list[RequestOutput],
+    records: Sequence[StepRecord],
+    wall_s: float,
+    machine: Measurement,
 ) -> BenchResult:
-    records: list[StepRecord] = list(llm.records)
-    computed = sum(
-        slot.num_prefill_tokens + slot.num_decode_tokens
-        for record in records
-        for slot in record.slots
+    size = size_of_checkpoint(
+        engine.checkpoint,
+        load.name,
+        dtype=engine.config.dtype,
+        quantization=None,
+        kv_dtype=engine.config.dtype,
+        on_cpu=True,
     )
-    weight_bytes = llm.engine.bytes_per_step
-    # Every weight is read once per step, and takes part in two operations per token.
-    num_weights = weight_bytes / (2 if llm.config.dtype != "float32" else 4)
+    counts = count_steps(records)
+    weight_flops = size.weight_flops(counts.computed_tokens, counts.sampled_tokens)
     tpots = [output.timing.tpot_s for output in outputs if output.timing.tpot_s]
     ttfts = [output.timing.ttft_s for output in outputs if output.timing.ttft_s]
     tpot = median(tpots)
     num_output = sum(len(output.outputs[0].token_ids) for output in outputs)
     compute_s = sum(record.compute_s for record in records)
+    read = weight_bytes_read(engine, size, counts)
     return BenchResult(
         name=load.name,
         wall_s=wall_s,
@@ -89,12 +153,12 @@ def _summarise(
         ttft_s=median(ttfts),
         tpot_s=tpot,
         decode_tokens_per_s=1 / tpot if tpot else 0.0,
-        steps=len(records),
-        computed_tokens=computed,
+        steps=counts.steps,
+        computed_tokens=counts.computed_tokens,
         cached_tokens=sum(output.num_cached_tokens for output in outputs),
-        mean_batch=sum(len(record.slots) for record in records) / max(len(records), 1),
+        mean_batch=sum(len(record.slots) for record in records) / max(counts.steps, 1),
         preemptions=sum(record.num_preemptions for record in records),
-        step_overhead_s=(wall_s - compute_s) / max(len(records), 1),
-        bandwidth_share=len(records) * weight_bytes / machine.bandwidth_bytes_per_s / wall_s,
-        compute_share=2 * num_weights * computed / machine.flops / wall_s,
+        step_overhead_s=(wall_s - compute_s) / max(counts.steps, 1),
+        bandwidth_share=read / machine.bandwidth_bytes_per_s / wall_s,
+        compute_share=weight_flops / machine.flops / wall_s,
     )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from loire.base.machine import usable_cores
+from loire.execution.threads import torch_threads
 from loire.planning.this_machine import Measurement
 
 BUFFER_BYTES = 2**30
@@ -14,9 +16,10 @@ BUFFER_BYTES = 2**30
 
 def measure_machine(repetitions: int = 7) -> Measurement:
     """Best of several runs: the machine may be shared, and the limit is what it can do."""
-    return Measurement(
-        bandwidth_bytes_per_s=_bandwidth(repetitions), flops=_matrix_throughput(repetitions)
-    )
+    with torch_threads(usable_cores()):
+        return Measurement(
+            bandwidth_bytes_per_s=_bandwidth(repetitions), flops=_matrix_throughput(repetitions)
+        )
 
 
 def _bandwidth(repetitions: int) -> float:

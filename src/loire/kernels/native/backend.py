@@ -1,6 +1,5 @@
 """CPU backend in C++: a row's result is the same bits whatever it is computed with."""
 
-import os
 import weakref
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
+from loire.base.machine import usable_cores
 from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.interface import (
@@ -62,7 +62,7 @@ class NativeBackend:
         Raises ConfigError if the library or the instruction set is not there.
         """
         library = load_library()
-        self.num_threads = _usable_cores() if num_threads is None else num_threads
+        self.num_threads = usable_cores() if num_threads is None else num_threads
         self.instruction_set = instruction_set or instruction_sets()[0]
         if not 1 <= self.num_threads <= 1024:
             raise ConfigError(f"num_threads must be between 1 and 1024, but is {self.num_threads}")
@@ -87,7 +87,7 @@ class NativeBackend:
             return False, str(error)
         why_no_amx: bytes = load_library().why_no_amx()
         note = f"; AMX is not used: {why_no_amx.decode()}" if why_no_amx else ""
-        return True, f"C++ on CPU with {names[0]}, {_usable_cores()} threads{note}"
+        return True, f"C++ on CPU with {names[0]}, {usable_cores()} threads{note}"
 
     @staticmethod
     def lacks_amx() -> bool:
@@ -425,9 +425,3 @@ def block_strides(cache: LayerCache) -> tuple[int, int]:
             f"{scale_strides} and {cache.value_scales.stride()}"
         )
     return strides[0], scale_strides[0]
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -170,7 +170,8 @@ struct Pool::Team {
 
     Team(int num_threads, unsigned generation)
         : generation(generation), shares(num_threads), scratch(num_threads), cpus(allowed_cpus()) {
-        if (cpus.size() < size_t(num_threads)) cpus.clear();
+        // With fewer threads than CPUs every process would pin its own to the same first ones.
+        if (cpus.size() != size_t(num_threads)) cpus.clear();
         for (int index = 1; index < num_threads; ++index) {
             workers.emplace_back([this, index] { work(index); });
             if (!cpus.empty()) {

@@ -38,9 +38,9 @@ def test_contradictions() -> None:
         SamplingParams(min_tokens=9, max_tokens=8)
     with pytest.raises(RequestError, match="empty string"):
         SamplingParams(stop=["a", ""])
-    with pytest.raises(RequestError, match=r"-100\.\.100, but has 3: 101"):
+    with pytest.raises(RequestError, match=r"of 3 .* -100.0 and 100.0, but is 101"):
         SamplingParams(logit_bias={3: 101})
-    with pytest.raises(RequestError, match="-1: 1"):
+    with pytest.raises(RequestError, match="but is -1"):
         SamplingParams(logit_bias={-1: 1})
 
 

@@ -1,11 +1,11 @@
 """How one request wants its tokens chosen."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
+from loire.base import request_values as values
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
 
@@ -73,35 +73,34 @@ class SamplingParams:
     pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "top_k", max(self.top_k, 0) if self.top_k == -1 else self.top_k)
-        bias = MappingProxyType({int(k): float(v) for k, v in self.logit_bias.items()})
-        object.__setattr__(self, "logit_bias", bias)
+        for name, (low, high) in _WHOLE.items():
+            self._settle(name, values.whole, low, high)
+        for name, (least, most) in _NUMBERS.items():
+            self._settle(name, values.number, least, most)
+        for name in _FLAGS:
+            self._settle(name, values.flag)
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                self._settle(name, values.whole, *_OPTIONAL[name])
+        object.__setattr__(self, "top_k", max(self.top_k, 0))
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        self._settle("stop_token_ids", values.token_ids)
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
         self._check()
 
-    def _check(self) -> None:
-        def within(name: str, low: float, high: float) -> None:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise RequestError(
-                    f"{name} must be between {low} and {high}, but is {value}", param=name
-                )
+    def _settle(self, name: str, check: Callable[..., object], *bounds: float) -> None:
+        """Put the checked value of a field in its place."""
+        object.__setattr__(self, name, check(name, getattr(self, name), *bounds))
 
-        within("n", 1, 128)
-        within("temperature", 0.0, 100.0)
-        within("top_k", 0, 2**31 - 1)
-        within("top_p", 0.0, 1.0)
-        within("min_p", 0.0, 1.0)
-        within("repetition_penalty", 0.01, 100.0)
-        within("frequency_penalty", -2.0, 2.0)
-        within("presence_penalty", -2.0, 2.0)
-        within("seed", -(2**63), 2**64 - 1)
-        within("max_tokens", 1, 2**31 - 1)
-        within("min_tokens", 0, 2**31 - 1)
-        within("logprobs", 0, MAX_LOGPROBS)
-        within("prompt_logprobs", 0, MAX_LOGPROBS)
+    def _check(self) -> None:
+        form = self.structured_outputs
+        if form is not None and not isinstance(form, StructuredOutputs):
+            raise RequestError(
+                f"structured_outputs must be StructuredOutputs, but is {values.shown(form)}",
+                param="structured_outputs",
+            )
+        if self.pooling is not None:
+            values.one_of("pooling", self.pooling, get_args(Pooling))
         if self.top_p == 0.0:
             raise RequestError("top_p must be above 0, but is 0", param="top_p")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -115,16 +114,6 @@ class SamplingParams:
                 f"{self.n} and {self.max_tokens}",
                 param="pooling",
             )
-        if not all(self.stop):
-            raise RequestError(
-                "stop holds an empty string, which would match at once", param="stop"
-            )
-        for token_id, bias in self.logit_bias.items():
-            if token_id < 0 or not -100.0 <= bias <= 100.0 or math.isnan(bias):
-                raise RequestError(
-                    f"logit_bias maps token ids to -100..100, but has {token_id}: {bias}",
-                    param="logit_bias",
-                )
 
     @property
     def greedy(self) -> bool:
@@ -135,3 +124,51 @@ class SamplingParams:
     def reads_whole_prompt(self) -> bool:
         """Whether every prompt position must be computed, so that no cached block can stand in."""
         return self.prompt_logprobs is not None or self.pooling is not None
+
+
+_WHOLE = {"n": (1, 128), "top_k": (-1, values.MAX_INT), "min_tokens": (0, values.MAX_INT)}
+_OPTIONAL = {
+    "seed": (-(2**63), 2**64 - 1),
+    "max_tokens": (1, values.MAX_INT),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+}
+_NUMBERS = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+}
+_FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    with values.under("stop"):
+        strings = values.texts("stop", (stop,) if isinstance(stop, str) else stop)
+    if not all(strings):
+        raise RequestError("stop holds an empty string, which would match at once", param="stop")
+    return strings
+
+
+def _bias(bias: object) -> Mapping[int, float]:
+    """Token ids may be written as text, as they are in JSON."""
+    if not isinstance(bias, Mapping):
+        raise RequestError(
+            f"logit_bias must map token ids to -100..100, but is {values.shown(bias)}",
+            param="logit_bias",
+        )
+    with values.under("logit_bias"):
+        return MappingProxyType(
+            {
+                _biased_id(token_id): values.number(f"logit_bias of {token_id}", by, -100.0, 100.0)
+                for token_id, by in bias.items()
+            }
+        )
+
+
+def _biased_id(token_id: object) -> int:
+    if isinstance(token_id, str) and token_id.isascii() and token_id.isdecimal():
+        token_id = int(token_id[:11])
+    return values.whole("a token id of logit_bias", token_id, 0, values.MAX_INT)

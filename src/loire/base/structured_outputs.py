@@ -4,6 +4,7 @@ import json as json_text
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loire.base import request_values as values
 from loire.base.errors import RequestError
 
 
@@ -38,13 +39,18 @@ class StructuredOutputs:
     def __post_init__(self) -> None:
         if isinstance(self.json, Mapping):
             object.__setattr__(self, "json", _as_text(self.json))
-        if isinstance(self.choice, str):
-            raise RequestError(
-                "choice must be a list of strings, but is one string", param="structured_outputs"
-            )
-        if self.choice is not None:
-            object.__setattr__(self, "choice", tuple(self.choice))
+        with values.under("structured_outputs", "structured_outputs: "):
+            self._settle()
         self._check()
+
+    def _settle(self) -> None:
+        for name in ("json", "regex", "grammar"):
+            if getattr(self, name) is not None:
+                values.text(name, getattr(self, name))
+        if self.choice is not None:
+            object.__setattr__(self, "choice", values.texts("choice", self.choice))
+        values.flag("json_object", self.json_object)
+        values.flag("disable_any_whitespace", self.disable_any_whitespace)
 
     @property
     def kind(self) -> str:
@@ -75,7 +81,7 @@ class StructuredOutputs:
                 param="structured_outputs",
             )
         for index, text in enumerate(self.choice or ()):
-            if not isinstance(text, str) or not text:
+            if not text:
                 raise RequestError(
                     f"structured_outputs.choice must hold strings that are not empty, "
                     f"but item {index} is {text!r}",

@@ -32,7 +32,8 @@ class Frontend:
         """tokenizer: the checkpoint's, if it was made already."""
         self.tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
-        self._builder = RequestBuilder(self.tokenizer, max_model_len, seed)
+        num_tokens = checkpoint.description.vocab_size
+        self._builder = RequestBuilder(self.tokenizer, max_model_len, num_tokens, seed)
         self._template: ChatTemplate | None = None
         self._dialect: Dialect | None = None
         if checkpoint.chat_template is not None:

@@ -8,12 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loire.base import request_values as values
 from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
 from loire.text.grammar import GrammarChecker
 from loire.text.tokenizer import Tokenizer
+
+MAX_PRIORITY = 2**31 - 1
+MAX_SALT_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +33,18 @@ class Submission:
 
 
 class RequestBuilder:
-    """Makes submissions for one model and window. Holds no state but the source of seeds."""
+    """Makes submissions for one model and window. Holds no state but the source of seeds.
 
-    def __init__(self, tokenizer: Tokenizer, max_model_len: int, seed: int | None = None) -> None:
+    num_tokens: rows of the model's embedding and columns of its logits. A token beyond them may be
+    in the tokenizer, but the model cannot compute it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_model_len: int, num_tokens: int, seed: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
+        self._num_computable = num_tokens
         self._grammars = GrammarChecker(tokenizer)
         self._seeds = random.Random(seed) if seed is not None else random.SystemRandom()
 
@@ -53,15 +64,14 @@ class RequestBuilder:
         Raises PromptTooLongError if the prompt, or the prompt with max_tokens, exceeds the window.
         """
         arrival_s = time.monotonic()
-        text = prompt if isinstance(prompt, str) else None
-        if isinstance(prompt, str):
-            token_ids = tuple(self.tokenizer.encode(prompt, add_special_tokens))
+        text = values.text("prompt", prompt) if isinstance(prompt, str) else None
+        if text is not None:
+            token_ids = tuple(self.tokenizer.encode(text, add_special_tokens))
         else:
-            token_ids = tuple(prompt)
-        self._check_prompt(token_ids)
-        self._check_length(len(token_ids), params.max_tokens)
-        self.check_token_ids("logit_bias", tuple(params.logit_bias))
-        self.check_token_ids("stop_token_ids", tuple(params.stop_token_ids))
+            token_ids = values.token_ids("prompt", prompt)
+        self._check_prompt(token_ids, params.max_tokens)
+        self._check_computable("logit_bias", tuple(params.logit_bias))
+        self._check_computable("stop_token_ids", params.stop_token_ids)
         if params.structured_outputs is not None:
             self.check_form(params.structured_outputs)
         request = EngineRequest(
@@ -70,8 +80,8 @@ class RequestBuilder:
             params=params,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             stop_token_ids=self._stop_token_ids(params),
-            cache_salt=cache_salt,
-            priority=priority,
+            cache_salt=_salt(cache_salt),
+            priority=values.whole("priority", priority, -MAX_PRIORITY, MAX_PRIORITY),
         )
         return Submission(request=request, prompt=text, arrival_s=arrival_s, shown_ids=shown_ids)
 
@@ -79,27 +89,40 @@ class RequestBuilder:
         """Raise RequestError if a constraint is wrong, too large, or not supported."""
         self._grammars.check(form)
 
+    def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
+        """Raise RequestError, naming the field, if a token is not in the vocabulary."""
+        wrong = _first_beyond(token_ids, self.tokenizer.vocab_size)
+        if wrong is not None:
+            raise RequestError(
+                f"{param} holds token id {values.shown(wrong)}, but the vocabulary has ids 0 to "
+                f"{self.tokenizer.vocab_size - 1}",
+                param=param,
+            )
+
+    def _check_computable(self, param: str, token_ids: Sequence[int]) -> None:
+        """The same, also for a token of the vocabulary that the model cannot compute."""
+        self.check_token_ids(param, token_ids)
+        wrong = _first_beyond(token_ids, self._num_computable)
+        if wrong is not None:
+            raise RequestError(
+                f"{param} holds token id {wrong} ({values.shown(self.tokenizer.token_text(wrong))})"
+                f", which the tokenizer has, but not the model: it computes ids 0 to "
+                f"{self._num_computable - 1}",
+                param=param,
+            )
+
     def _stop_token_ids(self, params: SamplingParams) -> tuple[int, ...]:
         """All tokens that end an output. A form that is complete ends it in any case."""
         goes_on = params.ignore_eos and params.structured_outputs is None
         model_stops = () if goes_on else self.tokenizer.eos_token_ids
-        return tuple(dict.fromkeys((*params.stop_token_ids, *model_stops)))
+        known = (token_id for token_id in model_stops if 0 <= token_id < self._num_computable)
+        return tuple(dict.fromkeys((*params.stop_token_ids, *known)))
 
-    def _check_prompt(self, token_ids: Sequence[int]) -> None:
+    def _check_prompt(self, token_ids: Sequence[int], max_tokens: int | None) -> None:
         if not token_ids:
             raise RequestError("the prompt is empty: it needs at least one token", param="prompt")
-        self.check_token_ids("prompt", token_ids)
-
-    def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
-        """Raise RequestError if an id is not in the vocabulary."""
-        vocab_size = self.tokenizer.vocab_size
-        for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(
-                    f"{param} holds token id {token_id}, but the vocabulary has ids "
-                    f"0 to {vocab_size - 1}",
-                    param=param,
-                )
+        self._check_length(len(token_ids), max_tokens)
+        self._check_computable("prompt", token_ids)
 
     def _check_length(self, num_prompt: int, max_tokens: int | None) -> None:
         window = self.max_model_len
@@ -116,3 +139,19 @@ class RequestBuilder:
                 f"at most {window - num_prompt}, or shorten the prompt",
                 param="max_tokens",
             )
+
+
+def _first_beyond(token_ids: Sequence[int], num_tokens: int) -> int | None:
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < num_tokens):
+        return None
+    return next(token_id for token_id in token_ids if not 0 <= token_id < num_tokens)
+
+
+def _salt(cache_salt: str) -> str:
+    """The salt, which may be of any alphabet, but not of any length: it is hashed and kept."""
+    if len(values.text("cache_salt", cache_salt)) > MAX_SALT_CHARS:
+        raise RequestError(
+            f"cache_salt has {len(cache_salt)} characters, but may have at most {MAX_SALT_CHARS}",
+            param="cache_salt",
+        )
+    return cache_salt

@@ -66,6 +66,7 @@ def engine(num_blocks: int = 4 * WINDOW // BLOCK) -> Engine:
         executor=Watching(),
         weight_bytes=1000,
         bytes_per_step=1000,
+        head_bytes=0,
         available_bytes=0,
         kernels="none",
         load_s=0.0,

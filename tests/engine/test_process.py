@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,9 @@ def test_time_of_a_request_is_limited(tiny_llama: Path) -> None:
 def test_what_cannot_cross_is_refused(tiny_llama: Path) -> None:
     async def test() -> None:
         async with engine(tiny_llama) as supervised:
-            submission = supervised.frontend.prompt("r", "x", SAMPLED, cache_salt="\ud800")
+            submission = supervised.frontend.prompt("r", "x", SAMPLED)
+            request = replace(submission.request, cache_salt="\ud800")
+            submission = replace(submission, request=request)
             with pytest.raises(RequestError, match="surrogate"):
                 await anext(supervised.stream(submission))
             assert supervised.num_requests == 0

@@ -14,9 +14,8 @@ import pytest
 
 from loire import LLM, SamplingParams
 from loire.base.errors import EngineError
-from loire.base.executor import PendingStep
 from loire.base.outputs import RequestOutput
-from loire.base.step import StepPlan
+from loire.base.step import StepPlan, StepResult
 from loire.engine.ledger import RequestLedger
 
 PROMPTS = [list(range(first, first + 20)) for first in range(3, 60, 7)]
@@ -31,12 +30,12 @@ class Harm:
         self.nth = nth
         self.harm = harm
 
-    def launch(self, plan: StepPlan) -> PendingStep:
+    def execute(self, plan: StepPlan) -> StepResult:
         self.nth -= 1
         if self.nth == 0:
             self.harm()
-        pending: PendingStep = self.inner.launch(plan)
-        return pending
+        result: StepResult = self.inner.execute(plan)
+        return result
 
 
 @pytest.fixture(params=[1, 2], ids=["depth1", "depth2"])

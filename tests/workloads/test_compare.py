@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from loire.base.config import EngineConfig, Policy
 from loire.base.errors import ConfigError
-from loire.base.executor import PendingStep, StepExecutor
-from loire.base.step import StepPlan
-from loire.engine.core import EngineCore
+from loire.base.step import StepPlan, StepResult
+from loire.engine.core import EngineCore, StepExecutor
 from loire.engine.start import Engine
 from loire.scheduling.presets import build_scheduler
 from loire.workloads.compare import CONTENDERS, compare
@@ -32,9 +31,9 @@ class Watching:
     inner: StepExecutor = field(default_factory=ConstantExecutor)
     max_tokens: set[int | None] = field(default_factory=set)
 
-    def launch(self, plan: StepPlan) -> PendingStep:
+    def execute(self, plan: StepPlan) -> StepResult:
         self.max_tokens |= {new.params.max_tokens for new in plan.new_sequences}
-        return self.inner.launch(plan)
+        return self.inner.execute(plan)
 
 
 def config(num_blocks: int = 4 * WINDOW // BLOCK) -> EngineConfig:

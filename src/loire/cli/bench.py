@@ -5,12 +5,13 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from loire.cli.loading import load_llm
 from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, engine_options
 
 if TYPE_CHECKING:
+    from loire.fleet.step_costs import Work
     from loire.workloads.bench import BenchResult
     from loire.workloads.loads import Load
 
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the measured limits of this machine for `loire plan`",
     )
+    parser.add_argument(
+        "--cost", type=Path, metavar="FILE", help="write what a step costs, for `loire simulate`"
+    )
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
     add_engine_options(parser)
 
@@ -45,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status. Limits first, then what was achieved, JSON last."""
     from loire.checkpoint.store import loire_home
+    from loire.fleet.step_costs import recorded_work
     from loire.planning.this_machine import MEASUREMENT_FILE, save_measurement
     from loire.workloads.bench import BenchResult, run_load
     from loire.workloads.measure import measure_machine
@@ -56,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_machine:
         save_measurement(loire_home() / MEASUREMENT_FILE, machine)
     results: list[BenchResult] = []
+    steps: list[tuple[Work, float]] = []
     with load_llm(args.model, engine_options(args), quiet=args.json) as llm:
         engine, dtype = llm.engine, llm.config.dtype
         limit = machine.bandwidth_bytes_per_s / engine.bytes_per_step
@@ -68,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
                     continue  # warm-up
                 print(_line(result), file=show, flush=True)
                 results.append(result)
+                steps += recorded_work(llm.records)
+    if args.cost is not None:
+        _write_costs(args, steps, results, engine.kernels, show)
     summary = {
         "model": args.model,
         "dtype": dtype,
@@ -78,6 +87,27 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(summary))
     return 0
+
+
+def _write_costs(
+    args: argparse.Namespace,
+    steps: "list[tuple[Work, float]]",
+    results: "list[BenchResult]",
+    kernels: str,
+    show: TextIO,
+) -> None:
+    """Fit the costs of a step to those recorded, and keep them."""
+    from loire.fleet.step_costs import fit
+    from loire.workloads.measure import median
+
+    overhead_s = median([result.step_overhead_s for result in results])
+    fitted = fit(steps, overhead_s=overhead_s, source=f"{args.model}, {kernels} kernels")
+    fitted.costs.save(args.cost)
+    print(
+        f"wrote {args.cost}: of {fitted.num_steps} steps half are told within "
+        f"{fitted.typical_error:.1%}",
+        file=show,
+    )
 
 
 def _loads(args: argparse.Namespace, vocab_size: int) -> "list[list[Load]]":

@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "pull": "fetch a model into the local store",
     "models": "list the models of the store",
     "plan": "what fits into a memory, and how fast it can be",
+    "simulate": "what a trace of traffic would meet in a fleet of replicas",
     "compare": "run a load through the batching policies, one after another",
     "trace": "draw the batch, slot by slot and step by step",
     "bench": "run loads against the limits of this machine",

@@ -22,6 +22,7 @@ T = TypeVar("T")
 _EPILOG = """\
 With --what-if, the flags marked * take several values, separated by commas; without any such
 list, the usual windows and weight formats are shown. Speeds are limits: nothing can be faster.
+What many replicas do with real traffic, `loire simulate` tells.
 
   loire plan
   loire plan --params 13B --dtype fp16 --kv-per-token 1MB --device h100-80gb --window 8k

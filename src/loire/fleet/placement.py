@@ -9,9 +9,8 @@ update of a request, if fewer tokens were cached than expected.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 from zlib import crc32
 
 from loire.base.messages import EngineRequest
@@ -35,38 +34,6 @@ class Replica:
     """What decides its results to the bit; equal numbers give equal texts."""
 
 
-class Routing(Protocol):
-    """Decides where requests go. Placement is the one to use; the simulator knows others."""
-
-    def join(self, replica: Replica) -> None:
-        """From now on requests may go there."""
-        ...
-
-    def leave(self, name: str) -> tuple[str, ...]:
-        """No more requests go there; the ones that were there, in order of arrival."""
-        ...
-
-    def place(
-        self,
-        request_id: str,
-        chain: Sequence[bytes],
-        num_tokens: int,
-        *,
-        numbers: str = "",
-        avoid: Collection[str] = (),
-    ) -> str | None:
-        """Choose a replica for a request; None if there is none."""
-        ...
-
-    def first_token(self, request_id: str, num_cached: int) -> None:
-        """Its prompt is computed; num_cached tokens of that were in the cache."""
-        ...
-
-    def end(self, request_id: str) -> None:
-        """It has ended, or will never run."""
-        ...
-
-
 @dataclass(slots=True, eq=False)
 class _Placed:
     """A request and what it still costs where it is.
@@ -77,14 +44,14 @@ class _Placed:
         keys: of its blocks, until they are computed.
     """
 
-    replica: "_State"
+    replica: "ReplicaState"
     num_new: int
     num_matched: int
     keys: Sequence[bytes]
 
 
 @dataclass(slots=True, eq=False)
-class _State:
+class ReplicaState:
     """A replica and what is known of it."""
 
     replica: Replica
@@ -135,7 +102,7 @@ class Placement:
     def __init__(self, *, new_token_weight: float = 4.0, request_tokens: int = 100) -> None:
         self._weight = new_token_weight
         self._request_tokens = request_tokens
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, ReplicaState] = {}
         self._placed: dict[str, _Placed] = {}
 
     @property
@@ -167,7 +134,7 @@ class Placement:
         """From now on requests may go there. Raises ValueError if there is one of that name."""
         if replica.name in self._states:
             raise ValueError(f"replica {replica.name!r} is there already")
-        self._states[replica.name] = _State(replica)
+        self._states[replica.name] = ReplicaState(replica)
 
     def leave(self, name: str) -> tuple[str, ...]:
         """Forget a replica; the requests that were there, in order of arrival. Unknown names have
@@ -201,7 +168,9 @@ class Placement:
         if not candidates:
             return None
         keys, size = _keys(chain), self.block_size
-        name, state, matched = self._cheapest(request_id, candidates, keys, num_tokens)
+        name = self.choose(request_id, candidates, keys, num_tokens)
+        state = candidates[name]
+        matched = state.match(keys)
         num_new = max(num_tokens - matched * state.replica.block_size, 1)
         if state.replica.block_size != size:
             keys = []
@@ -242,29 +211,31 @@ class Placement:
         state.forget(key[:KEY_BYTES] for key in evicted)
         state.touch(key[:KEY_BYTES] for key in stored)
 
-    def _candidates(self, numbers: str, avoid: Collection[str]) -> dict[str, _State]:
+    def _candidates(self, numbers: str, avoid: Collection[str]) -> dict[str, ReplicaState]:
         wanted = {name: s for name, s in self._states.items() if name not in avoid} or self._states
         if not numbers:
             return wanted
         return {n: s for n, s in wanted.items() if s.replica.numbers == numbers} or wanted
 
-    def _cheapest(
-        self, request_id: str, candidates: dict[str, _State], keys: Sequence[bytes], num_tokens: int
-    ) -> tuple[str, _State, int]:
-        """(name, state, matched blocks) of the replica with the least work."""
+    def choose(
+        self,
+        request_id: str,
+        candidates: Mapping[str, ReplicaState],
+        keys: Sequence[bytes],
+        num_tokens: int,
+    ) -> str:
+        """The name of the replica to take: what other kinds of placement do differently."""
         tie = keys[0] if keys else request_id.encode()
 
-        def options() -> Iterator[tuple[float, int, str, int]]:
+        def options() -> Iterator[tuple[float, int, str]]:
             for name, state in candidates.items():
-                matched = state.match(keys)
-                num_new = max(num_tokens - matched * state.replica.block_size, 1)
+                num_new = max(num_tokens - state.match(keys) * state.replica.block_size, 1)
                 waiting = state.outstanding + self._request_tokens * len(state.requests)
                 # Equal costs are decided by content, so that empty replicas fill evenly and fronts
                 # that know nothing of each other choose alike.
-                yield self._weight * num_new + waiting, crc32(tie + name.encode()), name, matched
+                yield self._weight * num_new + waiting, crc32(tie + name.encode()), name
 
-        _, _, name, matched = min(options())
-        return name, candidates[name], matched
+        return min(options())[2]
 
 
 def prefix_chain(request: EngineRequest, block_size: int) -> list[bytes]:

@@ -9,7 +9,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCE = Path("src/loire/kernels/native/source")
-KERNELS = SOURCE / "instruction_set.cpp"
+KERNELS = SOURCE / "kernels/instruction_set.cpp"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 # Intrinsics of gcc start from values that they leave unset on purpose.
 FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
@@ -92,8 +92,8 @@ setup(
     ext_modules=[
         Extension(
             "loire.kernels.native.libloire_native",
-            sources=[str(path) for path in sorted(SOURCE.glob("*.cpp")) if path != KERNELS],
-            depends=[str(KERNELS), *(str(path) for path in sorted(SOURCE.glob("*.h")))],
+            sources=[str(path) for path in sorted(SOURCE.glob("*/*.cpp")) if path != KERNELS],
+            depends=[str(KERNELS), *(str(path) for path in sorted(SOURCE.glob("*/*.h")))],
             language="c++",
             optional=True,
         )

@@ -14,8 +14,9 @@ import pytest
 
 from loire import LLM, SamplingParams
 from loire.base.errors import EngineError
+from loire.base.executor import PendingStep
 from loire.base.outputs import RequestOutput
-from loire.base.step import StepPlan, StepResult
+from loire.base.step import StepPlan
 from loire.engine.ledger import RequestLedger
 
 PROMPTS = [list(range(first, first + 20)) for first in range(3, 60, 7)]
@@ -30,12 +31,12 @@ class Harm:
         self.nth = nth
         self.harm = harm
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> PendingStep:
         self.nth -= 1
         if self.nth == 0:
             self.harm()
-        result: StepResult = self.inner.execute(plan)
-        return result
+        pending: PendingStep = self.inner.launch(plan)
+        return pending
 
 
 @pytest.fixture(params=[1, 2], ids=["depth1", "depth2"])

@@ -5,7 +5,7 @@
 //
 // With self_test.cpp come the plain definition of the product (expected_row) and its numbers.
 
-#include "self_test.cpp"
+#include "runtime/self_test.cpp"
 
 #include <sys/auxv.h>
 #include <sys/reboot.h>
@@ -21,7 +21,7 @@
 #include <ctime>
 #include <thread>
 
-#include "amx.h"
+#include "runtime/amx.h"
 
 extern "C" {
 const char* loire_instruction_sets();

@@ -4,7 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import StepPlan, StepRow
@@ -31,18 +33,25 @@ def blocks_for(rows: Sequence[Row], block_size: int, seed: int) -> tuple[list[li
     return [[ids.pop() for _ in range(count)] for count in counts], total
 
 
+def as_array(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    """int32 [R, M]; zeros past a row's own blocks."""
+    array = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    for row, table in enumerate(tables):
+        array[row, : len(table)] = table
+    return array
+
+
 def make_batch(rows: Sequence[Row], tables: Sequence[Sequence[int]], block_size: int) -> FlatBatch:
     step_rows = tuple(
         StepRow(
             seq_id=index,
             token_ids=(0,) * row.query_len,
             start=row.context_len - row.query_len,
-            block_table=tuple(table),
             samples=True,
         )
-        for index, (row, table) in enumerate(zip(rows, tables, strict=True))
+        for index, row in enumerate(rows)
     )
-    return flat_batch(StepPlan(0, step_rows), block_size, CPU)
+    return flat_batch(StepPlan(0, step_rows), as_array(tables), block_size, CPU)
 
 
 def empty_cache(num_blocks: int, shape: AttentionShape, block_size: int, dtype: torch.dtype,

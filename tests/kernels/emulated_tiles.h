@@ -1,4 +1,4 @@
-// Tiles as source/tiles.h has them, in plain C++ after Intel's description of the instructions. Where
+// Tiles as source/kernels/tiles.h has them, in plain C++ after Intel's description of the instructions. Where
 // the processor would fault, so does this. A test may ask for the faults of a broken processor.
 
 #pragma once

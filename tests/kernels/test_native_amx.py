@@ -29,7 +29,7 @@ from loire.kernels.native.library import NativeLibrary
 from loire.kernels.select import select_backend
 
 SOURCE = Path(native.__file__).parent / "source"
-KERNELS = SOURCE / "instruction_set.cpp"
+KERNELS = SOURCE / "kernels/instruction_set.cpp"
 TILES = Path(__file__).parent / "emulated_tiles.h"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-w")
@@ -59,7 +59,7 @@ def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         objects.append(folder / f"{name}.o")
         names = f"-DLOIRE_TABLE={name}", f'-DLOIRE_NAME="{name}"'
         compile_(*flags, *names, "-c", KERNELS, "-o", objects[-1])
-    others = [path for path in sorted(SOURCE.glob("*.cpp")) if path != KERNELS]
+    others = [path for path in sorted(SOURCE.glob("*/*.cpp")) if path != KERNELS]
     compile_(*EMULATED, "-shared", *others, *objects, "-o", folder / "emulated.so")
     return folder / "emulated.so"
 
@@ -261,7 +261,7 @@ def test_the_real_tiles_compile(tmp_path: Path) -> None:
 def test_the_checks_of_the_emulated_machine_hold_for_emulated_tiles(library_path: Path) -> None:
     """Those that need no real instructions; so the program compiles with what it tests."""
     apart = KERNELS.name, "self_test.cpp"
-    others = [path for path in SOURCE.glob("*.cpp") if path.name not in apart]
+    others = [path for path in SOURCE.glob("*/*.cpp") if path.name not in apart]
     kernels = [library_path.with_name(f"{name}.o") for name in ("portable", "amx")]
     program = library_path.with_name("amx_guest")
     here = Path(__file__).parent / "amx_guest.cpp"

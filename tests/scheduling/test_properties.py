@@ -1,10 +1,12 @@
 """Whatever arrives, ends or is aborted: each request gets the tokens that it would get alone."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from loire.base.errors import EngineError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.base.step import StepPlan
@@ -16,7 +18,14 @@ from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, St
 from loire.scheduling.budget import ALONE
 from loire.scheduling.scheduler import Scheduler
 from loire.scheduling.sequence import Sequence, Status
-from support.fake_execution import POISON, VOCAB, FakeExecutor, expected_tokens
+from support.fake_execution import (
+    POISON,
+    VOCAB,
+    FakeExecutor,
+    expected_tokens,
+    extend,
+    next_token,
+)
 
 MAX_STEPS = 4000
 
@@ -51,6 +60,12 @@ class Case:
     max_model_len: int
     depth: int
     arrivals: list[Arrival]
+    drafts: int = 0
+    """Tokens that are drafted for each sequence and step, rightly or not."""
+    failures: dict[int, BaseException] = field(default_factory=dict)
+    """What the executor raises, by the number of the step that it is given."""
+    bug: int | None = None
+    """A token that makes every step fail which computes it."""
 
 
 def shared_prefix(group: int, length: int) -> list[int]:
@@ -141,20 +156,51 @@ class Run:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.executor = FakeExecutor(case.allocator.num_blocks, case.allocator.block_size)
+        self.executor = FakeExecutor(
+            case.allocator.num_blocks, case.allocator.block_size, self._fail
+        )
         self.scheduler = Scheduler(
             case.allocator,
             case.policy,
             max_num_batched_tokens=case.budget,
             max_model_len=case.max_model_len,
             background_tokens=case.background_tokens,
+            drafter=self._draft if case.drafts else None,
         )
         self.received: dict[tuple[str, int], Received] = {}
         self.aborted: set[tuple[str, int]] = set()
+        self.num_raised = 0
         self._schedule = self.scheduler.schedule
         self.scheduler.schedule = self._schedule_checked  # type: ignore[method-assign]
         self._preempt = self.scheduler._preempt
         self.scheduler._preempt = self._preempt_checked  # type: ignore[method-assign]
+
+    def _fail(self, plan: StepPlan, after: bool) -> None:
+        number = len(self.executor.plans)
+        error = self.case.failures.get(number)
+        if error is not None and after == (number % 2 == 0):
+            raise error
+        if after and self.case.bug in self.executor.computed:
+            raise ZeroDivisionError("a bug")
+
+    def _draft(self, token_ids: list[int], most: int) -> list[int]:
+        """What the first choice of seed 0 would get: right for some, wrong for others."""
+        history = b""
+        for token in token_ids:
+            history = extend(history, token)
+        drafted: list[int] = []
+        for _ in range(min(most, self.case.drafts)):
+            drafted.append(next_token(history, 0, 0) if len(drafted) % 3 < 2 else 7)
+            history = extend(history, drafted[-1])
+        return drafted
+
+    def _breaks(self, request: EngineRequest) -> bool:
+        """Whether one of its choices meets the bug: all of them fail then."""
+        expected = partial(expected_tokens, request, bug=self.case.bug)
+        return any(
+            expected(choice, self.case.max_model_len)[1] == "error"
+            for choice in range(request.params.n)
+        )
 
     def _preempt_checked(self, victim: Sequence) -> None:
         running, waiting = self.scheduler.running, self.scheduler.waiting
@@ -184,7 +230,12 @@ class Run:
                     core.add(arrival.request)
                 if arrival.abort_after is not None and arrival.step + arrival.abort_after == step:
                     self._abort(core, arrival)
-            for update in core.step():
+            try:
+                updates = core.step()
+            except (KeyboardInterrupt, MemoryError):
+                updates = []
+                self.num_raised += 1
+            for update in updates:
                 self._receive(update)
             self._check_step()
             self._check_block_owners(core)
@@ -224,18 +275,24 @@ class Run:
     def _check_block_owners(self, core: EngineCore) -> None:
         """A block in use was taken by one sequence at most, however many share it."""
         present = {s.seq_id for s in (*self.scheduler.running, *self.scheduler.held)}
-        if core.records:
+        if core.records and len(self.executor.plans) not in self.case.failures:
             owned = [s.num_blocks for s in core.records[-1].slots if s.seq_id in present]
             assert all(count >= 0 for count in owned)
             assert sum(owned) <= core.records[-1].blocks_in_use
 
-    def check_end(self) -> None:
+    def check_end(self, *, blamed: bool = False) -> None:
+        """blamed: whether requests may have failed by what the executor raised at random."""
         for arrival in self.case.arrivals:
             request = arrival.request
             for choice in range(request.params.n):
                 key = (request.request_id, choice)
                 got = self.received.get(key, Received())
-                tokens, finish = expected_tokens(request, choice, self.case.max_model_len)
+                tokens, finish = expected_tokens(
+                    request, choice, self.case.max_model_len, self.case.bug
+                )
+                if got.finishes == ["error"] and (blamed or self._breaks(request)):
+                    assert got.tokens == tokens[: len(got.tokens)]
+                    continue
                 if key in self.aborted:
                     assert got.tokens == tokens[: len(got.tokens)]
                     continue
@@ -260,6 +317,55 @@ def test_paged(case: Case) -> None:
     run.play()
     run.check_end()
     event(f"preempted: {run.scheduler.num_preemptions > 0}")
+
+
+@COMMON
+@given(paged_cases(), st.integers(1, 4))
+def test_drafted(case: Case, drafts: int) -> None:
+    case.drafts = drafts
+    run = Run(case)
+    run.play()
+    run.check_end()
+    steps = max(len(run.executor.plans), 1)
+    event(f"tokens per step: {sum(len(r.tokens) for r in run.received.values()) // steps}")
+
+
+FAILURES = st.dictionaries(
+    st.integers(1, 40),
+    st.sampled_from([KeyboardInterrupt(), MemoryError(), EngineError("lost"), ValueError("bad")]),
+    max_size=6,
+)
+
+
+@COMMON
+@given(
+    st.one_of(paged_cases(), historical_cases(st.just(0))),
+    FAILURES,
+    st.integers(0, 2),
+)
+def test_steps_that_raise(case: Case, failures: dict[int, BaseException], drafts: int) -> None:
+    """Whatever they raise and whenever: nobody loses anything but time, or who is to blame."""
+    case.failures, case.drafts = failures, drafts
+    run = Run(case)
+    run.play()
+    blamed = [key for key, got in run.received.items() if got.finishes == ["error"]]
+    event(f"raised: {run.num_raised}, blamed: {len(blamed)}")
+    run.check_end(blamed=True)
+
+
+@COMMON
+@given(st.one_of(paged_cases(), historical_cases(st.just(0))), st.integers(14, 17))
+def test_a_request_that_breaks_its_steps(case: Case, bug: int) -> None:
+    """It fails, wherever in it the harm is, and all others get their tokens."""
+    case.bug = bug
+    run = Run(case)
+    try:
+        run.play()
+    except EngineError:
+        assert len({name for name, got in run.received.items() if got.finishes == ["error"]}) >= 8
+        return
+    run.check_end()
+    event(f"errors: {sum(got.finishes == ['error'] for got in run.received.values())}")
 
 
 @COMMON

@@ -3,8 +3,8 @@
 import os
 import time
 
-from loire.base.step import StepPlan, StepResult
-from loire.engine.core import StepExecutor
+from loire.base.executor import PendingStep, StepExecutor
+from loire.base.step import StepPlan
 from loire.engine.worker import main
 
 NUM_SPECIAL = 3
@@ -18,7 +18,7 @@ class HarmfulExecutor:
         self._inner = inner
         self._slow = False
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> PendingStep:
         prompts = [sequence.prompt_token_ids for sequence in plan.new_sequences]
         harms = {HARMS[token] for prompt in prompts for token in prompt if token in HARMS}
         if 1 in harms:
@@ -30,7 +30,7 @@ class HarmfulExecutor:
         self._slow = self._slow or 4 in harms
         if self._slow:
             time.sleep(0.2)
-        return self._inner.execute(plan)
+        return self._inner.launch(plan)
 
 
 def _control_tokens() -> dict[int, int]:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,11 +69,13 @@ class PagedDriver:
                     seq_id=index,
                     token_ids=tuple(tokens),
                     start=start,
-                    block_table=tuple(sequence.blocks),
                     samples=True,
                 )
             )
-        batch = flat_batch(StepPlan(0, tuple(step_rows)), self.block_size, CPU)
+        tables = np.zeros((len(rows), max(len(s.blocks) for s, _ in rows)), dtype=np.int32)
+        for index, (sequence, _) in enumerate(rows):
+            tables[index, : len(sequence.blocks)] = sequence.blocks
+        batch = flat_batch(StepPlan(0, tuple(step_rows)), tables, self.block_size, CPU)
         token_ids = torch.tensor([token for row in step_rows for token in row.token_ids])
         plan = self.decoder.backend.plan_attention(batch, self.block_size)
         wanted = None

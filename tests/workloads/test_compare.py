@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from loire.base.config import EngineConfig, Policy
 from loire.base.errors import ConfigError
-from loire.base.step import StepPlan, StepResult
-from loire.engine.core import EngineCore, StepExecutor
+from loire.base.executor import PendingStep, StepExecutor
+from loire.base.step import StepPlan
+from loire.engine.core import EngineCore
 from loire.engine.start import Engine
 from loire.scheduling.presets import build_scheduler
 from loire.workloads.compare import CONTENDERS, compare
@@ -31,9 +32,9 @@ class Watching:
     inner: StepExecutor = field(default_factory=ConstantExecutor)
     max_tokens: set[int | None] = field(default_factory=set)
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> PendingStep:
         self.max_tokens |= {new.params.max_tokens for new in plan.new_sequences}
-        return self.inner.execute(plan)
+        return self.inner.launch(plan)
 
 
 def config(num_blocks: int = 4 * WINDOW // BLOCK) -> EngineConfig:

@@ -30,6 +30,18 @@ class NewSequence:
     output_token_ids: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     """All tokens that would end the sequence; min_tokens forbids them for a while."""
+    adapter: str = ""
+    """Which adapter's weights are added to the model's, by its content; "" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableUpdate:
+    """What changed in a sequence's block table: from index first on, it is these blocks."""
+
+    group: int
+    """Which of the model's cache groups (loire.base.cache_geometry)."""
+    first: int
+    block_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +53,14 @@ class StepRow:
     """The tokens to compute; the last one may be PENDING_TOKEN."""
     start: int
     """Position of the first of them in the sequence, from 0."""
-    block_table: tuple[int, ...]
-    """Ids of the KV blocks that hold positions 0, block_size, 2 * block_size, ..."""
-    samples: bool
-    """Whether the last token is the sequence's newest, so that its logits choose the next."""
+    tables: tuple[TableUpdate, ...] = ()
+    """What changed in its block tables since its row before; all of them in its first one, and in
+    the first one after a preemption."""
+    samples: bool = False
+    """Whether the tokens reach the sequence's newest, so that logits choose the next."""
+    num_drafts: int = 0
+    """How many of the tokens, the last ones, are drafted: only guessed to be what the ones before
+    them sample. The result is as many tokens as were guessed rightly, and one more."""
     epoch: int = 0
     """How often the sequence had been preempted; results of an older epoch are dropped."""
 
@@ -86,9 +102,11 @@ class RowResult:
 
     seq_id: int
     epoch: int = 0
-    token_id: int | None = None
-    """The sampled token, if the row samples and no error came up."""
-    logprobs: TokenLogprobs | None = None
+    token_ids: tuple[int, ...] = ()
+    """The sampled tokens, if the row samples and no error came up: one, and before it the drafted
+    ones that were accepted."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each sampled token, if the request asks for them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """For the prompt positions start + 1, start + 2, ... that this row's logits predict (choice 0
     of a request that asks for them)."""

@@ -1,29 +1,26 @@
-"""The engine's loop: schedule a step, compute it, commit its results.
+"""The engine's loop: schedule a step, have it computed, commit its results.
 
 At depth 1 the three follow one another. At depth 2 a step is scheduled while the one before it
-still computes on another thread; one that turns out to be superfluous is dropped at commit.
+still computes; one that turns out to be superfluous is dropped at commit.
+
+A step that raises is taken back: whoever ran waits to be computed again, and nothing is lost. If
+what it raised tells of the step and not of the process, the request that it fails with is looked
+for (loire.engine.fault_search) and ends with an error; the others go on.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 from loire.base.errors import EngineError
+from loire.base.executor import PendingStep, StepExecutor
 from loire.base.messages import EngineRequest, SequenceUpdate
-from loire.base.step import StepPlan, StepRecord, StepResult
+from loire.base.step import StepPlan, StepRecord
+from loire.engine.fault_search import FaultSearch
+from loire.engine.threaded import Threaded
 from loire.scheduling.scheduler import Scheduler
 
 NUM_RECORDS = 4096
 """Step records that are kept, the latest ones."""
-
-
-class StepExecutor(Protocol):
-    """Computes steps, in the order in which they are given."""
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Compute one step."""
-        ...
 
 
 class EngineCore:
@@ -42,12 +39,11 @@ class EngineCore:
         self.scheduler = scheduler
         self._on_begin = on_begin
         self.records: deque[StepRecord] = deque(maxlen=num_records)
-        self._executor = executor
+        self._threaded = Threaded(executor) if depth > 1 else None
+        self._executor = self._threaded or executor
         self._depth = depth
-        self._in_flight: deque[Callable[[], StepResult]] = deque()
-        self._pool: ThreadPoolExecutor | None = None
-        if depth > 1:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="loire-step")
+        self._in_flight: deque[PendingStep] = deque()
+        self._search = FaultSearch(scheduler)
 
     @property
     def has_work(self) -> bool:
@@ -73,36 +69,55 @@ class EngineCore:
     def step(self) -> list[SequenceUpdate]:
         """Take the engine one committed step further; the news for the clients.
 
-        Raises EngineError if there is work, but none that can be done: a defect, said aloud
-        instead of spinning.
+        Raises EngineError if there is work, but none that can be done, or if steps fail whatever
+        is in them: a defect, said aloud instead of spinning. Raises what a step raised if that is
+        not of the step's own making, such as KeyboardInterrupt or MemoryError. In each case the
+        next call goes on.
         """
-        while len(self._in_flight) < self._depth:
-            plan = self.scheduler.schedule()
-            if plan is None:
-                break
-            if self._on_begin is not None and plan.new_sequences:
-                self._on_begin(self.scheduler.request_ids(plan.new_sequences))
-            self._in_flight.append(self._submit(plan))
+        depth = 1 if self._search.is_on else self._depth
+        while len(self._in_flight) < depth and (plan := self._plan()) is not None:
+            try:
+                self._in_flight.append(self._executor.launch(plan))
+            except BaseException as error:  # noqa: BLE001  whatever it was, the step is taken back
+                return self._failed(error)
         if not self._in_flight:
-            if self.scheduler.has_unfinished:
-                raise EngineError(
-                    f"{self.scheduler.num_requests} requests are unfinished, "
-                    f"but the scheduler found nothing to compute"
-                )
             return []
-        updates, record = self.scheduler.commit(self._in_flight.popleft()())
+        try:
+            result = self._in_flight[0].result()
+        except BaseException as error:  # noqa: BLE001
+            return self._failed(error)
+        self._in_flight.popleft()
+        updates, record = self.scheduler.commit(result)
+        self._search.step_succeeded()
         self.records.append(record)
         return updates
 
     def close(self) -> None:
         """Wait for what is being computed, and stop the thread."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._threaded is not None:
+            self._threaded.close()
         self._in_flight.clear()
 
-    def _submit(self, plan: StepPlan) -> Callable[[], StepResult]:
-        if self._pool is None:
-            result = self._executor.execute(plan)
-            return lambda: result
-        future: Future[StepResult] = self._pool.submit(self._executor.execute, plan)
-        return future.result
+    def _plan(self) -> StepPlan | None:
+        """The next step; None if there is nothing to compute, or nothing before results return."""
+        plan = self.scheduler.schedule()
+        while plan is None and not self._in_flight and self._search.is_on:
+            self._search.nothing_to_compute()
+            plan = self.scheduler.schedule()
+        if plan is None and not self._in_flight and self.scheduler.has_unfinished:
+            raise EngineError(
+                f"{self.scheduler.num_requests} requests are unfinished, "
+                f"but the scheduler found nothing to compute"
+            )
+        if plan is not None and self._on_begin is not None and plan.new_sequences:
+            self._on_begin(self.scheduler.request_ids(plan.new_sequences))
+        return plan
+
+    def _failed(self, error: BaseException) -> list[SequenceUpdate]:
+        """Take back the steps in flight, as one of them failed; the news of a request that is to
+        blame. Raises error if no request can be."""
+        self._in_flight.clear()
+        suspects = self.scheduler.take_back()
+        if not isinstance(error, Exception) or isinstance(error, MemoryError):
+            raise error
+        return self._search.step_failed(suspects, error)

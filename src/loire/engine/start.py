@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
+from loire.base.executor import StepExecutor
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
-from loire.engine.core import EngineCore, StepExecutor
+from loire.engine.core import EngineCore
 from loire.engine.frontend import Frontend
 from loire.scheduling.presets import build_scheduler
 

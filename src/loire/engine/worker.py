@@ -16,9 +16,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 from loire.base.errors import EngineError, LoireError
+from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
 from loire.base.messages import SequenceUpdate
-from loire.engine.core import EngineCore, StepExecutor
+from loire.engine.core import EngineCore
 from loire.engine.thread import Command, EngineThread
 from loire.engine.wire import (
     Abort,

@@ -1,52 +1,55 @@
 """From a StepPlan to the tensors of a flat batch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
 from loire.kernels.interface import Backend, FlatBatch, Wanted
 
 
-def token_ids_of(row: StepRow, last_sampled: Callable[[int], int]) -> list[int]:
-    """The row's tokens, with a pending one replaced by what the step before sampled."""
-    token_ids = list(row.token_ids)
-    if token_ids[-1] == PENDING_TOKEN:
-        token_ids[-1] = last_sampled(row.seq_id)
-    return token_ids
+def flat_token_ids(
+    rows: Sequence[StepRow], last_sampled: Callable[[int], int]
+) -> NDArray[np.int64]:
+    """The rows' tokens, int64 [T]; pending ones are those that the step before sampled."""
+    count = sum(len(row.token_ids) for row in rows)
+    flat = chain.from_iterable(row.token_ids for row in rows)
+    tokens = np.fromiter(flat, dtype=np.int64, count=count)
+    end = 0
+    for row in rows:
+        end += len(row.token_ids)
+        if row.token_ids[-1] == PENDING_TOKEN:
+            tokens[end - 1] = last_sampled(row.seq_id)
+    return tokens
 
 
-def flat_batch(plan: StepPlan, block_size: int, device: torch.device) -> FlatBatch:
+def flat_batch(
+    plan: StepPlan, block_tables: NDArray[np.int32], block_size: int, device: torch.device
+) -> FlatBatch:
     """Positions, slots and block tables of all rows, one after another without padding.
 
-    Only the table of block ids is rectangular (int32 [R, M], zeros past a row's own blocks).
+    block_tables: int32 [R, M], in the order of the rows.
     """
-    rows = plan.rows
-    query_lens = tuple(len(row.token_ids) for row in rows)
-    context_lens = tuple(row.start + len(row.token_ids) for row in rows)
-    positions: list[int] = []
-    slots: list[int] = []
-    for row, end in zip(rows, context_lens, strict=True):
-        positions += range(row.start, end)
-        slots += _slots(row.block_table, row.start, end, block_size)
-    tables = np.zeros((len(rows), max(len(row.block_table) for row in rows)), dtype=np.int32)
-    for index, row in enumerate(rows):
-        tables[index, : len(row.block_table)] = row.block_table
-
-    def tensor(values: Sequence[int], dtype: type[np.generic]) -> Tensor:
-        return torch.from_numpy(np.array(values, dtype=dtype)).to(device)
-
+    query_lens = tuple(len(row.token_ids) for row in plan.rows)
+    lens = np.array(query_lens, dtype=np.int64)
+    starts = np.array([row.start for row in plan.rows], dtype=np.int64)
+    ends = np.cumsum(lens)
+    rows = np.repeat(np.arange(len(lens)), lens)
+    positions = np.arange(ends[-1]) + np.repeat(starts - (ends - lens), lens)
+    blocks, offsets = np.divmod(positions, block_size)
+    context_lens = starts + lens
     return FlatBatch(
-        positions=tensor(positions, np.int64),
-        slots=tensor(slots, np.int64),
-        block_tables=torch.from_numpy(tables).to(device),
-        query_starts=tensor((0, *accumulate(query_lens)), np.int32),
-        context_lens=tensor(context_lens, np.int32),
+        positions=torch.from_numpy(positions).to(device),
+        slots=torch.from_numpy(block_tables[rows, blocks] * block_size + offsets).to(device),
+        block_tables=torch.from_numpy(block_tables).to(device),
+        query_starts=_starts(ends).to(device),
+        context_lens=torch.from_numpy(context_lens.astype(np.int32)).to(device),
         host_query_lens=query_lens,
-        host_context_lens=context_lens,
+        host_context_lens=tuple(context_lens.tolist()),
     )
 
 
@@ -60,6 +63,13 @@ def wanted_tokens(
     return Wanted(tokens, backend.plan_attention(narrow, block_size))
 
 
+def last_tokens(query_lens: Sequence[int], counts: Iterable[int]) -> NDArray[np.int64]:
+    """Indices in the flat batch of the last tokens of each row, counts of them."""
+    lens = np.fromiter(counts, dtype=np.int64, count=len(query_lens))
+    ends = np.cumsum(lens)
+    return np.arange(ends[-1]) + np.repeat(np.cumsum(query_lens) - ends, lens)
+
+
 def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatch]:
     """The last tokens of each row of batch, counts of them: their indices, and a batch of them.
 
@@ -67,26 +77,22 @@ def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatc
     """
     rows = [row for row, count in enumerate(counts) if count]
     lens = tuple(counts[row] for row in rows)
-    ends = list(accumulate(batch.host_query_lens))
-    tokens = [index for row in rows for index in range(ends[row] - counts[row], ends[row])]
     device = batch.positions.device
-    kept, index = torch.tensor(rows, device=device), torch.tensor(tokens, device=device)
+    index = torch.from_numpy(last_tokens(batch.host_query_lens, counts)).to(device)
+    kept = torch.tensor(rows, device=device)
     return index, FlatBatch(
         positions=batch.positions[index],
         slots=batch.slots[index],
         block_tables=batch.block_tables[kept],
-        query_starts=torch.tensor((0, *accumulate(lens)), dtype=torch.int32, device=device),
+        query_starts=_starts(np.cumsum(lens)).to(device),
         context_lens=batch.context_lens[kept],
         host_query_lens=lens,
         host_context_lens=tuple(batch.host_context_lens[row] for row in rows),
     )
 
 
-def _slots(block_table: Sequence[int], start: int, end: int, block_size: int) -> Iterator[int]:
-    """Where the tokens of positions [start, end) lie in the cache, block by block."""
-    while start < end:
-        block, offset = divmod(start, block_size)
-        count = min(block_size - offset, end - start)
-        slot = block_table[block] * block_size + offset
-        yield from range(slot, slot + count)
-        start += count
+def _starts(ends: NDArray[np.int64]) -> Tensor:
+    """int32 [R + 1]: where each row starts, and where the last one ends."""
+    starts = np.zeros(len(ends) + 1, dtype=np.int32)
+    starts[1:] = ends
+    return torch.from_numpy(starts)

@@ -8,12 +8,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from loire.base.executor import ComputedStep
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.constraints import ConstraintFactory
-from loire.execution.inputs import flat_batch, token_ids_of, wanted_tokens
+from loire.execution.inputs import flat_batch, flat_token_ids, wanted_tokens
 from loire.execution.kv_cache import KVCache
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
 from loire.execution.sampling_state import SamplingState
+from loire.execution.tables import BlockTables
 from loire.execution.threads import torch_threads
 from loire.kernels.interface import FlatBatch, Wanted
 from loire.models.decoder import Decoder
@@ -43,21 +45,21 @@ class ModelRunner:
         self.device = device
         self._constraints = constraints
         self._states: dict[int, SamplingState] = {}
+        self._tables = BlockTables()
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> ComputedStep:
         """One forward pass over the plan's rows, and a token for each row that samples."""
         with torch.inference_mode(), torch_threads(self.decoder.backend.torch_threads):
-            return self._execute(plan)
+            return ComputedStep(self._execute(plan))
 
     def _execute(self, plan: StepPlan) -> StepResult:
         started = time.perf_counter()
         self._update_states(plan)
         self.cache.copy_blocks(plan.block_copies)
-        token_ids = [token_ids_of(row, self._last_sampled) for row in plan.rows]
-        flat = [token_id for ids in token_ids for token_id in ids]
-        batch = flat_batch(plan, self.cache.block_size, self.device)
+        tables = self._tables.of([row.seq_id for row in plan.rows])
+        batch = flat_batch(plan, tables, self.cache.block_size, self.device)
         attention = self.decoder.backend.plan_attention(batch, self.cache.block_size)
-        tokens = torch.tensor(flat, dtype=torch.int64, device=self.device)
+        tokens = torch.from_numpy(flat_token_ids(plan.rows, self._last_sampled)).to(self.device)
         counts, wanted = self._wanted(plan.rows, batch)
         hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers, wanted)
         draws = self._sample(plan.rows, hidden, counts)
@@ -71,8 +73,13 @@ class ModelRunner:
     def _update_states(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
             self._states.pop(seq_id, None)
+            self._tables.drop(seq_id)
         for new in plan.new_sequences:
             self._states[new.seq_id] = SamplingState(new, self._constraints, self.device)
+        for row in plan.rows:
+            assert not row.num_drafts, "drafted tokens are not verified here yet"
+            for update in row.tables:
+                self._tables.replace(row.seq_id, update.first, update.block_ids)
 
     def _last_sampled(self, seq_id: int) -> int:
         token_id = self._states[seq_id].last_token_id
@@ -134,8 +141,8 @@ class ModelRunner:
         return RowResult(
             seq_id=row.seq_id,
             epoch=row.epoch,
-            token_id=draw.token_id,
-            logprobs=draw.logprobs,
+            token_ids=(draw.token_id,) if row.samples and draw.token_id is not None else (),
+            logprobs=() if draw.logprobs is None else (draw.logprobs,),
             prompt_logprobs=prompt_logprobs,
             pooled=pooled,
             error=error,

@@ -1,7 +1,7 @@
 """Quantized weights, activations and KV: their definition.
 
 Backends that compute with whole numbers must agree with it up to the rounding of their sums;
-native/source/linear_quantized.h says what the native ones do.
+native/source/kernels/linear_quantized.h says what the native ones do.
 
     int8   weights with a scale per output:      weight = code * scale, code in -127..127
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7

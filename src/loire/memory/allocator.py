@@ -75,6 +75,11 @@ class KVAllocator(Protocol):
         """The KV of the first num_computed tokens is valid now: others may share full blocks."""
         ...
 
+    def truncate(self, table: BlockTable, num_tokens: int) -> None:
+        """Give back what only positions from num_tokens on need: drafted tokens that were not
+        accepted. None of them is published."""
+        ...
+
     def release(self, table: BlockTable, *, forget: bool = False) -> None:
         """Give everything back. The table can be admitted again.
 

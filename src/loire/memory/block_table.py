@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from loire.base.step import TableUpdate
+
 
 @dataclass(slots=True)
 class BlockTable:
@@ -17,6 +19,7 @@ class BlockTable:
         num_published: leading blocks that were offered to the prefix cache.
         num_shared: leading blocks that it did not take itself: prefix hits, or those of a parent.
         num_promised: blocks that the known tokens will need in the end; admission counts them.
+        num_told: leading blocks that execution knows as they are.
     """
 
     root: bytes = b""
@@ -27,3 +30,12 @@ class BlockTable:
     num_published: int = 0
     num_shared: int = 0
     num_promised: int = 0
+    num_told: int = 0
+
+    def news(self) -> tuple[TableUpdate, ...]:
+        """What execution does not know yet of the blocks; it is told with this."""
+        first = self.num_told
+        if first == len(self.blocks):
+            return ()
+        self.num_told = len(self.blocks)
+        return (TableUpdate(0, first, tuple(self.blocks[first:])),)

@@ -81,6 +81,7 @@ class PagedAllocator:
             held[first] = target
             table.num_published = min(table.num_published, first)
             table.num_shared = min(table.num_shared, first)
+            table.num_told = min(table.num_told, first)
             # The copy is read before anything is written in this step, so the source may go.
             self.pool.release(source)
         held.extend(self.pool.take() for _ in range(num_new))
@@ -124,6 +125,14 @@ class PagedAllocator:
             self._disown(table, index)
         table.num_published = num_full
 
+    def truncate(self, table: BlockTable, num_tokens: int) -> None:
+        """See KVAllocator."""
+        num_kept = self._blocks_for(num_tokens)
+        assert num_kept >= table.num_published, "published tokens are taken back"
+        while len(table.blocks) > num_kept:
+            self.pool.release(table.blocks.pop())
+        table.num_told = min(table.num_told, num_kept)
+
     def release(self, table: BlockTable, *, forget: bool = False) -> None:
         """See KVAllocator. The tail is released first, so that it is evicted before its prefix."""
         if forget:
@@ -135,7 +144,7 @@ class PagedAllocator:
         for block in reversed(table.blocks):
             self.pool.release(block)
         table.blocks.clear()
-        table.num_published = table.num_shared = 0
+        table.num_published = table.num_shared = table.num_told = 0
         self._num_tables -= 1
 
     def check(self) -> None:

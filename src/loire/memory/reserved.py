@@ -76,6 +76,9 @@ class ReservedAllocator:
     def publish(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
         """Nobody can find anything here."""
 
+    def truncate(self, table: BlockTable, num_tokens: int) -> None:
+        """Nothing to do: the reservation stays."""
+
     def release(self, table: BlockTable, *, forget: bool = False) -> None:
         """Give the run back and join it with its neighbours."""
         if table.blocks:
@@ -83,6 +86,7 @@ class ReservedAllocator:
             self._free.sort()
             self._join()
             table.blocks.clear()
+            table.num_told = 0
 
     def check(self) -> None:
         """Integrity check; raises AssertionError."""

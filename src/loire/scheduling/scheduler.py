@@ -20,7 +20,7 @@ oldest request always goes on.
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from heapq import heappop, heappush
 from itertools import count
 
@@ -38,6 +38,7 @@ from loire.base.step import (
 from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
+from loire.scheduling.drafting import Drafter
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
 from loire.scheduling.waiting import WaitingQueue
@@ -58,6 +59,7 @@ class Scheduler:
         max_model_len: int,
         background_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        drafter: Drafter | None = None,
     ) -> None:
         """clock: seconds for the times in records and updates; no decision depends on it."""
         self.allocator = allocator
@@ -82,6 +84,8 @@ class Scheduler:
         self._copies: list[BlockCopy] = []
         self._clock = clock
         self._recorder = StepRecorder(clock)
+        self._drafter = drafter
+        self._admitted: Collection[str] | None = None
 
     @property
     def has_unfinished(self) -> bool:
@@ -143,6 +147,7 @@ class Scheduler:
         """Plan the next step; None if there is nothing to compute now."""
         self._release_held()
         self._copies.clear()
+        self._draft()
         self._admit_urgent()
         preempted_before = self.num_preemptions
         rows: Rows = []
@@ -173,11 +178,12 @@ class Scheduler:
             slot = sequence.slot
             num_known = len(sequence.tokens)
             updates += self._commit_row(sequence, row, row_result)
-            num_decode = int(
+            decodes = (
                 row.samples
                 and row.start + len(row.token_ids) >= num_known
                 and num_known > sequence.num_prompt
             )
+            num_decode = 1 + row.num_drafts if decodes else 0
             num_prefill = len(row.token_ids) - num_decode
             slots.append(self._recorder.slot(sequence, slot, num_prefill, num_decode))
         record = self._recorder.record(
@@ -185,14 +191,69 @@ class Scheduler:
         )
         return updates, record
 
+    # --- steps that fail --------------------------------------------------------------------
+
+    def take_back(self) -> dict[str, dict[int, int]]:
+        """The results of the steps in flight will not come: whoever runs gives up its memory and
+        waits to be computed again, as if it were preempted.
+
+        Returns per request how far each of its sequences (by seq_id) would have been computed.
+        """
+        ends: dict[str, dict[int, int]] = {}
+        for plan in self._in_flight:
+            self._retired += plan.ended  # execution may not have heard of it
+            for row in plan.rows:
+                sequence = self._sequences.get(row.seq_id)
+                if sequence is not None and sequence.epoch == row.epoch:
+                    end = row.start + len(row.token_ids) - row.num_drafts
+                    ends.setdefault(sequence.request.message.request_id, {})[row.seq_id] = end
+        self._in_flight.clear()
+        for sequence in tuple(self.running):
+            self._set_back(sequence)
+        return ends
+
+    def confine(self, request_ids: Collection[str] | None) -> None:
+        """From now on admit sequences of these requests only, or of all; the others that run wait.
+
+        Not while a step is in flight.
+        """
+        assert not self._in_flight, "a step is in flight"
+        self._admitted = request_ids
+        for sequence in tuple(self.running):
+            if not self._may_enter(sequence):
+                self._set_back(sequence)
+
+    def has_computed(self, seq_id: int, num_tokens: int) -> bool:
+        """Whether a sequence has ended, or that many of its tokens are computed."""
+        sequence = self._sequences.get(seq_id)
+        return sequence is None or sequence.num_computed >= num_tokens
+
+    def fail(self, request_id: str, error: str) -> list[SequenceUpdate]:
+        """End a request with an error; the news of it, none if it is not here (any more)."""
+        request = self._requests.get(request_id)
+        return [] if request is None else self._fail_request(request, error)
+
     # --- planning a step ------------------------------------------------------------------
+
+    def _draft(self) -> None:
+        if self._drafter is None:
+            return
+        for sequence in self.running:
+            most = sequence.most_drafts
+            sequence.drafts = ()
+            if most > 0:
+                sequence.drafts = tuple(self._drafter(sequence.tokens, most))[:most]
+
+    def _may_enter(self, sequence: Sequence) -> bool:
+        admitted = self._admitted
+        return admitted is None or sequence.request.message.request_id in admitted
 
     def _admit_urgent(self) -> None:
         """Let those in who are more urgent than somebody who runs, if need be in their place."""
         if self.policy.whole_batches:
             return
         for sequence in self.waiting.in_turn():
-            while sequence.status is Status.WAITING:
+            while sequence.status is Status.WAITING and self._may_enter(sequence):
                 if not self.running or sequence.priority >= self.running[-1].priority:
                     return
                 before = (s.num_to_compute for s in self.running if s.order < sequence.order)
@@ -233,8 +294,8 @@ class Scheduler:
             budget = self.budget.left_for(sequence, rows, self.running)
             if budget == 0 and not self.policy.whole_batches:
                 break
-            admission = self._try_admission(sequence)
-            if admission is Refusal.PREFIX_PENDING:
+            admission = self._try_admission(sequence) if self._may_enter(sequence) else None
+            if admission is None or admission is Refusal.PREFIX_PENDING:
                 continue
             if admission is Refusal.NO_MEMORY:
                 break
@@ -299,13 +360,14 @@ class Scheduler:
         self._copies += [(originals.get(source, source), target) for source, target in copies]
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._leave(sequence)
-        sequence.status = Status.WAITING
-        sequence.num_computed = sequence.num_in_flight = sequence.num_pending = 0
-        sequence.epoch += 1
         self.num_preemptions += 1
         self._recorder.num_preemptions += 1
+        self._set_back(sequence)
+
+    def _set_back(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._leave(sequence)
+        sequence.set_back()
         self._enqueue(sequence)
 
     def _make_plan(self, rows: Rows) -> StepPlan:
@@ -333,29 +395,34 @@ class Scheduler:
         self, sequence: Sequence, row: StepRow, result: RowResult
     ) -> list[SequenceUpdate]:
         request = sequence.request
-        sequence.num_in_flight -= len(row.token_ids)
-        sequence.num_computed += len(row.token_ids)
+        num_rejected = sequence.take_result(row, result.token_ids)
         if result.error is not None:
             return self._fail_request(request, result.error)
-        self.allocator.publish(sequence.table, sequence.tokens, sequence.num_computed)
-        prompt_logprobs = sequence.take_prompt_logprobs(row.start, result.prompt_logprobs)
         finish: FinishReason | None = None
         stop_reason: int | None = None
-        token_ids: tuple[int, ...] = ()
-        if row.samples:
-            assert result.token_id is not None, "a row that samples gives a token or an error"
-            sequence.num_pending -= 1
-            sequence.tokens.append(result.token_id)
-            token_ids = (result.token_id,)
-            self.waiting.charge(sequence, num_output=1)
+        num_taken = 0
+        for token_id in result.token_ids:
+            sequence.tokens.append(token_id)
+            num_taken += 1
             finish, stop_reason = sequence.finish()
+            if finish is not None:
+                break
+        assert num_taken or not row.samples, "a row that samples gives a token or an error"
+        token_ids = result.token_ids[:num_taken]
+        if num_rejected:
+            self.allocator.truncate(sequence.table, sequence.num_computed)
+        num_valid = min(sequence.num_computed, len(sequence.tokens))
+        self.allocator.publish(sequence.table, sequence.tokens, num_valid)
+        prompt_logprobs = sequence.take_prompt_logprobs(row.start, result.prompt_logprobs)
+        if num_taken:
+            self.waiting.charge(sequence, num_output=num_taken)
             if request.num_unborn:
                 self._bear_siblings(request, sequence)
         update = SequenceUpdate(
             request_id=request.message.request_id,
             choice=sequence.choice,
             token_ids=token_ids,
-            logprobs=(result.logprobs,) if result.logprobs is not None else (),
+            logprobs=result.logprobs[:num_taken],
             prompt_logprobs=prompt_logprobs,
             pooled=result.pooled,
             finish_reason=finish,

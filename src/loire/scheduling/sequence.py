@@ -32,6 +32,8 @@ class Sequence:
         num_computed: leading tokens whose KV is valid, by results that came back.
         num_in_flight: tokens after those that are in steps whose results have not come back.
         num_pending: sampled tokens among those results: not known yet, but certain to come.
+        drafts: tokens that may come after the known ones; computed with the newest, then judged.
+        num_drafts_in_flight: drafted tokens among those in flight.
         epoch: how often it was preempted; results of an earlier epoch are dropped.
         turn: its number among all sequences by when they first ran; it keeps that place.
         last_served: number of its last turn, among those of all sequences.
@@ -51,6 +53,8 @@ class Sequence:
     num_computed: int = 0
     num_in_flight: int = 0
     num_pending: int = 0
+    drafts: tuple[int, ...] = ()
+    num_drafts_in_flight: int = 0
     epoch: int = 0
     turn: int | None = None
     last_served: int = -1
@@ -98,27 +102,58 @@ class Sequence:
 
     @property
     def num_to_compute(self) -> int:
-        """Tokens that could be scheduled now, those still pending included."""
+        """Tokens that could be scheduled now, those still pending and drafted ones included."""
+        if self.num_drafts_in_flight:
+            return 0  # how many of them are accepted, and so where it goes on, is not known yet
         if self.num_pending and len(self.tokens) + self.num_pending >= self.max_tokens:
             return 0  # it ends with the token that is on its way
-        return len(self.tokens) + self.num_pending - self.start
+        return len(self.tokens) + self.num_pending - self.start + len(self.drafts)
+
+    @property
+    def most_drafts(self) -> int:
+        """Tokens that may be drafted now: the one sampled after them must be within its limit."""
+        if self.num_in_flight or self.num_computed + 1 != len(self.tokens):
+            return 0
+        return self.max_tokens - len(self.tokens) - 1
 
     def take_row(self, num_tokens: int) -> StepRow:
         """Its share of a step: the next num_tokens tokens, which are in flight from now on."""
         start, end = self.start, self.start + num_tokens
+        num_sure = len(self.tokens) + self.num_pending
+        num_drafts = max(end - num_sure, 0)
         token_ids = self.tokens[start:end]
-        token_ids += [PENDING_TOKEN] * (num_tokens - len(token_ids))
+        token_ids += [PENDING_TOKEN] * (num_tokens - num_drafts - len(token_ids))
         row = StepRow(
             seq_id=self.seq_id,
-            token_ids=tuple(token_ids),
+            token_ids=(*token_ids, *self.drafts[:num_drafts]),
             start=start,
-            block_table=tuple(self.table.blocks),
-            samples=end == len(self.tokens) + self.num_pending,
+            tables=self.table.news(),
+            samples=end >= num_sure,
+            num_drafts=num_drafts,
             epoch=self.epoch,
         )
+        self.drafts = ()
+        self.num_drafts_in_flight += num_drafts
         self.num_in_flight += num_tokens
         self.num_pending += row.samples
         return row
+
+    def take_result(self, row: StepRow, token_ids: tuple[int, ...]) -> int:
+        """Take in what a row of it gave; how many of its drafted tokens were not accepted."""
+        self.num_in_flight -= len(row.token_ids)
+        self.num_drafts_in_flight -= row.num_drafts
+        self.num_pending -= row.samples
+        num_rejected = row.num_drafts - len(token_ids) + 1 if row.num_drafts else 0
+        self.num_computed += len(row.token_ids) - num_rejected
+        return num_rejected
+
+    def set_back(self) -> None:
+        """It has lost its memory and what is in flight: all its tokens are to be computed again."""
+        self.status = Status.WAITING
+        self.num_computed = self.num_in_flight = self.num_pending = 0
+        self.num_drafts_in_flight = 0
+        self.drafts = ()
+        self.epoch += 1
 
     def sampling_state(self) -> NewSequence:
         """What execution must know of it to sample its tokens."""
@@ -131,6 +166,7 @@ class Sequence:
             prompt_token_ids=message.prompt_token_ids,
             output_token_ids=tuple(self.tokens[self.num_prompt :]),
             stop_token_ids=message.stop_token_ids,
+            adapter=message.adapter,
         )
 
     def take_prompt_logprobs(

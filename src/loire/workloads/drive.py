@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from loire.base.errors import EngineError
+from loire.base.executor import ComputedStep, StepExecutor
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.base.step import NewSequence, RowResult, StepPlan, StepRecord, StepResult
-from loire.engine.core import EngineCore, StepExecutor
+from loire.engine.core import EngineCore
 from loire.workloads.loads import Load
 
 STOP_TOKEN = 2**31 - 1
@@ -33,12 +34,12 @@ class EndingExecutor:
         self._lengths = lengths
         self._sequences: dict[int, NewSequence] = {}
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> ComputedStep:
         """The step, with the token that ends a sequence in place of the one after its last."""
         for seq_id in plan.ended:
             self._sequences.pop(seq_id, None)
         self._sequences.update((new.seq_id, new) for new in plan.new_sequences)
-        result = self._executor.execute(plan)
+        result = self._executor.launch(plan).result()
         rows: list[RowResult] = []
         for row, outcome in zip(plan.rows, result.rows, strict=True):
             end = row.start + len(row.token_ids)
@@ -46,9 +47,9 @@ class EndingExecutor:
             sequence = self._sequences[row.seq_id]
             position = end + 1 - len(sequence.prompt_token_ids)
             if row.samples and position >= self._lengths[sequence.seed]:
-                outcome = RowResult(row.seq_id, row.epoch, STOP_TOKEN, error=outcome.error)
+                outcome = RowResult(row.seq_id, row.epoch, (STOP_TOKEN,), error=outcome.error)
             rows.append(outcome)
-        return StepResult(result.step_id, tuple(rows), result.compute_s)
+        return ComputedStep(StepResult(result.step_id, tuple(rows), result.compute_s))
 
 
 @dataclass(slots=True)

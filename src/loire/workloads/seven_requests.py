@@ -8,6 +8,7 @@ Only the scheduler runs: no model is loaded, and a constant stands for every tok
 """
 
 from loire.base.config import EngineConfig, Policy
+from loire.base.executor import ComputedStep
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.base.step import RowResult, StepPlan, StepRecord, StepResult
@@ -25,13 +26,13 @@ ANY_TOKEN = 7
 class ConstantExecutor:
     """Computes nothing: every row that samples gets the same token."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> ComputedStep:
         """The result of a step that took no time."""
         rows = tuple(
-            RowResult(row.seq_id, row.epoch, token_id=ANY_TOKEN if row.samples else None)
+            RowResult(row.seq_id, row.epoch, (ANY_TOKEN,) if row.samples else ())
             for row in plan.rows
         )
-        return StepResult(plan.step_id, rows, compute_s=0.0)
+        return ComputedStep(StepResult(plan.step_id, rows, compute_s=0.0))
 
 
 def run_seven_requests(policy: Policy) -> list[StepRecord]:

@@ -23,6 +23,7 @@ from loire.kernels.interface import (
     RotaryTable,
     SamplingKnobs,
 )
+from loire.kernels.native import calls
 from loire.kernels.native.dtypes import TYPES, type_number
 from loire.kernels.native.library import load_library
 from loire.kernels.native.linear import FORMATS, STORED_FORMAT, NativeLinear
@@ -33,11 +34,11 @@ from loire.kernels.quantization import elements_of_q4_1
 
 _BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
                   "Q6_K": 14}  # fmt: skip
-"""Numbers of GGUF, as in source/operations.h."""
+"""Numbers of GGUF, as in source/kernels/operations.h."""
 _EVERYTHING = 2**62
 """A window that no context fills."""
 _AMX_UNPROVEN = 2
-"""As in source/amx.h: the processor and the system provide AMX, but the kernels failed with it."""
+"""As in source/runtime/amx.h: processor and system provide AMX, but the kernels failed with it."""
 
 
 class NativeBackend:
@@ -73,7 +74,6 @@ class NativeBackend:
         self._context: int = context
         self._norm = library.norm
         self._rotary = library.rotary
-        self._largest = library.largest
         self._attend = library.attend
         self._results = Results()
         weakref.finalize(self, library.close, context)
@@ -155,20 +155,20 @@ class NativeBackend:
         table = self._results.dense(table)
         out = self._results.new((tokens, size), table.dtype)
         residual = self._results.new((tokens, size), torch.float32)
-        if self._library.embed(
-            self._context,
-            type_number(table.dtype),
-            self._results.dense(token_ids).data_ptr(),
-            table.data_ptr(),
-            weight.data_ptr(),
-            residual.data_ptr(),
-            out.data_ptr(),
-            tokens,
-            size,
-            vocab_size,
-            scale,
-            eps,
-        ):
+        call = calls.EmbedCall(
+            token_ids=self._results.dense(token_ids).data_ptr(),
+            table=table.data_ptr(),
+            weight=weight.data_ptr(),
+            residual=residual.data_ptr(),
+            out=out.data_ptr(),
+            tokens=tokens,
+            size=size,
+            vocab_size=vocab_size,
+            type=type_number(table.dtype),
+            table_scale=scale,
+            eps=eps,
+        )
+        if self._library.embed(self._context, call):
             raise self._error()
         return out, residual
 
@@ -195,17 +195,17 @@ class NativeBackend:
         size, elements = weight.numel(), x.numel()
         if x.shape[-1] != size or (residual is not None and residual.numel() != elements):
             raise ValueError(f"a norm of {size} weights does not fit x of shape {tuple(x.shape)}")
-        if self._norm(
-            self._context,
-            type_number(x.dtype),
-            x.data_ptr(),
-            None if residual is None else residual.data_ptr(),
-            weight.data_ptr(),
-            out.data_ptr(),
-            elements // size,
-            size,
-            eps,
-        ):
+        call = calls.NormCall(
+            x=x.data_ptr(),
+            residual=None if residual is None else residual.data_ptr(),
+            weight=weight.data_ptr(),
+            out=out.data_ptr(),
+            tokens=elements // size,
+            size=size,
+            type=type_number(x.dtype),
+            eps=eps,
+        )
+        if self._norm(self._context, call):
             raise self._error()
 
     def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,9 +216,14 @@ class NativeBackend:
         rows, size = logits.shape
         indices = torch.empty(rows, dtype=torch.int64)
         finite = torch.empty(rows, dtype=torch.bool)
-        if self._largest(
-            self._context, logits.data_ptr(), indices.data_ptr(), finite.data_ptr(), rows, size
-        ):
+        call = calls.LargestCall(
+            rows=logits.data_ptr(),
+            indices=indices.data_ptr(),
+            finite=finite.data_ptr(),
+            count=rows,
+            size=size,
+        )
+        if self._library.largest(self._context, call):
             raise self._error()
         return indices, finite
 
@@ -229,18 +234,18 @@ class NativeBackend:
         logits = logits.contiguous()
         rows, size = logits.shape
         tokens = torch.empty(rows, dtype=torch.int64)
-        if self._library.draw(
-            self._context,
-            logits.data_ptr(),
-            knobs.temperature.data_ptr(),
-            knobs.min_p.data_ptr(),
-            knobs.top_k.data_ptr(),
-            knobs.top_p.data_ptr(),
-            knobs.draw.data_ptr(),
-            tokens.data_ptr(),
-            rows,
-            size,
-        ):
+        call = calls.DrawCall(
+            rows=logits.data_ptr(),
+            temperature=knobs.temperature.data_ptr(),
+            min_p=knobs.min_p.data_ptr(),
+            top_k=knobs.top_k.data_ptr(),
+            top_p=knobs.top_p.data_ptr(),
+            draw=knobs.draw.data_ptr(),
+            tokens=tokens.data_ptr(),
+            count=rows,
+            size=size,
+        )
+        if self._library.draw(self._context, call):
             raise self._error()
         return tokens
 
@@ -270,33 +275,33 @@ class NativeBackend:
             raise ValueError(f"the cache or batch does not fit {tokens} tokens of {qkv.dtype}")
         block_stride, scale_stride = block_strides(cache)
         queries = self._results.new((tokens, heads, dim), qkv.dtype)
-        if self._rotary(
-            self._context,
-            type_number(qkv.dtype),
-            qkv.data_ptr(),
-            queries.data_ptr(),
-            cache.keys.data_ptr(),
-            cache.values.data_ptr(),
-            None if cache.key_scales is None else cache.key_scales.data_ptr(),
-            None if cache.value_scales is None else cache.value_scales.data_ptr(),
-            None if norms is None else norms.query_weight.data_ptr(),
-            None if norms is None else norms.key_weight.data_ptr(),
-            rotary.cos.data_ptr(),
-            rotary.sin.data_ptr(),
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            tokens,
-            heads,
-            stored_heads,
-            dim,
-            half,
-            block_size,
-            block_stride,
-            scale_stride,
-            num_blocks,
-            num_positions,
-            0.0 if norms is None else norms.eps,
-        ):
+        call = calls.RotaryCall(
+            qkv=qkv.data_ptr(),
+            queries=queries.data_ptr(),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            key_scales=_address(cache.key_scales),
+            value_scales=_address(cache.value_scales),
+            query_weight=None if norms is None else norms.query_weight.data_ptr(),
+            key_weight=None if norms is None else norms.key_weight.data_ptr(),
+            cos=rotary.cos.data_ptr(),
+            sin=rotary.sin.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            tokens=tokens,
+            heads=heads,
+            kv_heads=stored_heads,
+            head_dim=dim,
+            half=half,
+            block_size=block_size,
+            block_stride=block_stride,
+            scale_stride=scale_stride,
+            num_blocks=num_blocks,
+            num_positions=num_positions,
+            type=type_number(qkv.dtype),
+            eps=0.0 if norms is None else norms.eps,
+        )
+        if self._rotary(self._context, call):
             raise self._error()
         return queries
 
@@ -330,26 +335,26 @@ class NativeBackend:
             )
         block_stride, scale_stride = block_strides(cache)
         out = self._results.new((tokens, heads * dim), queries.dtype)
-        if self._attend(
-            self._context,
-            plan.handle,
-            type_number(queries.dtype),
-            queries.data_ptr(),
-            cache.keys.data_ptr(),
-            cache.values.data_ptr(),
-            None if cache.key_scales is None else cache.key_scales.data_ptr(),
-            None if cache.value_scales is None else cache.value_scales.data_ptr(),
-            out.data_ptr(),
-            heads,
-            kv_heads,
-            dim,
-            block_stride,
-            scale_stride,
-            num_blocks,
-            _EVERYTHING if shape.window is None else shape.window,
-            shape.scale,
-            0.0 if shape.softcap is None else shape.softcap,
-        ):
+        call = calls.AttendCall(
+            plan=plan.handle,
+            queries=queries.data_ptr(),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            key_scales=_address(cache.key_scales),
+            value_scales=_address(cache.value_scales),
+            out=out.data_ptr(),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=dim,
+            block_stride=block_stride,
+            scale_stride=scale_stride,
+            num_blocks=num_blocks,
+            window=_EVERYTHING if shape.window is None else shape.window,
+            type=type_number(queries.dtype),
+            scale=shape.scale,
+            softcap=0.0 if shape.softcap is None else shape.softcap,
+        )
+        if self._attend(self._context, call):
             raise self._error()
         return out
 
@@ -362,14 +367,14 @@ class NativeBackend:
             )
         kernel_dtype = dtype if dtype in TYPES else torch.float32
         out = torch.empty(blocks * fmt.block_elements, dtype=kernel_dtype)
-        if self._library.dequantize(
-            self._context,
-            TYPES[kernel_dtype],
-            _BLOCK_FORMATS[fmt.name],
-            np.frombuffer(data, dtype=np.uint8).ctypes.data,
-            out.data_ptr(),
-            out.numel(),
-        ):
+        call = calls.DequantizeCall(
+            blocks=np.frombuffer(data, dtype=np.uint8).ctypes.data,
+            out=out.data_ptr(),
+            elements=out.numel(),
+            type=TYPES[kernel_dtype],
+            format=_BLOCK_FORMATS[fmt.name],
+        )
+        if self._library.dequantize(self._context, call):
             raise self._error()
         return out.to(dtype)
 
@@ -385,6 +390,10 @@ class NativeBackend:
 
     def _error(self) -> EngineError:
         return EngineError(f"native kernels: {self._library.last_message()}")
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 def _plan_handle(plan: AttentionPlan) -> int:

@@ -1,17 +1,18 @@
-"""The compiled library and its functions, by ctypes. source/library.cpp says what they do."""
+"""The compiled library and its functions, by ctypes. source/api/ says what they do."""
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from loire.base.errors import ConfigError
+from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 13
-"""Of the C functions; a library left over from an older build has another one."""
+INTERFACE_VERSION = 14
+"""Of what the C functions do; a library left over from an older build has another one."""
 
 Function = Callable[..., Any]
 
@@ -21,56 +22,43 @@ class NativeLibrary:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
-        pointer, size = c_void_p, c_int64
+        pointer = c_void_p
         version = self._function("loire_interface_version", c_int, ())
         if version() != INTERFACE_VERSION:
             raise OSError(
                 f"{path} has interface {version()}, but {INTERFACE_VERSION} is needed; "
                 f"install Loire again to compile it"
             )
+        layout: bytes = self._function("loire_layout", c_char_p, ())()
+        check_layout(path, layout.decode())
         self.message = self._function("loire_message", c_char_p, ())
         self.instruction_sets = self._function("loire_instruction_sets", c_char_p, ())
         self.amx_state = self._function("loire_amx_state", c_int32, ())
         self.why_no_amx = self._function("loire_why_no_amx", c_char_p, ())
         self.open = self._function("loire_open", pointer, (c_char_p, c_int32))
         self.close = self._function("loire_close", None, (pointer,))
-        self.pack = self._function(
-            "loire_pack", pointer, (pointer, *(c_int32,) * 4, *(pointer,) * 4, size)
-        )
+        self.pack = self._call("loire_pack", calls.PackCall, pointer)
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
-        self.linear = self._function("loire_linear", c_int, (*(pointer,) * 4, c_int32, size))
-        self.norm = self._function(
-            "loire_norm", c_int, (pointer, c_int32, *(pointer,) * 4, size, size, c_float)
-        )
-        self.embed = self._function(
-            "loire_embed",
-            c_int,
-            (pointer, c_int32, *(pointer,) * 5, size, size, size, c_float, c_float),
-        )
-        self.dequantize = self._function(
-            "loire_dequantize", c_int, (pointer, c_int32, c_int32, pointer, pointer, size)
-        )
-        self.largest = self._function("loire_largest", c_int, (*(pointer,) * 4, size, size))
-        self.draw = self._function("loire_draw", c_int, (*(pointer,) * 8, size, size))
-        self.rotary = self._function(
-            "loire_rotary",
-            c_int,
-            (pointer, c_int32, *(pointer,) * 12, *(size,) * 10, c_float),
-        )
-        self.plan = self._function("loire_plan", pointer, (*(pointer,) * 4, size, size, size))
+        self.linear = self._call("loire_linear", calls.LinearCall)
+        self.norm = self._call("loire_norm", calls.NormCall)
+        self.embed = self._call("loire_embed", calls.EmbedCall)
+        self.dequantize = self._call("loire_dequantize", calls.DequantizeCall)
+        self.largest = self._call("loire_largest", calls.LargestCall)
+        self.draw = self._call("loire_draw", calls.DrawCall)
+        self.rotary = self._call("loire_rotary", calls.RotaryCall)
+        self.plan = self._call("loire_plan", calls.PlanCall, pointer)
         self.free_plan = self._function("loire_free_plan", None, (pointer,))
-        self.attend = self._function(
-            "loire_attend",
-            c_int,
-            (pointer, pointer, c_int32, *(pointer,) * 6, *(size,) * 7, c_float, c_float),
-        )
-
+        self.attend = self._call("loire_attend", calls.AttendCall)
         self.record = self._function("loire_record", pointer, (pointer,))
         self.end_recording = self._function("loire_end_recording", c_int, (pointer,))
         self.replay = self._function("loire_replay", c_int, (pointer,) * 3)
         self.free_recording = self._function("loire_free_recording", None, (pointer,))
-        self.read_limit = self._function("loire_read_limit", c_double, (pointer, pointer, size))
+        self.read_limit = self._function("loire_read_limit", c_double, (pointer, pointer, c_int64))
         self.multiply_limit = self._function("loire_multiply_limit", c_double, (pointer, c_int32))
+
+    def _call(self, name: str, struct: type[calls.Call], result: Any = c_int) -> Function:
+        """A function of a context and a struct of that kind."""
+        return self._function(name, result, (c_void_p, ctypes.POINTER(struct)))
 
     def _function(self, name: str, result: Any, arguments: tuple[Any, ...]) -> Function:
         function = self._library[name]
@@ -82,6 +70,19 @@ class NativeLibrary:
         """What the last function that failed on this thread found wrong."""
         text: bytes = self.message()
         return text.decode()
+
+
+def check_layout(path: Path, theirs: str) -> None:
+    """Raises OSError unless the library's structs, as it describes them, lie in memory as ours."""
+    ours = calls.layout()
+    if theirs == ours:
+        return
+    differing = set(theirs.split(";")) ^ set(ours.split(";"))
+    names = sorted({struct.split("{")[0] for struct in differing})
+    raise OSError(
+        f"{path} has other structs than this version ({', '.join(names)}); "
+        f"install Loire again to compile it"
+    )
 
 
 @cache

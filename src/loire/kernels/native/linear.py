@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
-from ctypes import c_int64, c_void_p
+from ctypes import addressof, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -10,21 +10,21 @@ from torch import Tensor
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.feed_forward import Activation
+from loire.kernels.native.calls import LinearCall, PackCall
 from loire.kernels.native.dtypes import type_number
 from loire.kernels.native.library import NativeLibrary, array_of
 from loire.kernels.native.results import Results
 
 FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
 STORED_FORMAT = 41
-"""Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/packed_weight.h."""
+"""Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/runtime/packed_weight.h."""
 GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
-"""As in source/operations.h."""
+"""As in source/kernels/operations.h."""
 
 
 class NativeLinear:
-    """A weight in panels. See source/linear.h and source/linear_quantized.h for the layout and the
-    order of sums.
-    """
+    """A weight in panels. linear.h and linear_quantized.h in source/kernels say how it lies and in
+    which order products are added."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class NativeLinear:
     ) -> None:
         """owner: of the context, which is open as long as there is one.
 
-        parts: rows of numbers, or of blocks. fmt: a WeightFormat of source/packed_weight.h.
+        parts: rows of numbers, or of blocks. fmt: a WeightFormat of source/runtime/packed_weight.h.
 
         dtype: of the inputs and, where there are numbers, of those.
         """
@@ -64,18 +64,21 @@ class NativeLinear:
         ):
             raise ValueError("the parts of a weight differ in their inputs or dtypes")
         bias = None if bias is None else bias.to(dtype).contiguous()
-        handle = library.pack(
-            context,
-            type_number(dtype),
-            fmt,
-            GATES[gate],
-            len(parts),
-            array_of(c_void_p, [part.data_ptr() for part in parts]),
-            array_of(c_int64, [len(part) for part in parts]),
-            array_of(c_int64, [part.stride(0) for part in parts]),
-            None if bias is None else bias.data_ptr(),
-            self.in_features,
+        rows_at = array_of(c_void_p, [part.data_ptr() for part in parts])
+        outputs = array_of(c_int64, [len(part) for part in parts])
+        strides = array_of(c_int64, [part.stride(0) for part in parts])
+        call = PackCall(
+            parts=addressof(rows_at),
+            part_outputs=addressof(outputs),
+            row_strides=addressof(strides),
+            bias=None if bias is None else bias.data_ptr(),
+            in_features=self.in_features,
+            num_parts=len(parts),
+            type=type_number(dtype),
+            format=fmt,
+            gate=GATES[gate],
         )
+        handle = library.pack(context, call)
         if handle is None:
             raise EngineError(
                 f"a weight of {self.out_features} x {self.in_features} cannot be packed: "
@@ -106,6 +109,9 @@ class NativeLinear:
             )
         dtype = torch.float32 if wide else self._dtype
         out = self._results.new((tokens, self.out_features), dtype)
-        if self._run(self._context, self._handle, x.data_ptr(), out.data_ptr(), wide, tokens):
+        call = LinearCall(
+            weight=self._handle, x=x.data_ptr(), out=out.data_ptr(), tokens=tokens, wide=wide
+        )
+        if self._run(self._context, call):
             raise EngineError(f"native kernels: {self._library.last_message()}")
         return out

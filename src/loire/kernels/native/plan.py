@@ -4,6 +4,7 @@ import weakref
 
 from loire.base.errors import EngineError
 from loire.kernels.interface import FlatBatch
+from loire.kernels.native.calls import PlanCall
 from loire.kernels.native.library import NativeLibrary
 
 
@@ -17,15 +18,15 @@ class NativePlan:
         self.block_size = block_size
         self.num_tokens = sum(batch.host_query_lens)
         rows, table_size = batch.block_tables.shape
-        handle = library.plan(
-            context,
-            batch.query_starts.data_ptr(),
-            batch.context_lens.data_ptr(),
-            batch.block_tables.data_ptr(),
-            rows,
-            table_size,
-            block_size,
+        call = PlanCall(
+            query_starts=batch.query_starts.data_ptr(),
+            context_lens=batch.context_lens.data_ptr(),
+            block_tables=batch.block_tables.data_ptr(),
+            rows=rows,
+            table_size=table_size,
+            block_size=block_size,
         )
+        handle = library.plan(context, call)
         if handle is None:
             raise EngineError(f"native kernels: {library.last_message()}")
         self.handle: int = handle

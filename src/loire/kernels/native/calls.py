@@ -1,0 +1,210 @@
+"""The structs that the library's functions are given; source/api/calls.h says what is in them.
+
+load_library() checks that both agree.
+"""
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from typing import Any, ClassVar
+
+
+class Call(ctypes.Structure):
+    """A struct whose fields are all given by name."""
+
+    _names: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls) -> None:
+        cls._names = frozenset(field[0] for field in cls._fields_)
+
+    def __init__(self, **fields: Any) -> None:
+        if fields.keys() != self._names:
+            raise TypeError(
+                f"{type(self).__name__} is not given its fields: "
+                f"{sorted(fields.keys() ^ self._names)}"
+            )
+        super().__init__(**fields)
+
+
+class PackCall(Call):
+    """What loire_pack is given."""
+
+    _fields_ = [
+        ("parts", c_void_p),
+        ("part_outputs", c_void_p),
+        ("row_strides", c_void_p),
+        ("bias", c_void_p),
+        ("in_features", c_int64),
+        ("num_parts", c_int32),
+        ("type", c_int32),
+        ("format", c_int32),
+        ("gate", c_int32),
+    ]
+
+
+class LinearCall(Call):
+    """What loire_linear is given."""
+
+    _fields_ = [
+        ("weight", c_void_p),
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("wide", c_int32),
+    ]
+
+
+class NormCall(Call):
+    """What loire_norm is given."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("residual", c_void_p),
+        ("weight", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("size", c_int64),
+        ("type", c_int32),
+        ("eps", c_float),
+    ]
+
+
+class EmbedCall(Call):
+    """What loire_embed is given."""
+
+    _fields_ = [
+        ("token_ids", c_void_p),
+        ("table", c_void_p),
+        ("weight", c_void_p),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("size", c_int64),
+        ("vocab_size", c_int64),
+        ("type", c_int32),
+        ("table_scale", c_float),
+        ("eps", c_float),
+    ]
+
+
+class DequantizeCall(Call):
+    """What loire_dequantize is given."""
+
+    _fields_ = [
+        ("blocks", c_void_p),
+        ("out", c_void_p),
+        ("elements", c_int64),
+        ("type", c_int32),
+        ("format", c_int32),
+    ]
+
+
+class LargestCall(Call):
+    """What loire_largest is given."""
+
+    _fields_ = [
+        ("rows", c_void_p),
+        ("indices", c_void_p),
+        ("finite", c_void_p),
+        ("count", c_int64),
+        ("size", c_int64),
+    ]
+
+
+class DrawCall(Call):
+    """What loire_draw is given."""
+
+    _fields_ = [
+        ("rows", c_void_p),
+        ("temperature", c_void_p),
+        ("min_p", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("draw", c_void_p),
+        ("tokens", c_void_p),
+        ("count", c_int64),
+        ("size", c_int64),
+    ]
+
+
+class RotaryCall(Call):
+    """What loire_rotary is given."""
+
+    _fields_ = [
+        ("qkv", c_void_p),
+        ("queries", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+        ("query_weight", c_void_p),
+        ("key_weight", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("tokens", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("half", c_int64),
+        ("block_size", c_int64),
+        ("block_stride", c_int64),
+        ("scale_stride", c_int64),
+        ("num_blocks", c_int64),
+        ("num_positions", c_int64),
+        ("type", c_int32),
+        ("eps", c_float),
+    ]
+
+
+class PlanCall(Call):
+    """What loire_plan is given."""
+
+    _fields_ = [
+        ("query_starts", c_void_p),
+        ("context_lens", c_void_p),
+        ("block_tables", c_void_p),
+        ("rows", c_int64),
+        ("table_size", c_int64),
+        ("block_size", c_int64),
+    ]
+
+
+class AttendCall(Call):
+    """What loire_attend is given."""
+
+    _fields_ = [
+        ("plan", c_void_p),
+        ("queries", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+        ("out", c_void_p),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("block_stride", c_int64),
+        ("scale_stride", c_int64),
+        ("num_blocks", c_int64),
+        ("window", c_int64),
+        ("type", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+    ]
+
+
+def layout() -> str:
+    """How the structs lie in memory, as source/api/layout.cpp describes its own."""
+    return "".join(_described(struct) for struct in Call.__subclasses__())
+
+
+_CODES = {c_void_p: "P", c_int32: "i", c_int64: "q", c_float: "f"}
+
+
+def _described(struct: type[Call]) -> str:
+    fields = (
+        f"{field[0]}:{_CODES[field[1]]}@{getattr(struct, field[0]).offset}"
+        for field in struct._fields_
+    )
+    return f"{struct.__name__}{{ {' '.join(fields)} }}{ctypes.sizeof(struct)};"

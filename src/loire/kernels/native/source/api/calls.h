@@ -1,0 +1,127 @@
+// What the library's functions are given, as loire/kernels/native/calls.py has it too: layout.cpp tells
+// it how these lie in memory, and it checks that its own do.
+//
+// Letters in shapes as in loire/kernels/interface.py. Tensors are contiguous unless said otherwise.
+// type: 0 for float32, 1 for bfloat16.
+
+#pragma once
+
+#include <cstdint>
+
+namespace loire {
+
+class PackedWeight;
+class AttentionPlan;
+
+// The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
+// format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 41 the rows are Q4_1
+// blocks, row_strides bytes apart, and type is that of x and of the bias. gate: a Gate; with one,
+// results are gate(product with the first half of the rows) * product with the second.
+struct PackCall {
+    const void* const* parts;
+    const int64_t* part_outputs;
+    const int64_t* row_strides;
+    const void* bias;  // or null
+    int64_t in_features;
+    int32_t num_parts, type, format, gate;
+};
+
+// out is float32 if wide (not with a gate), else of x's type: the one that the weight was packed from.
+struct LinearCall {
+    const PackedWeight* weight;
+    const void* x;  // [T, in]
+    void* out;      // [T, out]
+    int64_t tokens;
+    int32_t wide;
+};
+
+struct NormCall {
+    const void* x;        // [T, E]
+    float* residual;      // [T, E] or null: x is added to it first
+    const float* weight;  // [E]
+    void* out;            // [T, E], may be x
+    int64_t tokens, size;
+    int32_t type;
+    float eps;
+};
+
+struct EmbedCall {
+    const int64_t* token_ids;  // [T]
+    const void* table;         // [V, E] of that type
+    const float* weight;       // [E]
+    float* residual;           // [T, E]
+    void* out;                 // [T, E]
+    int64_t tokens, size, vocab_size;
+    int32_t type;
+    float table_scale, eps;
+};
+
+// format: a BlockFormat; blocks hold that many elements.
+struct DequantizeCall {
+    const void* blocks;
+    void* out;
+    int64_t elements;
+    int32_t type, format;
+};
+
+struct LargestCall {
+    const float* rows;  // [L, V]
+    int64_t* indices;   // [L]
+    bool* finite;       // [L]
+    int64_t count, size;
+};
+
+struct DrawCall {
+    const float* rows;         // [L, V]
+    const float* temperature;  // [L] and so on
+    const float* min_p;
+    const int64_t* top_k;
+    const float* top_p;
+    const double* draw;
+    int64_t* tokens;
+    int64_t count, size;
+};
+
+// Blocks of the cache lie block_stride elements apart, those of scales scale_stride.
+struct RotaryCall {
+    const void* qkv;            // [T, (H + 2 * K) * D]
+    void* queries;              // [T, H, D]
+    void* keys;                 // [N, K, S, D]
+    void* values;               // [N, K, S, D]
+    float* key_scales;          // [N, K, S] of codes, or null
+    float* value_scales;        // [N, K, S] of codes, or null
+    const float* query_weight;  // [D] or null
+    const float* key_weight;    // [D] or null
+    const float* cos;           // [num_positions, half]
+    const float* sin;           // [num_positions, half]
+    const int64_t* positions;   // [T]
+    const int64_t* slots;       // [T]
+    int64_t tokens, heads, kv_heads, head_dim, half;
+    int64_t block_size, block_stride, scale_stride, num_blocks, num_positions;
+    int32_t type;
+    float eps;
+};
+
+struct PlanCall {
+    const int32_t* query_starts;  // [R + 1]
+    const int32_t* context_lens;  // [R]
+    const int32_t* block_tables;  // [R, table_size]
+    int64_t rows, table_size, block_size;
+};
+
+struct AttendCall {
+    AttentionPlan* plan;
+    const void* queries;        // [T, H, D]
+    const void* keys;           // as in RotaryCall
+    const void* values;
+    const float* key_scales;
+    const float* value_scales;
+    void* out;                  // [T, H * D]
+    int64_t heads, kv_heads, head_dim, block_stride, scale_stride, num_blocks;
+    int64_t window;             // a token sees this many latest positions
+    int32_t type;
+    float scale;
+    float softcap;              // 0: none
+};
+
+}  // namespace loire

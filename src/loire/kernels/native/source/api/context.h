@@ -1,0 +1,108 @@
+// What an open library holds, and how its functions run an operation.
+
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../kernels/operations.h"
+#include "../runtime/attention_plan.h"
+#include "../runtime/forecast.h"
+#include "../runtime/memory.h"
+#include "../runtime/packed_weight.h"
+#include "../runtime/pool.h"
+
+#define LOIRE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace loire {
+
+// What the last function that failed on this thread found wrong.
+extern thread_local std::string message;
+
+// Operations as they were called, to be run again with another plan.
+struct Recording {
+    const std::thread::id thread = std::this_thread::get_id();  // only its calls
+    std::vector<std::function<void(AttentionPlan*)>> operations;
+};
+
+struct Context {
+    const Operations& operations;
+    Pool pool;
+    WeightMemory weights;
+    Scratch activations, partials;
+    Forecast forecast;
+    Recording* recording = nullptr;  // being made
+
+    Context(const Operations& operations, int num_threads)
+        : operations(operations), pool(num_threads) {}
+
+    const TypedOperations& typed(int32_t type) const {
+        return type == 0 ? operations.float32 : operations.bfloat16;
+    }
+
+    // scales: of keys and values in eight bits, else null.
+    const CacheOperations& cache(int32_t type, const float* scales) const {
+        return scales == nullptr ? typed(type).plain_cache : typed(type).int8_cache;
+    }
+
+    const LinearOperations& linear(bool is_bfloat16, WeightFormat format) const {
+        const TypedOperations& operations = typed(is_bfloat16);
+        switch (format) {
+            case WeightFormat::INT8: return operations.int8;
+            case WeightFormat::INT4: return operations.int4;
+            case WeightFormat::Q4_1: return operations.q4_1;
+            case WeightFormat::DENSE: break;
+        }
+        return operations.dense;
+    }
+};
+
+// Runs body, turning an exception into a message.
+template <typename Body>
+bool guarded(Body body) {
+    try {
+        body();
+        return true;
+    } catch (const std::bad_alloc&) {
+        message = "out of memory";
+    } catch (const std::exception& error) {
+        message = error.what();
+    }
+    return false;
+}
+
+// The same while nobody else uses the context's threads; 0, or -1 and a message.
+template <typename Body>
+int locked(Context* context, Body body) {
+    const bool succeeded = guarded([&] {
+        const std::lock_guard<std::mutex> lock(context->pool.mutex());
+        body();
+    });
+    return succeeded ? 0 : -1;
+}
+
+// An operation of a step: runs body(plan) and notes it if a recording is being made. body keeps
+// copies of what it was given, as it may be run again later.
+template <typename Body>
+int perform(Context* context, AttentionPlan* plan, Body body) {
+    return locked(context, [&] {
+        body(plan);
+        Recording* recording = context->recording;
+        if (recording != nullptr && recording->thread == std::this_thread::get_id())
+            recording->operations.push_back(body);
+    });
+}
+
+// Throws std::out_of_range unless 0 <= value < limit.
+void check_range(const char* what, int64_t value, int64_t limit);
+
+// Of the operations that go row by row.
+inline int64_t row_pieces(int64_t tokens) { return (tokens + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }
+
+}  // namespace loire

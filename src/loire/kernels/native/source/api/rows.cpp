@@ -1,0 +1,58 @@
+// Operations that go row by row: embedding and norms, rotation.
+
+#include "calls.h"
+#include "context.h"
+
+using namespace loire;
+
+LOIRE_EXPORT int loire_norm(Context* context, const NormCall* call) {
+    return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
+        const NormArguments arguments{given.x,      given.residual, given.weight, given.out,
+                                      given.tokens, given.size,     given.eps};
+        context->pool.run(row_pieces(given.tokens), context->typed(given.type).norm, &arguments);
+    });
+}
+
+LOIRE_EXPORT int loire_embed(Context* context, const EmbedCall* call) {
+    return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
+        for (int64_t t = 0; t < given.tokens; ++t)
+            check_range("token id", given.token_ids[t], given.vocab_size);
+        const EmbedArguments arguments{given.token_ids, given.table, given.weight,
+                                       given.residual,  given.out,   given.tokens,
+                                       given.size,      given.table_scale, given.eps};
+        context->pool.run(row_pieces(given.tokens), context->typed(given.type).embed, &arguments);
+    });
+}
+
+LOIRE_EXPORT int loire_rotary(Context* context, const RotaryCall* call) {
+    return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
+        for (int64_t t = 0; t < given.tokens; ++t) {
+            check_range("position", given.positions[t], given.num_positions);
+            check_range("slot", given.slots[t], given.num_blocks * given.block_size);
+        }
+        RotaryArguments arguments{};
+        arguments.qkv = given.qkv;
+        arguments.queries = given.queries;
+        arguments.keys = given.keys;
+        arguments.values = given.values;
+        arguments.key_scales = given.key_scales;
+        arguments.value_scales = given.value_scales;
+        arguments.query_weight = given.query_weight;
+        arguments.key_weight = given.key_weight;
+        arguments.cos = given.cos;
+        arguments.sin = given.sin;
+        arguments.positions = given.positions;
+        arguments.slots = given.slots;
+        arguments.tokens = given.tokens;
+        arguments.heads = given.heads;
+        arguments.kv_heads = given.kv_heads;
+        arguments.head_dim = given.head_dim;
+        arguments.half = given.half;
+        arguments.block_size = given.block_size;
+        arguments.block_stride = given.block_stride;
+        arguments.scale_stride = given.scale_stride;
+        arguments.eps = given.eps;
+        const CacheOperations& cache = context->cache(given.type, given.key_scales);
+        context->pool.run(row_pieces(given.tokens), cache.rotary, &arguments);
+    });
+}

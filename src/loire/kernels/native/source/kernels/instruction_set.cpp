@@ -1,0 +1,109 @@
+// All operations, compiled once per instruction set. The build gives each copy its own flags and
+// defines LOIRE_TABLE (the name of the table it exports) and at most one of LOIRE_AVX2, LOIRE_AVX512
+// and LOIRE_NEON: LOIRE_AVX512 with or without LOIRE_AVX512_BF16, and with that or not LOIRE_AMX;
+// LOIRE_NEON with or without LOIRE_DOTPROD.
+
+#include "attention.h"
+#include "dequantize.h"
+#include "draw.h"
+#include "largest.h"
+#include "limits.h"
+#include "linear.h"
+#include "linear_quantized.h"
+#include "norm.h"
+#include "operations.h"
+#include "pack.h"
+#include "rotary.h"
+#include "vec16.h"
+#if defined(LOIRE_AMX)
+#include "linear_amx.h"
+#include "linear_quantized_amx.h"
+#endif
+
+namespace loire {
+namespace {
+
+template <typename Format>
+constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction pack_activations) {
+    return {pack,
+            pack_activations,
+            linear_piece<Format>,
+            Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
+            block_tokens<Format::MOST_ROWS>,
+            1};
+}
+
+template <typename Element, int BITS, Scales SCALES>
+constexpr LinearOperations quantized_operations(PieceFunction pack) {
+    using Format = QuantizedFormat<Element, BITS, SCALES>;
+    LinearOperations result = linear_operations<Format>(pack, quantize_activations_piece<Format>);
+#if defined(LOIRE_AMX)
+    result.linear = quantized_tiles_piece<Format>;
+    result.tokens_per_block = quantized_tile_tokens<Format::MOST_ROWS>;
+#endif
+    return result;
+}
+
+template <typename Element, typename Format>
+constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
+    return {norm_piece<Element>,
+            embed_piece<Element>,
+            dequantize_piece<Element>,
+            {rotary_piece<Element, Element>, attention_piece<Element, Element>},
+            {rotary_piece<Element, int8_t>, attention_piece<Element, int8_t>},
+            multiply_limit,
+            flops,
+            linear_operations<Format>(pack_dense_piece<Element>, pack_activations_piece<Format>),
+            quantized_operations<Element, 8, Scales::PER_OUTPUT>(pack_int8_piece<Element>),
+            quantized_operations<Element, 4, Scales::PER_STEP>(pack_int4_piece<Element>),
+            quantized_operations<Element, 4, Scales::AND_MINIMUM>(pack_q4_1_piece)};
+}
+
+constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
+
+constexpr TypedOperations bfloat16_operations() {
+    TypedOperations result = operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece,
+                                                                  FLOPS * BFLOAT16_LINKS);
+#if defined(LOIRE_AMX)
+    result.dense = {pack_dense_piece<bfloat16, false>, pack_tiles_piece, linear_tiles_piece,
+                    TOKEN_STEP_BYTES, tile_tokens, 4};
+    result.multiply_limit = multiply_tiles_limit_piece;
+    result.multiply_limit_flops = TILE_LIMIT_FLOPS;
+#endif
+    return result;
+}
+
+// Documents of different makers leave open how VDPBF16PS rounds; linear.h relies on one way.
+bool computes_exactly() {
+#if defined(LOIRE_AVX512_BF16)
+    uint32_t state = 1;
+    const auto random = [&] { return state = state * 1664525u + 1013904223u; };
+    for (int round = 0; round < 64; ++round) {
+        Words x, y, sum;
+        for (int i = 0; i < 16; ++i) {  // exponents near 1, so that every order rounds otherwise
+            x[i] = (random() & 0x80ff80ffu) | 0x3f003f00u;
+            y[i] = (random() & 0x80ff80ffu) | 0x3f003f00u;
+            sum[i] = (random() & 0x80ffffffu) | 0x3f000000u;
+        }
+        const auto upper = [](Words pair) { return (Floats)(pair & 0xffff0000u); };
+        const auto lower = [](Words pair) { return (Floats)(pair << 16); };
+        Floats expected = fma_part(upper(x), upper(y), (Floats)sum);
+        expected = fma_part(lower(x), lower(y), expected);
+        const Floats found = _mm512_dpbf16_ps((Floats)sum, (__m512bh)x, (__m512bh)y);
+        if (__builtin_memcmp(&expected, &found, sizeof(Floats)) != 0) return false;
+    }
+#endif
+    return true;
+}
+}  // namespace
+
+extern const Operations LOIRE_TABLE;
+const Operations LOIRE_TABLE = {
+    LOIRE_NAME,
+    computes_exactly,
+    largest_piece,
+    draw_piece,
+    read_piece,
+    operations<float, Float32Format>(multiply_float32_piece, FLOPS),
+    bfloat16_operations()};
+}  // namespace loire

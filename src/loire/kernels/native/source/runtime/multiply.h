@@ -1,0 +1,20 @@
+// x times a packed weight: how the work is cut into pieces.
+
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels/operations.h"
+#include "packed_weight.h"
+#include "pool.h"
+
+namespace loire {
+
+// out [tokens, out] = x [tokens, in] * weight. x is of the type that the weight was packed from, out
+// too unless wide: float32 then. operations: those the weight was packed for. activations: room for
+// packing. forecast: of the weights that the pool's threads fetch ahead.
+void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
+              Forecast& forecast, const PackedWeight& weight, const void* x, void* out, bool wide,
+              int64_t tokens);
+
+}  // namespace loire

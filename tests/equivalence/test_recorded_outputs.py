@@ -1,0 +1,146 @@
+"""Whole models give the tokens, and the bits of logits, that are written down here.
+
+They were recorded before KV memory was cut into groups. A change of a kernel's order of additions
+shows here; so does one of batching, memory or sampling, which must not change any.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+from loire.base.config import EngineOptions
+from loire.base.messages import EngineRequest
+from loire.base.sampling import SamplingParams
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.start import load_engine
+from loire.kernels.native.backend import NativeBackend
+from support.tiny_models import save_tokenizer
+
+usable, why = NativeBackend.available()
+pytestmark = pytest.mark.skipif(not usable, reason=why)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(num_hidden_layers=2, tie_word_embeddings=False, **SIZES)
+    ),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            num_hidden_layers=6,
+            sliding_window=24,
+            query_pre_attn_scalar=16,
+            layer_types=[*["sliding_attention"] * 5, "full_attention"],
+            **SIZES,
+        )
+    ),
+}
+FORMATS: dict[str, dict[str, Any]] = {
+    "bfloat16": {},
+    "int8": {"quantization": "int8"},
+    "int4": {"quantization": "int4"},
+    "kv-int8": {"kv_cache_dtype": "int8"},
+}
+RECORDED = {
+    "llama bfloat16": "559902df687c",
+    "llama int8": "fc437114512f",
+    "llama int4": "0c24e5d260a5",
+    "llama kv-int8": "43fcbddae49f",
+    "gemma3 bfloat16": "2927bf256713",
+    "gemma3 int8": "714fc8bacd74",
+    "gemma3 int4": "0b5c892ad4d2",
+    "gemma3 kv-int8": "e5dc51bd2491",
+}
+
+
+def save(kind: str, directory: Path) -> Path:
+    """Weights that are the same on every machine: torch's generators round by processor."""
+    model = MODELS[kind]()
+    random = np.random.default_rng(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole = torch.from_numpy(random.integers(-128, 129, parameter.shape) / 128)
+            scale = 0.1 if "embed" in name and kind == "gemma3" else 0.4
+            parameter.copy_(1 + whole / 4 if "norm" in name else whole * scale)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
+
+
+def requests() -> list[EngineRequest]:
+    """Of one token to several blocks, with and without a shared prefix; greedy and drawn."""
+    random = np.random.default_rng(1)
+    shared = random.integers(3, 259, 40).tolist()
+    prompts = [random.integers(3, 259, n).tolist() for n in (1, 15, 33, 90)]
+    prompts += [shared + random.integers(3, 259, n).tolist() for n in (3, 30)]
+    return [
+        EngineRequest(
+            request_id=str(index),
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(temperature=index % 2 * 0.9, max_tokens=40, ignore_eos=True),
+            seed=index,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def outputs(path: Path, options: dict[str, Any]) -> tuple[dict[str, list[int]], list[bytes]]:
+    """Token ids by request, and the digests of all rows of logits, in any order."""
+    given = EngineOptions(
+        kernels="native", num_threads=1, kv_cache_memory_bytes=8_000_000, **options
+    )
+    engine = load_engine(open_checkpoint(path), given, name="recorded")
+    rows: list[bytes] = []
+    decoder: Any = engine.executor.decoder  # type: ignore[attr-defined]
+    compute = decoder.logits
+
+    def watched(hidden: Tensor) -> Tensor:
+        logits: Tensor = compute(hidden)
+        rows.extend(hashlib.sha256(row.numpy().tobytes()).digest() for row in logits)
+        return logits
+
+    decoder.logits = watched
+    tokens: dict[str, list[int]] = {}
+    for request in requests():
+        engine.core.add(request)
+    while engine.core.has_work:
+        for update in engine.core.step():
+            tokens.setdefault(update.request_id, []).extend(update.token_ids)
+    engine.core.close()
+    return tokens, rows
+
+
+def digest(tokens: dict[str, list[int]], rows: Sequence[bytes]) -> str:
+    whole = hashlib.sha256(repr(sorted(tokens.items())).encode())
+    for row in sorted(rows):
+        whole.update(row)
+    return whole.hexdigest()[:12]
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("fmt", list(FORMATS))
+def test_outputs_are_those_recorded(kind: str, fmt: str, tmp_path: Path) -> None:
+    instruction_set = NativeBackend(1).instruction_set
+    if instruction_set in ("portable", "amx"):
+        pytest.skip(f"{instruction_set} rounds or adds otherwise")
+    tokens, rows = outputs(save(kind, tmp_path), FORMATS[fmt])
+    assert all(len(ids) == 40 for ids in tokens.values())
+    assert len({tuple(ids) for ids in tokens.values()}) == len(tokens)
+    assert digest(tokens, rows) == RECORDED[f"{kind} {fmt}"]

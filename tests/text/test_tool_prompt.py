@@ -348,15 +348,13 @@ def test_a_template_that_wants_arguments_as_text() -> None:
     assert '<tool_call>weather{"city": "Orléans"}</tool_call>' in prompt
 
 
-@pytest.mark.parametrize("arguments", ["{", "[]", "1", '"a"', "[" * 9999])
+@pytest.mark.parametrize("arguments", ["{", '{"city": "Par', "[]", "1", "[" * 9999])
 @pytest.mark.parametrize("source", [QWEN, SMOLLM2])
-def test_broken_calls_are_named(source: str, arguments: str) -> None:
+def test_arguments_that_are_no_object_are_told_as_text(source: str, arguments: str) -> None:
     broken = _call("call_1", "Tours")
     broken["function"] = {"name": "weather", "arguments": arguments}
     message = {"role": "assistant", "content": "", "tool_calls": [_call("call_0", "Tours"), broken]}
-    with pytest.raises(RequestError, match="must be a JSON object as text") as caught:
-        _render(source, [QUESTION, message], [])
-    assert caught.value.param == "messages[1].tool_calls[1].function.arguments"
+    assert json.dumps(arguments)[1:-1] in _render(source, [QUESTION, message], [])
 
 
 def test_no_arguments() -> None:

@@ -239,7 +239,7 @@ REFUSALS: dict[str, Call] = {
     "messages": lambda c: c.chat.completions.create(**{**CHAT, "messages": []}),
     "foo": lambda c: c.chat.completions.create(**CHAT, extra_body={"foo": 1}),
     "functions": lambda c: c.chat.completions.create(**CHAT, functions=[{"name": "f"}]),
-    "audio": lambda c: c.chat.completions.create(**CHAT, extra_body={"audio": {}}),
+    "audio": lambda c: c.chat.completions.create(**CHAT, extra_body={"audio": {"voice": "x"}}),
     "tool_choice": lambda c: c.chat.completions.create(**CHAT, tool_choice="required"),
     "top_logprobs": lambda c: c.chat.completions.create(**CHAT, top_logprobs=2),
     "guided_regex": lambda c: c.chat.completions.create(**CHAT, extra_body={"guided_regex": "("}),
@@ -247,7 +247,7 @@ REFUSALS: dict[str, Call] = {
     "best_of": lambda c: c.completions.create(**TEXT, best_of=3),
     "prompt": lambda c: c.completions.create(**{**TEXT, "prompt": ""}),
     "background": lambda c: c.responses.create(**RESPONSE, background=True),
-    "truncation": lambda c: c.responses.create(**RESPONSE, truncation="auto"),
+    "conversation": lambda c: c.responses.create(**RESPONSE, conversation="conv_1"),
     "previous_response_id": lambda c: c.responses.create(
         **RESPONSE, previous_response_id="resp_none"
     ),
@@ -293,11 +293,10 @@ def test_what_is_not_there_is_404(client: openai.OpenAI, call: Call) -> None:
 
 ANTHROPIC_REFUSALS: list[Any] = [
     ({"extra_body": {"temperature": 2}}, "temperature"),
-    ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": WINDOW}, str(WINDOW)),
+    ({"max_tokens": -1}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": [*MESSAGES, {"role": "assistant", "content": "x"}]}, "last message"),
-    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+    ({"thinking": {"type": "loud"}}, "thinking"),
     ({"tool_choice": {"type": "any"}}, "no 'tools'"),
     ({"extra_body": {"container": "x"}}, "container"),
 ]

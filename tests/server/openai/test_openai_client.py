@@ -57,6 +57,8 @@ def refused(error: openai.APIStatusError) -> Any:
 def test_it_answers_while_it_loads(server: Server) -> None:
     assert server.loading.status_code == 503
     assert server.loading.json()["status"] == "loading"
+    # It answers first, and says so in its log afterwards.
+    wait_for(lambda: "ready after" in "".join(server.log), START_S)
     log = "".join(server.log)
     for stage in ("listening on", "KV pool", "ready after"):
         assert log.count(stage) == 1, log
@@ -224,7 +226,7 @@ def test_unknown_field_and_model(client: openai.OpenAI) -> None:
         client.chat.completions.create(
             messages=MESSAGES, function_call="auto", functions=[{"name": "f"}], **GREEDY
         )
-    assert refused(caught.value)["param"] == "functions"
+    assert refused(caught.value)["param"] in ("functions", "function_call")
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-9", messages=MESSAGES)
 

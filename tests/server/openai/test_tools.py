@@ -243,12 +243,12 @@ def test_json_beside_tools_is_whole_or_too_long(tiny_llama: Path, reply: str, fi
                 "messages": [
                     {
                         "role": "assistant",
-                        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "["}}],
+                        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": 5}}],
                     }
                 ]
             },
             "messages[0].tool_calls[0].function.arguments",
-            "JSON object",
+            "valid string",
         ),
     ],
 )

@@ -5,12 +5,13 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from loire.base.errors import RequestError
+from loire.base.errors import PromptTooLongError, RequestError
 from loire.server.anthropic.messages_protocol import (
     AnswerBlock,
     CountRequest,
@@ -26,6 +27,7 @@ from loire.server.serving.request_client import RequestClient
 from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.errors import error_text
+from loire.server.web.ignored import note_ignored
 from loire.server.web.sse import EventStream, event
 from loire.text.tools.events import (
     AnswerEvent,
@@ -39,7 +41,12 @@ from loire.text.tools.events import (
 
 router = APIRouter()
 
-_ANTHROPIC_NAMES = {"stop": "stop_sequences", "prompt": "messages"}
+_ANTHROPIC_NAMES = {
+    "stop": "stop_sequences",
+    "prompt": "messages",
+    "structured_outputs": "output_config.format.schema",
+    "reasoning_effort": "thinking",
+}
 
 
 class MessagesErrorDetail(BaseModel):
@@ -68,7 +75,10 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
     started = await asyncio.to_thread(_submit, client, body)
-    answer = MessagesAnswer(body.model, started, Generation(client, [started.submission]))
+    for name in started.ignored:
+        note_ignored(name)
+    generation = Generation(client, [started.submission], prompt_only=body.max_tokens == 0)
+    answer = MessagesAnswer(body.model, started, generation)
     if body.stream:
         return EventStream(answer.events(), done=b"", failure=_failure)
     await while_connected(request.receive, answer.generation.run())
@@ -90,11 +100,24 @@ async def count_tokens(body: CountRequest, served: Served) -> TokenCount:
 
 
 def _submit(client: RequestClient, body: MessagesRequest) -> Started:
+    params = body.sampling_params()
+    # The field is compulsory, so clients send what the largest models take.
+    most = client.config.max_model_len
+    if params.max_tokens is not None and params.max_tokens >= most:
+        params = replace(params, max_tokens=None)
     try:
-        return submit(client, body.conversation(), body.sampling_params())
+        return submit(client, body.conversation(), params)
+    except PromptTooLongError as error:
+        if error.param != "max_tokens":
+            raise _renamed(error) from error
+        return submit(client, body.conversation(), replace(params, max_tokens=None))
     except RequestError as error:
-        error.param = _ANTHROPIC_NAMES.get(error.param or "", error.param)
-        raise
+        raise _renamed(error) from error
+
+
+def _renamed(error: RequestError) -> RequestError:
+    error.param = _ANTHROPIC_NAMES.get(error.param or "", error.param)
+    return error
 
 
 def _failure(error: Exception) -> bytes:

@@ -7,9 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import SamplingParams
+from loire.base.structured_outputs import StructuredOutputs
 from loire.server.serving.conversation import Conversation
+from loire.server.web.client_tools import TOOL_HINTS, HostedTool, without_hosted
 from loire.server.web.errors import UNION_TAG
+from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import (
+    LEAST_TOP_P,
     MAX_INT,
     MAX_MESSAGES,
     MAX_NAME,
@@ -23,47 +27,95 @@ from loire.server.web.strict import (
     Text,
     refuse,
 )
+from loire.text.effort import Effort
 from loire.text.tools.definitions import Tool, ToolUse
 
 ModelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
-class CacheControl(StrictModel):
-    """Accepted without effect: equal prefixes are found by themselves."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
+_BLOCK_HINTS = frozenset(("cache_control", "citations"))
 
 
-class TextBlock(StrictModel):
+class PastBlock(StrictModel):
+    """A block of a message; what else an answer that is sent back says of it is not read."""
+
+    HINTS: ClassVar[frozenset[str]] = _BLOCK_HINTS
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
+
+class TextBlock(PastBlock):
     """Text."""
 
     type: Literal["text"]
     text: Text
-    cache_control: CacheControl | None = None
 
 
-class ThinkingBlock(StrictModel):
-    """What the assistant thought in an earlier turn. signature: accepted without effect."""
+class ThinkingBlock(PastBlock):
+    """What the assistant thought in an earlier turn. Its signature is not read."""
 
     type: Literal["thinking"]
     thinking: Text
-    signature: Text = ""
 
 
-class ToolUseBlock(StrictModel):
-    """A call that the assistant made."""
+class ToolUseBlock(PastBlock):
+    """A call that the assistant made. input: an object, or what came of one that was cut off."""
 
     type: Literal["tool_use"]
     id: Name
     name: FunctionName
-    input: dict[str, Any]
-    cache_control: CacheControl | None = None
+    input: Any = Field(default_factory=dict)
 
     def for_template(self) -> dict[str, Any]:
         """The call as a conversation holds it."""
-        function = {"name": self.name, "arguments": json.dumps(self.input, ensure_ascii=False)}
+        given = self.input
+        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        function = {"name": self.name, "arguments": text or "{}"}
         return {"id": self.id, "type": "function", "function": function}
+
+
+class TextSource(StrictModel):
+    """A document that is plain text."""
+
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
+    type: Literal["text", "content"]
+    data: Text = ""
+    content: "TextOrBlocks" = ""
+
+
+class DocumentBlock(PastBlock):
+    """A document: text, with a title and what it is about."""
+
+    type: Literal["document"]
+    source: TextSource
+    title: Text = ""
+    context: Text = ""
+
+    @property
+    def text(self) -> str:
+        """The whole of it."""
+        body = self.source.data or _joined(self.source.content)
+        return "\n".join(filter(None, (self.title, self.context, body)))
+
+
+class SearchResultBlock(PastBlock):
+    """What a search of the client found."""
+
+    type: Literal["search_result"]
+    source: Text
+    title: Text = ""
+    content: list[TextBlock] = Field(max_length=MAX_PARTS)
+
+    @property
+    def text(self) -> str:
+        """The whole of it."""
+        return "\n".join(filter(None, (self.title, self.source, _joined(self.content))))
+
+
+class ForeignBlock(BaseModel):
+    """What only another provider can read, or what its own tools did: left out, with a note."""
+
+    type: Name
 
 
 def _text_or_blocks(value: Any) -> str:
@@ -77,30 +129,76 @@ TextOrBlocks = Annotated[
 ]
 
 
-class ToolResultBlock(StrictModel):
+class ToolReference(PastBlock):
+    """The name of a tool that a search for tools found: all are offered here anyway."""
+
+    type: Literal["tool_reference"]
+    tool_name: Name
+
+    @property
+    def text(self) -> str:
+        """What the model is told."""
+        return self.tool_name
+
+
+ResultPart = Annotated[
+    Annotated[TextBlock, Tag(f"{UNION_TAG}text")]
+    | Annotated[DocumentBlock, Tag(f"{UNION_TAG}document")]
+    | Annotated[SearchResultBlock, Tag(f"{UNION_TAG}search_result")]
+    | Annotated[ToolReference, Tag(f"{UNION_TAG}tool_reference")],
+    Discriminator(lambda value: _kind_among(value, _RESULT_PARTS)),
+]
+
+
+class ToolResultBlock(PastBlock):
     """What a call returned. is_error: accepted; the content should say what went wrong."""
 
     type: Literal["tool_result"]
     tool_use_id: Name
-    content: TextOrBlocks = ""
-    is_error: bool = False
-    cache_control: CacheControl | None = None
+    content: Annotated[
+        Annotated[Text, Tag(f"{UNION_TAG}text")]
+        | Annotated[list[ResultPart], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}blocks")],
+        Discriminator(_text_or_blocks),
+    ] = ""
 
 
-_BLOCKS = ("text", "thinking", "tool_use", "tool_result")
+_RESULT_PARTS = ("text", "document", "search_result", "tool_reference")
+_BLOCKS = ("text", "thinking", "tool_use", "tool_result", "document", "search_result")
+_FOREIGN = frozenset(
+    (
+        "redacted_thinking",
+        "server_tool_use",
+        "web_search_tool_result",
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+        "mcp_tool_use",
+        "mcp_tool_result",
+        "compaction",
+        "fallback",
+        "advisor_tool_result",
+    )
+)
 
 
-def _block_kind(value: Any) -> str:
+def _kind_among(value: Any, kinds: Sequence[str]) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"{UNION_TAG}{kind}" if kind in _BLOCKS else f"{UNION_TAG}text"
+    if isinstance(kind, str) and kind in _FOREIGN:
+        return f"{UNION_TAG}foreign"
+    return f"{UNION_TAG}{kind}" if kind in kinds else f"{UNION_TAG}text"
 
 
 Block = Annotated[
     Annotated[TextBlock, Tag(f"{UNION_TAG}text")]
     | Annotated[ThinkingBlock, Tag(f"{UNION_TAG}thinking")]
     | Annotated[ToolUseBlock, Tag(f"{UNION_TAG}tool_use")]
-    | Annotated[ToolResultBlock, Tag(f"{UNION_TAG}tool_result")],
-    Discriminator(_block_kind),
+    | Annotated[ToolResultBlock, Tag(f"{UNION_TAG}tool_result")]
+    | Annotated[DocumentBlock, Tag(f"{UNION_TAG}document")]
+    | Annotated[SearchResultBlock, Tag(f"{UNION_TAG}search_result")]
+    | Annotated[ForeignBlock, Tag(f"{UNION_TAG}foreign")],
+    Discriminator(lambda value: _kind_among(value, _BLOCKS)),
 ]
 Content = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
@@ -109,14 +207,17 @@ Content = Annotated[
 ]
 
 
-def _joined(content: str | Sequence[TextBlock]) -> str:
+def _joined(content: str | Sequence[TextBlock | ResultPart]) -> str:
     return content if isinstance(content, str) else "".join(block.text for block in content)
 
 
 class MessageParam(StrictModel):
     """A turn of the conversation."""
 
-    role: Literal["user", "assistant"]
+    HINTS: ClassVar[frozenset[str]] = frozenset(("cache_control",))
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
+    role: Literal["user", "assistant", "system"]
     content: Content
 
     @model_validator(mode="before")
@@ -125,7 +226,7 @@ class MessageParam(StrictModel):
         content = data.get("content") if isinstance(data, dict) else None
         for number, block in enumerate(content if isinstance(content, list) else ()):
             kind = block.get("type") if isinstance(block, dict) else None
-            if isinstance(kind, str) and kind not in _BLOCKS:
+            if isinstance(kind, str) and kind not in _BLOCKS and kind not in _FOREIGN:
                 refuse(
                     f"a content block of type {kind!r} is not supported: this server reads "
                     f"{', '.join(_BLOCKS)}",
@@ -146,6 +247,8 @@ class MessageParam(StrictModel):
                     "content",
                     number,
                 )
+            if isinstance(block, ForeignBlock):
+                note_ignored(f"content.{block.type}")
         return self
 
     def for_template(self) -> Iterator[dict[str, Any]]:
@@ -162,7 +265,8 @@ class MessageParam(StrictModel):
                     "content": _joined(block.content),
                     "tool_call_id": block.tool_use_id,
                 }
-        text = "".join(block.text for block in blocks if isinstance(block, TextBlock))
+        texts = (TextBlock, DocumentBlock, SearchResultBlock)
+        text = "".join(block.text for block in blocks if isinstance(block, texts))
         calls = [block.for_template() for block in blocks if isinstance(block, ToolUseBlock)]
         thoughts = "".join(b.thinking for b in blocks if isinstance(b, ThinkingBlock))
         if text or calls or not any(isinstance(block, ToolResultBlock) for block in blocks):
@@ -177,24 +281,13 @@ class MessageParam(StrictModel):
 class ToolParam(StrictModel):
     """A tool that the model may call. input_schema: JSON schema of its arguments."""
 
+    HINTS: ClassVar[frozenset[str]] = TOOL_HINTS
+
     type: Literal["custom"] = "custom"
     name: FunctionName
     description: Text = ""
     input_schema: dict[str, Any]
     strict: bool = False
-    cache_control: CacheControl | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_built_in_tools(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "custom":
-            refuse(
-                f"a tool of type {kind!r} is not supported: only those of your own are",
-                "type",
-                kind="unsupported",
-            )
-        return data
 
     @model_validator(mode="after")
     def _check_schema(self) -> "ToolParam":
@@ -214,6 +307,19 @@ class ToolParam(StrictModel):
         )
 
 
+AnyTool = Annotated[
+    Annotated[ToolParam, Tag(f"{UNION_TAG}custom")]
+    | Annotated[HostedTool, Tag(f"{UNION_TAG}hosted")],
+    Discriminator(
+        lambda value: (
+            f"{UNION_TAG}custom"
+            if not isinstance(value, dict) or value.get("type") in (None, "custom")
+            else f"{UNION_TAG}hosted"
+        )
+    ),
+]
+
+
 class ToolChoice(StrictModel):
     """Whether tools shall be called: auto, any (at least one), tool (this one), none."""
 
@@ -228,29 +334,29 @@ class ToolChoice(StrictModel):
         return self
 
 
-class Metadata(StrictModel):
-    """Accepted without effect."""
-
-    user_id: Name | None = None
-
-
 class Thinking(StrictModel):
-    """Only "disabled": how long a model thinks is not limited."""
+    """Whether to think first. How long, and whether to show it, is the model's own."""
 
-    type: Literal["disabled"]
+    HINTS: ClassVar[frozenset[str]] = frozenset(("block_binding", "budget_tokens", "display"))
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_budgets(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "disabled":
-            refuse(
-                f"'thinking' of type {kind!r} is not supported: a model that thinks does so by "
-                f"itself; leave it out",
-                "type",
-                kind="unsupported",
-            )
-        return data
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+
+
+class JsonFormat(StrictModel):
+    """The form of the answer: JSON that a schema accepts."""
+
+    type: Literal["json_schema"]
+    # "schema" is a method of pydantic's models.
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(StrictModel):
+    """How to answer."""
+
+    HINTS: ClassVar[frozenset[str]] = frozenset(("task_budget",))
+
+    effort: Effort | None = None
+    format: JsonFormat | None = None
 
 
 class PromptFields(StrictModel):
@@ -259,18 +365,35 @@ class PromptFields(StrictModel):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
         "container": "this server runs no code; leave it out",
         "mcp_servers": "this server calls no others; leave it out",
-        "context_management": "nothing is dropped from the conversation; leave it out",
-        "output_config": "leave it out",
-        "output_format": "use the OpenAI API's response_format",
-        "inference_geo": "leave it out",
+        "fallbacks": "this server has one model; leave it out",
     }
+    HINTS: ClassVar[frozenset[str]] = frozenset(
+        (
+            "betas",
+            "billing_policy",
+            "cache_control",
+            "compaction",
+            "context_management",
+            "diagnostics",
+            "fallback_credit_token",
+            "inference_geo",
+            "metadata",
+            "service_tier",
+            "speed",
+            "thread",
+            "user_profile_id",
+            "workspace_id",
+        )
+    )
 
     model: ModelName
     messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: TextOrBlocks = ""
-    tools: list[ToolParam] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: list[AnyTool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig = Field(default_factory=OutputConfig)
+    output_format: JsonFormat | None = Field(None, description="older: output_config.format")
 
     @model_validator(mode="after")
     def _check_turns(self) -> "PromptFields":
@@ -282,7 +405,7 @@ class PromptFields(StrictModel):
                 "role",
                 kind="unsupported",
             )
-        names = [tool.name for tool in self.tools]
+        names = [tool.name for tool in without_hosted(self.tools)]
         for number, name in enumerate(names):
             if name in names[:number]:
                 refuse(f"two tools have the name {name!r}", "tools", number, "name")
@@ -303,15 +426,22 @@ class PromptFields(StrictModel):
         system = _joined(self.system)
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         messages += (part for message in self.messages for part in message.for_template())
-        return Conversation(messages=messages, tools=self._tool_use())
+        return Conversation(messages=messages, tools=self._tool_use(), effort=self._effort())
+
+    def _effort(self) -> Effort | None:
+        if self.thinking is not None and self.thinking.type == "disabled":
+            return "none"
+        asked = self.output_config.effort
+        return asked or (None if self.thinking is None else "high")
 
     def _tool_use(self) -> ToolUse | None:
         choice = self.tool_choice or ToolChoice(type="auto")
-        if not self.tools or choice.type == "none":
+        own = without_hosted(self.tools)
+        if not own or choice.type == "none":
             return None
         single = choice.disable_parallel_tool_use or choice.type == "tool"
         return ToolUse(
-            tools=[tool.as_tool() for tool in self.tools],
+            tools=[tool.as_tool() for tool in own],
             mode="auto" if choice.type == "auto" else "required",
             callable_names=None if choice.name is None else frozenset({choice.name}),
             max_calls=1 if single else None,
@@ -325,27 +455,28 @@ class CountRequest(PromptFields):
 class MessagesRequest(PromptFields):
     """A request for the next message of a conversation."""
 
-    max_tokens: int = Field(ge=1, le=MAX_INT)
+    max_tokens: int = Field(
+        ge=0, le=MAX_INT, description="cut to what the window leaves; 0 only reads the prompt"
+    )
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]] = Field(
         default_factory=list, max_length=MAX_STOPS
     )
     stream: bool = False
     temperature: float = Field(1.0, ge=0, le=1)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1, description="0 keeps the likeliest token alone")
     top_k: int = Field(0, ge=0, le=MAX_INT)
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "standard_only"] = Field(
-        "auto", description="accepted without effect: there is one tier"
-    )
 
     def sampling_params(self) -> SamplingParams:
         """How to choose tokens. Raises RequestError, naming the field."""
+        form = self.output_config.format or self.output_format
         return SamplingParams(
-            max_tokens=self.max_tokens,
+            # The engine ends a request with a token; one that nobody asked for is not shown.
+            max_tokens=max(self.max_tokens, 1),
             stop=self.stop_sequences,
             temperature=self.temperature,
-            top_p=self.top_p,
+            top_p=self.top_p or LEAST_TOP_P,
             top_k=self.top_k,
+            structured_outputs=None if form is None else StructuredOutputs(json=form.schema_),
         )
 
 

@@ -29,6 +29,7 @@ from loire.server.operations import metrics as metrics_route
 from loire.server.serving.served import ServedModel
 from loire.server.web.body_limit import BodyLimit
 from loire.server.web.errors import add_error_handlers
+from loire.server.web.ignored import IgnoredFields
 
 
 def create_app(
@@ -85,6 +86,7 @@ def create_app(
     ):
         app.include_router(module.router)
     # The last one added is the first to see a request.
+    app.add_middleware(IgnoredFields)
     app.add_middleware(Tickets, admission=served.admission)
     app.add_middleware(BodyLimit)
     app.add_middleware(QueueGuard, served.check_queue)

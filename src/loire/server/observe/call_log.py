@@ -12,6 +12,7 @@ from loire.server.observe.metrics import Metrics
 from loire.server.observe.spans import Spans
 from loire.server.web.call import Call, set_call
 from loire.server.web.errors import error_response
+from loire.server.web.routes import dialect_of
 
 log = logging.getLogger("loire.server.calls")
 
@@ -43,7 +44,10 @@ class CallLog:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = call.call_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = call.call_id
+                if dialect_of(scope["path"]) == "anthropic":
+                    headers["request-id"] = call.call_id  # Anthropic's name of it
             await send(message)
 
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from loire import __version__
 from loire.base.outputs import PositionLogprobs
-from loire.server.openai.protocol import PromptTokensDetails, Usage
+from loire.server.openai.protocol import PromptTokensDetails, StreamOptions, Usage
 from loire.server.serving.generation import Generation
 from loire.server.web.sse import event
 
@@ -33,21 +33,34 @@ class AnswerHead:
 class ChunkWriter:
     """Writes the events of a stream: what all of them repeat is serialised once."""
 
-    def __init__(self, head: AnswerHead, kind: str, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        head: AnswerHead,
+        kind: str,
+        generation: Generation,
+        options: StreamOptions | None,
+    ) -> None:
         self._head = json.dumps({**head.fields(), "object": kind})[:-1]
-        # With include_usage, OpenAI's chunks have a usage of null before the last one.
-        self._tail = ', "usage": null}' if include_usage else "}"
+        self._generation = generation
+        self.tells_usage = options is not None and options.include_usage
+        """Whether the usage comes in a last event of its own."""
+        self._in_each = self.tells_usage and options is not None and options.continuous_usage_stats
 
     def chunk(self, choices: Sequence[dict[str, Any]]) -> bytes:
         """An event with what is new."""
         news = json.dumps(choices, ensure_ascii=False)
-        return event(f'{self._head}, "choices": {news}{self._tail}')
+        if not self.tells_usage:
+            return event(f'{self._head}, "choices": {news}}}')
+        # With include_usage, OpenAI's chunks have a usage of null before the last one.
+        usage = self._usage() if self._in_each else "null"
+        return event(f'{self._head}, "choices": {news}, "usage": {usage}}}')
 
-    def usage(self, generation: Generation) -> bytes:
+    def usage(self) -> bytes:
         """The last event, of its own, with the usage."""
-        return event(
-            f'{self._head}, "choices": [], "usage": {usage_of(generation).model_dump_json()}}}'
-        )
+        return event(f'{self._head}, "choices": [], "usage": {self._usage()}}}')
+
+    def _usage(self) -> str:
+        return usage_of(self._generation).model_dump_json()
 
 
 def usage_of(generation: Generation) -> Usage:

@@ -18,17 +18,24 @@ from loire.server.openai.chat_protocol import (
     ChatCompletionRequest,
     ChatLogprobs,
 )
-from loire.server.openai.tools_protocol import FunctionCall, ToolCall
+from loire.server.openai.custom_tools import (
+    ClientEvent,
+    CustomCalls,
+    CustomCallStarted,
+    CustomInput,
+    input_text,
+)
+from loire.server.openai.tools_protocol import CustomCall, CustomToolCall, FunctionCall, ToolCall
 from loire.server.serving.client import admit
-from loire.server.serving.conversation import Started, collect, submit
+from loire.server.serving.conversation import Call, Started, collect, submit
 from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
+from loire.server.web.ignored import note_ignored
 from loire.server.web.sse import EventStream
 from loire.text.tokenizer import Tokenizer
 from loire.text.tools.events import (
-    AnswerEvent,
     ArgumentsDelta,
     CallBroken,
     CallEnded,
@@ -52,6 +59,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
     started = await asyncio.to_thread(_submit, client, body)
+    for name in started.ignored:
+        note_ignored(name)
     answer = ChatAnswer(body, started, Generation(client, [started.submission]))
     if body.stream:
         return EventStream(answer.events())
@@ -85,6 +94,7 @@ class ChatAnswer:
     ) -> None:
         self.generation = generation
         self._readers = [started.reader() for _ in generation.choices]
+        self._custom = [CustomCalls(body.custom_names) for _ in generation.choices]
         self._body = body
         self._head = AnswerHead("chatcmpl", body.model)
 
@@ -98,24 +108,21 @@ class ChatAnswer:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes: each item one write, with one chunk per choice that has news."""
-        include_usage = self._body.include_usage
-        writer = ChunkWriter(self._head, "chat.completion.chunk", include_usage=include_usage)
+        options = self._body.stream_options
+        writer = ChunkWriter(self._head, "chat.completion.chunk", self.generation, options)
         async with aclosing(self.generation.batches()) as batches:
             async for choices in batches:
                 deltas = [delta for choice in choices for delta in self._deltas(choice)]
                 yield b"".join(writer.chunk([delta]) for delta in deltas)
-        if include_usage:
-            yield writer.usage(self.generation)
+        if writer.tells_usage:
+            yield writer.usage()
 
     def _whole_choice(self, choice: Choice) -> ChatChoice:
         assert choice.finish_reason is not None, "every choice ends"
         text, positions = choice.take()
         reader = self._readers[choice.index]
         answer = collect(reader.read(text, choice.finish_reason))
-        calls = [
-            ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
-            for call in answer.calls
-        ]
+        calls = [self._whole_call(call) for call in answer.calls]
         logprobs = self._logprobs(positions)
         return ChatChoice(
             index=choice.index,
@@ -128,6 +135,13 @@ class ChatAnswer:
             finish_reason=reader.finish_reason(choice.finish_reason),
         )
 
+    def _whole_call(self, call: Call) -> ToolCall | CustomToolCall:
+        if call.name in self._body.custom_names:
+            custom = CustomCall(name=call.name, input=input_text(call.arguments))
+            return CustomToolCall(id=call.id, custom=custom)
+        function = FunctionCall(name=call.name, arguments=call.arguments)
+        return ToolCall(id=call.id, function=function)
+
     def _deltas(self, choice: Choice) -> list[dict[str, Any]]:
         """Chunks of a choice's news; the first one of a choice only says who speaks.
 
@@ -138,7 +152,8 @@ class ChatAnswer:
             deltas.append(_delta(choice.index, {"role": "assistant", "content": ""}))
         text, positions = choice.take()
         reader, finish_reason = self._readers[choice.index], choice.finish_reason
-        news = [delta for event in reader.read(text, finish_reason) if (delta := _news(event))]
+        events = self._custom[choice.index].read(reader.read(text, finish_reason))
+        news = [delta for event in events if (delta := _news(event))]
         deltas += [_delta(choice.index, delta) for delta in news[:-1]]
         deltas.append(
             _delta(
@@ -165,7 +180,7 @@ class ChatAnswer:
         }
 
 
-def _news(event: AnswerEvent) -> dict[str, Any]:
+def _news(event: ClientEvent) -> dict[str, Any]:
     """An event in the form of a delta; empty for what OpenAI's form has no words for."""
     match event:
         case ContentDelta(text):
@@ -178,6 +193,12 @@ def _news(event: AnswerEvent) -> dict[str, Any]:
             return {"tool_calls": [call]}
         case ArgumentsDelta(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case CustomCallStarted(index, call_id, name):
+            custom = {"name": name, "input": ""}
+            call = {"index": index, "id": call_id, "type": "custom", "custom": custom}
+            return {"tool_calls": [call]}
+        case CustomInput(index, text):
+            return {"tool_calls": [{"index": index, "custom": {"input": text}}]}
         case CallEnded() | CallBroken():
             return {}
 

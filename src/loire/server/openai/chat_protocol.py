@@ -1,15 +1,17 @@
 """Bodies of /v1/chat/completions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
-from loire.server.openai.protocol import GenerationRequest, Usage
+from loire.server.openai.protocol import ACCOUNTING, GenerationRequest, Usage
 from loire.server.openai.structured_protocol import ResponseFormat
 from loire.server.openai.tools_protocol import (
-    FunctionTool,
+    ChatTool,
+    CustomTool,
+    CustomToolCall,
     PastCall,
     ToolCall,
     ToolCallDelta,
@@ -28,19 +30,24 @@ from loire.server.web.strict import (
     Text,
     refuse,
 )
+from loire.text.effort import Effort
 from loire.text.tools.definitions import ToolUse
 
 MAX_PAST_CALLS = 128
 """Calls in one message."""
 MAX_VARIABLES = 32
-MAX_METADATA = 16
-"""Entries of metadata, as in OpenAI's API."""
+
+_OLD_CALL = "call_function"
+"""The id of a call in the older form, which has none."""
 
 _NO_AUDIO = "this server answers with text; leave it out"
 
 
 class TextPart(StrictModel):
-    """A piece of a message."""
+    """A piece of a message; a refusal that an assistant wrote is text like any other."""
+
+    HINTS: ClassVar[frozenset[str]] = frozenset(("cache_control", "prompt_cache_breakpoint"))
+    DROPS_UNKNOWN: ClassVar[bool] = True
 
     type: Literal["text"]
     text: Text
@@ -49,6 +56,8 @@ class TextPart(StrictModel):
     @classmethod
     def _refuse_other_media(cls, data: Any) -> Any:
         kind = data.get("type") if isinstance(data, dict) else None
+        if kind == "refusal":
+            return {"type": "text", "text": data.get("refusal")}
         if isinstance(kind, str) and kind != "text":
             refuse(
                 f"a content part of type {kind!r} is not supported: this server reads text only",
@@ -72,39 +81,48 @@ Content = Annotated[
 class ChatMessage(StrictModel):
     """A message of the conversation. What becomes of its name is up to the template.
 
-    The role "developer" is OpenAI's later name of "system" and is given to the template as that.
+    The role "developer" is OpenAI's later name of "system" and is given to the template as that;
+    the role "function" and the field function_call are the older form of calls. An answer can be
+    sent back as it came, with whatever extras its provider wrote into it.
     """
 
-    UNSUPPORTED: ClassVar[Mapping[str, str]] = {
-        "function_call": "it is the older form of tool calls: send 'tool_calls'",
-        "audio": _NO_AUDIO,
-        "refusal": "send it as the content",
-        "annotations": "leave it out",
-    }
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {"audio": _NO_AUDIO}
+    HINTS: ClassVar[frozenset[str]] = frozenset(("cache_control", "reasoning_details"))
+    DROPS_UNKNOWN: ClassVar[bool] = True
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = Field(None, description="required, but beside tool_calls")
+    content: Content | None = Field(None, description="required, but of the assistant")
     name: Name = ""
     tool_calls: list[PastCall] = Field(
         default_factory=list, max_length=MAX_PAST_CALLS, description="what the assistant called"
     )
     tool_call_id: Name = Field("", description='which call a message of role "tool" answers')
-    reasoning_content: Text = Field("", description="what the assistant thought")
+    reasoning_content: Text = Field("", description='what the assistant thought; or "reasoning"')
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_empty_extras(cls, data: Any) -> Any:
-        """Answers of this API can be sent back as they are: their empty extras say nothing."""
+    def _read_other_forms(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        empty_extras = {
-            name for name in ("annotations", "tool_calls") if name in data and data[name] == []
-        }
-        return {name: value for name, value in data.items() if name not in empty_extras}
+        data = dict(data)
+        call = data.pop("function_call", None)
+        if isinstance(call, dict) and not data.get("tool_calls"):
+            data["tool_calls"] = [{"id": _OLD_CALL, "type": "function", "function": call}]
+        if data.get("role") == "function":
+            data |= {"role": "tool", "tool_call_id": _OLD_CALL}
+        if isinstance(data.get("reasoning"), str):
+            data["reasoning_content"] = data.get("reasoning_content") or data["reasoning"]
+            del data["reasoning"]
+        if isinstance(data.get("refusal"), str) and not data.get("content"):
+            data["content"] = data.pop("refusal")
+        if data.get("role") != "assistant":
+            # Neutral extras of other roles: an empty list of calls is none.
+            data = {name: value for name, value in data.items() if value != []}
+        return data
 
     @model_validator(mode="after")
     def _check_role(self) -> "ChatMessage":
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role != "assistant":
             refuse("'content' is required", "content")
         for field in ("tool_calls", "reasoning_content"):
             if getattr(self, field) and self.role != "assistant":
@@ -137,15 +155,10 @@ class ChatCompletionRequest(GenerationRequest):
         "function_call": "it is the older form of tool_choice: send 'tool_choice'",
         "documents": "the prompt has no place of its own for them: put them into a message",
         "audio": _NO_AUDIO,
-        "prediction": "predicted outputs are not implemented; leave it out",
-        "reasoning_effort": "the models served here have no such setting; leave it out",
-        "verbosity": "the models served here have no such setting; leave it out",
         "web_search_options": "this server does not search; leave it out",
         "moderation": "this server does not moderate; leave it out",
-        "prompt_cache_options": "equal prefixes are found by themselves; leave it out",
-        "prompt_cache_retention": "cached prefixes stay as long as there is room; leave it out",
-        "add_generation_prompt": "it is always added; leave it out",
     }
+    HINTS: ClassVar[frozenset[str]] = ACCOUNTING | {"verbosity", "prediction"}
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(
@@ -157,7 +170,7 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: list[FunctionTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: list[ChatTool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = Field(True, description="false: at most one call per answer")
     chat_template_kwargs: dict[Name, Any] = Field(
@@ -165,19 +178,10 @@ class ChatCompletionRequest(GenerationRequest):
         max_length=MAX_VARIABLES,
         description="variables that the model's chat template reads, such as enable_thinking",
     )
+    reasoning_effort: Effort | None = Field(
+        None, description="how much to think first; none: not at all, where that can be chosen"
+    )
     modalities: list[Literal["text"]] = Field(default=["text"], max_length=1)
-    metadata: dict[Name, Name] = Field(
-        default_factory=dict, max_length=MAX_METADATA, description="accepted without effect"
-    )
-    store: bool = Field(False, description="accepted without effect: nothing is stored")
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] = Field(
-        "auto", description="accepted without effect: there is one tier"
-    )
-    safety_identifier: Name = Field("", description="accepted without effect")
-    prompt_cache_key: Name = Field(
-        "", description="accepted without effect: equal prefixes are found by themselves"
-    )
-
     _tool_use: ToolUse | None = PrivateAttr(None)
 
     @model_validator(mode="after")
@@ -194,12 +198,18 @@ class ChatCompletionRequest(GenerationRequest):
         self._tool_use = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
         return self
 
+    @property
+    def custom_names(self) -> Set[str]:
+        """The custom tools among those offered."""
+        return {tool.custom.name for tool in self.tools if isinstance(tool, CustomTool)}
+
     def conversation(self) -> Conversation:
         """What the model shall answer."""
         return Conversation(
             messages=[message.for_template() for message in self.messages],
             tools=self._tool_use,
             variables=self.chat_template_kwargs,
+            effort=self.reasoning_effort,
         )
 
     def sampling_params(self) -> SamplingParams:
@@ -244,7 +254,7 @@ class AnswerMessage(BaseModel):
     content: str | None = Field(description="null if there is nothing but calls")
     reasoning_content: str | None = Field(None, exclude_if=is_none)
     """What the model thought before, if it is one that thinks."""
-    tool_calls: list[ToolCall] | None = Field(None, exclude_if=is_none)
+    tool_calls: list[ToolCall | CustomToolCall] | None = Field(None, exclude_if=is_none)
     refusal: None = None
 
 

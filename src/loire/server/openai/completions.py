@@ -96,13 +96,13 @@ class CompletionAnswer:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes: each item one write, with one chunk per choice that has news."""
-        include_usage = self._body.include_usage
-        writer = ChunkWriter(self._head, "text_completion", include_usage=include_usage)
+        options = self._body.stream_options
+        writer = ChunkWriter(self._head, "text_completion", self.generation, options)
         async with aclosing(self.generation.batches()) as batches:
             async for choices in batches:
                 yield b"".join(writer.chunk([self._news(choice)]) for choice in choices)
-        if include_usage:
-            yield writer.usage(self.generation)
+        if writer.tells_usage:
+            yield writer.usage()
 
     def _news(self, choice: Choice) -> dict[str, Any]:
         """What of a choice has not been told yet, as its form in the API."""

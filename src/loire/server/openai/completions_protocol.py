@@ -10,8 +10,8 @@ from loire.server.openai.protocol import GenerationRequest, Usage
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import MAX_INT, Text, TokenId, refuse
 
-MAX_PROMPTS = 1024
-MAX_CHOICES = 1024
+MAX_PROMPTS = 2048
+MAX_CHOICES = 2048
 """Prompts times n."""
 MAX_PROMPT_TOKENS = 2**22
 DEFAULT_MAX_TOKENS = 16

@@ -4,7 +4,8 @@ import asyncio
 import base64
 import math
 import struct
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
@@ -13,6 +14,7 @@ from loire.base.errors import RequestError
 from loire.base.sampling import Pooling, SamplingParams
 from loire.engine.requests import Submission
 from loire.server.openai.completions_protocol import MAX_PROMPTS, Prompts, as_prompts
+from loire.server.openai.protocol import ACCOUNTING
 from loire.server.serving.client import admit
 from loire.server.serving.generation import Generation
 from loire.server.serving.request_client import RequestClient
@@ -26,6 +28,14 @@ router = APIRouter()
 class EmbeddingsRequest(StrictModel):
     """Texts, or token ids, to be turned into vectors."""
 
+    # Texts are taken as they are: models that want another beginning for questions get it there.
+    HINTS: ClassVar[frozenset[str]] = ACCOUNTING | {"input_type"}
+    NEUTRAL: ClassVar[Mapping[str, object]] = {
+        "add_special_tokens": True,
+        "truncate": "NONE",
+        "normalize": True,
+    }
+
     model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
     input: Prompts
     dimensions: int | None = Field(
@@ -33,7 +43,6 @@ class EmbeddingsRequest(StrictModel):
     )
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Pooling = Field("mean", description="of the hidden states of a text's tokens")
-    user: Name = Field("", description="accepted without effect")
     priority: int = Field(0, ge=-MAX_INT, le=MAX_INT)
     cache_salt: Name = Field("", description="accepted without effect: no cache is read")
 

@@ -3,7 +3,8 @@
 Bounds on sampling parameters are those of SamplingParams.
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
@@ -12,6 +13,7 @@ from loire.base.structured_outputs import StructuredOutputs
 from loire.server.openai.structured_protocol import StructuredFields
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import (
+    LEAST_TOP_P,
     MAX_INT,
     MAX_NAME,
     MAX_STOP_LENGTH,
@@ -22,6 +24,24 @@ from loire.server.web.strict import (
     TokenKey,
     refuse,
 )
+
+ACCOUNTING = frozenset(
+    (
+        "user",
+        "metadata",
+        "client_metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "cache_control",
+        "betas",
+    )
+)
+"""Who asks, what for, and what to remember: there is one tier, nothing is kept of an answer but a
+stored response, and equal prefixes are found by themselves."""
 
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
@@ -42,27 +62,32 @@ StopStrings = Annotated[
 class StreamOptions(StrictModel):
     """How to stream."""
 
-    include_usage: bool = Field(False, description="send the usage in a last chunk of its own")
-    include_obfuscation: bool = Field(False, description="only false: chunks are not padded")
+    HINTS: ClassVar[frozenset[str]] = frozenset(("include_obfuscation",))
 
-    @model_validator(mode="after")
-    def _refuse_obfuscation(self) -> "StreamOptions":
-        if self.include_obfuscation:
-            refuse(
-                "'include_obfuscation' is not supported: chunks are never padded",
-                "include_obfuscation",
-                kind="unsupported",
-            )
-        return self
+    include_usage: bool = Field(False, description="send the usage in a last chunk of its own")
+    continuous_usage_stats: bool = Field(
+        False, description="with include_usage: the usage so far in every chunk (vLLM's)"
+    )
 
 
 class GenerationRequest(StructuredFields):
     """Fields that chat and plain completions share; the last group is vLLM's."""
 
+    HINTS: ClassVar[frozenset[str]] = ACCOUNTING
+    # Of vLLM's API, where it does what happens here anyway.
+    NEUTRAL: ClassVar[Mapping[str, object]] = {
+        "length_penalty": 1.0,
+        "spaces_between_special_tokens": True,
+        "include_reasoning": True,
+        "add_generation_prompt": True,
+        "add_special_tokens": True,
+        "num_beams": 1,
+    }
+
     model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
     n: int = Field(1, ge=1, le=128)
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1, description="0 keeps the likeliest token alone")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] = Field(
@@ -72,7 +97,6 @@ class GenerationRequest(StructuredFields):
     stop: StopStrings = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: Name = Field("", description="accepted without effect")
 
     top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all")
     min_p: float = Field(0.0, ge=0, le=1)
@@ -89,14 +113,10 @@ class GenerationRequest(StructuredFields):
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "GenerationRequest":
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if options is not None and options.include_usage and not self.stream:
             refuse("'stream_options' needs 'stream': true", "stream_options")
         return self
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether the stream ends with a chunk that holds the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
 
     def shared_sampling_params(
         self,
@@ -111,7 +131,7 @@ class GenerationRequest(StructuredFields):
             n=self.n,
             temperature=self.temperature,
             top_k=self.top_k,
-            top_p=self.top_p,
+            top_p=self.top_p or LEAST_TOP_P,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,

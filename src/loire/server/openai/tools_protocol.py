@@ -2,20 +2,31 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
+from loire.server.web.client_tools import TOOL_HINTS, ClientTool, HostedTool, without_hosted
 from loire.server.web.errors import UNION_TAG
+from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import MAX_TOOLS, FunctionName, Name, StrictModel, Text, refuse
 from loire.text.tools.definitions import NO_PARAMETERS, Tool, ToolUse
 
 MAX_SCHEMA = 100_000
 """Characters of one tool's parameters as JSON."""
+INPUT_PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""Parameters of a custom tool, as a function."""
 
 
 class FunctionDefinition(StrictModel):
     """A function that the model may call."""
+
+    HINTS: ClassVar[frozenset[str]] = TOOL_HINTS
 
     name: FunctionName
     description: Text = ""
@@ -62,20 +73,77 @@ class FunctionDefinition(StrictModel):
 class FunctionTool(StrictModel):
     """A tool: a function."""
 
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
     type: Literal["function"]
     function: FunctionDefinition
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            refuse(
-                f"a tool of type {kind!r} is not supported: only functions are",
-                "type",
-                kind="unsupported",
-            )
-        return data
+    @property
+    def name(self) -> str:
+        """The tool's name."""
+        return self.function.name
+
+    def as_tool(self) -> Tool:
+        """The tool."""
+        return self.function.as_tool()
+
+
+class CustomDefinition(StrictModel):
+    """A tool whose input is free text. format: how the text shall look, told to the model."""
+
+    HINTS: ClassVar[frozenset[str]] = TOOL_HINTS
+
+    name: FunctionName
+    description: Text = ""
+    format: dict[str, Any] = Field(default_factory=dict)
+
+    def as_tool(self) -> Tool:
+        """The tool: a function of one text."""
+        description = self.description
+        grammar = self.format.get("grammar", self.format)
+        if isinstance(grammar, dict) and isinstance(grammar.get("definition"), str):
+            # Free text cannot be held to a grammar of its own inside a call; the model is told.
+            note_ignored("tools.custom.format")
+            syntax, definition = grammar.get("syntax", "lark"), grammar["definition"]
+            description += f"\n\nThe input follows this grammar ({syntax}):\n{definition}"
+        return Tool(
+            name=self.name,
+            description=description.strip(),
+            parameters=INPUT_PARAMETERS,
+            strict=False,
+        )
+
+
+class CustomTool(StrictModel):
+    """A tool whose input is free text."""
+
+    type: Literal["custom"]
+    custom: CustomDefinition
+
+    @property
+    def name(self) -> str:
+        """The tool's name."""
+        return self.custom.name
+
+    def as_tool(self) -> Tool:
+        """The tool."""
+        return self.custom.as_tool()
+
+
+def kind_of_tool(value: Any) -> str:
+    """The member of a union of tools that a tool is read as."""
+    given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    kind = given or "function"
+    known = kind in ("function", "custom", "namespace") or not isinstance(kind, str)
+    return f"{UNION_TAG}{kind if known else 'hosted'}"
+
+
+ChatTool = Annotated[
+    Annotated[FunctionTool, Tag(f"{UNION_TAG}function")]
+    | Annotated[CustomTool, Tag(f"{UNION_TAG}custom")]
+    | Annotated[HostedTool, Tag(f"{UNION_TAG}hosted")],
+    Discriminator(kind_of_tool),
+]
 
 
 class FunctionReference(StrictModel):
@@ -87,8 +155,22 @@ class FunctionReference(StrictModel):
 class NamedTool(StrictModel):
     """One of the tools."""
 
-    type: Literal["function"]
-    function: FunctionReference
+    type: Literal["function", "custom"]
+    function: FunctionReference | None = None
+    custom: FunctionReference | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "NamedTool":
+        if getattr(self, self.type) is None:
+            refuse(f"{self.type!r} is required: it names the tool", self.type)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The tool's name."""
+        reference = self.function or self.custom
+        assert reference is not None, "checked above"
+        return reference.name
 
 
 class AllowedTools(StrictModel):
@@ -121,22 +203,55 @@ ToolChoice = Annotated[
 
 
 class PastFunction(StrictModel):
-    """What was called."""
+    """What was called. arguments: JSON, or whatever came of an answer that was cut off."""
+
+    DROPS_UNKNOWN: ClassVar[bool] = True
 
     name: FunctionName
-    arguments: Text = Field(description="a JSON object, as text")
+    arguments: Text = ""
+
+
+class PastCustom(StrictModel):
+    """A custom tool that was called."""
+
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
+    name: FunctionName
+    input: Text = ""
 
 
 class PastCall(StrictModel):
     """A call that an earlier message made."""
 
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
     id: Name
-    type: Literal["function"] = "function"
-    function: PastFunction
+    type: Literal["function", "custom"] = "function"
+    function: PastFunction | None = None
+    custom: PastCustom | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "PastCall":
+        if getattr(self, self.type) is None:
+            refuse(f"{self.type!r} is required: it says what was called", self.type)
+        return self
 
     def for_template(self) -> dict[str, Any]:
-        """The call as a conversation holds it."""
-        return {"id": self.id, "type": self.type, "function": dict(self.function)}
+        """The call as a conversation holds it: a custom tool is a function of one text."""
+        if self.custom is not None:
+            arguments = json.dumps({"input": self.custom.input}, ensure_ascii=False)
+            return past_call(self.id, self.custom.name, arguments)
+        assert self.function is not None, "checked above"
+        return past_call(self.id, self.function.name, self.function.arguments)
+
+
+def past_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    """A call as a conversation holds it."""
+    return {
+        "id": call_id,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments or "{}"},
+    }
 
 
 class FunctionCall(BaseModel):
@@ -154,6 +269,21 @@ class ToolCall(BaseModel):
     function: FunctionCall
 
 
+class CustomCall(BaseModel):
+    """What a custom tool is given."""
+
+    name: str
+    input: str
+
+
+class CustomToolCall(BaseModel):
+    """A call of a custom tool."""
+
+    id: str
+    type: Literal["custom"] = "custom"
+    custom: CustomCall
+
+
 class FunctionCallDelta(BaseModel):
     """What is new of a call: the name at its beginning, then pieces of its arguments."""
 
@@ -161,27 +291,35 @@ class FunctionCallDelta(BaseModel):
     arguments: str | None = None
 
 
+class CustomCallDelta(BaseModel):
+    """What is new of a call of a custom tool: its name, then, once it is whole, its input."""
+
+    name: str | None = None
+    input: str | None = None
+
+
 class ToolCallDelta(BaseModel):
     """What is new of one of the calls."""
 
     index: int
     id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionCallDelta
+    type: Literal["function", "custom"] | None = None
+    function: FunctionCallDelta | None = None
+    custom: CustomCallDelta | None = None
 
 
 def tool_use(
-    tools: Sequence[FunctionTool], choice: ToolChoice, *, parallel: bool
+    tools: Sequence[ClientTool | HostedTool], choice: ToolChoice, *, parallel: bool
 ) -> ToolUse | None:
     """How tools shall be used; None if none may be. Fails a validation, naming the field."""
-    offered = [tool.function.as_tool() for tool in tools]
+    offered = [tool.as_tool() for tool in without_hosted(tools)]
     names = [tool.name for tool in offered]
     for index, name in enumerate(names):
         if name in names[:index]:
             refuse(f"two tools have the name {name!r}", "tools", index, "function", "name")
     limit = None if parallel else 1
     if isinstance(choice, NamedTool):
-        allowed = _known(names, [choice], "tool_choice", "function", "name")
+        allowed = _known(names, [choice], "tool_choice", choice.type, "name")
         return ToolUse(tools=offered, mode="required", callable_names=allowed, max_calls=1)
     if isinstance(choice, AllowedToolsChoice):
         several = choice.allowed_tools
@@ -196,10 +334,7 @@ def tool_use(
 
 def _known(names: Sequence[str], chosen: Sequence[NamedTool], *path: str) -> frozenset[str]:
     for tool in chosen:
-        if tool.function.name not in names:
+        if tool.name not in names:
             offered = ", ".join(map(repr, names)) or "none"
-            refuse(
-                f"'tool_choice' names {tool.function.name!r}, but the tools offered are {offered}",
-                *path,
-            )
-    return frozenset(tool.function.name for tool in chosen)
+            refuse(f"'tool_choice' names {tool.name!r}, but the tools offered are {offered}", *path)
+    return frozenset(tool.name for tool in chosen)

@@ -17,7 +17,7 @@ tool), content (text), tool_calls (with arguments as JSON text), tool_call_id, r
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from loire.server.serving.generation import FinishReason
 from loire.server.serving.request_client import RequestClient
 from loire.text.answer_parser import AnswerParser
 from loire.text.dialect import Dialect
+from loire.text.effort import FLAGS, Effort, effort_variables
 from loire.text.reasoning import ReasoningSplitter
 from loire.text.reasoning_grammar import Thinking, Thoughts
 from loire.text.tools.definitions import ToolUse
@@ -55,22 +56,30 @@ RESERVED_VARIABLES = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What the model shall answer. variables: what else its template reads (enable_thinking)."""
+    """What the model shall answer. variables: what else its template reads (enable_thinking).
+
+    effort: how much to think first; None leaves it to the model.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: ToolUse | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    effort: Effort | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A conversation that was accepted. is_json: an answer without calls must be JSON."""
+    """A conversation that was accepted. is_json: an answer without calls must be JSON.
+
+    ignored: what of it has no effect with this model: effort, or flags of its template.
+    """
 
     submission: Submission
     tools: ToolUse | None
     dialect: Dialect
     thinking: Thinking
     is_json: bool
+    ignored: Sequence[str] = ()
 
     def reader(self) -> "AnswerReader":
         """Reads one of the answers."""
@@ -182,7 +191,8 @@ def submit(
     """
     frontend, use = client.frontend, conversation.tools
     dialect = frontend.dialect
-    prompt = prompt_of(frontend, conversation)
+    variables, ignored = _variables(frontend, conversation)
+    prompt = _render(frontend, conversation, variables)
     thinking = _thinking(dialect, prompt)
     thoughts = Thoughts(dialect.reasoning, thinking, lambda text: _special_id(frontend, text))
     form = params.structured_outputs
@@ -201,14 +211,18 @@ def submit(
         if use is not None and enforced and error.param == "structured_outputs":
             raise _about_tools(frontend, use, error) from error
         raise
-    return Started(submission, use, dialect, thinking, form is not None and form.is_json)
+    is_json = form is not None and form.is_json
+    return Started(submission, use, dialect, thinking, is_json, ignored)
 
 
 def prompt_of(frontend: Frontend, conversation: Conversation) -> str:
     """The prompt of a conversation, special tokens included. Raises RequestError."""
-    _check_variables(frontend, conversation.variables)
+    return _render(frontend, conversation, _variables(frontend, conversation)[0])
+
+
+def _render(frontend: Frontend, conversation: Conversation, variables: Mapping[str, Any]) -> str:
     tools = () if conversation.tools is None else conversation.tools.tools
-    return frontend.render(conversation.messages, tools, conversation.variables)
+    return frontend.render(conversation.messages, tools, variables)
 
 
 def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> RequestError:
@@ -231,18 +245,42 @@ def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> Reque
     )
 
 
-def _check_variables(frontend: Frontend, variables: Mapping[str, Any]) -> None:
+def _variables(
+    frontend: Frontend, conversation: Conversation
+) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """What the template is given beside the messages, and what of it is without effect.
+
+    Clients set the flags of thinking for every model: a template that has none of them does
+    without. Any other variable that it does not read is a mistake.
+    """
     known = frontend.template.variables - RESERVED_VARIABLES
-    for name in variables:
-        if name not in known:
-            reserved = name in RESERVED_VARIABLES | frontend.tokenizer.template_tokens.keys()
-            reason = "is not for requests to set" if reserved else "does not occur in it"
-            choices = ", ".join(sorted(known)) or "none"
-            raise RequestError(
-                f"chat_template_kwargs gives the model's template the variable {name!r}, which "
-                f"{reason}: it reads {choices}",
-                param=f"chat_template_kwargs.{name}",
-            )
+    given, ignored = {}, []
+    for name, value in conversation.variables.items():
+        if name in known:
+            given[name] = value
+        elif name in FLAGS:
+            ignored.append(name)
+        else:
+            raise _unknown_variable(frontend, name, known)
+    if conversation.effort is None:
+        return given, ignored
+    thinks = frontend.dialect.reasoning is not None
+    source = frontend.template.source
+    chosen = effort_variables(conversation.effort, known, source, thinks=thinks)
+    if chosen is None:
+        return given, [*ignored, "reasoning_effort"]
+    return {**chosen, **given}, ignored
+
+
+def _unknown_variable(frontend: Frontend, name: str, known: Set[str]) -> RequestError:
+    reserved = name in RESERVED_VARIABLES | frontend.tokenizer.template_tokens.keys()
+    reason = "is not for requests to set" if reserved else "does not occur in it"
+    choices = ", ".join(sorted(known)) or "none"
+    return RequestError(
+        f"chat_template_kwargs gives the model's template the variable {name!r}, which "
+        f"{reason}: it reads {choices}",
+        param=f"chat_template_kwargs.{name}",
+    )
 
 
 def _thinking(dialect: Dialect, prompt: str) -> Thinking:

@@ -52,6 +52,7 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
         "/v1/responses": _BATCHABLE,
         "/v1/responses/{response_id}": _PLAIN,
         "/v1/responses/{response_id}/cancel": _PLAIN,
+        "/v1/responses/{response_id}/input_items": _PLAIN,
         "/v1/messages": Route(dialect="anthropic", generates=True),
         "/v1/messages/count_tokens": Route(dialect="anthropic"),
         "/tokenize": _PLAIN,

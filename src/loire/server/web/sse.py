@@ -16,9 +16,18 @@ from loire.server.web.errors import ClientDisconnectedError, error_text
 DONE = b"data: [DONE]\n\n"
 
 
+_SEPARATORS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r"\u2029"})
+
+
+def on_one_line(data: str) -> str:
+    """JSON without the line breaks that Unicode knows beside ASCII's: readers split lines there."""
+    return data if data.isascii() else data.translate(_SEPARATORS)
+
+
 def event(data: str, name: str = "") -> bytes:
-    """An event. data: JSON, so without line breaks."""
+    """An event. data: JSON, so without line breaks of ASCII."""
     head = f"event: {name}\n" if name else ""
+    data = on_one_line(data)
     return f"{head}data: {data}\n\n".encode()
 
 

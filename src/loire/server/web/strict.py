@@ -1,8 +1,13 @@
-"""The ground of all request bodies: strict models, and kinds of text and numbers.
+"""The ground of all request bodies, and the one rule for their fields (docs/api.md).
 
-Honour or refuse, never ignore: a field that nobody knows, or that Loire does not support, is an
-error that names it. null stands for an absent field, as in OpenAI's own API. Bounds on numbers,
-lists and strings keep what one request can cost in check.
+(a) What changes the answer is a field of the model and honoured, or stands in UNSUPPORTED and is
+    refused by name. A field that nobody knows is refused, too.
+(b) Hints and accounting stand in HINTS: they are taken without effect, and the answer's header
+    `x-loire-ignored` names them (loire.server.web.ignored).
+(c) A neutral value (null, false, "", [], {}, or what NEUTRAL says of a field) is the field's
+    absence, whatever field it is.
+
+Bounds on numbers, lists and strings keep what one request can cost in check.
 """
 
 from collections.abc import Mapping
@@ -11,17 +16,21 @@ from typing import Annotated, Any, ClassVar, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from loire.server.web.ignored import note_ignored
+
 MAX_NAME = 512
 """Characters of a model's name, a user's id and the like."""
 MAX_INT = 2**31 - 1
+LEAST_TOP_P = 1e-9
+"""Stands for a top_p of 0: the fewest tokens whose weights reach it are one."""
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
 """Of one message."""
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 """Characters of a stop string."""
-MAX_TOOLS = 128
-"""As in OpenAI's API."""
+MAX_TOOLS = 1_024
+"""More than any of the originals takes."""
 
 
 def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:
@@ -33,29 +42,51 @@ def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:
     raise PydanticCustomError(kind, "{message}", context)
 
 
+def is_neutral(value: object) -> bool:
+    """Whether a value asks for nothing, whatever field it stands in."""
+    return value is None or value is False or (isinstance(value, (str, list, dict)) and not value)
+
+
 class StrictModel(BaseModel):
     """A part of a request: no unknown fields, no conversions between types, no NaN.
 
-    UNSUPPORTED: fields of the OpenAI API that are refused, each with what to do instead.
+    UNSUPPORTED: fields that are refused, each with what to do instead.
+    HINTS: fields that are taken without effect.
+    NEUTRAL: values of fields of neither kind that ask for nothing either.
+    DROPS_UNKNOWN: unknown fields are let go without a word: they describe what is past, such as
+        another provider's extras on a message that is sent back.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+    HINTS: ClassVar[frozenset[str]] = frozenset()
+    NEUTRAL: ClassVar[Mapping[str, object]] = {}
+    DROPS_UNKNOWN: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls_and_refuse(cls, data: Any) -> Any:
+    def _sort_fields(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         fields = {field.alias or name for name, field in cls.model_fields.items()}
-        known = cls.UNSUPPORTED.keys() | fields
-        given = {
-            name: value for name, value in data.items() if value is not None or name not in known
-        }
-        for name, advice in cls.UNSUPPORTED.items():
-            if name in given:
+        given = {}
+        for name, value in data.items():
+            if name in fields:
+                if value is not None:
+                    given[name] = value
+            elif is_neutral(value) or cls.NEUTRAL.get(name, _NONE_GIVEN) == value:
+                continue
+            elif name in cls.UNSUPPORTED:
+                advice = cls.UNSUPPORTED[name]
                 refuse(f"{name!r} is not supported: {advice}", name, kind="unsupported")
+            elif name in cls.HINTS:
+                note_ignored(name)
+            elif not cls.DROPS_UNKNOWN:
+                given[name] = value
         return given
+
+
+_NONE_GIVEN = object()
 
 
 def _whole_characters(text: str) -> str:

@@ -25,7 +25,7 @@ def render(
 ) -> str:
     """The prompt of a conversation in which tools are offered, or were called before.
 
-    Raises RequestError, naming the message, if a call in it is broken, or if the template refuses.
+    Raises RequestError if the template refuses.
     """
     variables = variables or {}
     if not dialect.knows_tools:
@@ -132,25 +132,24 @@ def _with_objects(messages: Sequence[Message]) -> list[Message]:
     """The messages with the arguments of calls as objects, as templates want to write them."""
     return [
         {**message, "tool_calls": [
-            {**call, "function": {**call["function"], "arguments": _arguments(number, place, call)}}
-            for place, call in enumerate(message["tool_calls"])
+            {**call, "function": {**call["function"], "arguments": _arguments(call)}}
+            for call in message["tool_calls"]
         ]} if message.get("tool_calls") else message
-        for number, message in enumerate(messages)
+        for message in messages
     ]  # fmt: skip
 
 
-def _arguments(number: int, place: int, call: Message) -> dict[str, Any]:
+def _arguments(call: Message) -> dict[str, Any]:
+    """The arguments of a past call as an object.
+
+    An answer that was cut off leaves text that is none: that text is then what the call was given.
+    """
     text = call["function"]["arguments"]
     try:
         value = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        value = str(error)
-    if not isinstance(value, dict):
-        param = f"messages[{number}].tool_calls[{place}].function.arguments"
-        raise RequestError(
-            f"{param} must be a JSON object as text, but is {text[:80]!r}", param=param
-        )
-    return value
+    except (ValueError, RecursionError):
+        value = text
+    return value if isinstance(value, dict) else {"arguments": text}
 
 
 def _with_ids_of(length: int, messages: Sequence[Message]) -> list[Message]:

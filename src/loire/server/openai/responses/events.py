@@ -2,9 +2,10 @@
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
+from loire.server.openai.custom_tools import CustomCalls, CustomCallStarted, CustomInput
 from loire.server.web.sse import event
 from loire.text.tools.events import (
     AnswerEvent,
@@ -20,7 +21,8 @@ from loire.text.tools.events import (
 class ResponseOutput:
     """Puts events of an answer together as items, each closed before the next one begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, custom_names: Set[str] = frozenset()) -> None:
+        self._custom = CustomCalls(custom_names)
         self.items: list[dict[str, Any]] = []
         self._open = False
         self._sequence = 0
@@ -34,7 +36,7 @@ class ResponseOutput:
     def add(self, news: Iterable[AnswerEvent]) -> list[bytes]:
         """Enter what is new; the events that tell it."""
         told: list[bytes] = []
-        for item in news:
+        for item in self._custom.read(news):
             match item:
                 case ReasoningDelta(text):
                     told += self._text("reasoning", "reasoning_text", text)
@@ -54,6 +56,20 @@ class ResponseOutput:
                 case ArgumentsDelta(_, text):
                     self.items[-1]["arguments"] += text
                     told.append(self._about("response.function_call_arguments.delta", delta=text))
+                case CustomCallStarted(_, call_id, name):
+                    told += self._begin(
+                        {
+                            "type": "custom_tool_call",
+                            "id": _new_id("ctc"),
+                            "call_id": call_id,
+                            "name": name,
+                            "input": "",
+                            "status": "in_progress",
+                        }
+                    )
+                case CustomInput(_, text):
+                    self.items[-1]["input"] = text
+                    told.append(self._about("response.custom_tool_call_input.delta", delta=text))
                 case CallEnded():
                     told += self._end("completed")
                 case CallBroken():
@@ -104,6 +120,9 @@ class ResponseOutput:
         if item["type"] == "function_call":
             done = {"arguments": item["arguments"], "name": item["name"]}
             told.append(self._about("response.function_call_arguments.done", **done))
+        elif item["type"] == "custom_tool_call":
+            done = {"input": item["input"]}
+            told.append(self._about("response.custom_tool_call_input.done", **done))
         else:
             [part] = item["content"]
             extra: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}

@@ -1,25 +1,31 @@
 """Bodies of /v1/responses. https://platform.openai.com/docs/api-reference/responses"""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
-from loire.server.openai.chat_protocol import MAX_METADATA
+from loire.server.openai.protocol import ACCOUNTING
 from loire.server.openai.tools_protocol import AllowedTools as ChatAllowedTools
 from loire.server.openai.tools_protocol import AllowedToolsChoice as ChatAllowedToolsChoice
 from loire.server.openai.tools_protocol import (
+    CustomDefinition,
     FunctionDefinition,
     FunctionReference,
-    FunctionTool,
     NamedTool,
+    kind_of_tool,
+    past_call,
     tool_use,
 )
 from loire.server.openai.tools_protocol import ToolChoice as ChatToolChoice
+from loire.server.web.client_tools import HostedTool
 from loire.server.web.errors import UNION_TAG
+from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import (
+    LEAST_TOP_P,
     MAX_INT,
     MAX_MESSAGES,
     MAX_NAME,
@@ -31,24 +37,30 @@ from loire.server.web.strict import (
     Text,
     refuse,
 )
+from loire.text.effort import Effort
 from loire.text.tools.definitions import ToolUse
 
+MAX_METADATA = 16
+"""Entries, as in OpenAI's API."""
 _NO_BACKGROUND = "responses are made while the client waits; leave it out"
 
 
 class ContentPart(StrictModel):
-    """Text of a message. annotations and logprobs: of answers that are sent back, not read."""
+    """Text of a message. What else an answer that is sent back says of it is not read."""
 
-    type: Literal["input_text", "output_text"]
+    HINTS: ClassVar[frozenset[str]] = frozenset(("cache_control", "prompt_cache_breakpoint"))
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
+    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: Text
-    annotations: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_PARTS)
-    logprobs: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_PARTS)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_media(cls, data: Any) -> Any:
         kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in ("input_text", "output_text"):
+        if kind == "refusal":
+            return {"type": "output_text", "text": data.get("refusal")}
+        if isinstance(kind, str) and not kind.endswith("text"):
             refuse(
                 f"a content part of type {kind!r} is not supported: this server reads text only",
                 "type",
@@ -69,79 +81,151 @@ Content = Annotated[
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class MessageItem(StrictModel):
-    """A message. id and status: of answers that are sent back."""
+class PastItem(StrictModel):
+    """An item of a conversation; what else a provider wrote into it (id, status, phase) is not
+    read."""
+
+    DROPS_UNKNOWN: ClassVar[bool] = True
+
+
+class MessageItem(PastItem):
+    """A message."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
-    id: Name = ""
-    status: Status | None = None
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": _joined(self.content)}
 
 
-class FunctionCallItem(StrictModel):
-    """A call that the model made."""
+class FunctionCallItem(PastItem):
+    """A call that the model made. arguments: JSON, or what came of an answer that was cut off."""
 
     type: Literal["function_call"]
     call_id: Name
     name: FunctionName
-    arguments: Text
-    id: Name = ""
-    status: Status | None = None
+    arguments: Text = ""
+
+    def for_template(self) -> dict[str, Any]:
+        """The call as a conversation holds it."""
+        return past_call(self.call_id, self.name, self.arguments)
 
 
-class FunctionOutputItem(StrictModel):
+class CustomCallItem(PastItem):
+    """A call of a custom tool."""
+
+    type: Literal["custom_tool_call"]
+    call_id: Name
+    name: FunctionName
+    input: Text = ""
+
+    def for_template(self) -> dict[str, Any]:
+        """The call as a conversation holds it: a custom tool is a function of one text."""
+        arguments = json.dumps({"input": self.input}, ensure_ascii=False)
+        return past_call(self.call_id, self.name, arguments)
+
+
+class FunctionOutputItem(PastItem):
     """What a call returned."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Name
     output: Content
-    id: Name = ""
-    status: Status | None = None
 
     def for_template(self) -> dict[str, Any]:
         """The result as chat templates expect it."""
-        parts = self.output
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "tool", "content": text, "tool_call_id": self.call_id}
+        return {"role": "tool", "content": _joined(self.output), "tool_call_id": self.call_id}
 
 
-class ReasoningPart(StrictModel):
-    """A piece of what the model thought."""
+class ReasoningItem(PastItem):
+    """What the model thought before an earlier answer; what only its maker can read is dropped."""
 
-    type: Literal["reasoning_text"]
-    text: Text
-
-
-class ReasoningItem(StrictModel):
-    """What the model thought before an earlier answer."""
+    HINTS: ClassVar[frozenset[str]] = frozenset(("encrypted_content",))
 
     type: Literal["reasoning"]
-    id: Name = ""
-    summary: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_PARTS)
-    content: list[ReasoningPart] = Field(default_factory=list, max_length=MAX_PARTS)
-    status: Status | None = None
+    content: list[ContentPart] = Field(default_factory=list, max_length=MAX_PARTS)
 
 
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+class ItemReference(PastItem):
+    """An item of a response that was stored."""
+
+    type: Literal["item_reference"] = "item_reference"
+    id: Name
+
+
+class ForeignItem(BaseModel):
+    """What another provider's own tools did, or settings of its agents: left out, with a note."""
+
+    type: Name
+
+
+def _joined(content: str | Sequence[ContentPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+_ITEMS = (
+    "message",
+    "function_call",
+    "custom_tool_call",
+    "function_call_output",
+    "custom_tool_call_output",
+    "reasoning",
+    "item_reference",
+)
+_FOREIGN = frozenset(
+    (
+        "additional_tools",
+        "apply_patch_call",
+        "apply_patch_call_output",
+        "code_interpreter_call",
+        "compaction",
+        "compaction_trigger",
+        "computer_call",
+        "computer_call_output",
+        "configuration_update",
+        "file_search_call",
+        "image_generation_call",
+        "local_shell_call",
+        "local_shell_call_output",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "program",
+        "program_output",
+        "shell_call",
+        "shell_call_output",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    )
+)
 
 
 def _item_kind(value: Any) -> str:
-    kind = value.get("type", "message") if isinstance(value, dict) else None
+    kind = value.get("type") or _implied_kind(value) if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind in _FOREIGN:
+        return f"{UNION_TAG}foreign"
     return f"{UNION_TAG}{kind}" if kind in _ITEMS else f"{UNION_TAG}message"
+
+
+def _implied_kind(item: Mapping[str, Any]) -> str:
+    """Of an item without a type: a reference is known by its having nothing but an id."""
+    return "item_reference" if "id" in item and "role" not in item else "message"
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag(f"{UNION_TAG}message")]
     | Annotated[FunctionCallItem, Tag(f"{UNION_TAG}function_call")]
+    | Annotated[CustomCallItem, Tag(f"{UNION_TAG}custom_tool_call")]
     | Annotated[FunctionOutputItem, Tag(f"{UNION_TAG}function_call_output")]
-    | Annotated[ReasoningItem, Tag(f"{UNION_TAG}reasoning")],
+    | Annotated[FunctionOutputItem, Tag(f"{UNION_TAG}custom_tool_call_output")]
+    | Annotated[ReasoningItem, Tag(f"{UNION_TAG}reasoning")]
+    | Annotated[ItemReference, Tag(f"{UNION_TAG}item_reference")]
+    | Annotated[ForeignItem, Tag(f"{UNION_TAG}foreign")],
     Discriminator(_item_kind),
 ]
 Input = Annotated[
@@ -155,34 +239,47 @@ class FunctionToolParam(FunctionDefinition):
     """A function that the model may call."""
 
     type: Literal["function"]
+    strict: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            refuse(
-                f"a tool of type {kind!r} is not supported: only functions are",
-                "type",
-                kind="unsupported",
-            )
-        return data
 
-    def as_chat_tool(self) -> FunctionTool:
-        """The tool in the form of the chat route."""
-        definition = FunctionDefinition(
-            name=self.name,
-            description=self.description,
-            parameters=self.parameters,
-            strict=self.strict,
-        )
-        return FunctionTool(type="function", function=definition)
+class CustomToolParam(CustomDefinition):
+    """A tool whose input is free text."""
+
+    type: Literal["custom"]
+
+
+class NamespaceTool(StrictModel):
+    """Tools under a common name; here they are offered like any others."""
+
+    type: Literal["namespace"]
+    name: FunctionName
+    description: Text = ""
+    tools: list["ResponseTool"] = Field(max_length=MAX_TOOLS)
+
+
+ResponseTool = Annotated[
+    Annotated[FunctionToolParam, Tag(f"{UNION_TAG}function")]
+    | Annotated[CustomToolParam, Tag(f"{UNION_TAG}custom")]
+    | Annotated[NamespaceTool, Tag(f"{UNION_TAG}namespace")]
+    | Annotated[HostedTool, Tag(f"{UNION_TAG}hosted")],
+    Discriminator(kind_of_tool),
+]
+
+
+def flat_tools(
+    tools: Sequence[ResponseTool],
+) -> list[FunctionToolParam | CustomToolParam | HostedTool]:
+    """The tools, those of namespaces among them."""
+    flat: list[FunctionToolParam | CustomToolParam | HostedTool] = []
+    for tool in tools:
+        flat += flat_tools(tool.tools) if isinstance(tool, NamespaceTool) else [tool]
+    return flat
 
 
 class FunctionChoice(StrictModel):
     """One of the tools, by its name."""
 
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: FunctionName
 
 
@@ -236,27 +333,43 @@ class TextFormat(StrictModel):
 class TextOptions(StrictModel):
     """How the text shall look."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, str]] = {
-        "verbosity": "the models served here have no such setting; leave it out",
-    }
+    HINTS: ClassVar[frozenset[str]] = frozenset(("verbosity",))
 
     format: TextFormat = Field(default_factory=lambda: TextFormat.model_validate({}))
+
+
+class Reasoning(StrictModel):
+    """How much to think before the answer; how thoughts are told is not for choosing."""
+
+    HINTS: ClassVar[frozenset[str]] = frozenset(("summary", "generate_summary", "context", "mode"))
+
+    effort: Effort | None = None
+
+
+class ResponseStreamOptions(StrictModel):
+    """How to stream: events are never padded."""
+
+    HINTS: ClassVar[frozenset[str]] = frozenset(("include_obfuscation",))
 
 
 class ResponsesRequest(StrictModel):
     """A request for a response."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
+        "background": _NO_BACKGROUND,
         "conversation": "use 'previous_response_id'",
+        "image": "this server answers with text; leave it out",
         "prompt": "there are no stored prompts; send 'input'",
-        "reasoning": "the models served here have no such setting; leave it out",
-        "max_tool_calls": "tools are called by the client; leave it out",
-        "top_logprobs": "use the chat route for log-probabilities",
-        "context_management": "nothing is dropped from the conversation; leave it out",
         "moderation": "this server does not moderate; leave it out",
-        "prompt_cache_retention": "cached prefixes stay as long as there is room; leave it out",
-        "stream_options": "streamed events are never padded; leave it out",
+        "top_logprobs": "use the chat route for log-probabilities",
     }
+    HINTS: ClassVar[frozenset[str]] = (ACCOUNTING - {"metadata", "store"}) | {
+        "access_programs",
+        "background_options",
+        "context_management",
+        "max_tool_calls",
+    }
+    NEUTRAL: ClassVar[Mapping[str, object]] = {"top_logprobs": 0}
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
     input: Input
@@ -264,31 +377,32 @@ class ResponsesRequest(StrictModel):
     previous_response_id: Name = Field("", description="go on from a response that was stored")
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1, description="0 keeps the likeliest token alone")
     stream: bool = False
     store: bool = Field(True, description="whether it can be retrieved and gone on from")
     text: TextOptions = Field(default_factory=TextOptions)
-    tools: list[FunctionToolParam] = Field(default_factory=list, max_length=MAX_TOOLS)
+    top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all (vLLM's)")
+    ignore_eos: bool = Field(False, description="go on to max_output_tokens (vLLM's)")
+    tools: list[ResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
-    truncation: Literal["disabled"] = Field("disabled", description="too long a prompt is a 400")
-    background: Literal[False] = Field(False, description=_NO_BACKGROUND)
-    include: list[Name] = Field(default_factory=list, max_length=0)
-    metadata: dict[Name, Name] = Field(default_factory=dict, max_length=MAX_METADATA)
-    user: Name = Field("", description="accepted without effect")
-    safety_identifier: Name = Field("", description="accepted without effect")
-    prompt_cache_key: Name = Field("", description="accepted without effect")
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] = Field(
-        "auto", description="accepted without effect: there is one tier"
+    reasoning: Reasoning = Field(default_factory=Reasoning)
+    stream_options: ResponseStreamOptions | None = None
+    truncation: Literal["disabled", "auto"] = Field(
+        "disabled", description="too long a prompt is a 400 in either case"
     )
+    include: list[Name] = Field(
+        default_factory=list, max_length=MAX_PARTS, description="nothing is left out to include"
+    )
+    metadata: dict[Name, Name] = Field(default_factory=dict, max_length=MAX_METADATA)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_items(cls, data: Any) -> Any:
         items = data.get("input") if isinstance(data, dict) else None
         for number, item in enumerate(items if isinstance(items, list) else ()):
-            kind = item.get("type", "message") if isinstance(item, dict) else "message"
-            if kind not in _ITEMS:
+            kind = item.get("type") or "message" if isinstance(item, dict) else "message"
+            if kind not in _ITEMS and (not isinstance(kind, str) or kind not in _FOREIGN):
                 refuse(
                     f"an input item of type {kind!r} is not supported: {', '.join(_ITEMS)} are",
                     "input",
@@ -301,31 +415,55 @@ class ResponsesRequest(StrictModel):
     @model_validator(mode="after")
     def _check_tools(self) -> "ResponsesRequest":
         self.tool_use()
+        if "message.output_text.logprobs" in self.include:
+            refuse(
+                "'message.output_text.logprobs' is not supported here: use the chat route for "
+                "log-probabilities",
+                "include",
+                kind="unsupported",
+            )
+        if self.include:
+            note_ignored("include")
+        if self.truncation != "disabled":
+            note_ignored("truncation")
         return self
 
-    def messages(self) -> list[dict[str, Any]]:
-        """The input as chat templates expect it."""
+    @property
+    def custom_names(self) -> Set[str]:
+        """The custom tools among those offered."""
+        return {tool.name for tool in flat_tools(self.tools) if isinstance(tool, CustomToolParam)}
+
+    def items(self) -> Sequence[Item]:
+        """The input as items."""
         if isinstance(self.input, str):
-            return [{"role": "user", "content": self.input}]
-        return as_messages(self.input)
+            return [MessageItem(role="user", content=self.input)]
+        return self.input
 
     def tool_use(self) -> ToolUse | None:
         """How tools shall be used. Fails a validation, naming the field."""
-        tools = [tool.as_chat_tool() for tool in self.tools]
-        return tool_use(tools, _as_chat_choice(self.tool_choice), parallel=self.parallel_tool_calls)
+        return tool_use(
+            flat_tools(self.tools),
+            _as_chat_choice(self.tool_choice),
+            parallel=self.parallel_tool_calls,
+        )
 
     def sampling_params(self) -> SamplingParams:
         """How to choose tokens. Raises RequestError, naming the field."""
         return SamplingParams(
             max_tokens=self.max_output_tokens,
             temperature=self.temperature,
-            top_p=self.top_p,
+            top_p=self.top_p or LEAST_TOP_P,
+            top_k=self.top_k,
+            ignore_eos=self.ignore_eos,
             structured_outputs=self.text.format.spec(),
         )
 
 
 def as_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items as messages: thoughts and calls join the assistant's message that they belong to."""
+    """Items as messages: thoughts and calls join the assistant's message that they belong to.
+
+    References are resolved before.
+    """
     messages: list[dict[str, Any]] = []
     thoughts = ""
     for item in items:
@@ -333,12 +471,15 @@ def as_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
             case ReasoningItem():
                 thoughts += "".join(part.text for part in item.content)
                 continue
-            case FunctionCallItem():
-                function = {"name": item.name, "arguments": item.arguments}
-                call = {"id": item.call_id, "type": "function", "function": function}
+            case ForeignItem():
+                note_ignored(f"input.{item.type}")
+                continue
+            case FunctionCallItem() | CustomCallItem():
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": ""})
-                messages[-1].setdefault("tool_calls", []).append(call)
+                messages[-1].setdefault("tool_calls", []).append(item.for_template())
+            case ItemReference():
+                raise AssertionError("references are resolved before")
             case _:
                 messages.append(item.for_template())
         if thoughts and messages[-1]["role"] == "assistant":
@@ -358,7 +499,10 @@ def _as_chat_choice(choice: ToolChoice) -> ChatToolChoice:
 
 
 def _named(choice: FunctionChoice) -> NamedTool:
-    return NamedTool(type="function", function=FunctionReference(name=choice.name))
+    reference = FunctionReference(name=choice.name)
+    if choice.type == "custom":
+        return NamedTool(type="custom", custom=reference)
+    return NamedTool(type="function", function=reference)
 
 
 class InputDetails(BaseModel):
@@ -410,10 +554,21 @@ class ResponseBody(BaseModel):
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_p: float
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["disabled", "auto"]
+    reasoning: dict[str, Any]
     background: Literal[False] = False
     usage: ResponsesUsage | None = None
     metadata: dict[str, str]
+
+
+class InputItems(BaseModel):
+    """What was sent for a response."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class Deleted(BaseModel):

@@ -5,9 +5,9 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
 from loire.base.errors import RequestError
@@ -18,7 +18,9 @@ from loire.server.openai.responses.protocol import (
     Deleted,
     IncompleteDetails,
     InputDetails,
+    InputItems,
     Item,
+    ItemReference,
     ResponseBody,
     ResponsesRequest,
     ResponsesUsage,
@@ -32,11 +34,18 @@ from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.errors import ApiError
+from loire.server.web.ignored import note_ignored
 from loire.server.web.sse import EventStream
+from loire.server.web.strict import MAX_NAME
 
 router = APIRouter(prefix="/v1/responses", responses=ERROR_RESPONSES)
 
-_NAMES = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+_NAMES = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+}
 _ITEMS = TypeAdapter(list[Item])
 
 Messages = Sequence[Mapping[str, Any]]
@@ -49,14 +58,17 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     store: ResponseStore = request.app.state.responses
     tenant = get_caller(request.scope).tenant
     earlier = _earlier(store, body.previous_response_id, tenant)
-    messages = [*earlier, *body.messages()]
+    items = _resolved(body.items(), store, tenant)
+    messages = [*earlier, *as_messages(items)]
     # Off the event loop: a long conversation takes a while to render and tokenize.
     started = await asyncio.to_thread(_submit, client, body, messages)
+    for name in started.ignored:
+        note_ignored(name)
     answer = ResponseAnswer(body, started, Generation(client, [started.submission]))
 
     def keep(final: ResponseBody) -> None:
         if body.store:
-            store.put(final.id, _stored(tenant, final, messages))
+            store.put(final.id, _stored(tenant, final, messages, items))
 
     if body.stream:
         return EventStream(answer.events(keep), done=b"")
@@ -73,6 +85,33 @@ async def retrieve_response(response_id: str, request: Request) -> Response:
     if found is None:
         raise _not_found(response_id)
     return Response(found.body, media_type="application/json")
+
+
+@router.get("/{response_id}/input_items")
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str, Query(max_length=MAX_NAME)] = "",
+) -> InputItems:
+    """What was sent for a response, the latest first."""
+    found = request.app.state.responses.get(response_id, get_caller(request.scope).tenant)
+    if found is None:
+        raise _not_found(response_id)
+    items = list(found.input) if order == "asc" else list(reversed(found.input))
+    if after:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise ApiError(400, f"there is no item {after!r} in this response", param="after")
+        items = items[places[0] + 1 :]
+    shown = items[:limit]
+    return InputItems(
+        data=shown,
+        first_id=shown[0]["id"] if shown else None,
+        last_id=shown[-1]["id"] if shown else None,
+        has_more=len(items) > limit,
+    )
 
 
 @router.delete("/{response_id}")
@@ -120,18 +159,47 @@ def _earlier(store: ResponseStore, previous_id: str, tenant: str) -> Messages:
     return found.messages
 
 
-def _stored(tenant: str, final: ResponseBody, messages: Messages) -> StoredResponse:
+def _resolved(items: Sequence[Item], store: ResponseStore, tenant: str) -> list[Item]:
+    """The items, references replaced by what they refer to."""
+    resolved: list[Item] = []
+    for number, item in enumerate(items):
+        if not isinstance(item, ItemReference):
+            resolved.append(item)
+            continue
+        found = store.item(item.id, tenant)
+        if found is None:
+            raise ApiError(
+                400,
+                f"there is no item {item.id!r} to refer to: its response was not stored, was "
+                f"deleted, or is too old; send the item itself",
+                param=f"input[{number}].id",
+                code="item_not_found",
+            )
+        resolved += _ITEMS.validate_python([found])
+    return resolved
+
+
+def _stored(
+    tenant: str, final: ResponseBody, messages: Messages, items: Sequence[Item]
+) -> StoredResponse:
     text = final.model_dump_json()
     whole = [*messages, *as_messages(_ITEMS.validate_python(final.output))]
-    size = len(text) + sum(len(str(message)) for message in whole)
-    return StoredResponse(tenant, text, whole, size, time.monotonic())
+    given = [
+        {"id": f"item_{final.id}_{number}", **item.model_dump(exclude_unset=True)}
+        for number, item in enumerate(items)
+    ]
+    size = len(text) + sum(len(str(part)) for part in (*whole, *given))
+    outputs = {item["id"]: item for item in final.output}
+    return StoredResponse(tenant, text, whole, size, time.monotonic(), outputs, given)
 
 
 def _submit(client: RequestClient, body: ResponsesRequest, messages: Messages) -> Started:
     if body.instructions:
         messages = [{"role": "system", "content": body.instructions}, *messages]
     try:
-        conversation = Conversation(messages=messages, tools=body.tool_use())
+        conversation = Conversation(
+            messages=messages, tools=body.tool_use(), effort=body.reasoning.effort
+        )
         return submit(client, conversation, body.sampling_params())
     except RequestError as error:
         error.param = _NAMES.get(error.param or "", error.param)
@@ -147,7 +215,7 @@ class ResponseAnswer:
         self.generation = generation
         self._body = body
         self._reader = started.reader()
-        self._output = ResponseOutput()
+        self._output = ResponseOutput(body.custom_names)
         self._id = f"resp_{uuid.uuid4().hex}"
         self._created = int(time.time())
 
@@ -202,6 +270,8 @@ class ResponseAnswer:
             if isinstance(body.tool_choice, str)
             else body.tool_choice.model_dump(),
             tools=[tool.model_dump() for tool in body.tools],
+            reasoning={"effort": body.reasoning.effort, "summary": None},
+            truncation=body.truncation,
             top_p=body.top_p,
             usage=None
             if status == "in_progress"

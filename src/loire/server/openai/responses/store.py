@@ -3,7 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MAX_CHARACTERS = 64_000_000
@@ -13,7 +13,11 @@ MAX_AGE_S = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response that has ended. body: its JSON. messages: the whole conversation up to its end."""
+    """A response that has ended.
+
+    body: its JSON. messages: the whole conversation up to its end. items: its output, by id, for
+    requests that refer to it. input: what was sent, as items.
+    """
 
     tenant: str
     body: str
@@ -21,6 +25,8 @@ class StoredResponse:
     size: int
     """Characters."""
     stored_s: float = 0.0
+    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    input: Sequence[Mapping[str, Any]] = ()
 
 
 class ResponseStore:
@@ -47,6 +53,13 @@ class ResponseStore:
         self._forget_old()
         found = self._responses.get(response_id)
         return found if found is not None and found.tenant == tenant else None
+
+    def item(self, item_id: str, tenant: str) -> Mapping[str, Any] | None:
+        """An item of the output of a response of this tenant; None if there is none of that id."""
+        self._forget_old()
+        kept = reversed(self._responses.values())
+        mine = (response for response in kept if response.tenant == tenant)
+        return next((found.items[item_id] for found in mine if item_id in found.items), None)
 
     def delete(self, response_id: str, tenant: str) -> bool:
         """Forget a response; False if the tenant has none of that id."""

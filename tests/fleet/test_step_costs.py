@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loire.base.errors import ConfigError
+from loire.base.executor import ComputedStep
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.base.step import RowResult, StepPlan, StepResult
@@ -27,14 +28,14 @@ class Timed:
         self._noise = noise
         self._rng = random.Random(1)
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> ComputedStep:
         work = Work.of(plan)
         self.works.append(work)
         seconds = TRUE.step_s(work) * self._rng.uniform(1 - self._noise, 1 + self._noise)
         if self._noise and self._rng.random() < 0.02:
             seconds *= 10  # the machine did something else
-        rows = tuple(RowResult(r.seq_id, r.epoch, 7 if r.samples else None) for r in plan.rows)
-        return StepResult(plan.step_id, rows, seconds)
+        rows = tuple(RowResult(r.seq_id, r.epoch, (7,) if r.samples else ()) for r in plan.rows)
+        return ComputedStep(StepResult(plan.step_id, rows, seconds))
 
 
 def run(executor: Timed, *, shared: bool) -> EngineCore:

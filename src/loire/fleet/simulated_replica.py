@@ -182,7 +182,7 @@ class SimulatedReplica:
             return []
         self.num_steps += 1
         rows = tuple(
-            RowResult(row.seq_id, row.epoch, OUTPUT_TOKEN if row.samples else None)
+            RowResult(row.seq_id, row.epoch, (OUTPUT_TOKEN,) if row.samples else ())
             for row in doing.rows
         )
         updates, _ = self._scheduler.commit(StepResult(doing.step_id, rows, self._step_s))

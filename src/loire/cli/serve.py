@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", action="append", help="name in the API (repeatable) [the model's]"
     )
     parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="/metrics there as well, without a key"
+    )
+    parser.add_argument(
         "--data-dir", type=Path, help="folder for files and batches [data in LOIRE_HOME]"
     )
     add_access_options(parser)
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         access=access_options(args),
         limits=server_limits(args),
         log=log_options(args),
+        metrics_port=args.metrics_port,
         data_dir=args.data_dir,
     )
     # Both sides import for a second or two: side by side.

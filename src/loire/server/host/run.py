@@ -22,6 +22,7 @@ from loire.engine.supervisor import SupervisorOptions
 from loire.server.access.admission import Admission
 from loire.server.host.app import create_app
 from loire.server.host.logs import log_to_stderr
+from loire.server.host.metrics_port import MetricsServer
 from loire.server.host.settings import ServerSettings
 from loire.server.observe.spans import Spans
 from loire.server.serving.served import ServedModel
@@ -55,18 +56,22 @@ def serve(
     access = settings.access.settle(host)
     spans = Spans.from_environment() if settings.log.spans else None
     listener = bind(host, port)
+    metrics_port = settings.metrics_port
+    scraped = None if metrics_port is None else bind(host, metrics_port, flag="--metrics-port")
     served = ServedModel(
         settings.names, admission=Admission(settings.limits), log_prompts=settings.log.prompts
     )
     app = create_app(served, access, settings.data_dir, spans)
     try:
-        asyncio.run(_serve(listener, app, served, settings, launched))
+        asyncio.run(_serve(listener, scraped, app, served, settings, launched))
     finally:
         listener.close()
+        if scraped is not None:
+            scraped.close()
     return 0
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, flag: str = "--port") -> socket.socket:
     """A socket that listens: clients that connect now are answered soon.
 
     Raises ConfigError if the address cannot be bound.
@@ -85,7 +90,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another --port "
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another {flag} "
             f"(0 takes a free one) or --host"
         ) from error
     return listener
@@ -93,6 +98,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 async def _serve(
     listener: socket.socket,
+    scraped: socket.socket | None,
     app: FastAPI,
     served: ServedModel,
     settings: ServerSettings,
@@ -109,6 +115,10 @@ async def _serve(
             timeout_graceful_shutdown=FLUSH_S,
         )
     )
+    metrics = MetricsServer(served.observer.metrics)
+    if scraped is not None:
+        log.info("metrics on %s/metrics", _url(scraped))
+        scraping = asyncio.create_task(metrics.serve([scraped]))
     lost: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
     log.info("listening on %s, loading %s", _url(listener), settings.model)
     loading = asyncio.create_task(_load(served, settings, launched, lost))
@@ -128,7 +138,10 @@ async def _serve(
     # A load that was interrupted leaves no process behind before this ends.
     [outcome] = await asyncio.gather(loading, return_exceptions=True)
     server.leave()
+    metrics.leave()
     await serving
+    if scraped is not None:
+        await scraping
     if isinstance(outcome, Exception):
         raise outcome
     if lost.done():

@@ -5,7 +5,6 @@ docs/metrics.md says what each one means.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +18,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from loire.base.step import StepRecord
+from loire.server.observe.engine_state import EngineState
+from loire.server.observe.router_metrics import RouterMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -30,21 +31,6 @@ SECONDS = (
 
 POWERS = tuple(float(2**exponent) for exponent in range(14))
 """Bounds of histograms of sizes: 1 to 8192."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """How an engine stands at this moment."""
-
-    num_running: int
-    """Requests."""
-    num_waiting: int
-    num_waiting_tokens: int
-    num_blocks: int
-    """KV blocks of the pool."""
-    num_blocks_in_use: int
-    num_restarts: int
-    """Engines that were started to replace one that had died."""
 
 
 class Metrics:
@@ -76,6 +62,9 @@ class Metrics:
         )
         self.cached_tokens = self._counter(
             "loire_cached_prompt_tokens", "Those of them found in the prefix cache", "tenant"
+        )
+        self.registry.register(
+            RouterMetrics(read_state, queries=self.prompt_tokens, hits=self.cached_tokens)
         )
         self.output_tokens = self._counter("loire_output_tokens", "Tokens generated", "tenant")
         self.prefix_queries = self._counter(
@@ -162,13 +151,14 @@ class _StateCollector(Collector):
             "loire_waiting_tokens", "Prompt tokens of those", state.num_waiting_tokens
         )
         yield GaugeMetricFamily("loire_kv_blocks", "KV blocks of the pool", state.num_blocks)
+        yield GaugeMetricFamily("loire_kv_block_size", "Tokens per KV block", state.block_size)
         yield GaugeMetricFamily(
             "loire_kv_blocks_in_use", "Those that requests hold", state.num_blocks_in_use
         )
         yield GaugeMetricFamily(
             "loire_kv_usage_ratio",
             "Share of the pool that requests hold, 0 to 1",
-            state.num_blocks_in_use / state.num_blocks,
+            state.kv_usage,
         )
         yield CounterMetricFamily(
             "loire_engine_restarts",

@@ -8,7 +8,8 @@ from fastapi import Depends, Request
 
 from loire.base.errors import EngineError
 from loire.server.access.admission import Admission
-from loire.server.observe.metrics import EngineState, Metrics
+from loire.server.observe.engine_state import EngineState
+from loire.server.observe.metrics import Metrics
 from loire.server.observe.request_watch import Observer
 from loire.server.serving.request_client import EngineClient
 from loire.server.web.errors import ApiError
@@ -122,6 +123,10 @@ class ServedModel:
             num_blocks=engine.config.num_blocks,
             num_blocks_in_use=engine.num_blocks_in_use,
             num_restarts=engine.num_restarts,
+            model=self.names[0],
+            block_size=engine.config.block_size,
+            kv_cache_dtype=engine.config.kv_cache_dtype,
+            enable_prefix_caching=engine.config.enable_prefix_caching,
         )
 
 

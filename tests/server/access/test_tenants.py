@@ -147,7 +147,9 @@ def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
                     cached.append(usage["prompt_tokens_details"]["cached_tokens"])
             # The engine's steps reach the metrics and the lives of the requests.
             assert b'loire_computed_tokens_total{phase="decode"} 6.0' in scrape(served)
-            assert [call.requests[0].num_steps for call in served.observer.recent()] == [2] * 6
+            assert [call.requests[0].num_steps for call in served.observer.calls.latest()] == [
+                2
+            ] * 6
             assert b"loire_kv_blocks_in_use 0.0" in scrape(served)
         finally:
             await engine.close()

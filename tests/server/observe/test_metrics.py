@@ -256,7 +256,7 @@ def test_a_request_can_be_asked_about_while_it_runs_and_afterwards(engine: FakeE
         listener(step(slot(5, 0, 1, request_id=request_id), slot(6, 9, 0, request_id="other")))
         listener(step(slot(5, 20, 0, request_id=request_id), preemptions=1))
         listener(step(slot(5, 11, 0, request_id=request_id)))
-        while not served.observer.recent()[0].requests[0].num_output_tokens:
+        while not served.observer.calls.latest()[0].requests[0].num_output_tokens:
             await asyncio.sleep(0)
         running = (await client.get("/admin/requests/mine-1")).json()
         assert running["status"] is None
@@ -278,7 +278,7 @@ def test_a_request_can_be_asked_about_while_it_runs_and_afterwards(engine: FakeE
             assert life["cached_tokens"] == 16
         assert "hi there" not in json.dumps(ended)
         [listed] = (await client.get("/admin/requests")).json()["data"]
-        assert listed == ended
+        assert listed | {"same_id": []} == ended
         missing = await client.get("/admin/requests/none")
         assert missing.status_code == 404
         assert "1,000" in missing.json()["error"]["message"]
@@ -291,7 +291,7 @@ def test_a_request_can_be_asked_about_while_it_runs_and_afterwards(engine: FakeE
 def test_only_the_latest_calls_are_kept(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loire.server.observe.request_watch.NUM_RECENT", 3)
+    monkeypatch.setattr("loire.server.observe.recent_calls.MAX_CALLS", 3)
     served = ServedModel([NAME], engine)
 
     async def visitor(client: httpx.AsyncClient) -> None:
@@ -300,7 +300,7 @@ def test_only_the_latest_calls_are_kept(
             await client.post("/v1/chat/completions", json=CHAT, headers=headers)
 
     visit(served, visitor)
-    assert [call.call_id for call in served.observer.recent()] == ["id-4", "id-3", "id-2"]
+    assert [call.call_id for call in served.observer.calls.latest()] == ["id-4", "id-3", "id-2"]
 
 
 def test_lives_are_for_admins(engine: FakeEngine) -> None:

@@ -2,18 +2,15 @@
 
 import logging
 import time
-from collections import OrderedDict
 
 from loire.base.outputs import RequestOutput
 from loire.base.step import StepRecord
 from loire.engine.requests import Submission
 from loire.server.observe.metrics import Metrics
+from loire.server.observe.recent_calls import RecentCalls
 from loire.server.web.call import Call, RequestLife, Waiting
 
 log = logging.getLogger("loire.server")
-
-NUM_RECENT = 1000
-"""Calls that can still be asked about after their end, the latest ones."""
 
 
 class Observer:
@@ -24,17 +21,17 @@ class Observer:
 
     def __init__(self, metrics: Metrics, *, log_prompts: bool = False) -> None:
         self.metrics = metrics
+        self.calls = RecentCalls()
         self._log_prompts = log_prompts
         self._running: dict[str, RequestLife] = {}
         self._waiting: dict[str, Waiting] = {}
-        self._calls: OrderedDict[str, Call] = OrderedDict()
 
     def watch(self, submission: Submission, call: Call) -> "RequestWatch":
         """A request begins."""
         request = submission.request
         life = RequestLife(request.request_id, submission.arrival_s, len(request.prompt_token_ids))
         call.requests.append(life)
-        self._keep(call)
+        self.calls.add(call, life)
         self._running[life.request_id] = life
         life.begins_to_wait(self.waiting_of(call.tenant))
         if self._log_prompts:
@@ -71,26 +68,6 @@ class Observer:
                 # It had been preempted: what it knows is computed again, like a prompt.
                 life.decoding.discard(slot.seq_id)
                 life.num_recomputations += 1
-
-    def find(self, wanted: str) -> Call | None:
-        """The call with this id, or with a request that has it; the latest if there are several."""
-        call = self._calls.get(wanted)
-        if call is not None:
-            return call
-        for call in reversed(self._calls.values()):
-            if any(life.request_id == wanted for life in call.requests):
-                return call
-        return None
-
-    def recent(self) -> list[Call]:
-        """The calls that are known, the latest first."""
-        return list(reversed(self._calls.values()))
-
-    def _keep(self, call: Call) -> None:
-        self._calls[call.call_id] = call
-        self._calls.move_to_end(call.call_id)
-        while len(self._calls) > NUM_RECENT:
-            self._calls.popitem(last=False)
 
 
 class RequestWatch:

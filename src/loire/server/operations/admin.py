@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel
 
-from loire.server.observe.request_watch import NUM_RECENT, Observer
+from loire.server.observe.recent_calls import MAX_CALLS
+from loire.server.observe.request_watch import Observer
 from loire.server.web.call import Call, RequestLife
 from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.errors import ApiError
@@ -50,6 +51,12 @@ class CallLife(BaseModel):
     requests: list[EngineRequestLife]
 
 
+class FoundCall(CallLife):
+    """The latest call with an id, and the others that came with the same one."""
+
+    same_id: list[CallLife]
+
+
 class CallList(BaseModel):
     """Calls, the latest first."""
 
@@ -66,24 +73,25 @@ Observing = Annotated[Observer, Depends(_observer)]
 
 @router.get("")
 async def list_requests(
-    observer: Observing, limit: Annotated[int, Query(ge=1, le=NUM_RECENT)] = 100
+    observer: Observing, limit: Annotated[int, Query(ge=1, le=MAX_CALLS)] = 100
 ) -> CallList:
     """The latest calls that reached the engine."""
-    return CallList(data=[_call(call) for call in observer.recent()[:limit]])
+    return CallList(data=[_call(call) for call in observer.calls.latest()[:limit]])
 
 
 @router.get("/{wanted}")
-async def retrieve_request(wanted: str, observer: Observing) -> CallLife:
-    """One call, by its x-request-id or by the engine's name for one of its requests."""
-    call = observer.find(wanted)
-    if call is None:
+async def retrieve_request(wanted: str, observer: Observing) -> FoundCall:
+    """A call, by its x-request-id or by the engine's name for one of its requests."""
+    calls = observer.calls.find(wanted)
+    if not calls:
         raise ApiError(
             404,
             f"no call {wanted[:200]!r} is known: only those that reached the engine are, and of "
-            f"those the last {NUM_RECENT:,}",
+            f"those the last {MAX_CALLS:,}",
             code="request_not_found",
         )
-    return _call(call)
+    call, *others = map(_call, calls)
+    return FoundCall(**dict(call), same_id=others)
 
 
 def _call(call: Call) -> CallLife:

@@ -38,6 +38,13 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         help="for running requests when the server is told to stop [30]",
     )
     group.add_argument(
+        "--keep-alive",
+        dest="keep_alive_s",
+        type=float,
+        metavar="SECONDS",
+        help="a stream that has nothing to send sends a comment or ping that often [10]",
+    )
+    group.add_argument(
         "--step-timeout",
         dest="step_timeout_s",
         type=float,

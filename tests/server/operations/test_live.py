@@ -149,19 +149,6 @@ def test_an_idle_engine_is_told_once_and_then_silent(engine: FakeEngine) -> None
     run(test)
 
 
-def test_silent_connections_are_kept(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "KEEP_ALIVE_S", 2 * live.INTERVAL_S)
-
-    async def test() -> None:
-        events = watch(engine)
-        await take(events)
-        await take(events)
-        assert (await anext(events)).startswith(b":")
-        await events.aclose()
-
-    run(test)
-
-
 def test_the_stream_ends_with_the_engine(engine: FakeEngine) -> None:
     async def test() -> None:
         events = watch(engine)

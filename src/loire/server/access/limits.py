@@ -14,6 +14,7 @@ class ServerLimits:
         max_queued_tokens: prompt tokens that may wait; once they do, requests are refused.
         request_timeout_s: most seconds from a request's arrival to its end, waiting included.
         grace_period_s: how long running requests may go on when the server is told to stop.
+        keep_alive_s: a stream is silent for no longer; comments or pings fill the time.
         step_timeout_s: see loire.engine.supervisor.SupervisorOptions.
 
     Raises ConfigError for a limit that cannot work.
@@ -23,6 +24,7 @@ class ServerLimits:
     max_queued_tokens: int = 2**22
     request_timeout_s: float | None = None
     grace_period_s: float = 30.0
+    keep_alive_s: float = 10.0
     step_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:

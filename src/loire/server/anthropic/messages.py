@@ -157,12 +157,12 @@ class MessagesAnswer:
         """The answer as it comes."""
         [choice] = self.generation.choices
         blocks = _BlockWriter()
-        async with aclosing(self.generation.batches()) as batches:
-            async for _ in batches:
+        async with aclosing(self.generation.news()) as news:
+            async for _ in news:
                 begin = b"" if choice.begun else self._begin()
                 text, _positions = choice.take()
-                news = self._reader.read(text, choice.finish_reason)
-                yield begin + b"".join(blocks.write(news))
+                events = self._reader.read(text, choice.finish_reason)
+                yield begin + b"".join(blocks.write(events))
         reason, sequence = self._end(choice)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         usage = self._usage().model_dump()

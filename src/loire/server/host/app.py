@@ -68,6 +68,7 @@ def create_app(
     app.state.data = data
     app.state.batches = queue
     app.state.responses = ResponseStore()
+    app.state.keep_alive_s = served.admission.limits.keep_alive_s
     for module in (
         chat,
         completions,

@@ -110,8 +110,8 @@ class ChatAnswer:
         """The answer as it comes: each item one write, with one chunk per choice that has news."""
         options = self._body.stream_options
         writer = ChunkWriter(self._head, "chat.completion.chunk", self.generation, options)
-        async with aclosing(self.generation.batches()) as batches:
-            async for choices in batches:
+        async with aclosing(self.generation.news()) as news:
+            async for choices in news:
                 deltas = [delta for choice in choices for delta in self._deltas(choice)]
                 yield b"".join(writer.chunk([delta]) for delta in deltas)
         if writer.tells_usage:

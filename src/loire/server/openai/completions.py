@@ -98,8 +98,8 @@ class CompletionAnswer:
         """The answer as it comes: each item one write, with one chunk per choice that has news."""
         options = self._body.stream_options
         writer = ChunkWriter(self._head, "text_completion", self.generation, options)
-        async with aclosing(self.generation.batches()) as batches:
-            async for choices in batches:
+        async with aclosing(self.generation.news()) as news:
+            async for choices in news:
                 yield b"".join(writer.chunk([self._news(choice)]) for choice in choices)
         if writer.tells_usage:
             yield writer.usage()

@@ -26,8 +26,6 @@ from loire.server.web.sse import EventStream, event
 router = APIRouter()
 
 INTERVAL_S = 0.1
-KEEP_ALIVE_S = 15.0
-"""A comment is sent that often when nothing happens: proxies cut silent connections."""
 
 MAX_STEPS = 64
 MAX_SLOTS = 2048
@@ -116,21 +114,14 @@ async def live_events(served: ServedModel, engine: LiveEngine) -> AsyncGenerator
     yield _event(LiveEvent(engine=engine))
     view = StepView(served.engine.records)
     was_idle = False
-    silent_s = 0.0
     while True:
         client = served.engine
         news = view.take(client.records)
         is_idle = client.num_requests == 0
-        silent_s += INTERVAL_S
         if news is not None:
             yield _event(news)
-            silent_s = 0.0
         if is_idle and (news is not None or not was_idle):
             yield _event(LiveEvent(idle=True))
-            silent_s = 0.0
-        if silent_s >= KEEP_ALIVE_S:
-            yield b": nothing new\n\n"
-            silent_s = 0.0
         was_idle = is_idle
         await asyncio.sleep(INTERVAL_S)
 

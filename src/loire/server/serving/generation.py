@@ -68,7 +68,7 @@ class Choice:
 
 
 class Generation:
-    """Runs the submissions of one call. Ending run() or batches() early ends them all.
+    """Runs the submissions of one call. Ending run() or news() early ends them all.
 
     prompt_only: nothing is asked for but the prompt (and its log-probabilities); the one token
     with which the engine ends a request is neither shown nor counted. Raises ApiError (429) beyond
@@ -109,11 +109,11 @@ class Generation:
 
     async def run(self) -> None:
         """Until all have ended; the choices then hold everything."""
-        async with aclosing(self.batches()) as batches:
-            async for _ in batches:
+        async with aclosing(self.news()) as news:
+            async for _ in news:
                 pass
 
-    async def batches(self) -> AsyncGenerator[list[Choice], None]:
+    async def news(self) -> AsyncGenerator[list[Choice], None]:
         """The choices with news, each time there are any: all that has come in the meantime.
 
         What comes while the client does not read is put together in its choice, so that a slow

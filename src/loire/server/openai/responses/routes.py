@@ -235,8 +235,8 @@ class ResponseAnswer:
         yield output.tell("response.created", response=begun) + output.tell(
             "response.in_progress", response=begun
         )
-        async with aclosing(self.generation.batches()) as batches:
-            async for _ in batches:
+        async with aclosing(self.generation.news()) as news:
+            async for _ in news:
                 text, _positions = choice.take()
                 yield b"".join(output.add(self._reader.read(text, choice.finish_reason)))
         told = output.close(complete=choice.finish_reason == "stop")

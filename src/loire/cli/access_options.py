@@ -39,6 +39,22 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let other machines in without a key",
     )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name of this server in Host headers, beside the machine's own; * for all "
+        "(repeatable) [without keys none, with keys all]",
+    )
+    group.add_argument(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="pages of other servers that may ask this one, such as https://chat.example; * for "
+        "all (repeatable) [none]",
+    )
     group.add_argument("--public-metrics", action="store_true", help="/metrics needs no key")
     for flag, what in (
         ("--limit-requests-per-minute", "requests a minute"),
@@ -61,4 +77,6 @@ def access_options(args: argparse.Namespace) -> AccessOptions:
         ),
         allow_no_key=args.allow_no_key,
         public_metrics=args.public_metrics,
+        allowed_hosts=args.allowed_host,
+        allowed_origins=args.allowed_origin,
     )

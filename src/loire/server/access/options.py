@@ -4,11 +4,12 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loire.base.errors import ConfigError
 from loire.server.access.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeyRing, KeySources
+from loire.server.access.names import KnownNames, known_names
 from loire.server.access.rates import NO_LIMITS, Limits
 
 log = logging.getLogger("loire.server")
@@ -19,11 +20,13 @@ class Access:
     """Who may use a server, and how much of it.
 
     limits: of all callers together where there are no keys. public_metrics: /metrics needs no key.
+    names: what Host and Origin headers may say.
     """
 
     ring: KeyRing = field(default_factory=KeyRing)
     limits: Limits = NO_LIMITS
     public_metrics: bool = False
+    names: KnownNames = field(default_factory=KnownNames)
 
 
 OPEN_ACCESS = Access()
@@ -39,12 +42,16 @@ class AccessOptions:
         limits: of each key that has none of its own.
         allow_no_key: other machines may reach a server without keys.
         public_metrics: /metrics needs no key.
+        allowed_hosts: names of the server beside this machine's own; * for all.
+        allowed_origins: pages of other servers that may ask it, from browsers; * for all.
     """
 
     keys: KeySources = field(default_factory=KeySources)
     limits: Limits = NO_LIMITS
     allow_no_key: bool = False
     public_metrics: bool = False
+    allowed_hosts: Sequence[str] = ()
+    allowed_origins: Sequence[str] = ()
 
     def settle(self, host: str, environment: Mapping[str, str] = os.environ) -> Access:
         """The access to a server that will listen on a host; says in the log who may ask.
@@ -69,7 +76,12 @@ class AccessOptions:
             log.info(
                 "no admin key (--admin-key-file or %s): admin routes are closed", ADMIN_VARIABLE
             )
-        return Access(ring=ring, limits=self.limits, public_metrics=self.public_metrics)
+        names = known_names(
+            self.allowed_hosts, self.allowed_origins, has_keys=bool(ring), listens_on=host
+        )
+        return Access(
+            ring=ring, limits=self.limits, public_metrics=self.public_metrics, names=names
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from loire import __version__
 from loire.checkpoint.store import loire_home
 from loire.server.access.admission import Admission, Tickets
 from loire.server.access.key_guard import KeyGuard
+from loire.server.access.name_guard import NameGuard
 from loire.server.access.options import OPEN_ACCESS, Access
 from loire.server.access.queue_guard import QueueGuard
 from loire.server.access.rate_guard import RateGuard
@@ -93,6 +95,15 @@ def create_app(
     app.add_middleware(QueueGuard, served.check_queue)
     app.add_middleware(RateGuard)
     app.add_middleware(KeyGuard, access)
+    if access.names.pages:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.names.pages,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(NameGuard, access.names)
     app.add_middleware(CallLog, served.observer.metrics, spans)
     add_error_handlers(app)
     return app

@@ -7,7 +7,7 @@ For a route (chat completions, responses, Anthropic's messages):
     generation = Generation(client, [started.submission])
     readers = [started.reader() for _ in generation.choices]
 
-and then, for each choice that has news (generation.batches(), or once after generation.run()):
+and then, for each choice that has news (generation.news(), or once after generation.run()):
 
     events = readers[choice.index].read(text, choice.finish_reason)     # text from choice.take()
 

@@ -32,7 +32,7 @@ PREFILL = 2048
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("model", nargs="?", default="smollm2")
-    parser.add_argument("--quantization", choices=("int8", "int4"))
+    parser.add_argument("--quantization", choices=("auto", "none", "int8", "int4"), default="auto")
     parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto", "int8"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -60,7 +60,7 @@ def measure_limits() -> dict[str, float]:
 
 
 def measure(
-    model: str, quantization: str | None, kv_dtype: str, rounds: int, limits: dict[str, float]
+    model: str, quantization: str, kv_dtype: str, rounds: int, limits: dict[str, float]
 ) -> dict[str, Any]:
     """All tables for one KV format."""
     pool = 64 * (STREAM_CONTEXT + OUTPUT + 16) + max(CONTEXTS) + PREFILL

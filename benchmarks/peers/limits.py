@@ -29,7 +29,7 @@ def limit_s(
         open_checkpoint(model),
         model.name,
         dtype="bfloat16",
-        quantization=None,
+        quantization="none",
         kv_dtype="bfloat16",
         on_cpu=True,
     )

@@ -19,7 +19,7 @@ def main() -> None:
     llm = LLM(
         args.model,
         dtype="bfloat16",
-        quantization=None if args.format == "bf16" else args.format,
+        quantization="none" if args.format == "bf16" else args.format,
         enable_prefix_caching=args.prefix,
         kv_cache_memory_bytes=args.kv_bytes,
     )

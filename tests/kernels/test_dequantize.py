@@ -50,10 +50,10 @@ def test_every_scale(fmt: str) -> None:
     """All 65,536 half-precision numbers in the place of the scale."""
     format = FORMATS[fmt]
     blocks = np.random.default_rng(0).integers(0, 256, (2**16, format.block_bytes), dtype=np.uint8)
-    at = 208 if fmt == "Q6_K" else 0
+    at = {"Q6_K": 208, "Q3_K": 108, "Q2_K": 80}.get(fmt, 0)
     blocks[:, at : at + 2] = np.arange(2**16, dtype="<u2")[:, None].view(np.uint8)
-    if fmt in ("Q4_1", "Q5_1", "Q4_K", "Q5_K"):  # the minimum, in another order
-        blocks[:, 2:4] = np.arange(2**16, dtype="<u2")[::-1, None].copy().view(np.uint8)
+    if fmt in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K"):  # the minimum, in another order
+        blocks[:, at + 2 : at + 4] = np.arange(2**16, dtype="<u2")[::-1, None].copy().view(np.uint8)
     data = memoryview(blocks.tobytes())
     with np.errstate(invalid="ignore", over="ignore"):
         expected = dequantize_by_library(data, format, torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import EngineError
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 
 pytestmark = needs_library
 

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from native_cases import backend, needs_library, same_bits
 
 from loire.base.config import Quantization
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.formats import Q4_1
 from loire.kernels import cpu
+from loire.kernels.block_formats import StoredTensor
 from loire.kernels.native import backend as native
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.native.library import NativeLibrary
@@ -173,7 +175,7 @@ def test_stored_blocks_have_the_bits_of_the_other_sets(
     stored, x = blocks.to(torch.uint8).flatten(1), random(100, 288)
     for tokens in (1, 4, 5, 16, 17, 31, 100):
         found, expected = (
-            kernels.stored_linear([stored], None, dtype=x.dtype)(x[:tokens])
+            kernels.linear(StoredTensor(Q4_1, stored), dtype=x.dtype)(x[:tokens])
             for kernels in (emulated(2), backend(2, "portable"))
         )
         assert same_bits(found, expected)

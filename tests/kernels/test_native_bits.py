@@ -17,6 +17,8 @@ from native_cases import (
 )
 from torch import Tensor
 
+from loire.checkpoint.formats import Q4_1
+from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import AttentionShape, HeadNorms, RotaryTable
 from loire.kernels.native.backend import NativeBackend
 
@@ -51,7 +53,7 @@ def linears(kernels: NativeBackend, dtype: torch.dtype) -> dict[str, str]:
     blocks = np.random.default_rng(3).integers(0, 256, (70, 9, 20), dtype=np.uint8)
     blocks[..., :4] = numbers(70, 9, 2).numpy().astype("<f2").view(np.uint8)
     stored = torch.from_numpy(blocks).view(70, -1)
-    linear = kernels.stored_linear([stored], None, dtype=dtype)
+    linear = kernels.linear(StoredTensor(Q4_1, stored), dtype=dtype)
     return found | {"q4_1": digest(linear(x[:, :288].contiguous()))}
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loire.checkpoint.description import Activation
+from loire.checkpoint.feed_forward import Activation
 from loire.kernels.interface import AttentionShape, Backend, HeadNorms, LayerCache, RotaryTable
 from loire.kernels.quantization import quantize_vectors
 from loire.kernels.reference import ReferenceBackend

@@ -1,82 +1,106 @@
-"""With four bits asked for, matrices that a file has in Q4_1 stay so: nothing is rounded again."""
+"""Matrices that stay in the blocks of a file: those bits are what is computed with."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
-from loire.base.config import Quantization
+from loire.base.config import WeightQuantization
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
-from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.formats import FORMATS, WeightFormat
 from loire.checkpoint.open import open_checkpoint
+from loire.kernels.block_formats import UNPACK, StoredTensor
 from loire.kernels.interface import Backend
 from loire.kernels.native.backend import NativeBackend
-from loire.kernels.quantization import q4_1_values
 from loire.kernels.reference import ReferenceBackend
 from loire.models.decoder import Decoder
+from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
+from loire.models.mixers import Attention
 from loire.models.tensors import TensorReader
 from support.layers import attention
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 usable, why = NativeBackend.available()
-BACKENDS = [
-    ReferenceBackend,
-    pytest.param(NativeBackend, marks=pytest.mark.skipif(not usable, reason=why)),
-]
+NATIVE = pytest.param(NativeBackend, marks=pytest.mark.skipif(not usable, reason=why))
 TOKENS = list(range(3, 40))
 
 
-def quantized(folder: Path, formats: dict[str, str]) -> Checkpoint:
-    """A Llama whose matrices are in Q4_1, or in the format given for a projection, and whose
-    queries and keys are interleaved as in GGUF."""
+class Keeping(ReferenceBackend):
+    """The definition, with weights as they are stored, slow as that is."""
+
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """Everything."""
+        return True
+
+
+BACKENDS = [Keeping, NATIVE]
+
+
+def blocks_of(fmt: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Random codes under scales that give numbers of some 0.2."""
+    known = FORMATS[fmt]
+    rows, inputs = shape
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(
+        0, 256, (rows, inputs // known.block_elements, known.block_bytes), dtype=np.uint8
+    )
+    halves = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+              "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": ()}  # fmt: skip
+    for at in halves.get(fmt, (0,)):
+        blocks[..., at : at + 2] = np.array([0.004], "<f2").view(np.uint8)
+    if fmt == "MXFP4":
+        blocks[..., 0] = 122
+    unpacked = StoredTensor(known, torch.from_numpy(blocks).view(rows, -1)).values()
+    factor = 0.2 / float(unpacked.std())
+    for at in halves.get(fmt, (0,)):
+        blocks[..., at : at + 2] = np.array([0.004 * factor], "<f2").view(np.uint8)
+    return blocks
+
+
+def quantized(folder: Path, formats: dict[str, str], default: str = "Q8_0") -> Checkpoint:
+    """A Llama whose matrices are in the default format or in that given for a projection, its
+    queries and keys interleaved as in GGUF."""
     [family] = [family for family in FAMILIES if family.name == "llama_biases"]
-    family.save(folder)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    replace(family, settings={**family.settings, **sizes}).save(folder)
     checkpoint = open_checkpoint(folder)
-    heads = {
-        "q_proj": attention(checkpoint.description).num_heads,
-        "k_proj": attention(checkpoint.description).num_kv_heads,
-    }
-    tensors, reader = dict(checkpoint.tensors), TensorReader(checkpoint.tensors)
+    first = attention(checkpoint.description)
+    heads = {"q_proj": first.num_heads, "k_proj": first.num_kv_heads}
+    tensors = dict(checkpoint.tensors)
     path = folder / "blocks.bin"
     with path.open("wb") as file:
-        for name, info in checkpoint.tensors.items():
-            if not name.endswith("proj.weight"):
-                continue
+        for index, (name, info) in enumerate(checkpoint.tensors.items()):
             part = name.split(".")[-2]
-            fmt = formats.get(part, "Q4_1")
-            values = interleaved(reader.read(name, torch.float32), heads.get(part, 0)).numpy()
-            raw = gguf.quants.quantize(values, GGMLQuantizationType[fmt]).tobytes()
+            if not name.endswith(("proj.weight", *(f"{part}.weight" for part in formats))):
+                continue
+            fmt = formats.get(part, default)
             tensors[name] = TensorInfo(
                 name=name,
                 shape=info.shape,
                 format=FORMATS[fmt],
                 path=path,
                 offset=file.tell(),
-                num_bytes=file.write(raw),
+                num_bytes=file.write(blocks_of(fmt, info.shape, index).tobytes()),
                 interleaved_heads=heads.get(part, 0),
             )
     return replace(checkpoint, tensors=tensors)
 
 
-def interleaved(weight: Tensor, num_heads: int) -> Tensor:
-    """Rows of each head from halves to pairs."""
-    if not num_heads:
-        return weight
-    rows = torch.arange(len(weight)).view(num_heads, 2, -1).transpose(1, 2).flatten()
-    return weight[rows]
-
-
-def load(checkpoint: Checkpoint, kernels: Backend, quantization: Quantization | None) -> Decoder:
+def load(
+    checkpoint: Checkpoint,
+    kernels: Backend,
+    quantization: WeightQuantization = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> Decoder:
     return load_decoder(
         checkpoint,
-        dtype=torch.float32,
+        dtype=dtype,
         device=CPU,
         backend=kernels,
         max_model_len=64,
@@ -84,87 +108,80 @@ def load(checkpoint: Checkpoint, kernels: Backend, quantization: Quantization | 
     )
 
 
-def logits(decoder: Decoder) -> np.ndarray:
-    return PagedDriver(decoder).step([(DrivenSequence(), TOKENS)])[0].numpy()
+def logits(decoder: Decoder) -> Tensor:
+    return PagedDriver(decoder).step([(DrivenSequence(), TOKENS)])[0]
 
 
-@pytest.mark.parametrize("kernels", BACKENDS)
-def test_four_bits_are_those_of_the_file(tmp_path: Path, kernels: type[Backend]) -> None:
-    checkpoint = quantized(tmp_path, {})
-    stored = load(checkpoint, kernels(), "int4")
-    for layer in stored.layers:
-        for linear, rows in (
-            (layer.mixer.qkv, layer.mixer.qkv.out_features),
-            (layer.mixer.output, layer.mixer.output.out_features),
-            (layer.feed_forward.gate_up, 2 * layer.feed_forward.gate_up.out_features),
-        ):
-            assert linear.weight_bytes == rows * linear.in_features // 32 * 20
-    # What is left is the rounding of inputs and of the head to eight bits.
-    exact = logits(load(checkpoint, ReferenceBackend(), None))
-    again = logits(load(requantized(checkpoint), kernels(), "int4"))
-    error, error_again = ((found - exact).std() / exact.std() for found in (logits(stored), again))
-    assert error < 0.05 < error_again
+def parts(decoder: Decoder) -> tuple[Attention, GatedMLP]:
+    mixer, feed_forward = decoder.layers[0].mixer, decoder.layers[0].feed_forward
+    assert isinstance(mixer, Attention)
+    assert isinstance(feed_forward, GatedMLP)
+    return mixer, feed_forward
 
 
-def requantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The same numbers in float32, which int4 rounds by its own rule."""
-    reader = TensorReader(checkpoint.tensors)
-    tensors, path = dict(checkpoint.tensors), checkpoint.path / "numbers.bin"
-    with path.open("wb") as file:
-        for name, info in checkpoint.tensors.items():
-            if name.endswith("proj.weight"):
-                raw = reader.read(name, torch.float32).numpy().tobytes()
-                tensors[name] = TensorInfo(
-                    name=name,
-                    shape=info.shape,
-                    format=FORMATS["F32"],
-                    path=path,
-                    offset=file.tell(),
-                    num_bytes=file.write(raw),
-                )
-    return replace(checkpoint, tensors=tensors)
+@pytest.mark.parametrize("fmt", UNPACK)
+def test_the_reference_computes_with_the_bits_of_the_file(tmp_path: Path, fmt: str) -> None:
+    """float32 inputs are not rounded: the same numbers as of the expanded model."""
+    checkpoint = quantized(tmp_path, {"lm_head": fmt}, fmt)
+    kept = load(checkpoint, Keeping())
+    mixer, mlp = parts(kept)
+    rows = {mixer.qkv: 512, mixer.output: 256, mlp.gate_up: 1024, mlp.down: 256, kept.head: 128}
+    for linear, outputs in rows.items():
+        assert linear.weight_bytes == FORMATS[fmt].num_bytes(outputs * linear.in_features)
+    expanded = load(checkpoint, Keeping(), "none")
+    assert expanded.weight_bytes > kept.weight_bytes
+    assert torch.allclose(logits(kept), logits(expanded), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernels", BACKENDS)
-def test_matrices_computed_together_must_be_stored_alike(
-    tmp_path: Path, kernels: type[Backend]
+def test_formats_are_mixed_within_a_product(tmp_path: Path) -> None:
+    formats = {"q_proj": "Q4_K", "k_proj": "Q4_K", "v_proj": "Q6_K", "up_proj": "Q5_K"}
+    checkpoint = quantized(tmp_path, formats)
+    kept = load(checkpoint, Keeping())
+    mixer, mlp = parts(kept)
+    assert mixer.qkv.weight_bytes == 384 * 144 + 128 * 210
+    assert mlp.gate_up.weight_bytes == 512 * 8 * 34 + 512 * 176
+    assert torch.allclose(
+        logits(kept), logits(load(checkpoint, ReferenceBackend(), "none")), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_only_what_has_sixteen_bits_or_more_is_rounded(
+    tmp_path: Path, quantization: WeightQuantization
 ) -> None:
-    checkpoint = quantized(tmp_path, {"v_proj": "Q8_0", "down_proj": "Q5_1"})
-    decoder = load(checkpoint, kernels(), "int4")
-    mixer, mlp = decoder.layers[0].mixer, decoder.layers[0].feed_forward
-    for linear, rows_per_output, block_bytes in (
-        (mixer.qkv, 1, 18),
-        (mixer.output, 1, 20),
-        (mlp.gate_up, 2, 20),
-        (mlp.down, 1, 18),
-    ):
-        rows = linear.out_features * rows_per_output
-        assert linear.weight_bytes == rows * linear.in_features // 32 * block_bytes
-    exact = logits(load(checkpoint, ReferenceBackend(), None))
-    assert (logits(decoder) - exact).std() < 0.5 * exact.std()
-
-
-def test_nothing_stays_unless_four_bits_are_asked_for(tmp_path: Path) -> None:
+    """Here the output head."""
     checkpoint = quantized(tmp_path, {})
-    output = load(checkpoint, ReferenceBackend(), "int8").layers[0].mixer.output
-    assert output.weight_bytes == output.out_features * (output.in_features + 4)
+    decoder = load(checkpoint, Keeping(), quantization)
+    assert parts(decoder)[0].output.weight_bytes == 256 * 256 // 32 * 34
+    assert decoder.head.weight_bytes == 128 * (256 + 4)
+    exact = logits(load(checkpoint, ReferenceBackend(), "none"))
+    assert (logits(decoder) - exact).std() < 0.02 * exact.std()
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("fmt", ["Q4_1", "Q4_K"])
+def test_in_bfloat16_inputs_are_rounded(tmp_path: Path, kernels: type[Backend], fmt: str) -> None:
+    checkpoint = quantized(tmp_path, {}, fmt)
+    decoder = load(checkpoint, kernels(), dtype=torch.bfloat16)
+    assert parts(decoder)[0].output.weight_bytes < 256 * 256
+    exact = logits(load(checkpoint, ReferenceBackend(), "none"))
+    assert (logits(decoder) - exact).std() < 0.05 * exact.std()
 
 
 def test_what_stays_does_not_lie_in_the_file(tmp_path: Path) -> None:
     """The reference keeps the blocks; the file may be replaced while it computes."""
     checkpoint = quantized(tmp_path, {})
-    decoder = load(checkpoint, ReferenceBackend(), "int4")
+    decoder = load(checkpoint, Keeping())
     before = logits(decoder)
     path = tmp_path / "blocks.bin"
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
-    assert np.array_equal(logits(decoder), before)
+    assert torch.equal(logits(decoder), before)
 
 
 @pytest.mark.parametrize("heads", [0, 2])
-def test_rows_in_q4_k_are_read_as_q4_1(tmp_path: Path, heads: int) -> None:
-    blocks = np.random.default_rng(0).integers(0, 256, (12 * 2, 144), dtype=np.uint8)
-    blocks[:, :4] = np.random.default_rng(1).uniform(-1, 1, (24, 2)).astype("<f2").view(np.uint8)
+def test_rows_of_blocks_are_put_into_the_usual_order(tmp_path: Path, heads: int) -> None:
+    blocks = blocks_of("Q4_K", (12, 512), 0)
     path = tmp_path / "weights.bin"
     path.write_bytes(b"\xff" * 33 + blocks.tobytes())
     info = TensorInfo(
@@ -177,9 +194,4 @@ def test_rows_in_q4_k_are_read_as_q4_1(tmp_path: Path, heads: int) -> None:
         interleaved_heads=heads,
     )
     reader = TensorReader({"w": info})
-    rows = reader.read_blocks("w")
-    assert rows.shape == (12, 512 // 32 * 20)
-    codes, scales, minimums = q4_1_values(rows)
-    found = (codes * scales[..., None] + minimums[..., None]).flatten(1)
-    exact = reader.read("w", torch.float32)
-    assert (found - exact).abs().max() < 1e-3 * exact.abs().max()
+    assert torch.equal(reader.read_blocks("w").values(), reader.read("w", torch.float32))

@@ -13,6 +13,7 @@ DType = Literal["bfloat16", "float16", "float32"]
 Policy = Literal["sequential", "static", "orca", "paged"]
 Reserve = Literal["max-tokens", "window"]
 Quantization = Literal["int8", "int4"]
+WeightQuantization = Literal["auto", "none", "int8", "int4"]
 KVCacheDType = Literal["bfloat16", "float16", "float32", "int8"]
 
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -36,8 +37,9 @@ class EngineOptions:
         kv_cache_memory_bytes: size of the KV pool; by default a share of the free memory.
         policy: preset of batching policy and KV allocator.
         reserve: what the reserved allocator sets aside per request.
-        quantization: of the weights, while they are loaded; "int8" or "int4" (the output head has
-            8 bits in either), None keeps the numbers.
+        quantization: of the weights; "auto" keeps what the file has, "none" expands quantized ones
+            to dtype, "int8" and "int4" round those of 16 or 32 bits while they are loaded (the
+            output head to 8 bits in either).
         kernels: "auto" or the name of a backend in loire.kernels.
         num_threads: of the CPU kernels; by default the cores this process may use.
         pipeline_depth: 2 schedules a step while the one before it computes; 1 does not.
@@ -55,7 +57,7 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     policy: Policy = "paged"
     reserve: Reserve = "max-tokens"
-    quantization: Quantization | None = None
+    quantization: WeightQuantization = "auto"
     kernels: str = "auto"
     num_threads: int | None = None
     pipeline_depth: Literal[1, 2] = 1

@@ -40,7 +40,14 @@ Q5_1 = WeightFormat("Q5_1", 32, 24)
 Q4_K = WeightFormat("Q4_K", 256, 144)
 Q5_K = WeightFormat("Q5_K", 256, 176)
 Q6_K = WeightFormat("Q6_K", 256, 210)
+Q3_K = WeightFormat("Q3_K", 256, 110)
+Q2_K = WeightFormat("Q2_K", 256, 84)
+IQ4_NL = WeightFormat("IQ4_NL", 32, 18)
+IQ4_XS = WeightFormat("IQ4_XS", 256, 136)
+MXFP4 = WeightFormat("MXFP4", 32, 17)
 
 FORMATS: dict[str, WeightFormat] = {
-    fmt.name: fmt for fmt in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)
-}
+    fmt.name: fmt
+    for fmt in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL,
+                IQ4_XS, MXFP4)
+}  # fmt: skip

@@ -24,6 +24,11 @@ from loire.checkpoint.formats import (
     F16,
     F32,
     FORMATS,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    Q2_K,
+    Q3_K,
     Q4_0,
     Q4_1,
     Q4_K,
@@ -42,7 +47,8 @@ MAX_COUNT = 2**24
 MAX_NAME_BYTES = 2**16 - 1
 """Longest key by the specification; tensor names are far shorter."""
 _TYPES: dict[int, WeightFormat] = {0: F32, 1: F16, 2: Q4_0, 3: Q4_1, 6: Q5_0, 7: Q5_1, 8: Q8_0,
-                                   12: Q4_K, 13: Q5_K, 14: Q6_K, 30: BF16}  # fmt: skip
+                                   10: Q2_K, 11: Q3_K, 12: Q4_K, 13: Q5_K, 14: Q6_K, 20: IQ4_NL,
+                                   23: IQ4_XS, 30: BF16, 39: MXFP4}  # fmt: skip
 _SCALARS = {
     0: "B",
     1: "b",

@@ -64,8 +64,9 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
     add("--reserve", choices=("max-tokens", "window"), help="what orca and static reserve")
     add(
         "--quantization",
-        choices=("int8", "int4"),
-        help="round the weights to that many bits while loading [keep the numbers]",
+        choices=("auto", "none", "int8", "int4"),
+        help="auto keeps what the file has, none expands quantized weights, int8 and int4 round "
+        "those of 16 or 32 bits while loading [auto]",
     )
     add("--kernels", help="a backend listed by `loire env` [auto]")
     add("--num-threads", type=int, help="threads of the CPU kernels [all cores]")

@@ -6,27 +6,22 @@ one.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loire.base.config import Quantization
-from loire.checkpoint.feed_forward import Activation
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
     FlatBatch,
     LayerCache,
     Linear,
-    whole,
 )
 from loire.kernels.reference import (
     ReferenceBackend,
     attend_row,
-    gated,
     gather_context,
     visible,
 )
@@ -93,19 +88,11 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
-    def linear(
-        self,
-        weight: Tensor | Sequence[Tensor],
-        bias: Tensor | None = None,
-        *,
-        quantization: Quantization | None = None,
-        gate: Activation | None = None,
-    ) -> Linear:
+    def dense_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Pack weight [out, in] once if it is bfloat16."""
-        weight = whole(weight)
-        if quantization is None and weight.dtype == torch.bfloat16 and can_pack():
-            return gated(PackedLinear(weight, bias), gate)
-        return super().linear(weight, bias, quantization=quantization, gate=gate)
+        if weight.dtype == torch.bfloat16 and can_pack():
+            return PackedLinear(weight, bias)
+        return super().dense_linear(weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """As the reference, in one operator where torch has one."""

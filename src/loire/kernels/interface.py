@@ -12,7 +12,7 @@ plan_attention() is called once per step, attend() once per layer with its plan 
 does), so that whatever the layers share is worked out once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.formats import WeightFormat
+from loire.kernels.block_formats import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,13 @@ class Linear(Protocol):
         ...
 
 
-def whole(weight: Tensor | Sequence[Tensor]) -> Tensor:
-    """A weight that may come in parts, as one tensor."""
-    return weight if isinstance(weight, Tensor) else torch.cat(list(weight))
+Weight = Tensor | StoredTensor
+"""Rows of numbers, or of blocks as a file holds them."""
+
+
+def parts_of(weight: Weight | Sequence[Weight]) -> list[Weight]:
+    """A weight that may come in parts, as a list of them."""
+    return [weight] if isinstance(weight, Tensor | StoredTensor) else list(weight)
 
 
 class AttentionPlan(Protocol):
@@ -183,36 +189,32 @@ class Backend(Protocol):
     torch_threads: int | None
     """Threads for PyTorch's own operators during a step; None leaves them as they are."""
 
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """Whether linear() does well with a weight of parts in these formats, some of them blocks,
+        for inputs of dtype. Where not, numbers of dtype are better."""
+        ...
+
     def linear(
         self,
-        weight: Tensor | Sequence[Tensor],
+        weight: Weight | Sequence[Weight],
         bias: Tensor | None = None,
         *,
+        dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
         gate: Activation | None = None,
     ) -> Linear:
         """Prepare weight [out, in] (and bias [out]); the caller drops its own reference.
 
-        weight: whole, or in parts, one below the other.
-        quantization: rounds weights and activations as loire.kernels.quantization defines it.
+        weight: whole, or in parts, one below the other; each may be stored in another way.
+        dtype: of the inputs; where it is not given, that of the weight's numbers.
+        quantization: rounds numbers (blocks stay as they are) and activations as
+        loire.kernels.quantization defines it.
         gate: makes it a gated product (Shazeer 2020, "GLU Variants Improve Transformer") of
         out / 2 outputs: gate(first half) * second half, both rounded to x's dtype before. Not to be
         called with wide.
-        """
-        ...
 
-    def stored_linear(
-        self,
-        weight: Sequence[Tensor],
-        bias: Tensor | None,
-        *,
-        dtype: torch.dtype,
-        gate: Activation | None = None,
-    ) -> Linear:
-        """Prepare a weight that stays in Q4_1 blocks of GGUF, for inputs of dtype.
-
-        weight: parts, one below the other, each uint8 [out, bytes of a row] on the host or where
-        the model is. Activations are rounded as by quantization "int4". gate: as in linear().
+        With blocks the inputs are rounded as loire.kernels.quantization says, unless they are
+        float32: those are taken as they are.
         """
         ...
 

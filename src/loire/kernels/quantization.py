@@ -5,9 +5,9 @@ native/source/kernels/linear_quantized.h says what the native ones do.
 
     int8   weights with a scale per output:      weight = code * scale, code in -127..127
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
-           or, if a GGUF file has them so, in the codes of its Q4_1 or Q4_K, code in 0..15:
-                                                 weight = code * scale + minimum
+    blocks of GGUF, as loire.kernels.block_formats takes them apart
     inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127
+           but with blocks inputs in float32 stay as they are
     keys and values with a scale per token and head: x = code * scale, code in -127..127
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.formats import Q4_1, Q4_K
+from loire.kernels.block_formats import StoredTensor
 
 GROUP = 32
 """Inputs that share a scale."""
@@ -44,22 +44,20 @@ class ReferenceQuantizedLinear:
 
 
 class ReferenceStoredLinear:
-    """A weight in Q4_1 blocks, multiplied in float32."""
+    """A weight in blocks, multiplied in float32."""
 
-    def __init__(self, blocks: Tensor, bias: Tensor | None) -> None:
-        """blocks: uint8 [out, bytes of a row]."""
-        self.out_features = len(blocks)
-        self.in_features = elements_of_q4_1(blocks.shape[1])
-        self.weight_bytes = blocks.numel()
+    def __init__(self, weight: StoredTensor, bias: Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.weight_bytes = weight.blocks.numel()
         """Bytes of the blocks."""
-        self._blocks = blocks
+        self.weight = weight
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
-        codes, scales, minimums = q4_1_values(self._blocks)
-        weight = (codes.float() * scales[..., None] + minimums[..., None]).flatten(1)
-        return _multiply_rounded(x, weight, self._bias, wide=wide)
+        if x.dtype is torch.float32:
+            return F.linear(x, self.weight.values(), self._bias)
+        return _multiply_rounded(x, self.weight.values(), self._bias, wide=wide)
 
 
 def _multiply_rounded(x: Tensor, weight: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
@@ -68,48 +66,6 @@ def _multiply_rounded(x: Tensor, weight: Tensor, bias: Tensor | None, *, wide: b
     given = (codes * scales[..., None]).flatten(1)[:, : x.shape[1]]
     result = F.linear(given, weight, bias)
     return result if wide else result.to(x.dtype)
-
-
-def elements_of_q4_1(num_bytes: int) -> int:
-    """Elements of a row of that many bytes. Raises ValueError if they are not whole blocks."""
-    blocks, rest = divmod(num_bytes, Q4_1.block_bytes)
-    if rest:
-        raise ValueError(f"{num_bytes} bytes are not blocks of {Q4_1.block_bytes} bytes (Q4_1)")
-    return blocks * Q4_1.block_elements
-
-
-def q4_1_values(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (uint8 [out, groups, 32]), scales and minimums (float32 [out, groups]) of blocks
-    (uint8 [out, bytes of a row])."""
-    grouped = blocks.view(len(blocks), -1, Q4_1.block_bytes)
-    halves = grouped[..., :4].contiguous().view(torch.float16).float()
-    pairs = grouped[..., 4:]
-    return torch.cat([pairs & 15, pairs >> 4], dim=2), halves[..., 0], halves[..., 1]
-
-
-def q4_1_of_q4_k(blocks: Tensor) -> Tensor:
-    """Rows of Q4_K blocks as rows of Q4_1 blocks, both uint8 [out, bytes of a row].
-
-    The codes are kept. Scale and minimum of 32 inputs, in Q4_K a half-precision number per 256
-    times six bits, are rounded to half precision.
-    """
-    grouped = blocks.view(len(blocks), -1, Q4_K.block_bytes)
-    factors = grouped[..., :4].contiguous().view(torch.float16).float()
-    lower, upper, mixed = grouped[..., 4:8], grouped[..., 8:12], grouped[..., 12:16]
-    six_bits = torch.stack(
-        [
-            torch.cat([lower & 63, (mixed & 15) | ((lower >> 2) & 48)], dim=2),
-            torch.cat([upper & 63, (mixed >> 4) | ((upper >> 2) & 48)], dim=2),
-        ],
-        dim=3,
-    )
-    factors[..., 1].neg_()
-    halves = (factors[:, :, None, :] * six_bits).half().view(torch.uint8)
-    # 32 bytes hold two groups of 32 codes: the lower halves, then the upper.
-    pairs = grouped[..., 16:].unflatten(2, (4, 1, 32))
-    codes = torch.cat([pairs & 15, pairs >> 4], dim=3).flatten(2, 3)
-    nibbles = codes[..., :16] | codes[..., 16:] << 4
-    return torch.cat([halves, nibbles], dim=3).flatten(1)
 
 
 def quantize_weight(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Tensor]:

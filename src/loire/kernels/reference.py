@@ -1,6 +1,6 @@
 """The operations in plain torch, on any device: their definition. Others must agree with it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.formats import WeightFormat
+from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -19,7 +21,8 @@ from loire.kernels.interface import (
     Linear,
     RotaryTable,
     SamplingKnobs,
-    whole,
+    Weight,
+    parts_of,
 )
 from loire.kernels.quantization import (
     ReferenceQuantizedLinear,
@@ -73,6 +76,42 @@ class GatedLinear:
         return F.gelu(gate, approximate=approximate) * up
 
 
+class StackedLinear:
+    """Products of the same inputs, their results side by side."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self._parts = parts
+        self.in_features = parts[0].in_features
+        self.out_features = sum(part.out_features for part in parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of them."""
+        return sum(part.weight_bytes for part in self._parts)
+
+    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        return torch.cat([part(x, wide=wide) for part in self._parts], dim=-1)
+
+
+def merged(parts: Sequence[Weight]) -> list[Weight]:
+    """Neighbours that are stored alike put together, so that few products are left."""
+    found: list[Weight] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if isinstance(part, Tensor) and isinstance(last, Tensor):
+            found[-1] = torch.cat([last, part])
+        elif (
+            isinstance(part, StoredTensor)
+            and isinstance(last, StoredTensor)
+            and part.format is last.format
+        ):
+            found[-1] = StoredTensor(part.format, torch.cat([last.blocks, part.blocks]))
+        else:
+            found.append(part)
+    return found
+
+
 def gated(linear: Linear, gate: Activation | None) -> Linear:
     """linear, or with a gate what Backend.linear() gives."""
     return linear if gate is None else GatedLinear(linear, gate)
@@ -94,29 +133,40 @@ class ReferenceBackend:
     copies_weights = False
     torch_threads: int | None = None
 
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """None: linear() takes all of them, but takes them apart each time, which is slow."""
+        return False
+
     def linear(
         self,
-        weight: Tensor | Sequence[Tensor],
+        weight: Weight | Sequence[Weight],
         bias: Tensor | None = None,
         *,
+        dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
         gate: Activation | None = None,
     ) -> Linear:
-        """Keep weight [out, in] as it is, or as codes."""
-        if quantization is not None:
-            return gated(ReferenceQuantizedLinear(whole(weight), bias, quantization), gate)
-        return gated(ReferenceLinear(whole(weight), bias), gate)
+        """Keep weight [out, in] as it is, as codes, or in its blocks."""
+        parts = merged(parts_of(weight))
+        biases: Sequence[Tensor | None] = [None] * len(parts)
+        if bias is not None:
+            biases = bias.split([part.shape[0] for part in parts])
+        pairs = zip(parts, biases, strict=True)
+        linears = [self._one_linear(part, own, quantization) for part, own in pairs]
+        return gated(linears[0] if len(linears) == 1 else StackedLinear(linears), gate)
 
-    def stored_linear(
-        self,
-        weight: Sequence[Tensor],
-        bias: Tensor | None,
-        *,
-        dtype: torch.dtype,
-        gate: Activation | None = None,
+    def _one_linear(
+        self, weight: Weight, bias: Tensor | None, quantization: Quantization | None
     ) -> Linear:
-        """Keep the blocks."""
-        return gated(ReferenceStoredLinear(whole(weight), bias), gate)
+        if isinstance(weight, StoredTensor):
+            return ReferenceStoredLinear(weight, bias)
+        if quantization is not None:
+            return ReferenceQuantizedLinear(weight, bias, quantization)
+        return self.dense_linear(weight, bias)
+
+    def dense_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """Keep weight [out, in] as it is."""
+        return ReferenceLinear(weight, bias)
 
     def embed(
         self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float

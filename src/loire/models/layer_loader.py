@@ -5,20 +5,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from loire.base.config import Quantization
+from loire.base.config import Quantization, WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.feed_forward import Activation
-from loire.checkpoint.formats import Q4_1, Q4_K
 from loire.checkpoint.mixers import RopeDescription
-from loire.checkpoint.weights import Matrix, Role, Vector, Weight
+from loire.checkpoint.weights import Matrix, Role, Vector
+from loire.checkpoint.weights import Weight as WeightDescription
 from loire.kernels.dequantize import fastest_dequantize
-from loire.kernels.interface import Backend, Linear, RotaryTable
-from loire.kernels.quantization import elements_of_q4_1
+from loire.kernels.interface import Backend, Linear, RotaryTable, Weight
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
 
-Tensors = dict[str, Tensor]
+Tensors = dict[str, Weight]
 
 
 class WeightReader:
@@ -31,7 +30,7 @@ class WeightReader:
         dtype: torch.dtype,
         device: torch.device,
         backend: Backend,
-        quantization: Quantization | None,
+        quantization: WeightQuantization,
     ) -> None:
         self.dtype = dtype
         self.device = device
@@ -40,7 +39,7 @@ class WeightReader:
         self._tensors = tensors
         self._reader = TensorReader(tensors, fastest_dequantize(backend))
 
-    def read(self, weights: Sequence[Weight]) -> Tensors:
+    def read(self, weights: Sequence[WeightDescription]) -> Tensors:
         """Their tensors on the host by name, in float32 (vectors), the model's dtype, or in the
         blocks of the file where they stay so."""
         found: Tensors = {}
@@ -52,44 +51,47 @@ class WeightReader:
         return found
 
     def _read_matrix(self, weight: Matrix) -> Tensors:
-        numbers = weight.stored_weights(self._tensors)
-        biases = set(weight.stored_names(self._tensors)) - set(numbers)
-        found = {name: self._reader.read(name, self.dtype) for name in biases}
+        names = weight.stored_weights(self._tensors)
+        biases = set(weight.stored_names(self._tensors)) - set(names)
+        found: Tensors = {name: self._reader.read(name, self.dtype) for name in biases}
         # What the backend copies into a form of its own may lie in the mapped file until then.
         on_host = self.device.type == "cpu"
         may_share = weight.role != "embedding" and self.backend.copies_weights and on_host
-        for name in numbers:
-            if self._stays_as_stored(weight):
-                blocks = self._reader.read_blocks(name)
-                found[name] = blocks if may_share else blocks.clone()
+        stays = self.stays_as_stored(weight)
+        for name in names:
+            if stays and self._tensors[name].format.block_elements > 1:
+                found[name] = self._reader.read_blocks(name, may_share=may_share)
             else:
                 found[name] = self._reader.read(name, self.dtype, may_share=may_share)
         return found
 
+    def stays_as_stored(self, weight: Matrix) -> bool:
+        """Whether blocks of the file are computed with as they are, in all its parts."""
+        formats = [self._tensors[name].format for name in weight.stored_weights(self._tensors)]
+        in_blocks = any(fmt.block_elements > 1 for fmt in formats)
+        wanted = self.quantization != "none" and weight.role != "embedding"
+        return in_blocks and wanted and self.backend.keeps(formats, self.dtype)
+
     def linear(
         self,
-        parts: Sequence[Tensor],
+        parts: Sequence[Weight],
         bias: Tensor | None,
         *,
         role: Role = "product",
         gate: Activation | None = None,
     ) -> Linear:
         """The product with a weight [outputs, inputs] in parts; gate as in Backend.linear()."""
-        if parts[0].dtype is torch.uint8:
-            return self.backend.stored_linear(parts, bias, dtype=self.dtype, gate=gate)
-        quantization = self.quantization
-        if role == "head" and quantization is not None:
+        rounding: Quantization | None = None
+        if self.quantization in ("int8", "int4"):
             # The distribution over tokens is what quantization hurts most: 8 bits at least.
-            quantization = "int8"
-        weight = parts[0] if len(parts) == 1 else parts
-        return self.backend.linear(weight, bias, quantization=quantization, gate=gate)
-
-    def _stays_as_stored(self, weight: Matrix) -> bool:
-        """Whether it is kept in the four bits of the file, in all its parts."""
-        if self.quantization != "int4" or weight.role != "product":
-            return False
-        formats = [self._tensors[name].format for name in weight.stored_weights(self._tensors)]
-        return all(fmt in (Q4_1, Q4_K) for fmt in formats)
+            rounding = "int8" if role == "head" else self.quantization
+        return self.backend.linear(
+            parts[0] if len(parts) == 1 else parts,
+            bias,
+            dtype=self.dtype,
+            quantization=rounding,
+            gate=gate,
+        )
 
 
 class LayerLoader:
@@ -105,9 +107,9 @@ class LayerLoader:
 
     def vector(self, weight: Vector) -> Tensor:
         """float32 [size], offset included."""
-        return self._take(weight.name, (weight.size,)) + weight.offset
+        return self._numbers(weight.name, (weight.size,)) + weight.offset
 
-    def matrix(self, weight: Matrix) -> list[Tensor]:
+    def matrix(self, weight: Matrix) -> list[Weight]:
         """[outputs, inputs], in the parts that the file has it in."""
         pieces = weight.pieces(self._tensors)
         return [self._take(f"{name}.weight", (rows, weight.inputs)) for name, rows in pieces]
@@ -117,12 +119,26 @@ class LayerLoader:
         bias = None
         if weight.bias:
             pieces = weight.pieces(self._tensors)
-            parts_of_bias = [self._take(f"{name}.bias", (rows,)) for name, rows in pieces]
+            parts_of_bias = [self._numbers(f"{name}.bias", (rows,)) for name, rows in pieces]
             bias = parts_of_bias[0] if len(parts_of_bias) == 1 else torch.cat(parts_of_bias)
         return self._reader.linear(self.matrix(weight), bias, role=weight.role, gate=gate)
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return shaped(name, self._tensors.pop(name), shape).to(self._reader.device)
+    def table(self, weight: Matrix) -> Tensor:
+        """[outputs, inputs] of a matrix that is looked up."""
+        return self._numbers(f"{weight.name}.weight", (weight.outputs, weight.inputs))
+
+    def _numbers(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        found = self._take(name, shape)
+        assert isinstance(found, Tensor)
+        return found
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Weight:
+        found = self._tensors.pop(name)
+        if tuple(found.shape) != shape:
+            raise CheckpointError(
+                f"tensor {name!r} has the shape {tuple(found.shape)}, but the model needs {shape}"
+            )
+        return found.to(self._reader.device)
 
 
 class RotaryTables:
@@ -138,13 +154,3 @@ class RotaryTables:
         if rope not in self._tables:
             self._tables[rope] = rotary_table(rope, self._num_positions, self._device)
         return self._tables[rope]
-
-
-def shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor. Raises CheckpointError if it has another shape."""
-    found = tuple(tensor.shape)
-    if tensor.dtype is torch.uint8:
-        found = (found[0], elements_of_q4_1(found[1]))
-    if found != shape:
-        raise CheckpointError(f"tensor {name!r} has the shape {found}, but the model needs {shape}")
-    return tensor

@@ -4,10 +4,11 @@ than the final size. Every tensor must be used and every weight be there."""
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
-from loire.base.config import Quantization
+from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
@@ -28,7 +29,7 @@ def load_decoder(
     device: torch.device,
     backend: Backend,
     max_model_len: int,
-    quantization: Quantization | None = None,
+    quantization: WeightQuantization = "auto",
     progress: Callable[[float], None] | None = None,
 ) -> Decoder:
     """Read, convert and prepare all weights.
@@ -46,7 +47,7 @@ def load_decoder(
     def loader(given: object) -> LayerLoader:
         return LayerLoader(reader, reader.read(tuple(each(given))), description.norm_eps, rotary)
 
-    [embedding] = loader(weights.embedding).matrix(weights.embedding)
+    embedding = loader(weights.embedding).table(weights.embedding)
     layers = []
     # Reading and dequantizing run ahead on other threads while a layer is packed: by two layers,
     # as so many more in memory are few and all of them would be a second copy.
@@ -60,10 +61,12 @@ def load_decoder(
             if progress is not None:
                 progress((index + 1) / (description.num_layers + 1))
     final_norm = loader(weights.final_norm).vector(weights.final_norm)
-    if weights.head is None:
-        head = reader.linear([embedding], None, role="head")
-    else:
+    if weights.head is not None:
         head = loader(weights.head).linear(weights.head)
+    elif reader.stays_as_stored(tied := replace(weights.embedding, role="head")):
+        head = loader(tied).linear(tied)
+    else:
+        head = reader.linear([embedding], None, role="head")
     if progress is not None:
         progress(1.0)
     return Decoder(description, backend, embedding, layers, final_norm, head)

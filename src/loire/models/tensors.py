@@ -10,9 +10,8 @@ from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
-from loire.checkpoint.formats import Q4_K
+from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import Dequantize, dequantize_by_library
-from loire.kernels.quantization import q4_1_of_q4_k
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -47,18 +46,18 @@ class TensorReader:
             tensor = _halves(tensor, info.interleaved_heads)
         return tensor
 
-    def read_blocks(self, name: str) -> Tensor:
-        """Rows of a matrix that is stored in Q4_1 or Q4_K, in Q4_1: uint8 [out, bytes of a row].
-
-        They may lie in the mapped file: for a caller who reads them once and lets go of them.
+    def read_blocks(self, name: str, *, may_share: bool = False) -> StoredTensor:
+        """A matrix that is stored in blocks, on the host. may_share: as in read().
 
         Raises CheckpointError as read() does.
         """
         info = self._tensors[name]
         rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
-        if info.format is Q4_K:
-            rows = q4_1_of_q4_k(rows)
-        return _halves(rows, info.interleaved_heads) if info.interleaved_heads else rows
+        if info.interleaved_heads:
+            rows = _halves(rows, info.interleaved_heads)
+        elif not may_share:
+            rows = rows.clone()
+        return StoredTensor(info.format, rows)
 
     def _bytes(self, info: TensorInfo) -> memoryview:
         data = self._map(info.path)

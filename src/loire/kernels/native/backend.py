@@ -1,7 +1,7 @@
 """CPU backend in C++: a row's result is the same bits whatever it is computed with."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.base.machine import usable_cores
 from loire.checkpoint.feed_forward import Activation
-from loire.checkpoint.formats import WeightFormat
+from loire.checkpoint.formats import Q4_1, Q4_K, WeightFormat
+from loire.kernels.block_formats import StoredTensor
+from loire.kernels.dequantize import dequantize_by_library
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -22,15 +24,16 @@ from loire.kernels.interface import (
     Linear,
     RotaryTable,
     SamplingKnobs,
+    Weight,
+    parts_of,
 )
 from loire.kernels.native import calls
 from loire.kernels.native.dtypes import TYPES, type_number
 from loire.kernels.native.library import load_library
-from loire.kernels.native.linear import FORMATS, STORED_FORMAT, NativeLinear
+from loire.kernels.native.linear import FORMATS, STORED_FORMAT, NativeLinear, q4_1_blocks
 from loire.kernels.native.plan import NativePlan
 from loire.kernels.native.recording import RecordedSteps
 from loire.kernels.native.results import Results
-from loire.kernels.quantization import elements_of_q4_1
 
 _BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
                   "Q6_K": 14}  # fmt: skip
@@ -97,28 +100,28 @@ class NativeBackend:
 
     def linear(
         self,
-        weight: Tensor | Sequence[Tensor],
+        weight: Weight | Sequence[Weight],
         bias: Tensor | None = None,
         *,
+        dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
         gate: Activation | None = None,
     ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
-        parts = [weight] if isinstance(weight, Tensor) else list(weight)
-        fmt, size, dtype = FORMATS[quantization], parts[0].shape[1], parts[0].dtype
-        return self._pack(parts, bias, fmt, size, dtype, gate)
+        parts = parts_of(weight)
+        stored = [q4_1_blocks(part) for part in parts if isinstance(part, StoredTensor)]
+        if stored:
+            if len(stored) < len(parts) or dtype is None:
+                raise ValueError("blocks are not packed with numbers, nor without a dtype")
+            size = parts[0].shape[1]
+            return self._pack(stored, bias, STORED_FORMAT, size, dtype, gate)
+        numbers = [part for part in parts if isinstance(part, Tensor)]
+        fmt, size, dtype = FORMATS[quantization], numbers[0].shape[1], numbers[0].dtype
+        return self._pack(numbers, bias, fmt, size, dtype, gate)
 
-    def stored_linear(
-        self,
-        weight: Sequence[Tensor],
-        bias: Tensor | None,
-        *,
-        dtype: torch.dtype,
-        gate: Activation | None = None,
-    ) -> Linear:
-        """Pack Q4_1 blocks, uint8 [out, bytes of a row], into panels, their bits as they are."""
-        size = elements_of_q4_1(weight[0].shape[1])
-        return self._pack(weight, bias, STORED_FORMAT, size, dtype, gate)
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """Q4_1 and Q4_K, whose scales are rounded to Q4_1's, for bfloat16."""
+        return dtype is torch.bfloat16 and all(fmt in (Q4_1, Q4_K) for fmt in formats)
 
     def _pack(
         self,
@@ -361,10 +364,12 @@ class NativeBackend:
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""
         blocks, rest = divmod(len(data), fmt.block_bytes)
-        if rest or fmt.name not in _BLOCK_FORMATS:
+        if rest:
             raise ValueError(
                 f"{len(data)} bytes are not blocks of {fmt.block_bytes} bytes ({fmt.name})"
             )
+        if fmt.name not in _BLOCK_FORMATS:
+            return dequantize_by_library(data, fmt, dtype)
         kernel_dtype = dtype if dtype in TYPES else torch.float32
         out = torch.empty(blocks * fmt.block_elements, dtype=kernel_dtype)
         call = calls.DequantizeCall(

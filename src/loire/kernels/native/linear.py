@@ -10,6 +10,8 @@ from torch import Tensor
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.formats import Q4_1, Q4_K
+from loire.kernels.block_formats import StoredTensor, unpack
 from loire.kernels.native.calls import LinearCall, PackCall
 from loire.kernels.native.dtypes import type_number
 from loire.kernels.native.library import NativeLibrary, array_of
@@ -115,3 +117,19 @@ class NativeLinear:
         if self._run(self._context, call):
             raise EngineError(f"native kernels: {self._library.last_message()}")
         return out
+
+
+def q4_1_blocks(weight: StoredTensor) -> Tensor:
+    """Rows of a weight in Q4_1 or Q4_K as rows of Q4_1 blocks, uint8 [out, bytes of a row].
+
+    The codes are kept. Of Q4_K, scales and minimums are rounded to half precision.
+    """
+    if weight.format is Q4_1:
+        return weight.blocks
+    taken = unpack(weight.blocks, weight.format)
+    assert weight.format is Q4_K
+    assert taken.minimums is not None
+    halves = torch.stack([taken.scales, taken.minimums], dim=2).half().view(torch.uint8)
+    codes = taken.codes.view(torch.uint8)
+    nibbles = codes[..., :16] | codes[..., 16:] << 4
+    return torch.cat([halves, nibbles], dim=2).flatten(1)

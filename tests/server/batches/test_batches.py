@@ -16,6 +16,7 @@ from loire.server.batches import run as batch_run
 from loire.server.batches.in_process import BATCH_PRIORITY
 from loire.server.batches.input import MAX_ERRORS, read_input
 from loire.server.batches.queue import WINDOW_S
+from loire.server.batches.record import BatchStore
 from loire.server.batches.results import Answer, OutputLine, ResultLog
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
@@ -429,3 +430,32 @@ def test_results_survive_a_torn_end(tmp_path: Path, cut: int) -> None:
     assert len(path.read_bytes().splitlines()) == 3 + (cut == 0)
     again = ResultLog(path)
     assert (again.num_completed, again.num_failed) == (log.num_completed, log.num_failed)
+
+
+def test_a_file_is_not_deleted_while_a_batch_of_it_is_made(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, go_on = threading.Event(), threading.Event()
+    make_room = BatchStore.make_room
+
+    def slow_make_room(store: BatchStore, tenant: str) -> None:
+        making.set()
+        assert go_on.wait(20)
+        make_room(store, tenant)
+
+    monkeypatch.setattr(BatchStore, "make_room", slow_make_room)
+
+    async def check(server: Server) -> None:
+        file_id = await server.upload(line("a"))
+        engine.gate = asyncio.Event()
+        creating = asyncio.create_task(server.create(file_id))
+        await asyncio.to_thread(making.wait, 20)
+        deleting = asyncio.create_task(server.client.delete(f"/v1/files/{file_id}"))
+        await asyncio.wait({deleting}, timeout=0.1)
+        go_on.set()
+        batch = await creating
+        assert (await deleting).json()["error"]["code"] == "file_in_use"
+        engine.gate.set()
+        await server.wait(batch, "completed")
+
+    served(engine, tmp_path, check)

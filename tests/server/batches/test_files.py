@@ -2,10 +2,10 @@
 
 import asyncio
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from loire.server.batches.multipart import FormParser, PartBegan, PartData, Part
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
 from loire.server.web.errors import ApiError
-from support.fake_engine import NAME, FakeEngine
+from support.fake_engine import NAME, FakeEngine, ask
 
 LINES = b'{"custom_id": "1"}\n'
 FORM = {"purpose": "batch"}
@@ -26,15 +26,6 @@ FORM = {"purpose": "batch"}
 @pytest.fixture
 def app(tiny_llama: Path, tmp_path: Path) -> FastAPI:
     return create_app(ServedModel([NAME], FakeEngine(tiny_llama)), data_dir=tmp_path / "data")
-
-
-def ask(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **request)
-
-    return asyncio.run(send())
 
 
 def upload(app: FastAPI, content: bytes = LINES, name: str = "in.jsonl") -> Any:
@@ -244,3 +235,28 @@ def test_a_form_that_ends_early_is_refused() -> None:
     for length in range(end):
         with pytest.raises(ApiError, match="ends in the middle"):
             asyncio.run(read(length))
+
+
+def test_the_folder_is_read_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[threading.Thread] = []
+    load = FileStore._load
+
+    def noted(store: FileStore) -> None:
+        readers.append(threading.current_thread())
+        load(store)
+
+    monkeypatch.setattr(FileStore, "_load", noted)
+    for method, path in (
+        ("GET", "/v1/files"),
+        ("GET", "/v1/files/file-1"),
+        ("GET", "/v1/files/file-1/content"),
+        ("DELETE", "/v1/files/file-1"),
+        ("GET", "/v1/batches"),
+    ):
+        app = create_app(ServedModel([NAME]), data_dir=tmp_path / "data")
+        assert ask(app, method, path).status_code in (200, 404)
+        app.state.data.close()
+    assert len(readers) == 5
+    assert threading.current_thread() not in readers

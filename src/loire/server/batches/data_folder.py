@@ -4,6 +4,7 @@ Nothing is made, and nothing locked, before the first call that needs it, so tha
 keep nothing can share the default folder.
 """
 
+import asyncio
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,13 +23,15 @@ log = logging.getLogger("loire.server")
 
 
 class DataFolder:
-    """Opened at first use. Thread-safe."""
+    """Opened at first use, which reads the folder: not for the event loop. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stores: tuple[FileStore, BatchStore] | None = None
         self._opening = Lock()
         self._held = ExitStack()
+        self.deciding = asyncio.Lock()
+        """Held from asking whether a batch reads a file to acting on the answer."""
 
     @property
     def files(self) -> FileStore:
@@ -44,6 +47,10 @@ class DataFolder:
     def has_batches(self) -> bool:
         """Whether batches were ever kept here."""
         return (self.path / "batches").is_dir()
+
+    def open(self) -> None:
+        """Read the folder, unless that was done. Raises ApiError as files does."""
+        self._opened()
 
     def close(self) -> None:
         """Let others have the folder."""
@@ -76,10 +83,11 @@ class DataFolder:
         )
 
 
-async def _data_folder(request: Request) -> DataFolder:
+async def _opened(request: Request) -> DataFolder:
     folder: DataFolder = request.app.state.data
+    await asyncio.to_thread(folder.open)
     return folder
 
 
-Data = Annotated[DataFolder, Depends(_data_folder)]
-"""A route's parameter: where its app keeps files and batches."""
+Data = Annotated[DataFolder, Depends(_opened)]
+"""A route's parameter: where its app keeps files and batches, opened. Raises ApiError as open()."""

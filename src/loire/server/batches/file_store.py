@@ -57,7 +57,7 @@ class FileStore:
 
     def list(self, tenant: str) -> list[StoredFile]:
         """All files of this tenant, the newest first."""
-        own = [file for file in self._files.values() if file.tenant == tenant]
+        own = [file for file in tuple(self._files.values()) if file.tenant == tenant]
         return sorted(own, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def path(self, file_id: str) -> Path:

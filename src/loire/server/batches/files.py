@@ -30,8 +30,7 @@ WRITE_BYTES = 2**20
 @router.post("", openapi_extra=UPLOAD_SCHEMA)
 async def upload_file(request: Request, data: Data) -> File:
     """Upload the input of a batch."""
-    store = await asyncio.to_thread(lambda: data.files)
-    upload = await asyncio.to_thread(store.begin, get_caller(request.scope).tenant)
+    upload = await asyncio.to_thread(data.files.begin, get_caller(request.scope).tenant)
     try:
         return File.of(await _receive(request, upload))
     except ClientDisconnect as error:
@@ -85,17 +84,17 @@ async def file_content(file_id: str, request: Request, data: Data) -> FileRespon
 @router.delete("/{file_id}")
 async def delete_file(file_id: str, request: Request, data: Data) -> FileDeleted:
     """Delete a file."""
-    store = data.files
-    file = _file(store, file_id, request)
-    for record in data.batches.unfinished:
-        if record.input_file_id == file.id:
-            raise ApiError(
-                409,
-                f"batch {record.id} is reading the file: cancel it, or wait for its end",
-                code="file_in_use",
-            )
-    with storing("delete the file"):
-        await asyncio.to_thread(store.delete, file)
+    async with data.deciding:
+        file = _file(data.files, file_id, request)
+        for record in data.batches.unfinished:
+            if record.input_file_id == file.id:
+                raise ApiError(
+                    409,
+                    f"batch {record.id} is reading the file: cancel it, or wait for its end",
+                    code="file_in_use",
+                )
+        with storing("delete the file"):
+            await asyncio.to_thread(data.files.delete, file)
     return FileDeleted(id=file.id)
 
 

@@ -125,26 +125,27 @@ class BatchQueue:
     ) -> BatchRecord:
         """A new batch, which waits for nobody. Raises ApiError."""
         store = await self.store()
-        file = self._data.files.get(input_file_id, tenant)
-        if file.purpose != "batch":
-            raise ApiError(
-                400,
-                f"the file {input_file_id!r} is for purpose {file.purpose!r}, not 'batch'",
-                param="input_file_id",
+        async with self._data.deciding:
+            file = self._data.files.get(input_file_id, tenant)
+            if file.purpose != "batch":
+                raise ApiError(
+                    400,
+                    f"the file {input_file_id!r} is for purpose {file.purpose!r}, not 'batch'",
+                    param="input_file_id",
+                )
+            now = int(time.time())
+            record = BatchRecord(
+                id=f"batch_{uuid.uuid4().hex}",
+                tenant=tenant,
+                endpoint=endpoint,
+                input_file_id=input_file_id,
+                created_at=now,
+                expires_at=now + WINDOW_S,
+                metadata=metadata,
             )
-        now = int(time.time())
-        record = BatchRecord(
-            id=f"batch_{uuid.uuid4().hex}",
-            tenant=tenant,
-            endpoint=endpoint,
-            input_file_id=input_file_id,
-            created_at=now,
-            expires_at=now + WINDOW_S,
-            metadata=metadata,
-        )
-        with storing("keep the batch"):
-            await asyncio.to_thread(store.make_room, tenant)
-            await asyncio.to_thread(store.save, record)
+            with storing("keep the batch"):
+                await asyncio.to_thread(store.make_room, tenant)
+                await asyncio.to_thread(store.save, record)
         self._run(record, store)
         return record
 

@@ -1,13 +1,15 @@
 """Constraints in the batch: masks follow the tokens, resume from them, and fail closed."""
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
-from loire.execution.constraints import ConstraintError, ConstraintFactory
+from loire.execution.constraints import ConstraintFactory, SequenceConstraint, masks_of
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 PADDED = 300
@@ -24,7 +26,14 @@ def factory(tokenizer: Tokenizer) -> ConstraintFactory:
     return ConstraintFactory(lambda: tokenizer, PADDED)
 
 
-def _allowed(forbidden: torch.Tensor, tokenizer: Tokenizer) -> set[str]:
+def _forbidden(constraint: SequenceConstraint) -> torch.Tensor:
+    [mask] = masks_of({7: constraint}, torch.device("cpu")).values()
+    assert isinstance(mask, torch.Tensor), mask
+    return mask
+
+
+def _allowed(constraint: SequenceConstraint, tokenizer: Tokenizer) -> set[str]:
+    forbidden = _forbidden(constraint)
     return {tokenizer.token_text(i) for i in torch.nonzero(~forbidden).flatten().tolist()}
 
 
@@ -36,15 +45,15 @@ def test_mask_follows_the_tokens_to_the_end(
     tokenizer: Tokenizer, factory: ConstraintFactory
 ) -> None:
     constraint = factory.constraint(StructuredOutputs(choice=("ab", "cd")), ())
-    assert constraint.forbidden().shape == (PADDED,)
-    assert _allowed(constraint.forbidden(), tokenizer) == {"a", "c"}
+    assert _forbidden(constraint).shape == (PADDED,)
+    assert _allowed(constraint, tokenizer) == {"a", "c"}
     constraint.record(_ids(tokenizer, "c")[0])
-    assert _allowed(constraint.forbidden(), tokenizer) == {"d"}
+    assert _allowed(constraint, tokenizer) == {"d"}
     constraint.record(_ids(tokenizer, "d")[0])
-    ends = torch.nonzero(~constraint.forbidden()).flatten().tolist()
+    ends = torch.nonzero(~_forbidden(constraint)).flatten().tolist()
     assert ends == sorted(tokenizer.eos_token_ids)
     constraint.record(ends[0])  # a row that ran ahead by a step asks once more
-    assert torch.nonzero(~constraint.forbidden()).flatten().tolist() == ends
+    assert torch.nonzero(~_forbidden(constraint)).flatten().tolist() == ends
 
 
 def test_resumed_is_uninterrupted(tokenizer: Tokenizer, factory: ConstraintFactory) -> None:
@@ -54,7 +63,7 @@ def test_resumed_is_uninterrupted(tokenizer: Tokenizer, factory: ConstraintFacto
     for token_id in ids:
         whole.record(token_id)
     resumed = factory.constraint(spec, ids)
-    assert torch.equal(whole.forbidden(), resumed.forbidden())
+    assert torch.equal(_forbidden(whole), _forbidden(resumed))
 
 
 def test_a_constraint_that_was_left_ends_its_sequence_alone(
@@ -62,10 +71,85 @@ def test_a_constraint_that_was_left_ends_its_sequence_alone(
 ) -> None:
     spec = StructuredOutputs(choice=("ab", "cd"))
     broken, neighbour = factory.constraint(spec, ()), factory.constraint(spec, ())
-    broken.record(_ids(tokenizer, "x")[0])
-    with pytest.raises(ConstraintError, match="cannot go on"):
-        broken.forbidden()
-    broken.record(_ids(tokenizer, "a")[0])
-    with pytest.raises(ConstraintError):
-        broken.forbidden()
-    assert _allowed(neighbour.forbidden(), tokenizer) == {"a", "c"}
+    for token in ("x", "a"):
+        broken.record(_ids(tokenizer, token)[0])
+        factory.advance()
+        masks = masks_of({0: broken, 1: None, 2: neighbour}, torch.device("cpu"))
+        assert "cannot go on" in str(masks[0])
+        assert set(masks) == {0, 2}
+    assert _allowed(neighbour, tokenizer) == {"a", "c"}
+
+
+def test_many_rows_are_filled_together_as_each_alone(
+    tokenizer: Tokenizer, factory: ConstraintFactory
+) -> None:
+    spec = StructuredOutputs(json_object=True)
+    text = '{"key": [1, {"a": "b'
+    ids = [_ids(tokenizer, text[:length]) for length in range(1, len(text) + 1)]
+    rows = {row: factory.constraint(spec, tokens[:-1]) for row, tokens in enumerate(ids)}
+    for row, constraint in rows.items():
+        constraint.record(ids[row][-1])
+    factory.advance()
+    together = masks_of(rows, torch.device("cpu"))
+    for row, tokens in enumerate(ids):
+        alone = _forbidden(factory.constraint(spec, tokens))
+        mask = together[row]
+        assert isinstance(mask, torch.Tensor)
+        assert torch.equal(mask, alone), text[: row + 1]
+
+
+def test_bits_are_spread_alike_on_any_device(factory: ConstraintFactory) -> None:
+    constraint = factory.constraint(StructuredOutputs(json_object=True), ())
+    bits = constraint.allowed()
+    assert isinstance(bits, np.ndarray)
+    known = len(bits) * 32
+    expected = [i >= known or bits[i // 32] >> (i % 32) & 1 == 0 for i in range(PADDED)]
+    assert _forbidden(constraint).tolist() == expected
+
+
+def test_a_model_with_fewer_tokens_than_its_tokenizer(tokenizer: Tokenizer) -> None:
+    few = ConstraintFactory(lambda: tokenizer, _ids(tokenizer, "b")[0])
+    constraint = few.constraint(StructuredOutputs(choice=("a", "b")), ())
+    assert _allowed(constraint, tokenizer) == {"a"}
+    nothing = few.constraint(StructuredOutputs(choice=("b",)), ())
+    [problem] = masks_of({0: nothing}, torch.device("cpu")).values()
+    assert "no token may come next" in str(problem)
+
+
+def test_what_is_not_ready_delays_nobody(
+    tokenizer: Tokenizer, factory: ConstraintFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, compiler = threading.Event(), factory._compiler
+    slow, quick = StructuredOutputs(choice=("slow",)), StructuredOutputs(choice=("quick",))
+    compile_one = compiler.matcher
+
+    def compile_slowly(spec: StructuredOutputs) -> object:
+        if spec == slow:
+            assert go.wait(60)
+        return compile_one(spec)
+
+    monkeypatch.setattr(compiler, "matcher", compile_slowly)
+    assert not factory.ready(slow)
+    waiting, other = factory.constraint(slow, ()), factory.constraint(quick, ())
+    assert _allowed(other, tokenizer) == {"q"}
+    other.record(_ids(tokenizer, "q")[0])
+    assert _allowed(other, tokenizer) == {"u"}
+    assert factory.ready(quick)
+    assert not factory.ready(slow)
+    go.set()
+    assert _allowed(waiting, tokenizer) == {"s"}
+    assert factory.ready(slow)
+
+
+def test_one_that_cannot_be_compiled_is_ready_and_ends(factory: ConstraintFactory) -> None:
+    wrong = StructuredOutputs(regex="(")
+    constraint = factory.constraint(wrong, ())
+    [problem] = masks_of({0: constraint}, torch.device("cpu")).values()
+    assert "structured_outputs.regex" in str(problem)
+    assert factory.ready(wrong)
+
+
+def test_the_vocabulary_can_be_read_in_ahead(factory: ConstraintFactory) -> None:
+    factory.prepare()
+    factory._compiling.shutdown(wait=True)
+    assert "_library" in vars(factory._compiler)

@@ -8,7 +8,8 @@ import pytest
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
-from loire.text.grammar import MAX_COMPILED, GrammarChecker, GrammarCompiler
+from loire.text.form_checker import FormChecker
+from loire.text.grammar import MAX_COMPILED, GrammarCompiler
 from loire.text.grammar_text import MAX_TEXT
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
@@ -86,7 +87,7 @@ def test_bad_constraint_is_refused(
     tokenizer: Tokenizer, spec: StructuredOutputs, words: str
 ) -> None:
     with pytest.raises(RequestError, match="structured_outputs") as caught:
-        GrammarChecker(tokenizer).check(spec)
+        FormChecker(tokenizer).check(spec)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 600
 
@@ -102,7 +103,7 @@ def test_bad_constraint_is_refused(
 def test_hostile_constraint_is_refused_and_ends_nothing(
     tokenizer: Tokenizer, spec: StructuredOutputs
 ) -> None:
-    checker = GrammarChecker(tokenizer)
+    checker = FormChecker(tokenizer)
     with pytest.raises(RequestError):
         checker.check(spec)
     checker.check(StructuredOutputs(choice=("still here",)))

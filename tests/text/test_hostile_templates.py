@@ -279,7 +279,7 @@ def test_memory_is_bounded_and_goes_back(
         assert template.render(MESSAGES) == str(2 * KEPT_BYTES)  # two messages
         child = template._client._child
         assert child is not None
-        process = psutil.Process(child._process.pid)
+        process = psutil.Process(child.pid)
         assert process.rlimit(psutil.RLIMIT_AS)[0] == MAX_MEMORY_BYTES
         assert process.memory_info().rss < KEPT_BYTES
 
@@ -290,7 +290,7 @@ def test_it_can_open_no_file(templates: list[ChatTemplate]) -> None:
     template.render(MESSAGES)
     child = template._client._child
     assert child is not None
-    limits = psutil.Process(child._process.pid)
+    limits = psutil.Process(child.pid)
     assert limits.rlimit(psutil.RLIMIT_NOFILE) == (0, 0)
     assert limits.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
 
@@ -301,7 +301,7 @@ def test_a_process_that_was_killed_is_replaced(templates: list[ChatTemplate]) ->
     for _ in range(3):
         child = template._client._child
         assert child is not None
-        os.kill(child._process.pid, signal.SIGKILL)
+        os.kill(child.pid, signal.SIGKILL)
         child._process.wait()
         assert template.render(MESSAGES) == "Hello there"
     template.close()
@@ -332,7 +332,7 @@ from loire.text import template_client
 template_client.MAX_SECONDS = 60.0
 from loire.text.chat_template import ChatTemplate
 template = ChatTemplate(sys.argv[1], {})
-print(template._client._child._process.pid, flush=True)
+print(template._client._child.pid, flush=True)
 template.render([{"role": "user", "content": "x"}])
 """
 

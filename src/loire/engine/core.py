@@ -8,6 +8,7 @@ what it raised tells of the step and not of the process, the request that it fai
 for (loire.engine.fault_search) and ends with an error; the others go on.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -15,10 +16,13 @@ from loire.base.errors import EngineError
 from loire.base.executor import PendingStep, StepExecutor
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.step import StepPlan, StepRecord
+from loire.base.structured_outputs import StructuredOutputs
 from loire.engine.fault_search import FaultSearch
 from loire.engine.threaded import Threaded
 from loire.scheduling.scheduler import Scheduler
 
+FORM_PAUSE_S = 0.002
+"""Between two looks at constraints that are being compiled, where there is nothing else to do."""
 NUM_RECORDS = 4096
 """Step records that are kept, the latest ones."""
 
@@ -34,9 +38,16 @@ class EngineCore:
         depth: int = 1,
         num_records: int = NUM_RECORDS,
         on_begin: Callable[[Sequence[str]], None] | None = None,
+        form_ready: Callable[[StructuredOutputs], bool] | None = None,
     ) -> None:
-        """on_begin: told the ids of requests before the step that computes them first."""
+        """on_begin: told the ids of requests before the step that computes them first.
+
+        form_ready: whether a sequence with such a constraint could sample at once; it begins to
+        compile the constraint.
+        """
         self.scheduler = scheduler
+        if form_ready is not None:
+            scheduler.form_ready = form_ready
         self._on_begin = on_begin
         self.records: deque[StepRecord] = deque(maxlen=num_records)
         self._threaded = Threaded(executor) if depth > 1 else None
@@ -105,6 +116,9 @@ class EngineCore:
             self._search.nothing_to_compute()
             plan = self.scheduler.schedule()
         if plan is None and not self._in_flight and self.scheduler.has_unfinished:
+            if self.scheduler.waits_for_forms:
+                time.sleep(FORM_PAUSE_S)
+                return None
             raise EngineError(
                 f"{self.scheduler.num_requests} requests are unfinished, "
                 f"but the scheduler found nothing to compute"

@@ -13,7 +13,7 @@ from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
-from loire.text.grammar import GrammarChecker
+from loire.text.form_checker import FormChecker
 from loire.text.tokenizer import Tokenizer
 
 MAX_PRIORITY = 2**31 - 1
@@ -45,7 +45,7 @@ class RequestBuilder:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self._num_computable = num_tokens
-        self._grammars = GrammarChecker(tokenizer)
+        self._forms = FormChecker(tokenizer)
         self._seeds = random.Random(seed) if seed is not None else random.SystemRandom()
 
     def build(
@@ -87,7 +87,7 @@ class RequestBuilder:
 
     def check_form(self, form: StructuredOutputs) -> None:
         """Raise RequestError if a constraint is wrong, too large, or not supported."""
-        self._grammars.check(form)
+        self._forms.check(form)
 
     def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
         """Raise RequestError, naming the field, if a token is not in the vocabulary."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
 from loire.base.executor import StepExecutor
@@ -12,6 +13,9 @@ from loire.engine.core import EngineCore
 from loire.engine.frontend import Frontend
 from loire.scheduling.presets import build_scheduler
 
+if TYPE_CHECKING:
+    from loire.execution.constraints import ConstraintFactory
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -21,6 +25,8 @@ class Engine:
     checkpoint: Checkpoint
     core: EngineCore
     executor: StepExecutor
+    constraints: "ConstraintFactory"
+    """Of the sequences that the executor computes."""
     weight_bytes: int
     """Bytes of all weights as held in memory."""
     bytes_per_step: int
@@ -100,12 +106,18 @@ def load_engine(
     started = time.perf_counter()
     built = build_runner(checkpoint, options, name=name, progress=progress)
     config = built.config
-    core = EngineCore(build_scheduler(config), built.runner, depth=config.pipeline_depth)
+    core = EngineCore(
+        build_scheduler(config),
+        built.runner,
+        depth=config.pipeline_depth,
+        form_ready=built.runner.constraints.ready,
+    )
     return Engine(
         config=config,
         checkpoint=checkpoint,
         core=core,
         executor=built.runner,
+        constraints=built.runner.constraints,
         weight_bytes=built.weight_bytes,
         bytes_per_step=built.runner.decoder.bytes_per_step(),
         head_bytes=built.runner.decoder.head.weight_bytes,

@@ -99,12 +99,14 @@ class EngineWorker:
         except LoireError as error:
             self.send(Failed(type(error).__name__, str(error)))
             return None
+        engine.constraints.prepare()
         core = EngineCore(
             build_scheduler(engine.config),
             self._around(engine.executor),
             depth=engine.config.pipeline_depth,
             num_records=1,  # the supervisor keeps them
             on_begin=lambda request_ids: self.send(Begun(tuple(request_ids))),
+            form_ready=engine.constraints.ready,
         )
         self.send(Ready(engine.config, engine.plan_lines, engine.kernels))
         return core

@@ -43,7 +43,7 @@ class ModelRunner:
         self.decoder = decoder
         self.cache = cache
         self.device = device
-        self._constraints = constraints
+        self.constraints = constraints
         self._states: dict[int, SamplingState] = {}
         self._tables = BlockTables()
 
@@ -75,7 +75,7 @@ class ModelRunner:
             self._states.pop(seq_id, None)
             self._tables.drop(seq_id)
         for new in plan.new_sequences:
-            self._states[new.seq_id] = SamplingState(new, self._constraints, self.device)
+            self._states[new.seq_id] = SamplingState(new, self.constraints, self.device)
         for row in plan.rows:
             assert not row.num_drafts, "drafted tokens are not verified here yet"
             for update in row.tables:
@@ -119,6 +119,7 @@ class ModelRunner:
             draws[index] = draw
             if draw.token_id is not None:
                 state.record(draw.token_id)
+        self.constraints.advance()
         return draws
 
     def _pools(self, row: StepRow) -> bool:

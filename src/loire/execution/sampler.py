@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loire.base.step import TokenLogprobs
-from loire.execution.constraints import ConstraintError
+from loire.execution.constraints import masks_of
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
 from loire.kernels.interface import SamplingKnobs
@@ -64,15 +64,15 @@ def sample(
         if finite[row] and state.params.logprobs is not None
     }
     errors = {row: NOT_FINITE for row in range(len(states)) if not finite[row]}
+    masks = masks_of({row: state.constraint for row, state in enumerate(states)}, logits.device)
+    errors |= {row: mask for row, mask in masks.items() if isinstance(mask, str)}
     adjusted = []
     for row, state in enumerate(states):
-        if row in errors:
+        mask = masks.get(row)
+        if row in errors or isinstance(mask, str):
             continue
-        try:
-            if _adjust(logits[row], state, positions[row]):
-                adjusted.append(row)
-        except ConstraintError as error:
-            errors[row] = str(error)
+        if _adjust(logits[row], state, positions[row], mask):
+            adjusted.append(row)
     good = [row for row in range(len(states)) if row not in errors]
     greedy: list[int] = likeliest.tolist()
     for row in adjusted:
@@ -105,14 +105,14 @@ def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[T
     ]
 
 
-def _adjust(logits: Tensor, state: SamplingState, position: int) -> bool:
+def _adjust(logits: Tensor, state: SamplingState, position: int, forbidden: Tensor | None) -> bool:
     """Bias, min_tokens, penalties and constraint of one row, in place; whether it had any.
 
-    Raises ConstraintError.
+    forbidden: bool [V], of a constraint.
     """
     params = state.params
     forbids_stop = bool(state.stop_token_ids) and position - state.num_prompt < params.min_tokens
-    if not (params.logit_bias or forbids_stop or state.has_penalties or state.constraint):
+    if not (params.logit_bias or forbids_stop or state.has_penalties or forbidden is not None):
         return False
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
@@ -126,8 +126,6 @@ def _adjust(logits: Tensor, state: SamplingState, position: int) -> bool:
             torch.where(state.seen, scaled, logits, out=logits)
         logits -= params.frequency_penalty * state.output_counts
         logits -= params.presence_penalty * (state.output_counts > 0)
-    constraint = state.constraint
-    forbidden = None if constraint is None else constraint.forbidden().to(logits.device)
     if forbidden is not None:
         logits.masked_fill_(forbidden, NEG_INF)
     if forbids_stop and not (forbidden is not None and _only(state.stop_token_ids, forbidden)):

@@ -35,6 +35,7 @@ from loire.base.step import (
     StepResult,
     StepRow,
 )
+from loire.base.structured_outputs import StructuredOutputs
 from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
@@ -86,6 +87,9 @@ class Scheduler:
         self._recorder = StepRecorder(clock)
         self._drafter = drafter
         self._admitted: Collection[str] | None = None
+        self.form_ready: Callable[[StructuredOutputs], bool] = lambda form: True
+        """Whether a sequence with such a constraint could sample at once; until then it waits,
+        holding nothing and letting others pass."""
 
     @property
     def has_unfinished(self) -> bool:
@@ -96,6 +100,11 @@ class Scheduler:
     def num_requests(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
+
+    @property
+    def waits_for_forms(self) -> bool:
+        """Whether any sequence waits for its constraint."""
+        return not all(map(self._form_is_ready, self.waiting))
 
     def request_ids(self, sequences: Iterable[NewSequence]) -> tuple[str, ...]:
         """The requests that sequences of a plan which was just made belong to, each once."""
@@ -246,7 +255,12 @@ class Scheduler:
 
     def _may_enter(self, sequence: Sequence) -> bool:
         admitted = self._admitted
-        return admitted is None or sequence.request.message.request_id in admitted
+        is_wanted = admitted is None or sequence.request.message.request_id in admitted
+        return is_wanted and self._form_is_ready(sequence)
+
+    def _form_is_ready(self, sequence: Sequence) -> bool:
+        form = sequence.request.message.params.structured_outputs
+        return form is None or self.form_ready(form)
 
     def _admit_urgent(self) -> None:
         """Let those in who are more urgent than somebody who runs, if need be in their place."""

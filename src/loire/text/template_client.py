@@ -1,13 +1,8 @@
 """The other end of the process in which templates run: starts it, asks it, ends it."""
 
-import contextlib
-import fcntl
 import json
 import marshal
-import os
-import select
 import signal
-import subprocess
 import threading
 import time
 import weakref
@@ -15,15 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from loire.base.errors import CheckpointError, RequestError
-from loire.base.python_process import python_command, python_environment
+from loire.text.child_process import ChildError, ChildProcess
 
 MAX_SECONDS = 5.0
 """Of processor time for one request."""
 PATIENCE = 6
 """Times MAX_SECONDS that a request may take by the clock, on a machine that is busy."""
 
-_LENGTH_BYTES = 4
-PIPE_BYTES = 1 << 20
+_DONE = b"D"
+"""Begins an answer; what else begins one says what is wrong (template_process.py)."""
 
 
 class TemplateClient:
@@ -36,7 +31,9 @@ class TemplateClient:
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         self._opening = ("open", dict(sources), dict(special_tokens))
         self._turn = threading.Lock()
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
+        self._variables: str | None = None
+        """What the process answered when it had compiled the templates."""
         self._finalizer = weakref.finalize(self, lambda: None)
         self._start()
 
@@ -56,13 +53,12 @@ class TemplateClient:
             raise RequestError(f"messages hold something that is no JSON: {error}") from error
         with self._turn:
             self._opened()
-            assert self._child is not None
             try:
-                kind, text = self._child.exchange(data, _deadline())
-            except _ChildError as error:
+                kind, text = self._exchange(data)
+            except ChildError as error:
                 self._start()
-                raise RequestError(_refused(str(error)), param="messages") from error
-        if kind != b"D":
+                raise RequestError(_refused(_why(error)), param="messages") from error
+        if kind != _DONE:
             raise RequestError(_refused(text), param="messages")
         return text
 
@@ -73,119 +69,39 @@ class TemplateClient:
 
     def _start(self) -> None:
         self._finalizer()
-        self._child = child = _Child(_encoded(self._opening))
+        self._variables = None
+        self._child = child = ChildProcess("loire.text.template_process", str(MAX_SECONDS))
         self._finalizer = weakref.finalize(self, child.end)
 
     def _opened(self) -> str:
         """What a process answers that has compiled the templates."""
         if self._child is None or self._child.has_ended:
             self._start()
-        assert self._child is not None
+        if self._variables is not None:
+            return self._variables
         try:
-            kind, text = self._child.opened(_deadline())
-        except _ChildError as error:
+            kind, text = self._exchange(_encoded(self._opening))
+        except ChildError as error:
             self.close()
-            raise CheckpointError(f"the chat template cannot be compiled: {error}") from error
-        if kind != b"D":
+            raise CheckpointError(f"the chat template cannot be compiled: {_why(error)}") from error
+        if kind != _DONE:
             raise CheckpointError(f"the chat template {text}")
+        self._variables = text
         return text
 
+    def _exchange(self, request: bytes) -> tuple[bytes, str]:
+        """Kind and text of the answer. Raises ChildError; then the process has ended."""
+        assert self._child is not None
+        deadline = time.monotonic() + MAX_SECONDS * PATIENCE
+        self._child.send(request, deadline)
+        answer = self._child.receive(deadline)
+        return answer[:1], answer[1:].decode("utf-8", "surrogatepass")
 
-class _ChildError(Exception):
-    """The process ended, or did not answer in time."""
 
-
-class _Child:
-    """One process; its first request is sent when it starts, by whoever asks first."""
-
-    def __init__(self, opening: bytes) -> None:
-        self._process = subprocess.Popen(
-            python_command("loire.text.template_process", str(MAX_SECONDS)),
-            env=python_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
-        for descriptor in (self._to, self._from):
-            os.set_blocking(descriptor, False)
-            with contextlib.suppress(AttributeError, OSError):  # where pipes can be widened
-                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._opening = opening
-        self._answer: tuple[bytes, str] | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def opened(self, deadline: float) -> tuple[bytes, str]:
-        """The answer to the first request."""
-        if self._answer is None:
-            self._answer = self.exchange(self._opening, deadline)
-            self._opening = b""
-        return self._answer
-
-    def exchange(self, request: bytes, deadline: float) -> tuple[bytes, str]:
-        """Kind and text of the answer. Raises _ChildError; then the process has ended."""
-        try:
-            self._write(len(request).to_bytes(_LENGTH_BYTES, "big") + request, deadline)
-            length = int.from_bytes(self._read(_LENGTH_BYTES, deadline), "big")
-            data = self._read(length, deadline)
-        except BaseException:
-            self.end()
-            raise
-        return bytes(data[:1]), data[1:].decode("utf-8", "surrogatepass")
-
-    def end(self) -> None:
-        """End the process, if nobody has."""
-        self._process.kill()
-        self._process.wait()
-        for file in (self._process.stdin, self._process.stdout):
-            assert file is not None
-            with contextlib.suppress(OSError):
-                file.close()
-
-    def _write(self, data: bytes, deadline: float) -> None:
-        rest = memoryview(data)
-        while rest:
-            self._wait(self._to, select.POLLOUT, deadline)
-            try:
-                rest = rest[os.write(self._to, rest) :]
-            except BlockingIOError:
-                continue
-            except BrokenPipeError as error:
-                raise _ChildError(self._ending()) from error
-
-    def _read(self, length: int, deadline: float) -> bytearray:
-        data = bytearray()
-        while len(data) < length:
-            self._wait(self._from, select.POLLIN, deadline)
-            try:
-                piece = os.read(self._from, min(length - len(data), 1 << 20))
-            except BlockingIOError:
-                continue
-            if not piece:
-                raise _ChildError(self._ending())
-            data += piece
-        return data
-
-    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _ChildError(f"it ran for more than {MAX_SECONDS * PATIENCE:g} seconds")
-
-    def _ending(self) -> str:
-        """Why the process ended, in words about the template."""
-        try:
-            code = self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return "its process closed its pipes"
-        if code == -signal.SIGPROF:
-            return f"it ran for more than {MAX_SECONDS:g} seconds"
-        return f"its process ended with code {code}"
+def _why(error: ChildError) -> str:
+    if error.signal == signal.SIGPROF:  # the system's alarm, or ours
+        return f"it ran for more than {MAX_SECONDS:g} seconds"
+    return str(error)
 
 
 def _encoded(request: Any) -> bytes:
@@ -199,10 +115,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-def _deadline() -> float:
-    return time.monotonic() + MAX_SECONDS * PATIENCE
 
 
 def _refused(reason: str) -> str:

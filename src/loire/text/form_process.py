@@ -1,0 +1,96 @@
+"""The process that finds out whether a constraint compiles, at a bounded cost.
+
+It holds the vocabulary, and forks for each constraint: the fork compiles under limits of the
+operating system, which kills it when it wants more. So nothing that is asked delays what others
+ask, and no bound rests on what the library counts.
+
+The first message is marshalled (tokens, eos ids, bos id, special ids); each other one (number,
+fields of StructuredOutputs). An answer is the number in four bytes, and what is wrong, or nothing.
+"""
+
+import marshal
+import os
+import resource
+import signal
+import sys
+from typing import BinaryIO
+
+from loire.base.errors import RequestError
+from loire.base.structured_outputs import StructuredOutputs
+from loire.text.grammar import GrammarCompiler, TokenTable, grammar_threads
+from loire.text.grammar_text import refuse
+
+MAX_SECONDS = 2.0
+"""Of processor time to compile one constraint."""
+MAX_MEMORY_BYTES = 3 << 30
+"""Of address space, with the vocabulary and the stack of the thread that compiles."""
+LENGTH_BYTES = 4
+NUMBER_BYTES = 4
+
+
+def main() -> None:
+    """Answer what comes on stdin."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    source = sys.stdin.buffer
+    compiler = GrammarCompiler(TokenTable(*marshal.loads(_message(source))))
+    compiler.prepare()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
+    while True:
+        number, fields = marshal.loads(_message(source))
+        if os.fork() == 0:
+            _watch(compiler, number, StructuredOutputs(**fields))
+
+
+def _watch(compiler: GrammarCompiler, number: int, spec: StructuredOutputs) -> None:
+    """Fork once more, wait, and answer for it if it was killed. Does not return."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    worker = os.fork()
+    if worker == 0:
+        _limit()
+        _answer(number, _compile(compiler, spec))
+        os._exit(0)
+    _, status = os.waitpid(worker, 0)
+    if status:
+        _answer(number, str(refuse(spec, _killed(os.waitstatus_to_exitcode(status)))))
+    os._exit(0)
+
+
+def _limit() -> None:
+    for limit, value in ((resource.RLIMIT_AS, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+        _, most = resource.getrlimit(limit)
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(limit, (value, value))
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+
+
+def _compile(compiler: GrammarCompiler, spec: StructuredOutputs) -> str:
+    thread = grammar_threads(1)
+    try:
+        thread.submit(compiler.matcher, spec).result()
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+def _killed(code: int) -> str:
+    if code == -signal.SIGPROF:
+        return f"takes more than {MAX_SECONDS:g} s of processor time to compile: simplify it"
+    return f"takes more memory or a deeper stack than there is to compile it (code {code})"
+
+
+def _answer(number: int, text: str) -> None:
+    """Short enough for a pipe to take it as one piece, whoever else writes."""
+    data = number.to_bytes(NUMBER_BYTES, "big") + text.encode("utf-8", "replace")[:3000]
+    os.write(1, len(data).to_bytes(LENGTH_BYTES, "big") + data)
+
+
+def _message(source: BinaryIO) -> bytes:
+    length = source.read(LENGTH_BYTES)
+    data = source.read(int.from_bytes(length, "big"))
+    if len(length) < LENGTH_BYTES:
+        raise SystemExit(0)  # nobody is there any more
+    return data
+
+
+if __name__ == "__main__":
+    main()

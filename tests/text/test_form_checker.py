@@ -1,0 +1,125 @@
+"""Checking a constraint costs a bounded time, and delays nobody else's."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loire.base.errors import RequestError
+from loire.base.structured_outputs import StructuredOutputs
+from loire.checkpoint.open import open_checkpoint
+from loire.text import form_checker
+from loire.text.form_checker import FormChecker
+from loire.text.form_process import MAX_SECONDS
+from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
+
+OPTIONAL = "".join(f"[{chr(97 + index % 26)}-z]?" for index in range(10_000))
+EXPENSIVE = {
+    "a regex of optional parts": StructuredOutputs(regex=OPTIONAL),
+    "a terminal": StructuredOutputs(grammar=f"start: WORD\nWORD: /{OPTIONAL}/"),
+}
+"""Each takes ten seconds and more where nothing stops it."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama: Path) -> Tokenizer:
+    return checkpoint_tokenizer(open_checkpoint(tiny_llama))
+
+
+@pytest.fixture(scope="module")
+def checker(tokenizer: Tokenizer) -> Iterator[FormChecker]:
+    checker = FormChecker(tokenizer)
+    yield checker
+    checker.close()
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_compiling_is_bounded_and_the_refusal_names_the_bound(
+    checker: FormChecker, name: str
+) -> None:
+    with pytest.raises(RequestError, match=f"more than {MAX_SECONDS:g} s of processor time"):
+        checker.check(EXPENSIVE[name])
+    checker.check(StructuredOutputs(choice=("still here",)))
+
+
+def test_others_go_on_while_one_is_compiled(checker: FormChecker) -> None:
+    num_ended = 0
+
+    def expensive() -> None:
+        nonlocal num_ended
+        for letter in "bcdef":
+            with pytest.raises(RequestError):
+                checker.check(StructuredOutputs(regex=OPTIONAL + letter), share="a")
+            num_ended += 1
+
+    thread = threading.Thread(target=expensive)
+    thread.start()
+    for number in range(20):
+        checker.check(StructuredOutputs(choice=(f"quick {number}",)), share="b")
+    assert num_ended < 5, "twenty small ones do not wait for five that are stopped"
+    thread.join()
+
+
+def test_a_share_waits_for_itself_and_no_crowd_gathers(
+    checker: FormChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(form_checker, "MAX_WAITING", 2)
+    answers: list[str] = []
+
+    def expensive(number: int) -> None:
+        try:
+            checker.check(StructuredOutputs(regex=OPTIONAL + str(number)), share="a")
+        except RequestError as error:
+            answers.append(str(error))
+
+    threads = [threading.Thread(target=expensive, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    checker.check(StructuredOutputs(choice=("not in their line",)), share="b")
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 5
+    assert sum("2 other constraints wait" in answer for answer in answers) == 2
+
+
+def test_answers_are_kept(checker: FormChecker, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = StructuredOutputs(choice=("kept",)), StructuredOutputs(regex="(")
+    checker.check(good)
+    with pytest.raises(RequestError) as first:
+        checker.check(bad)
+    monkeypatch.setattr(checker, "_running", lambda: pytest.fail("it was asked already"))
+    checker.check(good)
+    with pytest.raises(RequestError) as second:
+        checker.check(bad)
+    assert str(first.value) == str(second.value)
+    assert first.value.param == "structured_outputs"
+
+
+def test_a_process_that_ended_is_replaced(tokenizer: Tokenizer) -> None:
+    checker = FormChecker(tokenizer)
+    checker.prepare()
+    for number in range(3):
+        checker.check(StructuredOutputs(choice=(f"again {number}",)))
+        assert checker._link is not None
+        process = psutil.Process(checker._link._child.pid)
+        process.kill()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+    checker.close()
+    checker.close()
+
+
+def test_nobody_is_left_when_the_checker_is_gone(tokenizer: Tokenizer) -> None:
+    checker = FormChecker(tokenizer)
+    checker.check(StructuredOutputs(choice=("a",)))
+    assert checker._link is not None
+    process = psutil.Process(checker._link._child.pid)
+    del checker
+    deadline = time.monotonic() + 60
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -183,8 +183,7 @@ class Journal:
         for entry in self._entries.values():
             if entry.begun:
                 self._count_waiting(entry, 1)
-            entry.num_to_skip = entry.num_prompt_logprobs
-            entry.sent = entry.begun = entry.proven = False
+            self._reset(entry)
         for entry in suspects:
             self._num_suspects += not entry.suspect
             entry.suspect = True
@@ -198,6 +197,37 @@ class Journal:
                 self.remove(culprit.request.request_id)
                 return culprit
         return None
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """All requests, in order of arrival."""
+        return tuple(self._entries)
+
+    def entry(self, request_id: str) -> Entry:
+        """A request that is here."""
+        return self._entries[request_id]
+
+    def give_away(self, request_id: str) -> Entry | None:
+        """Take out a request that is to go on in an engine with another journal; None if it is not
+        here."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return None
+        suspect = entry.suspect
+        self.remove(request_id)
+        self._reset(entry)
+        entry.suspect = suspect
+        return entry
+
+    def adopt(self, entry: Entry) -> None:
+        """Remember a request that another journal gave away, with all that is known of it."""
+        request_id = entry.request.request_id
+        if request_id in self._entries:
+            raise ValueError(f"request id {request_id!r} is in use")
+        self._entries[request_id] = entry
+        self._held[request_id] = entry
+        self._num_suspects += entry.suspect
+        self._count_waiting(entry, 1)
 
     def clear(self) -> list[Entry]:
         """Forget everything; what was unfinished."""
@@ -217,6 +247,11 @@ class Journal:
         new = update.prompt_logprobs[num_skipped:]
         entry.num_prompt_logprobs += len(new)
         return replace(update, prompt_logprobs=new, num_cached_tokens=entry.num_cached_tokens or 0)
+
+    def _reset(self, entry: Entry) -> None:
+        """Another engine will have it."""
+        entry.num_to_skip = entry.num_prompt_logprobs
+        entry.sent = entry.begun = entry.proven = False
 
     def _remove_if_ended(self, entry: Entry) -> None:
         if len(entry.ended) == len(entry.outputs):

@@ -72,7 +72,14 @@ class EngineSupervisor:
         on_updates: Callable[[Sequence[SequenceUpdate]], None],
         on_failure: Callable[[EngineError], None],
         options: SupervisorOptions = DEFAULT_SUPERVISION,
+        *,
+        on_ready: Callable[[Ready], None] = lambda ready: None,
+        on_begin: Callable[[Sequence[str]], None] = lambda request_ids: None,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
+        """on_ready: told of each engine that is loaded. on_begin: told the ids of requests before
+        the step that computes them first. on_lost: told why an engine died; its requests then are
+        not taken to the next one, but forgotten."""
         self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
         """What happened in the latest steps of all engines, oldest first."""
         self.step_listeners: list[Callable[[StepRecord], None]] = []
@@ -84,6 +91,9 @@ class EngineSupervisor:
         """What the engine that runs now told when it was loaded; None while there is none."""
         self._on_updates = on_updates
         self._on_failure = on_failure
+        self._on_ready = on_ready
+        self._on_begin = on_begin
+        self._on_lost = on_lost
         self._options = options
         self._journal = Journal()
         self._aborts: list[Abort] = []
@@ -236,6 +246,10 @@ class EngineSupervisor:
         )
         self._aborts.clear()
         self._num_held_by_engine = self.blocks_in_use = 0
+        if self._on_lost is not None:
+            self._journal.clear()
+            self._on_lost(end)
+            return
         culprit = self._journal.crashed()
         if culprit is not None:
             self._fail_request(culprit)
@@ -273,6 +287,7 @@ class EngineSupervisor:
                 self._take_news(message)
             case Begun(request_ids):
                 self._journal.begin(request_ids)
+                self._on_begin(request_ids)
             case Loading(stage):
                 log.info("engine: %s (%.1f s)", stage, self._last_news_s - self._started_s)
             case Failed():
@@ -298,6 +313,7 @@ class EngineSupervisor:
         assert self._first_ready is not None
         if not self._first_ready.done():
             self._first_ready.set_result(ready)
+        self._on_ready(ready)
         self._flush_soon()
 
     def _flush_soon(self) -> None:

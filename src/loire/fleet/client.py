@@ -1,0 +1,102 @@
+"""The client's side of a fleet: what the server needs of an engine, over many."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from loire.base.errors import EngineError
+from loire.base.step import StepRecord
+from loire.engine.client import EngineClient
+from loire.engine.frontend import Frontend
+from loire.engine.inbox import Inboxes
+from loire.fleet.link import FleetLink
+from loire.fleet.messages import Joined
+from loire.fleet.placement import Placement
+
+
+class FleetClient(EngineClient[FleetLink]):
+    """Many replicas of one model, used as one engine, on one event loop.
+
+    first: the replica by which the fleet's window and vocabulary are settled; others must fit it.
+    Replicas take part while link.follow() follows them.
+    """
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        first: Joined,
+        *,
+        placement: Placement | None = None,
+        request_timeout_s: float | None = None,
+    ) -> None:
+        inboxes = Inboxes()
+        link = FleetLink(inboxes.deliver, placement=placement, accepts=self._check)
+        super().__init__(link, inboxes, frontend, first.config, request_timeout_s)
+        self._first = first
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be taken; also while there is no replica."""
+        return self.link.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a replica now that computes."""
+        return bool(self.link.replicas)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of this front, waiting or running."""
+        return self.link.num_requests
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        return self.link.num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return self.link.num_waiting_tokens
+
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """None: steps are recorded where they are computed."""
+        return self.link.records
+
+    @property
+    def num_blocks_in_use(self) -> int:
+        """KV blocks that requests hold, over all replicas."""
+        return self.link.blocks_in_use
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that were lost."""
+        return self.link.num_losses
+
+    def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
+        """No step is told here."""
+        return lambda: None
+
+    def end_all(self, error: EngineError) -> None:
+        """End every request with this error."""
+        self.fail_all(error)
+
+    async def close(self) -> None:
+        """Leave the replicas, which go on; open streams end with EngineError."""
+        self.link.close()
+        self.fail_all(EngineError("the fleet was closed"))
+
+    def _check(self, joined: Joined) -> None:
+        """Raise EngineError for a replica that could not go on with what others began."""
+        if joined.model != self._first.model:
+            raise EngineError("it serves another model: its configuration or tokenizer differs")
+        window, needed = joined.config.max_model_len, self._first.config.max_model_len
+        if window < needed:
+            raise EngineError(
+                f"its window is {window} tokens, but requests here may have {needed}: start all "
+                f"replicas with the same max_model_len"
+            )
+        num_blocks = joined.config.num_blocks + sum(
+            replica.config.num_blocks for replica in self.link.replicas if replica is not joined
+        )
+        self.config = replace(self.config, num_blocks=num_blocks)

@@ -1,0 +1,331 @@
+"""An EngineLink to many replicas: requests go where they cost the least work, and go on elsewhere
+when their replica is lost or stops.
+
+Each replica has a journal (loire.engine.journal) of what it has. When it is lost, others go on with
+all of that: clients see a pause. What nobody takes yet waits in a journal without a replica.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from itertools import count
+from uuid import uuid4
+
+from loire.base.errors import EngineError, RequestError
+from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.step import StepRecord
+from loire.engine.journal import Entry, Journal
+from loire.engine.wire import WireError
+from loire.fleet.member import Member, ReplicaChannel, check_sendable
+from loire.fleet.messages import Begun, Blocks, Draining, FromReplica, Joined, Lost, News
+from loire.fleet.placement import (
+    KEY_BYTES,
+    Placement,
+    Replica,
+    num_tokens_to_compute,
+    prefix_chain,
+)
+
+log = logging.getLogger("loire.fleet")
+
+
+class FleetLink:
+    """Used on one event loop.
+
+    on_updates: given the news of each step. accepts: told of a replica before requests go there;
+    raises EngineError if it does not belong to this fleet.
+    """
+
+    records: Sequence[StepRecord] = ()
+    """Steps are recorded where they are computed."""
+
+    def __init__(
+        self,
+        on_updates: Callable[[Sequence[SequenceUpdate]], None],
+        *,
+        placement: Placement | None = None,
+        accepts: Callable[[Joined], None] = lambda joined: None,
+    ) -> None:
+        self.name = uuid4().hex[:12]
+        """Of this front, among all."""
+        self.num_moves = 0
+        """Requests that went on elsewhere."""
+        self.num_losses = 0
+        """Engines that were lost."""
+        self._on_updates = on_updates
+        self._accepts = accepts
+        self._placement = placement or Placement()
+        self._members: dict[str, Member] = {}
+        self._homeless = Journal()
+        self._where: dict[str, Member] = {}
+        self._numbers: dict[str, str] = {}
+        """Of requests that have given something: of the replica where they began."""
+        self._attempts = count()
+        self._flush: asyncio.Handle | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be taken; also while there is no replica."""
+        return not self._closed
+
+    @property
+    def replicas(self) -> tuple[Joined, ...]:
+        """Those that have an engine."""
+        members = self._members.values()
+        return tuple(member.joined for member in members if member.joined is not None)
+
+    @property
+    def num_requests(self) -> int:
+        """Unfinished ones of this front."""
+        return sum(len(journal) for journal in self._journals())
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        return sum(journal.num_waiting for journal in self._journals())
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return sum(journal.num_waiting_tokens for journal in self._journals())
+
+    @property
+    def blocks_in_use(self) -> int:
+        """KV blocks that requests hold, of all fronts, over all replicas."""
+        return sum(member.blocks_in_use for member in self._members.values())
+
+    def _journals(self) -> list[Journal]:
+        return [self._homeless, *(member.journal for member in self._members.values())]
+
+    # --- an EngineLink ----------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[EngineRequest]) -> None:
+        """Queue requests, all or none. Raises EngineError after close(), RequestError if one cannot
+        cross to another machine."""
+        if self._closed:
+            raise EngineError("the fleet was closed: it takes no more requests")
+        try:
+            for request in requests:
+                check_sendable(request)
+        except WireError as error:
+            raise RequestError(str(error)) from error
+        for request in requests:
+            if request.request_id in self._where:
+                raise ValueError(f"request id {request.request_id!r} is in use")
+            self._homeless.add(request)
+            self._find_home(request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step boundary."""
+        member = self._where.get(request_id)
+        if member is None:
+            self._homeless.remove(request_id)
+        else:
+            member.abort(request_id)
+            self._flush_soon()
+        self._forget(request_id)
+
+    def abort_choice(self, request_id: str, choice: int) -> None:
+        """End one completion at the next step boundary."""
+        member = self._where.get(request_id)
+        if member is None:
+            self._homeless.end_choice(request_id, choice)
+            return
+        member.abort_choice(request_id, choice)
+        self._flush_soon()
+        if request_id not in member.journal:
+            self._forget(request_id)
+
+    def close(self) -> None:
+        """End everything. Unfinished requests get no further news."""
+        self._closed = True
+        for request_id in tuple(self._where):
+            self.abort(request_id)
+        self._homeless.clear()
+        self._flush_now()
+
+    # --- replicas ---------------------------------------------------------------------------
+
+    async def follow(self, channel: ReplicaChannel) -> None:
+        """Use a replica until it is gone; what it had is placed again then. Whatever the channel
+        raises is raised, after that."""
+        member = Member(channel, self.name)
+        if channel.name in self._members:
+            raise ValueError(f"replica {channel.name!r} is followed already")
+        self._members[channel.name] = member
+        try:
+            async for message in channel.messages():
+                self._take(member, message)
+        finally:
+            del self._members[channel.name]
+            self._lose(member, "it is gone")
+
+    def _take(self, member: Member, message: FromReplica) -> None:
+        name = member.channel.name
+        match message:
+            case News():
+                self._take_news(member, message)
+            case Begun(wire_ids):
+                member.journal.begin(member.own_ids(wire_ids))
+            case Blocks(stored, evicted):
+                self._placement.changed(name, _keys(stored), _keys(evicted))
+            case Joined():
+                self._join(member, message)
+            case Lost(reason):
+                self._lose(member, reason)
+            case Draining():
+                self._drain(member)
+
+    def _take_news(self, member: Member, news: News) -> None:
+        told = []
+        for update, accepted in member.take(news):
+            request_id = update.request_id
+            self._placement.first_token(request_id, update.num_cached_tokens)
+            if request_id not in self._numbers and member.joined is not None:
+                self._numbers[request_id] = member.joined.numbers
+            if request_id not in member.journal:
+                self._forget(request_id)
+            if accepted is not None:
+                told.append(accepted)
+        if told:
+            self._on_updates(told)
+        if member.journal.num_held:
+            self._flush_soon()
+
+    def _join(self, member: Member, joined: Joined) -> None:
+        try:
+            self._accepts(joined)
+        except EngineError as error:
+            log.error("replica %s is not used: %s", member.channel.name, error)
+            return
+        if member.joined is not None:
+            log.error("replica %s joined twice", member.channel.name)
+            return
+        config = joined.config
+        member.joined = joined
+        if member.draining:
+            return
+        replica = Replica(member.channel.name, config.num_blocks, config.block_size, joined.numbers)
+        self._placement.join(replica)
+        log.info("replica %s joined: %d now", replica.name, len(self.replicas))
+        self._settle()
+
+    def _settle(self) -> None:
+        """A replica is new, and has nothing to do: place what has no home, what is on replicas that
+        will stop, and what nothing is computed of yet."""
+        for request_id in self._homeless.request_ids:
+            self._find_home(request_id)
+        for request_id, member in tuple(self._where.items()):
+            if member.draining or not member.journal.entry(request_id).begun:
+                self._move(request_id, member)
+
+    def _lose(self, member: Member, reason: str) -> None:
+        """A replica's engine is gone: others go on with what it had."""
+        self._placement.leave(member.channel.name)
+        was_there, num_requests = member.joined is not None, len(member.journal)
+        culprit = member.lose()
+        if was_there and not self._closed:
+            self.num_losses += 1
+            log.warning(
+                "replica %s is lost: %s; %d requests move",
+                member.channel.name,
+                reason,
+                num_requests,
+            )
+        if culprit is not None:
+            self._fail(culprit)
+        for request_id in member.journal.request_ids:
+            entry = member.give_away(request_id)
+            assert entry is not None
+            self.num_moves += 1
+            self._take_home(entry)
+
+    def _drain(self, member: Member) -> None:
+        """A replica will stop: others go on with what it has, if there are others."""
+        member.draining = True
+        self._placement.leave(member.channel.name)
+        for request_id in member.journal.request_ids:
+            self._move(request_id, member)
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def _find_home(self, request_id: str) -> None:
+        """Place a request that has no home; it stays without one if there is no replica."""
+        entry = self._homeless.give_away(request_id)
+        assert entry is not None
+        self._take_home(entry)
+
+    def _take_home(self, entry: Entry) -> None:
+        request_id = entry.request.request_id
+        self._where.pop(request_id, None)
+        member = self._place(entry)
+        if member is None:
+            self._homeless.adopt(entry)
+            return
+        self._where[request_id] = member
+        member.journal.adopt(entry)
+        self._flush_soon()
+
+    def _move(self, request_id: str, member: Member) -> None:
+        """Place a request anew that a replica has; it stays there if there is no better one."""
+        self._placement.end(request_id)
+        entry = member.journal.entry(request_id)
+        target = self._place(entry)
+        if target is None or target is member:
+            return
+        given = member.give_away(request_id)
+        assert given is entry
+        self._where[request_id] = target
+        target.journal.adopt(entry)
+        self.num_moves += 1
+        self._flush_soon()
+
+    def _place(self, entry: Entry) -> Member | None:
+        size = self._placement.block_size
+        if size is None:
+            return None
+        request = entry.to_send()
+        numbers = self._numbers.get(request.request_id, "")
+        name = self._placement.place(
+            request.request_id,
+            prefix_chain(request, size),
+            num_tokens_to_compute(request),
+            numbers=numbers,
+        )
+        return None if name is None else self._members[name]
+
+    def _fail(self, culprit: Entry) -> None:
+        request_id = culprit.request.request_id
+        log.error("request %s killed %d engines: failed", request_id, culprit.strikes)
+        message = (
+            f"{culprit.strikes} engines died while they computed this request ({request_id}): it "
+            f"is not tried again"
+        )
+        self._forget(request_id)
+        self._on_updates(
+            [
+                SequenceUpdate(request_id, choice, finish_reason="error", error=message)
+                for choice in range(len(culprit.outputs))
+                if choice not in culprit.ended
+            ]
+        )
+
+    def _forget(self, request_id: str) -> None:
+        self._placement.end(request_id)
+        self._where.pop(request_id, None)
+        self._numbers.pop(request_id, None)
+
+    def _flush_soon(self) -> None:
+        """Send what has come up, once this turn of the loop is over: one message per replica."""
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush = None
+        for member in self._members.values():
+            member.flush(self._attempts)
+
+
+def _keys(data: bytes) -> list[bytes]:
+    return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]

@@ -1,0 +1,184 @@
+"""Real engines as replicas of a fleet: text in, text out, through deaths and drains."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loire.base.config import EngineOptions
+from loire.base.errors import EngineError
+from loire.base.sampling import SamplingParams
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.frontend import Frontend
+from loire.engine.wire import Submit, WireError
+from loire.fleet.client import FleetClient
+from loire.fleet.messages import WIRE_VERSION, Joined, encode
+from loire.fleet.model_digest import model_digest
+from loire.fleet.replica import EngineReplica
+from support.direct_channel import DirectChannel, first_words
+from support.fake_replica import config
+from support.tiny_models import save_tiny_llama
+
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "num_threads": 1,
+    "kv_cache_memory_bytes": 8_000_000,
+    "max_num_batched_tokens": 256,
+}
+PARAMS = SamplingParams(max_tokens=120, temperature=0.9, seed=5, ignore_eos=True, n=2)
+
+
+class Fleet:
+    """Replicas, and a client that is attached to them."""
+
+    def __init__(self, replicas: list[EngineReplica], client: FleetClient) -> None:
+        self.replicas = replicas
+        self.client = client
+        self.channels = [DirectChannel(replica, client.link.name) for replica in replicas]
+        self.follows = [asyncio.create_task(client.link.follow(c)) for c in self.channels]
+
+    async def texts(
+        self, prompt: str, after: Callable[[int], None] = lambda num: None
+    ) -> list[str]:
+        """The texts of a prompt. after: told how many outputs have come."""
+        submission = self.client.frontend.prompt(self.client.next_id(), prompt, PARAMS)
+        texts, num = ["", ""], 0
+        async with aclosing(self.client.stream(submission)) as outputs:
+            async for output in outputs:
+                num += 1
+                for completion in output.outputs:
+                    texts[completion.index] += completion.text
+                after(num)
+        return texts
+
+
+@asynccontextmanager
+async def fleet(model: Path, num_replicas: int) -> AsyncIterator[Fleet]:
+    made = await asyncio.gather(
+        *(
+            EngineReplica.create(f"replica-{i}", str(model), EngineOptions(**OPTIONS))
+            for i in range(num_replicas)
+        )
+    )
+    try:
+        first = await first_words(made[0])
+        frontend = Frontend(open_checkpoint(model), first.config.max_model_len, 0)
+        here = Fleet(list(made), FleetClient(frontend, first))
+        while len(here.client.link.replicas) < num_replicas:
+            await asyncio.sleep(0.01)
+        yield here
+        for channel in here.channels:
+            channel.leave()
+        await asyncio.gather(*here.follows)
+        await here.client.close()
+    finally:
+        await asyncio.gather(*(replica.close() for replica in made))
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(test(), 200)
+
+    asyncio.run(limited())
+
+
+def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
+    """An engine is killed, then the replica that took over will stop, then it is gone."""
+
+    async def test() -> None:
+        async with fleet(tiny_llama, 2) as here:
+            undisturbed = await here.texts("once upon a time")
+            link = here.client.link
+            assert here.client.num_requests == 0
+            each = [joined.config.num_blocks for joined in link.replicas]
+            assert here.client.config.num_blocks == sum(each)
+
+            def busy() -> int:
+                return next(i for i, r in enumerate(here.replicas) if r.num_requests)
+
+            def disturb(num: int) -> None:
+                if num == 20:
+                    pid = here.replicas[busy()].supervisor.pid
+                    assert pid is not None
+                    os.kill(pid, signal.SIGKILL)
+                if num == 60:
+                    drains.append(asyncio.create_task(here.replicas[busy()].drain(60.0)))
+
+            drains: list[asyncio.Task[None]] = []
+            assert await here.texts("once upon a time", disturb) == undisturbed
+            assert link.num_losses == 1
+            await asyncio.gather(*drains)
+            assert all(replica.failure is None for replica in here.replicas)
+
+            # With one of them draining, the other takes what comes.
+            while len(link.replicas) < 2:
+                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(here.texts("once upon a time"))
+            assert await waiting == undisturbed
+
+    run(test)
+
+
+def test_what_no_front_of_this_version_says_is_refused(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with fleet(tiny_llama, 1) as here:
+            [replica] = here.replicas
+            with pytest.raises(EngineError, match=r"version 0 .* this replica version 1"):
+                await anext(replica.attach("old", 0))
+            with pytest.raises(EngineError, match="attached already"):
+                await anext(replica.attach(here.client.link.name, WIRE_VERSION))
+            with pytest.raises(WireError, match="4 bytes are no messages"):
+                replica.deliver(here.client.link.name, b"\x91\x01\x02\x03")
+            # Of a front that is not attached nothing is taken.
+            request = here.client.frontend.prompt("x/0/r", "hi", PARAMS).request
+            replica.deliver("x", encode([Submit(request)]))
+            assert replica.num_requests == 0
+            assert replica.queued_tokens == 0
+            assert replica.occupancy == 0.0
+
+    run(test)
+
+
+def test_a_front_that_is_gone_leaves_nothing_behind(tiny_llama: Path) -> None:
+    async def test() -> None:
+        async with fleet(tiny_llama, 1) as here:
+            [replica] = here.replicas
+            reading = asyncio.create_task(here.texts("once upon a time"))
+            while not replica.num_requests:
+                await asyncio.sleep(0.01)
+            here.channels[0].leave()
+            await here.follows[0]
+            while replica.num_requests:
+                await asyncio.sleep(0.01)
+            assert here.client.num_waiting == 1
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            assert here.client.num_requests == 0
+
+    run(test)
+
+
+def test_models_have_names_by_content(tiny_llama: Path, tmp_path: Path) -> None:
+    twin = save_tiny_llama(tmp_path / "twin")
+    other = save_tiny_llama(tmp_path / "other", seed=1)
+    digests = [model_digest(open_checkpoint(path)) for path in (tiny_llama, twin, other)]
+    assert digests[0] == digests[1] != digests[2]
+    tokenizer = twin / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert model_digest(open_checkpoint(twin)) != digests[0]
+
+
+def test_replicas_must_fit_the_first_one(tiny_llama: Path) -> None:
+    first = Joined("a", config(), "", "model")
+    client = FleetClient(Frontend(open_checkpoint(tiny_llama), 256, 0), first)
+    client._check(first)
+    with pytest.raises(EngineError, match="serves another model"):
+        client._check(Joined("b", config(), "", "other"))
+    with pytest.raises(EngineError, match="window is 100 tokens, but requests here may have 256"):
+        client._check(Joined("b", replace(config(), max_model_len=100), "", "model"))

@@ -13,7 +13,7 @@ LAYERS = (
     *("base", "checkpoint", "memory", "scheduling", "text", "planning"),
     *("kernels", "models", "execution", "engine", "tracing", "api", "workloads"),
     "fleet",
-    *("server.web", "server.access", "server.observe", "server.serving"),
+    *("server.web", "server.storage", "server.access", "server.observe", "server.serving"),
     ("server.openai", "server.anthropic", "server.batches", "server.operations"),
     *("server.host", "cli"),
 )

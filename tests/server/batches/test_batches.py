@@ -3,9 +3,10 @@
 import asyncio
 import errno
 import json
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import httpx
 import pytest
 
 from loire.server.batches import run as batch_run
+from loire.server.batches.data_folder import DATABASE
 from loire.server.batches.in_process import BATCH_PRIORITY
 from loire.server.batches.input import MAX_ERRORS, read_input
 from loire.server.batches.queue import WINDOW_S
 from loire.server.batches.record import BatchStore
-from loire.server.batches.results import Answer, OutputLine, ResultLog
+from loire.server.batches.results import Results
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
 from support.fake_engine import NAME, FakeEngine, run
@@ -31,6 +33,13 @@ WINDOW: dict[str, Any] = {"completion_window": "24h"}
 def line(custom_id: str, body: dict[str, Any] | None = None, url: str = CHAT, **other: Any) -> str:
     fields = {"custom_id": custom_id, "method": "POST", "url": url, "body": body or BODY}
     return json.dumps(fields | other)
+
+
+def num_results(folder: Path) -> int:
+    """Of batches that have not ended."""
+    with closing(sqlite3.connect(folder / DATABASE)) as database:
+        [(count,)] = database.execute("SELECT count(*) FROM results").fetchall()
+    return int(count)
 
 
 MOVING = ("validating", "in_progress", "finalizing", "cancelling")
@@ -120,7 +129,7 @@ def test_a_batch_gives_one_answer_per_request(engine: FakeEngine, tmp_path: Path
         file = await server.get(f"/v1/files/{batch['output_file_id']}")
         assert file["purpose"] == "batch_output"
         assert {s.request.priority for s in engine.submissions} == {BATCH_PRIORITY}
-        while list((tmp_path / "batches").glob("*.results")):
+        while num_results(tmp_path):
             await asyncio.sleep(0.005)  # they go once the batch is known to have ended
         metrics = (await server.client.get("/metrics")).text
         assert 'loire_requests_total{outcome="completed",tenant=""} 20.0' in metrics
@@ -269,16 +278,16 @@ def test_a_cancelled_batch_keeps_what_it_has(
 ) -> None:
     """Results that are on their way to the disk when it is cancelled count as well."""
     num_writes, go_on = 0, threading.Event()
-    write = ResultLog._write
+    insert = Results._insert
 
-    def slow_write(log: ResultLog, lines: bytes) -> None:
+    def slow_insert(results: Results, number: int, ok: bool, line: bytes) -> None:
         nonlocal num_writes
         num_writes += 1
         if num_writes > 1:
             assert go_on.wait(30)
-        write(log, lines)
+        insert(results, number, ok, line)
 
-    monkeypatch.setattr(ResultLog, "_write", slow_write)
+    monkeypatch.setattr(Results, "_insert", slow_insert)
 
     async def check(server: Server) -> None:
         file_id = await server.upload(*(line(f"id-{i}") for i in range(30)))
@@ -364,11 +373,8 @@ def test_the_next_server_goes_on(engine: FakeEngine, tmp_path: Path) -> None:
         assert [entry["custom_id"] for entry in lines] == [f"id-{i}" for i in range(40)]
 
     served(engine, tmp_path, first)
-    [results] = (tmp_path / "batches").glob("*.results")
-    num_done = len(results.read_bytes().splitlines())
+    num_done = num_results(tmp_path)
     assert 5 <= num_done < 40
-    with results.open("ab") as file:
-        file.write(b'{"index": 39, "ok": true, "output": {"id": "to')
     engine.gate = None
     engine.submissions.clear()
     served(engine, tmp_path, second)
@@ -380,14 +386,14 @@ def test_a_full_disk_is_told_and_waited_for(
 ) -> None:
     monkeypatch.setattr(batch_run, "DISK_RETRY_S", 0.02)
     full = False
-    write = ResultLog._write
+    insert = Results._insert
 
-    def write_if_room(log: ResultLog, lines: bytes) -> None:
+    def insert_if_room(results: Results, number: int, ok: bool, line: bytes) -> None:
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(log, lines)
+        insert(results, number, ok, line)
 
-    monkeypatch.setattr(ResultLog, "_write", write_if_room)
+    monkeypatch.setattr(Results, "_insert", insert_if_room)
 
     async def check(server: Server) -> None:
         nonlocal full
@@ -406,30 +412,6 @@ def test_a_full_disk_is_told_and_waited_for(
         assert len(engine.submissions) == 10, "answers are kept while there is no room"
 
     served(engine, tmp_path, check)
-
-
-@pytest.mark.parametrize("cut", range(0, 60, 7))
-def test_results_survive_a_torn_end(tmp_path: Path, cut: int) -> None:
-    path = tmp_path / "results"
-
-    def output(index: int) -> OutputLine:
-        answer = Answer(200 if index % 2 else 400, "r", b'{"a": 1}')  # type: ignore[arg-type]
-        return OutputLine(f"o{index}", f"id-{index}", answer, None)
-
-    async def fill(indices: range) -> ResultLog:
-        log = ResultLog(path)
-        await asyncio.gather(*(log.append(index, output(index)) for index in indices))
-        await log.settle()
-        return log
-
-    asyncio.run(fill(range(3)))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - cut])
-    log = asyncio.run(fill(range(3, 4)))
-    assert [index in log for index in range(4)] == [True, True, cut == 0, True]
-    assert len(path.read_bytes().splitlines()) == 3 + (cut == 0)
-    again = ResultLog(path)
-    assert (again.num_completed, again.num_failed) == (log.num_completed, log.num_failed)
 
 
 def test_a_file_is_not_deleted_while_a_batch_of_it_is_made(

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,17 +126,16 @@ def test_a_batch_is_cancelled_and_requests_overtake_it(server: Server) -> None:
         batch = create(client, lines)
         until(client, batch.id, "in_progress")
         wait_for(lambda: server.num_requests() >= 6, 30)
-        started = time.monotonic()
         answer = client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "now"}], max_tokens=4
         )
         assert answer.usage is not None
-        assert client.batches.retrieve(batch.id).status == "in_progress"
-        took_s = time.monotonic() - started
+        meanwhile = client.batches.retrieve(batch.id)
+        assert meanwhile.status == "in_progress"
+        assert meanwhile.request_counts.completed < len(lines) // 2, "it has most of its way to go"
         client.batches.cancel(batch.id)
         ended = until(client, batch.id, "cancelled")
         assert ended.request_counts.completed < len(lines)
-        assert took_s < 10, "the batch had minutes to go"
         wait_for(lambda: server.num_requests() == 0, 10)
         with pytest.raises(openai.ConflictError, match="cannot be cancelled"):
             client.batches.cancel(batch.id)

@@ -16,6 +16,7 @@ from loire.server.batches.file_store import FileStore
 from loire.server.batches.multipart import FormParser, PartBegan, PartData, PartEnded, read_form
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
+from loire.server.storage.database import Database
 from loire.server.web.errors import ApiError
 from support.fake_engine import NAME, FakeEngine, ask
 
@@ -145,11 +146,11 @@ def test_a_full_disk_is_told(app: FastAPI, tmp_path: Path, monkeypatch: pytest.M
     response = ask(app, "POST", "/v1/files", data=FORM, files={"file": ("a", LINES)})
     assert (response.status_code, response.json()["error"]["code"]) == (507, "disk_full")
     assert "disk is full" in response.json()["error"]["message"]
-    assert len(list((tmp_path / "data" / "files").iterdir())) == 2, "only the first file is there"
+    assert len(list((tmp_path / "data" / "files").iterdir())) == 1, "only the first file is there"
 
 
 def test_tenants_do_not_see_each_others_files(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = FileStore(tmp_path, Database(None))
     store.put("file-1", "ann", "a", "batch", lambda out: out.write(b"x"))
     assert [file.id for file in store.list("ann")] == ["file-1"]
     assert store.list("bob") == []
@@ -158,16 +159,20 @@ def test_tenants_do_not_see_each_others_files(tmp_path: Path) -> None:
 
 
 def test_files_outlive_the_server_and_halves_do_not(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    database = Database(tmp_path / "database")
+    store = FileStore(tmp_path / "files", database)
     kept = store.put("file-1", "", "a", "batch", lambda out: out.write(b"x"))
-    (tmp_path / "file-2").write_bytes(b"bytes without a description")
-    (tmp_path / "file-3.part").write_bytes(b"half of an upload")
-    (tmp_path / "file-4.json").write_bytes(b"{torn")
-    (tmp_path / "file-4").write_bytes(b"perhaps of value")
-    again = FileStore(tmp_path)
+    lost = store.put("file-5", "", "a", "batch", lambda out: out.write(b"x"))
+    store.path(lost.id).unlink()
+    store.path("file-2").write_bytes(b"bytes that nothing is known of")
+    store.path("file-3.part").write_bytes(b"half of an upload")
+    store.path("file-4").write_bytes(b"of a version that described files beside them")
+    store.path("file-4.json").write_bytes(b"{}")
+    database.close()
+    again = FileStore(tmp_path / "files", Database(tmp_path / "database"))
     assert again.list("") == [kept]
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"file-1", "file-1.json", "file-4", "file-4.json"}
+    names = {path.name for path in again.folder.iterdir()}
+    assert names == {"file-1", "file-4", "file-4.json"}
 
 
 def test_one_server_has_the_folder(app: FastAPI, tiny_llama: Path, tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ from typing import Annotated, NoReturn
 from fastapi import Depends, Request
 
 from loire.checkpoint.file_lock import file_lock
-from loire.server.batches.disk import storing
 from loire.server.batches.file_store import FileStore
 from loire.server.batches.record import BatchStore
+from loire.server.storage.database import Database
+from loire.server.storage.disk import storing
 from loire.server.web.errors import ApiError
 
 log = logging.getLogger("loire.server")
+
+DATABASE = "batches.sqlite"
 
 
 class DataFolder:
@@ -45,8 +48,8 @@ class DataFolder:
 
     @property
     def has_batches(self) -> bool:
-        """Whether batches were ever kept here."""
-        return (self.path / "batches").is_dir()
+        """Whether files, and batches perhaps, were ever kept here."""
+        return (self.path / DATABASE).is_file()
 
     def open(self) -> None:
         """Read the folder, unless that was done. Raises ApiError as files does."""
@@ -70,7 +73,9 @@ class DataFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with ExitStack() as stack:
                 stack.enter_context(file_lock(self.path / "lock", self._refuse))
-                stores = FileStore(self.path / "files"), BatchStore(self.path / "batches")
+                database = Database(self.path / DATABASE)
+                stack.callback(database.close)
+                stores = FileStore(self.path / "files", database), BatchStore(database)
                 self._held = stack.pop_all()
                 return stores
 

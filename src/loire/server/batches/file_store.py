@@ -1,6 +1,6 @@
-"""Files of the API on the disk: NAME holds the bytes, NAME.json what is known about them.
+"""Files of the API: their bytes in a folder, what is known about them in the database.
 
-A file is there once its description is; bytes without one are what a crash left of an upload.
+A file is there once the database has it; bytes without a row are what a crash left of an upload.
 """
 
 import logging
@@ -8,13 +8,12 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import IO
 
-import msgspec
-
-from loire.server.batches.disk import PART, storing, sync_folder, write_file
+from loire.server.storage.database import Database
+from loire.server.storage.disk import PART, storing, write_file
 from loire.server.web.errors import ApiError
 from loire.server.web.routes import MAX_FILE_BYTES
 
@@ -37,13 +36,21 @@ class StoredFile:
     tenant: str
 
 
+_COLUMNS = ", ".join(field.name for field in fields(StoredFile))
+
+
 class FileStore:
     """All files in one folder, which is made if need be. Raises OSError if that cannot be."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: Database) -> None:
         self.folder = folder
+        self._database = database
         self._files: dict[str, StoredFile] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        database.write(
+            "CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, num_bytes INTEGER, "
+            "created_at INTEGER, filename TEXT, purpose TEXT, tenant TEXT)"
+        )
         self._load()
 
     def get(self, file_id: str, tenant: str) -> StoredFile:
@@ -99,39 +106,29 @@ class FileStore:
             purpose=purpose,
             tenant=tenant,
         )
-        write_file(self._description(file_id), lambda out: out.write(msgspec.json.encode(file)))
+        self._database.write(
+            f"INSERT OR REPLACE INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", *astuple(file)
+        )
         self._files[file_id] = file
         return file
 
     def delete(self, file: StoredFile) -> None:
         """Remove a file. Blocks. Raises OSError."""
+        self._database.write("DELETE FROM files WHERE id = ?", file.id)
         self._files.pop(file.id, None)
-        self._description(file.id).unlink(missing_ok=True)
-        sync_folder(self.folder)
         self.path(file.id).unlink(missing_ok=True)
 
-    def _description(self, file_id: str) -> Path:
-        return self.folder / f"{file_id}.json"
-
     def _load(self) -> None:
-        for path in self.folder.glob("*.json"):
-            try:
-                file = msgspec.json.decode(path.read_bytes(), type=StoredFile)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                log.warning("%s describes no file (%s): it is left out", path, error)
-                continue
-            if file.id == path.stem and self.path(file.id).is_file():
+        for row in self._database.read(f"SELECT {_COLUMNS} FROM files"):
+            file = StoredFile(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
+            if self.path(file.id).is_file():
                 self._files[file.id] = file
             else:
-                log.warning("%s describes a file that is not there: it is left out", path)
-        for path in self.folder.iterdir():
-            unfinished = path.suffix == PART or not path.suffix
-            if unfinished and path.name not in self._files and not self._described(path):
+                log.warning("the bytes of file %s are not there: it is left out", file.id)
+        for path in self.folder.glob("file-*"):
+            described = path.name in self._files or path.with_name(f"{path.name}.json").exists()
+            if path.suffix == PART or not (path.suffix or described):
                 path.unlink()
-
-    def _described(self, path: Path) -> bool:
-        """Whether something, even if it cannot be read, says that the file was complete."""
-        return self._description(path.name).exists()
 
 
 class Upload:

@@ -11,10 +11,10 @@ from starlette.requests import ClientDisconnect
 
 from loire.server.access.caller import get_caller
 from loire.server.batches.data_folder import Data
-from loire.server.batches.disk import storing
 from loire.server.batches.file_store import MAX_TENANT_FILES, FileStore, StoredFile, Upload
 from loire.server.batches.files_protocol import UPLOAD_SCHEMA, File, FileDeleted, FileList
 from loire.server.batches.multipart import PartBegan, PartData, PartEnded, read_form
+from loire.server.storage.disk import storing
 from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.errors import ApiError, ClientDisconnectedError
 from loire.server.web.strict import MAX_NAME

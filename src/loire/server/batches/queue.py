@@ -13,12 +13,12 @@ from starlette.types import ASGIApp
 from loire.base.config import EngineConfig
 from loire.scheduling.budget import ALONE
 from loire.server.batches.data_folder import DataFolder
-from loire.server.batches.disk import storing
 from loire.server.batches.in_process import BatchRoutes
 from loire.server.batches.record import BatchRecord, BatchStore
 from loire.server.batches.results import Answer
 from loire.server.batches.run import BatchRun
 from loire.server.serving.served import ServedModel
+from loire.server.storage.disk import storing
 from loire.server.web.errors import ApiError
 
 log = logging.getLogger("loire.server")

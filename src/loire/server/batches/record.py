@@ -1,21 +1,13 @@
-"""A batch as it is kept on the disk: NAME.json says where it stands, NAME.results what it has.
+"""Where batches stand, as the database has it."""
 
-The description is replaced as a whole whenever the state changes; results are only appended
-(loire.server.batches.results), and removed once the files for the user are written.
-"""
-
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from loire.server.batches.disk import PART, write_file
+from loire.server.storage.database import Database
 from loire.server.web.errors import ApiError
-
-log = logging.getLogger("loire.server")
 
 BatchStatus: TypeAlias = Literal[
     "validating",
@@ -75,25 +67,15 @@ class BatchRecord:
 
 
 class BatchStore:
-    """All batches in one folder, which is made if need be. Raises OSError if that cannot be."""
+    """All batches. Raises OSError if they cannot be read."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._records: dict[str, BatchRecord] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f"*{PART}"):
-            path.unlink()
-        for path in folder.glob("*.json"):
-            try:
-                record = msgspec.json.decode(path.read_bytes(), type=BatchRecord)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                log.warning("%s describes no batch (%s): it is left out", path, error)
-                continue
-            self._records[record.id] = record
-        for path in folder.glob("*.results"):
-            kept = self._records.get(path.stem)
-            if kept is not None and kept.ended:
-                path.unlink()
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        database.write("CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, record BLOB)")
+        self._records = {
+            name: msgspec.json.decode(record, type=BatchRecord)
+            for name, record in database.read("SELECT id, record FROM batches")
+        }
 
     @property
     def unfinished(self) -> list[BatchRecord]:
@@ -122,8 +104,9 @@ class BatchStore:
 
     def save(self, record: BatchRecord) -> None:
         """Add or replace a batch. Blocks. Raises OSError."""
-        content = msgspec.json.encode(record)
-        write_file(self.folder / f"{record.id}.json", lambda out: out.write(content))
+        self.database.write(
+            "INSERT OR REPLACE INTO batches VALUES (?, ?)", record.id, msgspec.json.encode(record)
+        )
         self._records[record.id] = record
 
     def make_room(self, tenant: str) -> None:
@@ -139,12 +122,8 @@ class BatchStore:
                 code="too_many_batches",
             )
         oldest = ended[-1]
-        (self.folder / f"{oldest.id}.json").unlink(missing_ok=True)
+        self.database.write("DELETE FROM batches WHERE id = ?", oldest.id)
         del self._records[oldest.id]
-
-    def results_path(self, record: BatchRecord) -> Path:
-        """Where the results of a batch are gathered."""
-        return self.folder / f"{record.id}.results"
 
     def _in_order(self) -> list[BatchRecord]:
         return sorted(self._records.values(), key=lambda record: (record.created_at, record.id))

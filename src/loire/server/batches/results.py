@@ -1,20 +1,18 @@
-"""Results of a batch while it runs: appended to a file, on the disk before they count.
+"""Results of a batch while it runs: each is on the disk before it counts.
 
-A crash can tear the last line of the file, which is then cut off: its request is run again. What
-is complete is never run again, so that every request has one result in the end.
+What has a result is never run again, so that every request has one in the end.
 """
 
 import asyncio
-import logging
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import msgspec
 
-log = logging.getLogger("loire.server")
+from loire.server.storage.database import Database
+
+_PAGE = 256
+"""Results that are read at a time, so that others get their turn at the database."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -41,110 +39,78 @@ class OutputLine(msgspec.Struct, frozen=True):
     error: Failure | None
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    """A line of the file of results. index: of the request in the input, from 0."""
+class Results:
+    """The results of one batch, by the number of the request in the input, from 0.
 
-    index: int
-    ok: bool
-    output: msgspec.Raw
+    Opening reads which there are; it blocks. Raises OSError.
+    """
 
+    def __init__(self, database: Database, batch_id: str) -> None:
+        self._database = database
+        self._batch_id = batch_id
+        self._writing: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        database.write(
+            "CREATE TABLE IF NOT EXISTS results (batch_id TEXT, number INTEGER, ok INTEGER, "
+            "line BLOB, PRIMARY KEY (batch_id, number)) WITHOUT ROWID"
+        )
+        found = database.read("SELECT number, ok FROM results WHERE batch_id = ?", batch_id)
+        self._numbers = {number for number, _ in found}
+        self.num_completed = sum(ok for _, ok in found)
+        self.num_failed = len(found) - self.num_completed
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    offset: int
-    num_bytes: int
-    ok: bool
+    def __contains__(self, number: int) -> bool:
+        return number in self._numbers
 
-
-class ResultLog:
-    """The results of one batch. Opening reads what is there; it blocks. Raises OSError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_completed = 0
-        self.num_failed = 0
-        self._places: dict[int, _Place] = {}
-        self._size = 0
-        self._waiting: list[tuple[_Entry, asyncio.Future[None]]] = []
-        self._writing: asyncio.Task[None] | None = None
-        path.touch()
-        self._replay()
-
-    def __contains__(self, index: int) -> bool:
-        return index in self._places
-
-    async def append(self, index: int, output: OutputLine) -> None:
-        """Add a result; when this returns, it is on the disk. Raises OSError.
-
-        Those that come while the disk is busy are written together.
-        """
-        ok = output.response is not None and output.response.status_code < 400
-        entry = _Entry(index, ok, msgspec.Raw(msgspec.json.encode(output)))
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((entry, written))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_waiting())
-        await written
+    async def append(self, number: int, output: OutputLine) -> None:
+        """Add a result; when this returns, it is on the disk. Raises OSError."""
+        writing = asyncio.create_task(self._append(number, output))
+        self._writing.add(writing)
+        writing.add_done_callback(self._written)
+        # Whoever waits may be cancelled: what is being written counts all the same.
+        await asyncio.shield(writing)
 
     async def settle(self) -> None:
         """Wait until nothing is being written: those who added it may have given up waiting."""
-        if self._writing is not None:
-            await asyncio.wait({self._writing})
+        await asyncio.gather(*self._writing, return_exceptions=True)
 
     def write(self, out: IO[bytes], *, ok: bool) -> None:
         """Copy the results of requests that succeeded (or failed), in the order of the input."""
-        with self.path.open("rb") as file:
-            for _, place in sorted(self._places.items()):
-                if place.ok == ok:
-                    file.seek(place.offset)
-                    entry = msgspec.json.decode(file.read(place.num_bytes), type=_Entry)
-                    out.write(bytes(entry.output) + b"\n")
+        for line in self._lines(ok):
+            out.write(line + b"\n")
 
-    async def _write_waiting(self) -> None:
-        while self._waiting:
-            together, self._waiting = self._waiting, []
-            lines = [msgspec.json.encode(entry) + b"\n" for entry, _ in together]
-            try:
-                await asyncio.to_thread(self._write, b"".join(lines))
-            except OSError as error:
-                for _, written in together:
-                    if not written.done():
-                        written.set_exception(error)
-                continue
-            for (entry, written), line in zip(together, lines, strict=True):
-                self._note(entry, len(line))
-                if not written.done():
-                    written.set_result(None)
+    def delete(self) -> None:
+        """They have been copied. Blocks."""
+        self._database.write("DELETE FROM results WHERE batch_id = ?", self._batch_id)
 
-    def _write(self, lines: bytes) -> None:
-        with self.path.open("r+b", buffering=0) as file:
-            # Cuts off what a write that failed may have left.
-            file.truncate(self._size)
-            file.seek(self._size)
-            left = memoryview(lines)
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
+    def _written(self, writing: "asyncio.Task[None]") -> None:
+        self._writing.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # is seen, even if nobody waits for it any more
 
-    def _replay(self) -> None:
-        with self.path.open("rb") as file:
-            for line, entry in _entries(file):
-                if entry is None:
-                    log.warning("%s is torn at byte %d: cut off", self.path, self._size)
-                    break
-                self._note(entry, len(line))
+    async def _append(self, number: int, output: OutputLine) -> None:
+        ok = output.response is not None and output.response.status_code < 400
+        line = msgspec.json.encode(output)
+        async with self._turn:  # so that no batch holds more than one thread
+            await asyncio.to_thread(self._insert, number, ok, line)
+        self._numbers.add(number)
+        self.num_completed += ok
+        self.num_failed += not ok
 
-    def _note(self, entry: _Entry, num_bytes: int) -> None:
-        assert entry.index not in self._places, f"request {entry.index} has two results"
-        self._places[entry.index] = _Place(self._size, num_bytes, entry.ok)
-        self._size += num_bytes
-        self.num_completed += entry.ok
-        self.num_failed += not entry.ok
+    def _insert(self, number: int, ok: bool, line: bytes) -> None:
+        self._database.write(
+            "INSERT INTO results VALUES (?, ?, ?, ?)", self._batch_id, number, ok, line
+        )
 
-
-def _entries(file: IO[bytes]) -> Iterator[tuple[bytes, _Entry | None]]:
-    for line in file:
-        try:
-            yield line, msgspec.json.decode(line, type=_Entry) if line.endswith(b"\n") else None
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            yield line, None
+    def _lines(self, ok: bool) -> Iterator[bytes]:
+        last = -1
+        while page := self._database.read(
+            "SELECT number, line FROM results WHERE batch_id = ? AND ok = ? AND number > ? "
+            "ORDER BY number LIMIT ?",
+            self._batch_id,
+            ok,
+            last,
+            _PAGE,
+        ):
+            yield from (line for _, line in page)
+            last = page[-1][0]

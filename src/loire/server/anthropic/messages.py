@@ -28,6 +28,7 @@ from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.errors import error_text
 from loire.server.web.ignored import note_ignored
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream, event
 from loire.text.tools.events import (
     AnswerEvent,
@@ -39,7 +40,7 @@ from loire.text.tools.events import (
     ReasoningDelta,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _ANTHROPIC_NAMES = {
     "stop": "stop_sequences",

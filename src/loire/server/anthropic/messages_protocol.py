@@ -21,6 +21,7 @@ from loire.server.web.strict import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TOOLS,
+    UP_TO_PARTS,
     FunctionName,
     Name,
     StrictModel,
@@ -104,7 +105,7 @@ class SearchResultBlock(PastBlock):
     type: Literal["search_result"]
     source: Text
     title: Text = ""
-    content: list[TextBlock] = Field(max_length=MAX_PARTS)
+    content: list[TextBlock] = Field(max_length=MAX_PARTS, fail_fast=True)
 
     @property
     def text(self) -> str:
@@ -124,7 +125,7 @@ def _text_or_blocks(value: Any) -> str:
 
 TextOrBlocks = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[TextBlock], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}blocks")],
+    | Annotated[list[TextBlock], UP_TO_PARTS, Tag(f"{UNION_TAG}blocks")],
     Discriminator(_text_or_blocks),
 ]
 
@@ -157,7 +158,7 @@ class ToolResultBlock(PastBlock):
     tool_use_id: Name
     content: Annotated[
         Annotated[Text, Tag(f"{UNION_TAG}text")]
-        | Annotated[list[ResultPart], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}blocks")],
+        | Annotated[list[ResultPart], UP_TO_PARTS, Tag(f"{UNION_TAG}blocks")],
         Discriminator(_text_or_blocks),
     ] = ""
 
@@ -202,7 +203,7 @@ Block = Annotated[
 ]
 Content = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[Block], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}blocks")],
+    | Annotated[list[Block], UP_TO_PARTS, Tag(f"{UNION_TAG}blocks")],
     Discriminator(_text_or_blocks),
 ]
 
@@ -387,9 +388,9 @@ class PromptFields(StrictModel):
     )
 
     model: ModelName
-    messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     system: TextOrBlocks = ""
-    tools: list[AnyTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: list[AnyTool] = Field(default_factory=list, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig = Field(default_factory=OutputConfig)
@@ -459,7 +460,7 @@ class MessagesRequest(PromptFields):
         ge=0, le=MAX_INT, description="cut to what the window leaves; 0 only reads the prompt"
     )
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]] = Field(
-        default_factory=list, max_length=MAX_STOPS
+        default_factory=list, max_length=MAX_STOPS, fail_fast=True
     )
     stream: bool = False
     temperature: float = Field(1.0, ge=0, le=1)

@@ -8,9 +8,12 @@ from loire.server.access.caller import get_caller
 from loire.server.batches.protocol import Batch, BatchList, CreateBatchRequest
 from loire.server.batches.queue import BatchQueue
 from loire.server.web.descriptions import ERROR_RESPONSES
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.strict import MAX_NAME
 
-router = APIRouter(prefix="/v1/batches", responses=ERROR_RESPONSES, tags=["batches"])
+router = APIRouter(
+    route_class=JsonRoute, prefix="/v1/batches", responses=ERROR_RESPONSES, tags=["batches"]
+)
 
 
 async def _queue(request: Request) -> BatchQueue:

@@ -33,6 +33,7 @@ from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
 from loire.server.web.ignored import note_ignored
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream
 from loire.text.tokenizer import Tokenizer
 from loire.text.tools.events import (
@@ -44,7 +45,7 @@ from loire.text.tools.events import (
     ReasoningDelta,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _OPENAI_NAMES = {"prompt": "messages", "logprobs": "top_logprobs"}
 

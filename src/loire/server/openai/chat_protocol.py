@@ -23,8 +23,8 @@ from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import (
     MAX_INT,
     MAX_MESSAGES,
-    MAX_PARTS,
     MAX_TOOLS,
+    UP_TO_PARTS,
     Name,
     StrictModel,
     Text,
@@ -73,7 +73,7 @@ def _text_or_parts(value: Any) -> str:
 
 Content = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}parts")],
+    | Annotated[list[TextPart], UP_TO_PARTS, Tag(f"{UNION_TAG}parts")],
     Discriminator(_text_or_parts),
 ]
 
@@ -94,7 +94,10 @@ class ChatMessage(StrictModel):
     content: Content | None = Field(None, description="required, but of the assistant")
     name: Name = ""
     tool_calls: list[PastCall] = Field(
-        default_factory=list, max_length=MAX_PAST_CALLS, description="what the assistant called"
+        default_factory=list,
+        max_length=MAX_PAST_CALLS,
+        fail_fast=True,
+        description="what the assistant called",
     )
     tool_call_id: Name = Field("", description='which call a message of role "tool" answers')
     reasoning_content: Text = Field("", description='what the assistant thought; or "reasoning"')
@@ -160,7 +163,7 @@ class ChatCompletionRequest(GenerationRequest):
     }
     HINTS: ClassVar[frozenset[str]] = ACCOUNTING | {"verbosity", "prediction"}
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_INT, description="the older name of max_completion_tokens"
     )
@@ -170,7 +173,7 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: list[ChatTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: list[ChatTool] = Field(default_factory=list, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = Field(True, description="false: at most one call per answer")
     chat_template_kwargs: dict[Name, Any] = Field(

@@ -23,10 +23,11 @@ from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream
 from loire.text.infill import infill_prompt
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post(

@@ -27,14 +27,15 @@ def _prompt_kind(value: Any) -> str:
     return f"{UNION_TAG}tokens" if isinstance(first, int) else f"{UNION_TAG}texts"
 
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+# Both fail at the first mistake: a million of them cost no more than one.
+_TOKENS = Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True)
+_PROMPTS = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+TokenIds = Annotated[list[TokenId], _TOKENS]
 Prompts = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), Tag(f"{UNION_TAG}texts")]
+    | Annotated[list[Text], _PROMPTS, Tag(f"{UNION_TAG}texts")]
     | Annotated[TokenIds, Tag(f"{UNION_TAG}tokens")]
-    | Annotated[
-        list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), Tag(f"{UNION_TAG}token lists")
-    ],
+    | Annotated[list[TokenIds], _PROMPTS, Tag(f"{UNION_TAG}token lists")],
     Discriminator(_prompt_kind),
 ]
 

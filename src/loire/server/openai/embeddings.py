@@ -20,9 +20,10 @@ from loire.server.serving.generation import Generation
 from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.strict import MAX_INT, MAX_NAME, Name, StrictModel, refuse
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class EmbeddingsRequest(StrictModel):

@@ -54,7 +54,9 @@ def _text_or_list(value: Any) -> str:
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 StopStrings = Annotated[
     Annotated[StopString, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag(f"{UNION_TAG}list")],
+    | Annotated[
+        list[StopString], Field(max_length=MAX_STOPS, fail_fast=True), Tag(f"{UNION_TAG}list")
+    ],
     Discriminator(_text_or_list),
 ]
 
@@ -103,7 +105,9 @@ class GenerationRequest(StructuredFields):
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
-    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
+    stop_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=MAX_STOP_TOKENS, fail_fast=True
+    )
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     cache_salt: Name = Field("", description="only requests of equal salt share cached prefixes")

@@ -21,7 +21,7 @@ SchemaOrText = Annotated[
     Annotated[dict[str, Any], Tag(f"{UNION_TAG}object")] | Annotated[Text, Tag(f"{UNION_TAG}text")],
     Discriminator(_text_or_object),
 ]
-Choices = Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
+Choices = Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
 
 
 class JsonSchemaFormat(StrictModel):

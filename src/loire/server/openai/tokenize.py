@@ -11,9 +11,10 @@ from loire.server.openai.chat_protocol import ChatMessage
 from loire.server.openai.completions_protocol import MAX_PROMPT_TOKENS
 from loire.server.serving.served import Served
 from loire.server.web.descriptions import ERROR_RESPONSES
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.strict import MAX_MESSAGES, MAX_NAME, StrictModel, Text, TokenId, refuse
 
-router = APIRouter(responses=ERROR_RESPONSES)
+router = APIRouter(route_class=JsonRoute, responses=ERROR_RESPONSES)
 
 ModelName = Annotated[str, Field(max_length=MAX_NAME)]
 
@@ -23,7 +24,9 @@ class TokenizeRequest(StrictModel):
 
     model: ModelName = Field("", description="the served model, if absent")
     prompt: Text | None = None
-    messages: list[ChatMessage] = Field(default_factory=list, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(
+        default_factory=list, max_length=MAX_MESSAGES, fail_fast=True
+    )
     add_special_tokens: bool = Field(True, description="of a prompt; a template writes its own")
     return_token_strs: bool = Field(False, description="each token as text, too")
 
@@ -47,7 +50,7 @@ class DetokenizeRequest(StrictModel):
     """Token ids of a text."""
 
     model: ModelName = Field("", description="the served model, if absent")
-    tokens: list[TokenId] = Field(max_length=MAX_PROMPT_TOKENS)
+    tokens: list[TokenId] = Field(max_length=MAX_PROMPT_TOKENS, fail_fast=True)
 
 
 class Detokenized(BaseModel):

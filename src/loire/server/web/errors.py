@@ -10,6 +10,7 @@
 
 import json
 from collections.abc import Sequence
+from reprlib import Repr
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -148,7 +149,7 @@ def _first_mistake(errors: Sequence[Any]) -> tuple[str, str | None, str | None]:
         needed = "the body must be a JSON object, sent with Content-Type: application/json"
         return needed, None, None
     match kind:
-        case "extra_forbidden":
+        case "unknown":
             return f"unknown field {path!r}: remove it", path, "unknown_field"
         case "unsupported":
             return error["msg"], path, "unsupported_field"
@@ -171,6 +172,14 @@ def _path(parts: Sequence[str | int]) -> str | None:
     return path or None
 
 
+_REPR = Repr()
+_REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 4
+_REPR.maxlevel = 2
+
+
 def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}... ({len(value)} characters)"
+    # Never the whole of a large value: it may be megabytes.
+    text = repr(value) if isinstance(value, str) else _REPR.repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

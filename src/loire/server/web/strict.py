@@ -11,8 +11,10 @@ Bounds on numbers, lists and strings keep what one request can cost in check.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar, NoReturn
 
+from annotated_types import MaxLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
@@ -32,11 +34,15 @@ MAX_STOP_LENGTH = 512
 MAX_TOOLS = 1_024
 """More than any of the originals takes."""
 
+UP_TO_PARTS = Field(max_length=MAX_PARTS, fail_fast=True)
+"""A list of so many, that fails at the first mistake: a million of them cost no more than one."""
+
 
 def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:
     """Fail a validation with a whole sentence; path leads from the model to the field.
 
-    kind: "told" for a value that does not work, "unsupported" for what Loire cannot do.
+    kind: "told" for a value that does not work, "unsupported" for what Loire cannot do, "unknown"
+        for a field that nobody knows.
     """
     context = {"message": message, "path": path}
     raise PydanticCustomError(kind, "{message}", context)
@@ -68,12 +74,12 @@ class StrictModel(BaseModel):
     def _sort_fields(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        fields = {field.alias or name for name, field in cls.model_fields.items()}
-        given = {}
+        bounds = cls._bounds()
+        given: dict[str, Any] = {}
         for name, value in data.items():
-            if name in fields:
+            if name in bounds:
                 if value is not None:
-                    given[name] = value
+                    given[name] = _bounded(name, value, bounds[name])
             elif is_neutral(value) or cls.NEUTRAL.get(name, _NONE_GIVEN) == value:
                 continue
             elif name in cls.UNSUPPORTED:
@@ -82,8 +88,26 @@ class StrictModel(BaseModel):
             elif name in cls.HINTS:
                 note_ignored(name)
             elif not cls.DROPS_UNKNOWN:
-                given[name] = value
+                # The first is told, so that a million of them cost no more.
+                refuse(f"unknown field {name!r}", name, kind="unknown")
         return given
+
+    @classmethod
+    @cache
+    def _bounds(cls) -> Mapping[str, int | None]:
+        """The fields by their names in JSON, with the most entries that each may have."""
+        bounds: dict[str, int | None] = {}
+        for name, field in cls.model_fields.items():
+            lengths = [item.max_length for item in field.metadata if isinstance(item, MaxLen)]
+            bounds[field.alias or name] = min(lengths, default=None)
+        return bounds
+
+
+def _bounded(name: str, value: Any, most: int | None) -> Any:
+    """An object's entries are counted before they are looked at, which pydantic does afterwards."""
+    if most is not None and isinstance(value, dict) and len(value) > most:
+        refuse(f"{name!r} has {len(value)} entries, but at most {most} are taken", name)
+    return value
 
 
 _NONE_GIVEN = object()

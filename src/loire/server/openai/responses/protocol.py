@@ -31,6 +31,7 @@ from loire.server.web.strict import (
     MAX_NAME,
     MAX_PARTS,
     MAX_TOOLS,
+    UP_TO_PARTS,
     FunctionName,
     Name,
     StrictModel,
@@ -75,7 +76,7 @@ def _text_or_list(value: Any) -> str:
 
 Content = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[ContentPart], Field(max_length=MAX_PARTS), Tag(f"{UNION_TAG}list")],
+    | Annotated[list[ContentPart], UP_TO_PARTS, Tag(f"{UNION_TAG}list")],
     Discriminator(_text_or_list),
 ]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -146,7 +147,7 @@ class ReasoningItem(PastItem):
     HINTS: ClassVar[frozenset[str]] = frozenset(("encrypted_content",))
 
     type: Literal["reasoning"]
-    content: list[ContentPart] = Field(default_factory=list, max_length=MAX_PARTS)
+    content: list[ContentPart] = Field(default_factory=list, max_length=MAX_PARTS, fail_fast=True)
 
 
 class ItemReference(PastItem):
@@ -230,7 +231,11 @@ Item = Annotated[
 ]
 Input = Annotated[
     Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES), Tag(f"{UNION_TAG}list")],
+    | Annotated[
+        list[Item],
+        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+        Tag(f"{UNION_TAG}list"),
+    ],
     Discriminator(_text_or_list),
 ]
 
@@ -254,7 +259,7 @@ class NamespaceTool(StrictModel):
     type: Literal["namespace"]
     name: FunctionName
     description: Text = ""
-    tools: list["ResponseTool"] = Field(max_length=MAX_TOOLS)
+    tools: list["ResponseTool"] = Field(max_length=MAX_TOOLS, fail_fast=True)
 
 
 ResponseTool = Annotated[
@@ -288,7 +293,7 @@ class AllowedChoice(StrictModel):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[FunctionChoice] = Field(min_length=1, max_length=MAX_TOOLS)
+    tools: list[FunctionChoice] = Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
 
 
 def _choice_kind(value: Any) -> str:
@@ -383,7 +388,7 @@ class ResponsesRequest(StrictModel):
     text: TextOptions = Field(default_factory=TextOptions)
     top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all (vLLM's)")
     ignore_eos: bool = Field(False, description="go on to max_output_tokens (vLLM's)")
-    tools: list[ResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: list[ResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     reasoning: Reasoning = Field(default_factory=Reasoning)
@@ -392,7 +397,10 @@ class ResponsesRequest(StrictModel):
         "disabled", description="too long a prompt is a 400 in either case"
     )
     include: list[Name] = Field(
-        default_factory=list, max_length=MAX_PARTS, description="nothing is left out to include"
+        default_factory=list,
+        max_length=MAX_PARTS,
+        fail_fast=True,
+        description="nothing is left out to include",
     )
     metadata: dict[Name, Name] = Field(default_factory=dict, max_length=MAX_METADATA)
 

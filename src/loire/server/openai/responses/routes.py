@@ -35,10 +35,11 @@ from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.errors import ApiError
 from loire.server.web.ignored import note_ignored
+from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream
 from loire.server.web.strict import MAX_NAME
 
-router = APIRouter(prefix="/v1/responses", responses=ERROR_RESPONSES)
+router = APIRouter(route_class=JsonRoute, prefix="/v1/responses", responses=ERROR_RESPONSES)
 
 _NAMES = {
     "prompt": "input",

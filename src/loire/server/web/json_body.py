@@ -1,0 +1,179 @@
+"""Bodies of JSON, read beside the event loop: whoever sends a large one waits alone.
+
+FastAPI reads and validates a body on the event loop, where 12 MB of wrong token ids stop every
+stream for many seconds. A JsonRoute reads it first: bounded in bytes (after decompression, too) and
+in values, parsed and validated on a thread if it is large, few large ones at a time.
+"""
+
+import asyncio
+import json
+import zlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+
+from loire.server.web.routes import route_of
+
+SMALL_BYTES = 64 * 1024
+"""Up to this size a thread costs more than the work."""
+MAX_LARGE = 2
+"""Large bodies that are parsed, or whose texts are tokenized, at a time."""
+MAX_VALUES = 1_000_000
+"""Of one body. Parsing holds Python's lock for about 0.1 us per number."""
+_ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
+"""Window bits for zlib: with the header of gzip; of either."""
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class JsonRoute(APIRoute):
+    """A route whose JSON body is read before FastAPI looks at it."""
+
+    def get_route_handler(self) -> Handler:
+        """The handler, which gets the body as a model that is validated already."""
+        handle = super().get_route_handler()
+        model = None if self.body_field is None else self.body_field.field_info.annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return handle
+
+        async def read_first(request: Request) -> Response:
+            if not _is_json(request) or not (raw := await request.body()):
+                return await handle(request)
+            return await handle(_ReadRequest(request, await _read(request, raw, model)))
+
+        return read_first
+
+
+class _ReadRequest(Request):
+    """A request whose body was read; the bytes of it are let go."""
+
+    def __init__(self, request: Request, body: BaseModel) -> None:
+        super().__init__(request.scope, request.receive)
+        self._model = body
+
+    async def body(self) -> bytes:
+        """Something: what it was is in json()."""
+        return b"{}"
+
+    async def json(self) -> Any:
+        """The validated body: pydantic takes a model of its own as it is."""
+        return self._model
+
+
+async def _read(request: Request, raw: bytes, model: type[BaseModel]) -> BaseModel:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    max_bytes = route_of(request.url.path).max_body_bytes
+    if encoding == "identity" and len(raw) <= SMALL_BYTES:
+        return _parse(raw, model)
+    async with _large_bodies(request):
+        return await asyncio.to_thread(
+            lambda: _parse(_decompressed(raw, encoding, max_bytes), model)
+        )
+
+
+def _large_bodies(request: Request) -> asyncio.Semaphore:
+    """The places of an application for large bodies."""
+    state = request.app.state
+    if not hasattr(state, "large_bodies"):
+        state.large_bodies = asyncio.Semaphore(MAX_LARGE)
+    places: asyncio.Semaphore = state.large_bodies
+    return places
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+
+
+def _decompressed(raw: bytes, encoding: str, max_bytes: int) -> bytes:
+    """The body itself. Raises HTTPException: 415 for an encoding that is not known, 413 beyond
+    max_bytes, 400 for what is damaged."""
+    if encoding == "identity":
+        return raw
+    if encoding not in _ENCODINGS:
+        known = ", ".join(name for name in _ENCODINGS if not name.startswith("x-"))
+        raise HTTPException(
+            415,
+            f"the body's Content-Encoding {encoding[:40]!r} is not supported: send it as it is, or "
+            f"in {known}",
+        )
+    stream = zlib.decompressobj(_ENCODINGS[encoding])
+    try:
+        body = stream.decompress(raw, max_bytes + 1)
+    except zlib.error as error:
+        raise HTTPException(400, f"the body is no valid {encoding}: {error}") from error
+    if len(body) > max_bytes:
+        raise HTTPException(
+            413, f"the body is larger than {max_bytes:,} bytes once it is decompressed"
+        )
+    if not stream.eof or stream.unused_data:
+        raise HTTPException(400, f"the body is no whole {encoding}: it ends in its middle, or late")
+    return body
+
+
+def _parse(raw: bytes, model: type[BaseModel]) -> BaseModel:
+    num_values = raw.count(b",") + 1
+    if num_values > MAX_VALUES:
+        raise HTTPException(
+            413,
+            f"the body has about {num_values:,} values, but at most {MAX_VALUES:,} are read: send "
+            f"fewer at a time",
+        )
+    try:
+        return model.model_validate(_from_json(raw))
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        raise RequestValidationError(
+            [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in mistakes]
+        ) from None
+
+
+def _from_json(raw: bytes) -> Any:
+    """Exact integers of any size, no NaN, text that is Unicode; else RequestValidationError."""
+    try:
+        return from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        reason = str(error)
+    kind, place = "json_invalid", None
+    if "escape" in reason or "surrogate" in reason:
+        place = _place_of_half_character(raw)
+        kind = kind if place is None else "string_unicode"
+    mistake = {"type": kind, "loc": ("body", *(place or ())), "msg": reason, "input": None}
+    raise RequestValidationError([{**mistake, "ctx": {"error": reason}}])
+
+
+def _place_of_half_character(raw: bytes) -> tuple[str | int, ...] | None:
+    """Where text holds half of a surrogate pair; None if the body is no JSON for other reasons."""
+    try:
+        waiting: list[tuple[tuple[str | int, ...], Any]] = [((), json.loads(raw))]
+    except (ValueError, RecursionError):
+        return None
+    while waiting:
+        place, value = waiting.pop()
+        match value:
+            case str():
+                if not _is_unicode(value):
+                    return place
+            case dict():
+                if not all(map(_is_unicode, value)):
+                    return place
+                waiting += (((*place, name), inner) for name, inner in value.items())
+            case list():
+                waiting += (((*place, index), inner) for index, inner in enumerate(value))
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,163 @@
+"""Large bodies are refused before they cost, or read beside the event loop."""
+
+import asyncio
+import gzip
+import json
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from loire.server.web.json_body import MAX_VALUES
+from support.fake_engine import NAME, FakeEngine, app_over, call
+
+CHAT: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hi"}]}
+PATH = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama: Path) -> FakeEngine:
+    return FakeEngine(tiny_llama, window=2048)
+
+
+def send(engine: FakeEngine, body: bytes, path: str = PATH, **headers: str) -> httpx.Response:
+    sent = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return call(engine, "POST", path, content=body, headers=sent)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_compressed_bodies_are_read(engine: FakeEngine, encoding: str, pack: Any) -> None:
+    packed = pack(json.dumps(CHAT).encode())
+    assert send(engine, packed, content_encoding=encoding).status_code == 200
+    cut = send(engine, packed[:-9], content_encoding=encoding)
+    assert (cut.status_code, encoding in cut.text) == (400, True)
+    plain = send(engine, json.dumps(CHAT).encode(), content_encoding=encoding)
+    assert (plain.status_code, encoding in plain.text) == (400, True)
+
+
+def test_other_encodings_are_named(engine: FakeEngine) -> None:
+    response = send(engine, b"x", content_encoding="br")
+    assert response.status_code == 415
+    assert "'br'" in response.text
+    assert "gzip" in response.text
+
+
+def test_a_small_body_that_becomes_large_is_refused(engine: FakeEngine) -> None:
+    bomb = gzip.compress(b" " * 200_000_000)
+    response = send(engine, bomb, content_encoding="gzip")
+    assert response.status_code == 413
+    assert "decompressed" in response.text
+
+
+HALF = json.dumps("\ud83d")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        (PATH, f'{{"messages": [{{"role": "user", "content": {HALF}}}]}}', "messages[0].content"),
+        (PATH, f'{{"tools": [{{"function": {{"description": {HALF}}}}}]}}',
+         "tools[0].function.description"),
+        (PATH, f'{{"tools": [{{"function": {{"parameters": {{"a": [1, {HALF}]}}}}}}]}}',
+         "tools[0].function.parameters.a[1]"),
+        ("/v1/messages", f'{{"messages": [{{"content": [{{"input": {{"x": {HALF}}}}}]}}]}}',
+         "messages[0].content[0].input.x"),
+        ("/v1/messages/count_tokens", f'{{"system": {HALF}}}', "system"),
+        ("/v1/responses", f'{{"tools": [{{"parameters": {{{HALF}: 1}}}}]}}', "tools[0].parameters"),
+        ("/tokenize", f'{{"prompt": {HALF}}}', "prompt"),
+    ],
+)  # fmt: skip
+def test_half_a_character_is_refused_where_it_stands(
+    engine: FakeEngine, path: str, body: str, place: str
+) -> None:
+    response = send(engine, body.encode(), path)
+    assert response.status_code == 400, response.text
+    assert place in response.text
+    assert "surrogate" in response.text
+
+
+def test_numbers_are_exact(engine: FakeEngine) -> None:
+    big = 1234567890123456789012345678901234567890
+    tool = {"type": "function", "function": {"name": "f", "parameters": {
+        "type": "object", "properties": {"n": {"const": big}}}}}  # fmt: skip
+    assert send(engine, json.dumps({**CHAT, "tools": [tool]}).encode()).status_code == 200
+    assert str(big) in (engine.submissions[-1].prompt or "")
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1,", b"NaN", b'{"a": 1e}', b"[" * 5_000, b"\xff\xfe"])
+def test_no_json_is_said(engine: FakeEngine, body: bytes) -> None:
+    response = send(engine, body)
+    assert response.status_code == 400
+    assert "not valid JSON" in response.text
+
+
+MANY = 300_000
+FLOODS: dict[str, tuple[str, Any]] = {
+    "wrong token ids": ("/v1/completions", {"prompt": ["x"] * 2 + [1] * MANY}),
+    "ids of the wrong kind": ("/v1/completions", {"prompt": [1] + ["x"] * MANY}),
+    "unknown fields": (PATH, {f"field {number}": 1 for number in range(MANY)}),
+    "biases": (PATH, {"logit_bias": {f"x{number}": 1 for number in range(MANY)}}),
+    "messages": (PATH, {"messages": [5] * MANY}),
+    "parts": (PATH, {"messages": [{"role": "user", "content": [5] * 900}] * 300}),
+    "tokens": ("/detokenize", {"tokens": ["x"] * MANY}),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_of_mistakes_is_one_mistake(engine: FakeEngine, name: str) -> None:
+    path, fields = FLOODS[name]
+    response = send(engine, json.dumps({"model": NAME, **fields}).encode(), path)
+    assert response.status_code == 400, response.text[:300]
+    assert len(response.content) < 1_000
+
+
+def test_too_many_values_are_counted_before_they_are_read(engine: FakeEngine) -> None:
+    body = b'{"prompt": [' + b"1," * (MAX_VALUES + 1) + b"1]}"
+    response = send(engine, body, "/v1/completions")
+    assert response.status_code == 413
+    assert f"{MAX_VALUES:,}" in response.text
+
+
+def test_large_bodies_are_read_off_the_event_loop(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And few at a time; a small one does not wait for them."""
+    from loire.server.web import json_body
+
+    read = json_body._parse
+    at_work, most, threads = 0, 0, set()
+    lock = threading.Lock()
+
+    def slow(raw: bytes, model: Any) -> Any:
+        nonlocal at_work, most
+        if len(raw) > json_body.SMALL_BYTES:
+            with lock:
+                at_work += 1
+                most = max(most, at_work)
+                threads.add(threading.current_thread())
+            time.sleep(0.05)
+            with lock:
+                at_work -= 1
+        return read(raw, model)
+
+    monkeypatch.setattr(json_body, "_parse", slow)
+    large = {**CHAT, "unheard_of": "x" * json_body.SMALL_BYTES}
+
+    async def together() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app_over(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            bodies = [large] * 6 + [CHAT]
+            return await asyncio.gather(*(client.post(PATH, json=body) for body in bodies))
+
+    *refused, answered = asyncio.run(together())
+    assert [response.status_code for response in refused] == [400] * 6
+    assert answered.status_code == 200
+    assert most <= json_body.MAX_LARGE
+    assert threading.main_thread() not in threads

@@ -5,6 +5,7 @@ import re
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
+from loire.text.json_schema import ready_to_enforce
 
 MAX_TEXT = 65_536
 """Characters of a schema, expression, grammar, or of all choices together."""
@@ -64,6 +65,10 @@ def _json_grammar(spec: StructuredOutputs) -> str:
         raise refuse(spec, f"is no JSON: {error}") from error
     if not isinstance(schema, dict):
         raise refuse(spec, f"a schema must be a JSON object, but is {text[:40]}")
+    try:
+        text = json.dumps(ready_to_enforce(schema), ensure_ascii=False)
+    except RequestError as error:
+        raise refuse(spec, str(error)) from error
     try:
         # All options are set, so that an "x-guidance" in the schema cannot change them.
         return LLMatcher.grammar_from_json_schema(

@@ -228,6 +228,8 @@ def _render(frontend: Frontend, conversation: Conversation, variables: Mapping[s
 def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> RequestError:
     """An error of the grammar of calls, about the tool whose parameters are at fault, or all."""
     for number, tool in enumerate(use.tools):
+        if not tool.strict:
+            continue  # what of it cannot be enforced was left out
         try:
             frontend.check_form(StructuredOutputs(json=tool.parameters))
         except RequestError as alone:
@@ -309,7 +311,7 @@ def _constrained(
         )
     if form is None and not use.enforced:
         return params
-    grammar = CallGrammar(frontend.dialect.tool_format, thoughts, form)
+    grammar = CallGrammar(frontend.dialect.tool_format, thoughts, form, frontend.check_form)
     return replace(params, structured_outputs=StructuredOutputs(grammar=grammar.write(use)))
 
 

@@ -6,10 +6,12 @@ Markers that a tokenizer holds as special tokens are named by their ids: text ca
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
+from loire.text.json_schema import ready_to_enforce
 from loire.text.reasoning_grammar import Thoughts, fixed_text, nested
 from loire.text.tools.definitions import MAX_CALLS, Tool, ToolUse
 from loire.text.tools.formats import ToolFormat
@@ -17,9 +19,6 @@ from loire.text.tools.formats import ToolFormat
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _WRITTEN = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """JSON as chat templates write it, so with as much whitespace and no more."""
-_COMBINING = frozenset(("allOf", "anyOf", "oneOf", "$ref", "if", "then", "else", "not",
-                        "patternProperties", "additionalProperties",
-                        "unevaluatedProperties"))  # fmt: skip
 
 
 class CallGrammar:
@@ -27,6 +26,8 @@ class CallGrammar:
 
     thoughts: what may stand before the answer.
     form: what an answer without calls must look like; None leaves it free.
+    check: raises RequestError for a constraint that cannot be compiled; tools that are not strict
+    and have one are called with any object.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class CallGrammar:
         tool_format: ToolFormat,
         thoughts: Thoughts,
         form: StructuredOutputs | None = None,
+        check: Callable[[StructuredOutputs], None] | None = None,
     ) -> None:
         self._format = tool_format
         self._thoughts = thoughts
         self._special_id = thoughts.special_id
         self._form = form
+        self._check = check
         self._markers = re.compile("(" + "|".join(map(re.escape, tool_format.markers)) + ")")
 
     def write(self, use: ToolUse) -> str:
@@ -56,7 +59,8 @@ class CallGrammar:
         names = [f"call_{number}" for number in range(len(use.callable_tools))]
         rules.append(f"call: {' | '.join(names)}")
         for name, tool in zip(names, use.callable_tools, strict=True):
-            rules.append(f"{name}: {self._call(tool, exact=tool.strict or use.mode == 'required')}")
+            exact = tool.strict or use.mode == "required"
+            rules.append(f"{name}: {self._call(tool, use.tools.index(tool), exact=exact)}")
         return "\n".join(rules) + "\n"
 
     def _free_answer(self, rules: list[str]) -> str:
@@ -77,8 +81,8 @@ class CallGrammar:
         alone = " | calls" if form.bare and not form.before else ""
         return f"(TEXT | lead {rest} first_calls{alone})"
 
-    def _call(self, tool: Tool, *, exact: bool) -> str:
-        schema = _closed(tool.parameters) if exact else ANY_OBJECT
+    def _call(self, tool: Tool, number: int, *, exact: bool) -> str:
+        schema = self._schema(tool, number) if exact else ANY_OBJECT
         arguments = f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN}, ensure_ascii=False)}"
         form = self._format
         if form.name_end:
@@ -86,19 +90,29 @@ class CallGrammar:
         head = f'{{"name": {json.dumps(tool.name)}, "{form.arguments_key}": '
         return f'{json.dumps(head, ensure_ascii=False)} {arguments} "}}"'
 
+    def _schema(self, tool: Tool, number: int) -> Mapping[str, Any]:
+        """What the arguments of a tool follow; if it is not strict, as far as that can be enforced.
+
+        number: its place among all tools.
+
+        Raises RequestError, naming the tool, if it is strict and cannot be enforced.
+        """
+        try:
+            schema = ready_to_enforce(tool.parameters, strict=tool.strict)
+            if tool.strict or self._check is None:
+                return schema
+            self._check(StructuredOutputs(json=schema))
+        except RequestError as error:
+            if not tool.strict:
+                return ANY_OBJECT
+            raise RequestError(
+                f"the parameters of tool {tool.name!r} cannot be enforced: {error}; simplify "
+                f"them, or leave calls free: tool_choice 'auto', and strict false",
+                param=f"tools[{number}].function.parameters",
+            ) from error
+        return schema
+
     def _text(self, text: str) -> str:
         """A fixed text, its special tokens by their ids."""
         parts = (part for part in self._markers.split(text) if part)
         return " ".join(fixed_text(part, self._special_id) for part in parts) or '""'
-
-
-def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema with the properties that it names and no others, where it does not say more.
-
-    What follows it follows the schema as it was: models do not need to invent properties.
-    """
-    properties, required = schema.get("properties"), schema.get("required", [])
-    if properties is None or _COMBINING.intersection(schema):
-        return schema
-    named = isinstance(required, list) and all(name in list(properties) for name in required)
-    return {**schema, "additionalProperties": False} if named else schema

@@ -1,8 +1,11 @@
 """A real server process: started, waited for, and asked."""
 
+import atexit
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +39,10 @@ class Server:
 
 def start(model: Path, *flags: str) -> Server:
     """Start `loire serve` on a free port and wait until it listens."""
-    command = [sys.executable, "-m", "loire", "serve", str(model), "--port", "0", *flags]
+    data = tempfile.mkdtemp(prefix="loire-data-")
+    atexit.register(shutil.rmtree, data, ignore_errors=True)
+    own = ["--port", "0", "--data-dir", data]
+    command = [sys.executable, "-m", "loire", "serve", str(model), *own, *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log: list[str] = []
 

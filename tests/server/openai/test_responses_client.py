@@ -7,14 +7,16 @@ from typing import Any
 
 import openai
 import pytest
+from fastapi import FastAPI
 
+from loire.server.host.app import create_app
 from loire.server.openai.responses.store import (
     MAX_AGE_S,
-    MAX_CHARACTERS,
     ResponseStore,
     StoredResponse,
 )
-from support.fake_engine import NAME, FakeEngine, call, serving
+from loire.server.serving.served import ServedModel
+from support.fake_engine import NAME, FakeEngine, ask, call, serving
 
 WINDOW = 4096
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Tours"}}\n</tool_call>'
@@ -206,21 +208,66 @@ def test_mistakes_are_named(
     assert words in error["message"]
 
 
-def test_store_is_bounded_and_each_tenants_own() -> None:
+def test_store_is_bounded_and_each_tenants_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loire.server.openai.responses.store.MAX_BYTES", 10_000)
     now = 0.0
-    store = ResponseStore(lambda: now)
+    store = ResponseStore(clock=lambda: now)
 
     def put(name: str, tenant: str = "a", size: int = 1) -> None:
-        store.put(name, StoredResponse(tenant, "{}", (), size, now))
+        store.put(name, StoredResponse(tenant, "x" * size, (), {f"item-{name}": {"of": name}}))
 
     put("1")
     assert store.get("1", "a") is not None
     assert store.get("1", "b") is None
     assert not store.delete("1", "b")
-    put("2", size=MAX_CHARACTERS - 1)
-    assert len(store) == 2
-    put("3")
-    assert store.get("1", "a") is None
+    assert store.item("item-1", "a") == {"of": "1"}
+    assert store.item("item-1", "b") is None
+    put("2", size=9_500)
+    assert store.get("1", "a") is not None
+    put("3", size=1_000)
+    assert (store.get("1", "a"), store.get("2", "a")) == (None, None)
+    assert store.item("item-1", "a") is None
+    put("4")
+    assert store.delete("4", "a")
+    assert (store.get("4", "a"), store.item("item-4", "a")) == (None, None)
     now = MAX_AGE_S + 1.0
     assert store.get("3", "a") is None
-    assert len(store) == 0
+    put("5", size=500)
+    assert store._database.read("SELECT id FROM responses") == [("5",)]
+    assert store._database.read("SELECT id FROM items") == [("item-5",)]
+
+
+def test_responses_survive_a_restart(engine: FakeEngine, tmp_path: Path) -> None:
+    def app() -> FastAPI:
+        return create_app(ServedModel([NAME], engine), data_dir=tmp_path / "data")
+
+    first = ask(app(), "POST", "/v1/responses", json={"model": NAME, "input": "hi"}).json()
+    again = app()
+    path = f"/v1/responses/{first['id']}"
+    assert ask(again, "GET", path).json() == first
+    more = {"model": NAME, "input": "more", "previous_response_id": first["id"]}
+    assert ask(again, "POST", "/v1/responses", json=more).status_code == 200
+    prompt = engine.submissions[-1].prompt
+    assert prompt is not None
+    assert "hi" in prompt
+    assert first["output"][0]["content"][0]["text"] in prompt
+    assert ask(app(), "DELETE", path).status_code == 200  # by a server beside it
+    assert ask(again, "GET", path).status_code == 404
+
+
+def test_nothing_is_kept_that_should_not_be(engine: FakeEngine, tmp_path: Path) -> None:
+    app = create_app(ServedModel([NAME], engine), data_dir=tmp_path / "data")
+    body = {"model": NAME, "input": "hi", "store": False}
+    assert ask(app, "POST", "/v1/responses", json=body).status_code == 200
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_cannot_be_used_keeps_no_answer_back(
+    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").write_bytes(b"no folder")
+    app = create_app(ServedModel([NAME], engine), data_dir=tmp_path / "data")
+    answer = ask(app, "POST", "/v1/responses", json={"model": NAME, "input": "hi"})
+    assert answer.status_code == 200
+    assert "in memory only" in caplog.text
+    assert ask(app, "GET", f"/v1/responses/{answer.json()['id']}").json() == answer.json()

@@ -45,7 +45,9 @@ def create_app(
     data_dir: where files and batches are kept; by default data in LOIRE_HOME. spans: told of each
     call.
     """
-    data = DataFolder(data_dir or loire_home() / "data")
+    data_dir = data_dir or loire_home() / "data"
+    data = DataFolder(data_dir)
+    stored_responses = ResponseStore(data_dir)
     queue = BatchQueue(data, served, background_app(served))
 
     @asynccontextmanager
@@ -57,6 +59,7 @@ def create_app(
             await queue.close()
             await served.close()
             data.close()
+            stored_responses.close()
             if spans is not None:
                 spans.close()
 
@@ -69,7 +72,7 @@ def create_app(
     app.state.served = served
     app.state.data = data
     app.state.batches = queue
-    app.state.responses = ResponseStore()
+    app.state.responses = stored_responses
     app.state.keep_alive_s = served.admission.limits.keep_alive_s
     for module in (
         chat,

@@ -5,6 +5,7 @@ https://www.sqlite.org/wal.html: a process that is killed leaves whole transacti
 
 import errno
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ class Database:
             self._connection = sqlite3.connect(
                 self._where, isolation_level=None, check_same_thread=False
             )
+            # Python would complain of one that is left open.
+            weakref.finalize(self, self._connection.close)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
 

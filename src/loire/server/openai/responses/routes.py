@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -58,8 +58,9 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     client = admit(request, body.model)
     store: ResponseStore = request.app.state.responses
     tenant = get_caller(request.scope).tenant
-    earlier = _earlier(store, body.previous_response_id, tenant)
-    items = _resolved(body.items(), store, tenant)
+    # Off the event loop, as all that the store does.
+    earlier = await asyncio.to_thread(_earlier, store, body.previous_response_id, tenant)
+    items = await asyncio.to_thread(_resolved, body.items(), store, tenant)
     messages = [*earlier, *as_messages(items)]
     # Off the event loop: a long conversation takes a while to render and tokenize.
     started = await asyncio.to_thread(_submit, client, body, messages)
@@ -67,24 +68,23 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
         note_ignored(name)
     answer = ResponseAnswer(body, started, Generation(client, [started.submission]))
 
-    def keep(final: ResponseBody) -> None:
+    async def keep(final: ResponseBody) -> None:
         if body.store:
-            store.put(final.id, _stored(tenant, final, messages, items))
+            stored = _stored(tenant, final, messages, items)
+            await asyncio.to_thread(store.put, final.id, stored)
 
     if body.stream:
         return EventStream(answer.events(keep), done=b"")
     await while_connected(request.receive, answer.generation.run())
     final = answer.whole()
-    keep(final)
+    await keep(final)
     return json_response(final)
 
 
 @router.get("/{response_id}", response_model=ResponseBody)
 async def retrieve_response(response_id: str, request: Request) -> Response:
     """A response that was stored."""
-    found = request.app.state.responses.get(response_id, get_caller(request.scope).tenant)
-    if found is None:
-        raise _not_found(response_id)
+    found = await _found(request, response_id)
     return Response(found.body, media_type="application/json")
 
 
@@ -97,10 +97,8 @@ async def list_input_items(
     after: Annotated[str, Query(max_length=MAX_NAME)] = "",
 ) -> InputItems:
     """What was sent for a response, the latest first."""
-    found = request.app.state.responses.get(response_id, get_caller(request.scope).tenant)
-    if found is None:
-        raise _not_found(response_id)
-    items = list(found.input) if order == "asc" else list(reversed(found.input))
+    found = await _found(request, response_id)
+    items: list[Any] = list(found.input) if order == "asc" else list(reversed(found.input))
     if after:
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
@@ -118,7 +116,9 @@ async def list_input_items(
 @router.delete("/{response_id}")
 async def delete_response(response_id: str, request: Request) -> Deleted:
     """Forget a response."""
-    if not request.app.state.responses.delete(response_id, get_caller(request.scope).tenant):
+    store: ResponseStore = request.app.state.responses
+    tenant = get_caller(request.scope).tenant
+    if not await asyncio.to_thread(store.delete, response_id, tenant):
         raise _not_found(response_id)
     return Deleted(id=response_id)
 
@@ -126,14 +126,22 @@ async def delete_response(response_id: str, request: Request) -> Deleted:
 @router.post("/{response_id}/cancel", response_model=ResponseBody)
 async def cancel_response(response_id: str, request: Request) -> Response:
     """Refused: only responses in the background can be cancelled, and there are none."""
-    if request.app.state.responses.get(response_id, get_caller(request.scope).tenant) is None:
-        raise _not_found(response_id)
+    await _found(request, response_id)
     raise ApiError(
         400,
         f"the response {response_id!r} has ended and was not made in the background: to end one "
         f"that is being made, close its connection",
         param="response_id",
     )
+
+
+async def _found(request: Request, response_id: str) -> StoredResponse:
+    """A stored response of the caller. Raises ApiError (404)."""
+    store: ResponseStore = request.app.state.responses
+    found = await asyncio.to_thread(store.get, response_id, get_caller(request.scope).tenant)
+    if found is None:
+        raise _not_found(response_id)
+    return found
 
 
 def _not_found(response_id: str) -> ApiError:
@@ -189,9 +197,8 @@ def _stored(
         {"id": f"item_{final.id}_{number}", **item.model_dump(exclude_unset=True)}
         for number, item in enumerate(items)
     ]
-    size = len(text) + sum(len(str(part)) for part in (*whole, *given))
     outputs = {item["id"]: item for item in final.output}
-    return StoredResponse(tenant, text, whole, size, time.monotonic(), outputs, given)
+    return StoredResponse(tenant, text, whole, outputs, given)
 
 
 def _submit(client: RequestClient, body: ResponsesRequest, messages: Messages) -> Started:
@@ -228,7 +235,9 @@ class ResponseAnswer:
         self._output.close(complete=choice.finish_reason == "stop")
         return self._final()
 
-    async def events(self, keep: Any) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self, keep: Callable[[ResponseBody], Awaitable[None]]
+    ) -> AsyncGenerator[bytes, None]:
         """The response as it comes. keep: called with the whole of it before its last event."""
         [choice] = self.generation.choices
         output = self._output
@@ -242,7 +251,7 @@ class ResponseAnswer:
                 yield b"".join(output.add(self._reader.read(text, choice.finish_reason)))
         told = output.close(complete=choice.finish_reason == "stop")
         final = self._final()
-        keep(final)
+        await keep(final)
         last = output.tell(f"response.{final.status}", response=final.model_dump())
         yield b"".join([*told, last])
 

@@ -1,14 +1,39 @@
-"""Responses that can be retrieved and gone on from: in memory, bounded, each tenant's its own."""
+"""Responses that can be retrieved and gone on from: bounded, each tenant's its own, on the disk."""
 
+import logging
+import sqlite3
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-MAX_CHARACTERS = 64_000_000
-"""Of all that is kept together; the oldest is forgotten first."""
+import msgspec
+
+from loire.server.storage.database import Database
+from loire.server.storage.disk import storing
+
+log = logging.getLogger("loire.server")
+
+DATABASE = "responses.sqlite"
+
+MAX_BYTES = 64_000_000
+"""Of all that is kept together, as JSON; the oldest is forgotten first."""
 MAX_AGE_S = 24 * 3600.0
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS responses (number INTEGER PRIMARY KEY AUTOINCREMENT, "
+    "id TEXT UNIQUE, tenant TEXT, stored_s REAL, size INTEGER, content BLOB)",
+    "CREATE TABLE IF NOT EXISTS items (id TEXT, response_id TEXT REFERENCES responses (id), "
+    "PRIMARY KEY (id, response_id)) WITHOUT ROWID",
+)
+_TOO_OLD = "DELETE FROM responses WHERE stored_s < ?"
+_TOO_MUCH = (
+    "DELETE FROM responses WHERE number IN (SELECT number FROM (SELECT number, "
+    "SUM(size) OVER (ORDER BY number DESC) AS size_since FROM responses) WHERE size_since > ?)"
+)
+_WITHOUT_RESPONSE = "DELETE FROM items WHERE response_id NOT IN (SELECT id FROM responses)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,58 +47,111 @@ class StoredResponse:
     tenant: str
     body: str
     messages: Sequence[Mapping[str, Any]]
-    size: int
-    """Characters."""
-    stored_s: float = 0.0
     items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     input: Sequence[Mapping[str, Any]] = ()
 
 
 class ResponseStore:
-    """The latest responses, by their ids. Not for several threads."""
+    """The latest responses, by their ids. Blocks: not for the event loop. Thread-safe.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    folder: holds the database, which is made at first use and which servers can share; None, or
+    one that cannot be written to, keeps responses in memory. clock: Unix time, in seconds.
+    """
+
+    def __init__(self, folder: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._folder = folder
         self._clock = clock
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return len(self._responses)
+        self._opened: Database | None = None
+        self._opening = Lock()
+        self._num_unchecked = 0
+        """Bytes that were added since it was last seen to that there is not too much."""
 
     def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keep a response, and forget what is too old or too much."""
-        self._responses[response_id] = response
-        self._size += response.size
-        self._forget_old()
-        while self._size > MAX_CHARACTERS:
-            self._forget(next(iter(self._responses)))
+        """Keep a response, and forget what is too old or too much. If it fails, the log tells."""
+        content = msgspec.json.encode(response)
+        row = (response_id, response.tenant, self._clock(), len(content), content)
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(
+                    "INSERT INTO responses (id, tenant, stored_s, size, content) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    row,
+                )
+                connection.executemany(
+                    "INSERT INTO items VALUES (?, ?)",
+                    [(item_id, response_id) for item_id in response.items],
+                )
+                self._num_unchecked += len(content)
+                if self._num_unchecked > MAX_BYTES // 64:
+                    self._forget(connection)
+                    self._num_unchecked = 0
+        except OSError as error:
+            # Its client has the answer all the same.
+            log.error("response %s is not kept: %s", response_id, error)
 
     def get(self, response_id: str, tenant: str) -> StoredResponse | None:
         """A response of this tenant; None if it has none of that id (any more)."""
-        self._forget_old()
-        found = self._responses.get(response_id)
-        return found if found is not None and found.tenant == tenant else None
+        return self._find("SELECT content FROM responses WHERE id = ?", response_id, tenant)
 
     def item(self, item_id: str, tenant: str) -> Mapping[str, Any] | None:
         """An item of the output of a response of this tenant; None if there is none of that id."""
-        self._forget_old()
-        kept = reversed(self._responses.values())
-        mine = (response for response in kept if response.tenant == tenant)
-        return next((found.items[item_id] for found in mine if item_id in found.items), None)
+        query = (
+            "SELECT content FROM responses JOIN items ON responses.id = response_id "
+            "WHERE items.id = ?"
+        )
+        found = self._find(query, item_id, tenant)
+        return None if found is None else found.items[item_id]
 
     def delete(self, response_id: str, tenant: str) -> bool:
         """Forget a response; False if the tenant has none of that id."""
         if self.get(response_id, tenant) is None:
             return False
-        self._forget(response_id)
+        with storing("forget the response"), self._database.transaction() as connection:
+            connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+            connection.execute("DELETE FROM items WHERE response_id = ?", (response_id,))
         return True
 
-    def _forget_old(self) -> None:
-        oldest_s = self._clock() - MAX_AGE_S
-        for response_id, response in tuple(self._responses.items()):
-            if response.stored_s >= oldest_s:
-                return
-            self._forget(response_id)
+    def close(self) -> None:
+        """Let the database go."""
+        with self._opening:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
 
-    def _forget(self, response_id: str) -> None:
-        self._size -= self._responses.pop(response_id).size
+    def _forget(self, connection: sqlite3.Connection) -> None:
+        """Of what is too old or too much. Looks at every response: not for each new one."""
+        connection.execute(_TOO_OLD, (self._clock() - MAX_AGE_S,))
+        connection.execute(_TOO_MUCH, (MAX_BYTES,))
+        connection.execute(_WITHOUT_RESPONSE)
+
+    def _find(self, query: str, wanted: str, tenant: str) -> StoredResponse | None:
+        with storing("read the response"):
+            rows = self._database.read(
+                f"{query} AND tenant = ? AND stored_s >= ? ORDER BY number DESC LIMIT 1",
+                wanted,
+                tenant,
+                self._clock() - MAX_AGE_S,
+            )
+        return msgspec.json.decode(rows[0][0], type=StoredResponse) if rows else None
+
+    @property
+    def _database(self) -> Database:
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> Database:
+        database = Database(None)
+        if self._folder is not None:
+            try:
+                # What is asked is nobody else's business.
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                database = Database(self._folder / DATABASE)
+            except OSError as error:
+                log.warning("responses are kept in memory only: %s", error)
+        for table in _TABLES:
+            database.write(table)
+        with database.transaction() as connection:
+            self._forget(connection)
+        return database

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loire import LLM, SamplingParams
-from loire.base.errors import RequestError
+from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.frontend import Frontend
@@ -171,3 +171,19 @@ def test_a_token_that_the_model_lacks_harms_nobody(model: Path) -> None:
             llm.chat([{"role": "user", "content": "<|beyond|>"}], params)
         [again] = llm.generate("Hello", params)
     assert again.outputs[0].token_ids == expected.outputs[0].token_ids
+
+
+def test_a_text_that_cannot_fit_is_not_even_tokenized(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = frontend.tokenizer
+    most = frontend.max_model_len * tokenizer.longest_token * 4
+
+    def encode(*_: object, **__: object) -> list[int]:
+        raise AssertionError("it was tokenized")
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    with pytest.raises(PromptTooLongError, match=str(most + 1)):
+        frontend.prompt("id", "a" * (most + 1), SamplingParams())
+    with pytest.raises(AssertionError, match="tokenized"):
+        frontend.prompt("id", "a" * most, SamplingParams())

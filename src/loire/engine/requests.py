@@ -18,6 +18,8 @@ from loire.text.tokenizer import Tokenizer
 
 MAX_PRIORITY = 2**31 - 1
 MAX_SALT_CHARS = 4096
+NORMALIZED_AWAY = 4
+"""By how much a tokenizer may shorten a text at most before it looks for tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class RequestBuilder:
         arrival_s = time.monotonic()
         text = values.text("prompt", prompt) if isinstance(prompt, str) else None
         if text is not None:
+            self._check_characters(len(text))
             token_ids = tuple(self.tokenizer.encode(text, add_special_tokens))
         else:
             token_ids = values.token_ids("prompt", prompt)
@@ -123,6 +126,17 @@ class RequestBuilder:
             raise RequestError("the prompt is empty: it needs at least one token", param="prompt")
         self._check_length(len(token_ids), max_tokens)
         self._check_computable("prompt", token_ids)
+
+    def _check_characters(self, num_characters: int) -> None:
+        """Refuse a text that cannot fit before it is tokenized, which takes a second per MB."""
+        most = self.max_model_len * self.tokenizer.longest_token * NORMALIZED_AWAY
+        if num_characters > most:
+            raise PromptTooLongError(
+                f"the prompt has {num_characters} characters, which are more than "
+                f"{self.max_model_len} tokens in any case: that many are the window, for prompt "
+                f"and output together",
+                param="prompt",
+            )
 
     def _check_length(self, num_prompt: int, max_tokens: int | None) -> None:
         window = self.max_model_len

@@ -1,6 +1,7 @@
 """The tokenizer of a model, over Hugging Face's `tokenizers`, wherever its definition lies."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
@@ -35,6 +36,11 @@ class Tokenizer:
         added = rust.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes = TokenBytes(rust)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest name of a token: no token stands for more of a text."""
+        return max(map(len, self.rust.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; special tokens written in it count as such.

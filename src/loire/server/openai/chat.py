@@ -18,6 +18,7 @@ from loire.server.openai.chat_protocol import (
     ChatCompletionRequest,
     ChatLogprobs,
 )
+from loire.server.openai.content_logprobs import ContentPositions
 from loire.server.openai.custom_tools import (
     ClientEvent,
     CustomCalls,
@@ -37,6 +38,7 @@ from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream
 from loire.text.tokenizer import Tokenizer
 from loire.text.tools.events import (
+    AnswerEvent,
     ArgumentsDelta,
     CallBroken,
     CallEnded,
@@ -96,6 +98,10 @@ class ChatAnswer:
         self.generation = generation
         self._readers = [started.reader() for _ in generation.choices]
         self._custom = [CustomCalls(body.custom_names) for _ in generation.choices]
+        tokenizer, at_once = generation.frontend.tokenizer, started.thinking == "none"
+        self._positions = [
+            ContentPositions(tokenizer, begins_at_once=at_once) for _ in generation.choices
+        ]
         self._body = body
         self._head = AnswerHead("chatcmpl", body.model)
 
@@ -122,9 +128,10 @@ class ChatAnswer:
         assert choice.finish_reason is not None, "every choice ends"
         text, positions = choice.take()
         reader = self._readers[choice.index]
-        answer = collect(reader.read(text, choice.finish_reason))
+        events = reader.read(text, choice.finish_reason)
+        answer = collect(events)
         calls = [self._whole_call(call) for call in answer.calls]
-        logprobs = self._logprobs(positions)
+        logprobs = self._logprobs(choice, positions, events)
         return ChatChoice(
             index=choice.index,
             message=AnswerMessage(
@@ -153,23 +160,27 @@ class ChatAnswer:
             deltas.append(_delta(choice.index, {"role": "assistant", "content": ""}))
         text, positions = choice.take()
         reader, finish_reason = self._readers[choice.index], choice.finish_reason
-        events = self._custom[choice.index].read(reader.read(text, finish_reason))
-        news = [delta for event in events if (delta := _news(event))]
+        events = reader.read(text, finish_reason)
+        told = self._custom[choice.index].read(events)
+        news = [delta for event in told if (delta := _news(event))]
         deltas += [_delta(choice.index, delta) for delta in news[:-1]]
         deltas.append(
             _delta(
                 choice.index,
                 news[-1] if news else {},
-                self._logprobs(positions),
+                self._logprobs(choice, positions, events),
                 None if finish_reason is None else reader.finish_reason(finish_reason),
             )
         )
         return deltas
 
-    def _logprobs(self, positions: Sequence[PositionLogprobs]) -> dict[str, Any] | None:
+    def _logprobs(
+        self, choice: Choice, positions: Sequence[PositionLogprobs], events: Sequence[AnswerEvent]
+    ) -> dict[str, Any] | None:
         if not self._body.logprobs:
             return None
-        return {"content": [self._position(position) for position in positions], "refusal": None}
+        of_content = self._positions[choice.index].add(positions, events)
+        return {"content": [self._position(position) for position in of_content], "refusal": None}
 
     def _position(self, position: PositionLogprobs) -> dict[str, Any]:
         tokenizer = self.generation.frontend.tokenizer

@@ -2,7 +2,7 @@
 
 PROMPT ?= What is the capital of France?
 
-.PHONY: run setup setup-test test lint types tests test-slow test-load clean
+.PHONY: run setup setup-test test quick lowest audit fuzz lint types tests test-slow test-load clean
 
 run: setup
 	.venv/bin/loire run "$(PROMPT)"
@@ -16,6 +16,10 @@ setup-test:
 
 test: setup-test lint types tests
 
+# Lint, types, and every test without a process, a browser, a model or transformers.
+quick: lint types
+	.venv/bin/python -m pytest -m quick -n auto
+
 lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -26,6 +30,19 @@ types:
 tests:
 	.venv/bin/python -m pytest
 
+# The quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest.
+lowest:
+	@scripts/lowest.sh -n auto
+
+# Known holes in the versions of constraints.txt; asks a public data base.
+audit:
+	@.venv/bin/python -m pip install --quiet pip-audit
+	.venv/bin/pip-audit --requirement constraints.txt
+
+# Changed model files; MINUTES=60 CASES=300000 for a night.
+fuzz:
+	.venv/bin/python tests/fuzz/run.py --minutes $(or $(MINUTES),5) --cases $(or $(CASES),30000)
+
 test-slow: setup-test
 	.venv/bin/python -m pytest -m slow
 
@@ -33,4 +50,4 @@ test-load: setup-test
 	.venv/bin/python -m pytest -m load
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,16 +6,31 @@ import pytest
 import torch
 
 from loire.checkpoint.store import list_models
-from support.tiny_models import save_tiny_llama
+from support.quick import is_quick, starts_something
 
 # One thread: on a busy machine torch's parallel regions wait for the slowest core at each of their
 # barriers, and small models gain nothing from a second one.
 torch.set_num_threads(1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make quick` does not even import what it would not run."""
+    quick = config.option.markexpr == "quick" and collection_path.suffix == ".py"
+    return True if quick and starts_something(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` runs."""
+    for item in items:
+        if is_quick(item):
+            item.add_marker("quick")
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny random Llama with a byte-level tokenizer and a chat template."""
+    from support.tiny_models import save_tiny_llama  # imports transformers, which takes seconds
+
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 

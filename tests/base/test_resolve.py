@@ -16,9 +16,7 @@ from loire.base.config import (
 )
 from loire.base.errors import CapacityError, ConfigError
 
-MODEL = ModelFacts(
-    name="m", max_positions=4096, default_window=2048, kv_bytes_per_token=200, weight_bytes=10**6
-)
+MODEL = ModelFacts(name="m", max_positions=4096, default_window=2048, kv_bytes_per_token=200)
 BLOCK_BYTES = 100 * 2 * 16
 
 

@@ -14,6 +14,7 @@ Policy = Literal["sequential", "static", "orca", "paged"]
 Reserve = Literal["max-tokens", "window"]
 Quantization = Literal["int8", "int4"]
 WeightQuantization = Literal["auto", "none", "int8", "int4"]
+GenerationConfig = Literal["auto", "none"]
 KVCacheDType = Literal["bfloat16", "float16", "float32", "int8"]
 
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -43,6 +44,8 @@ class EngineOptions:
         kernels: "auto" or the name of a backend in loire.kernels.
         num_threads: of the CPU kernels; by default the cores this process may use.
         pipeline_depth: 2 schedules a step while the one before it computes; 1 does not.
+        generation_config: "auto" samples requests that say nothing of it as the model's makers
+            recommend, "none" by the plain distribution.
         seed: from which the seeds of unseeded requests are drawn; random by default.
     """
 
@@ -61,6 +64,7 @@ class EngineOptions:
     kernels: str = "auto"
     num_threads: int | None = None
     pipeline_depth: Literal[1, 2] = 1
+    generation_config: GenerationConfig = "auto"
     seed: int | None = None
 
 
@@ -75,13 +79,11 @@ class ModelFacts:
     """Window to serve when none is asked for."""
     kv_bytes_per_token: int
     """Bytes of one token's keys and values, in the KV cache's dtype."""
-    weight_bytes: int
-    """Bytes of weights as held in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
-    """What resolve() must know about the machine, after the weights are loaded."""
+    """What resolve() must know about the machine."""
 
     device: str
     available_memory_bytes: int
@@ -107,6 +109,7 @@ class EngineConfig:
     reserve: Reserve
     pipeline_depth: int
     seed: int | None
+    generation_config: GenerationConfig = "auto"
 
     @property
     def background_tokens(self) -> int:
@@ -161,6 +164,16 @@ def resolve(
             # Nobody asked for the full window: serve the longest one that fits.
             max_model_len = num_blocks * options.block_size
             blocks_per_window = num_blocks
+    if num_blocks < 1:
+        raise CapacityError(
+            f"there is no room for a single KV block of {options.block_size} tokens, which takes "
+            f"{_mib(block_bytes)}: "
+            + (
+                f"kv_cache_memory_bytes is {_mib(options.kv_cache_memory_bytes)}"
+                if options.kv_cache_memory_bytes is not None
+                else f"{_mib(machine.available_memory_bytes)} are available, half of them for KV"
+            )
+        )
     if num_blocks < blocks_per_window:
         raise CapacityError(
             f"one request of max_model_len = {max_model_len} tokens needs "
@@ -185,6 +198,7 @@ def resolve(
         policy=options.policy,
         reserve=options.reserve,
         pipeline_depth=options.pipeline_depth,
+        generation_config=options.generation_config,
         seed=options.seed,
     )
 

@@ -15,6 +15,9 @@
 Every message says what was wrong, with the numbers, and what to do about it.
 """
 
+MAX_MESSAGE = 700
+"""Most characters of what is said of a model."""
+
 
 class LoireError(Exception):
     """Base of all exceptions that Loire raises on purpose."""
@@ -29,7 +32,16 @@ class CapacityError(ConfigError):
 
 
 class ModelError(LoireError):
-    """A model that cannot be loaded."""
+    """A model that cannot be loaded.
+
+    Files say what is wrong with them in words of their own, of any length: of a long message the
+    beginning and the end are kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[: MAX_MESSAGE - 150]} ... {message[-145:]}"
+        super().__init__(message)
 
 
 class UnsupportedModelError(ModelError):

@@ -1,9 +1,9 @@
 """How one request wants its tokens chosen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from loire.base import request_values as values
 from loire.base.errors import RequestError
@@ -11,6 +11,11 @@ from loire.base.structured_outputs import StructuredOutputs
 
 Pooling = Literal["mean", "last"]
 
+NEUTRAL: Mapping[str, float] = MappingProxyType(
+    {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+)
+"""What a model's makers may recommend otherwise, and the values that change nothing."""
+_OPEN: Any = None
 MAX_LOGPROBS = 20
 """Most alternatives per token that can be asked for, as in the OpenAI API."""
 
@@ -18,6 +23,10 @@ MAX_LOGPROBS = 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Parameters of sampling, under the names that vLLM and the OpenAI API use.
+
+    temperature, top_k, top_p, min_p and repetition_penalty that are not given (or None) are those
+    that the model's makers recommend; they are filled in when a request is built, and until then
+    hold the values that change nothing.
 
     Attributes:
         n: completions per prompt; they share the prompt's KV blocks.
@@ -46,16 +55,17 @@ class SamplingParams:
         pooling: instead of an answer, the prompt's hidden states after the final norm as one
             vector of length 1: their mean, or the last one. max_tokens must be 1; the one token
             means nothing.
+        left_open: names of the parameters that were not given, and that the model may decide.
 
     Raises RequestError, naming the field, if a value is out of range.
     """
 
     n: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = _OPEN
+    top_k: int = _OPEN
+    top_p: float = _OPEN
+    min_p: float = _OPEN
+    repetition_penalty: float = _OPEN
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -71,8 +81,16 @@ class SamplingParams:
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
     pooling: Pooling | None = None
+    left_open: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in NEUTRAL}
+        # A copy with another value has decided; one of the same value has not.
+        still = {name for name in self.left_open if given.get(name) == NEUTRAL.get(name)}
+        missing = {name for name, value in given.items() if value is None}
+        object.__setattr__(self, "left_open", frozenset(still | missing))
+        for name in missing:
+            object.__setattr__(self, name, NEUTRAL[name])
         for name, (low, high) in _WHOLE.items():
             self._settle(name, values.whole, low, high)
         for name, (least, most) in _NUMBERS.items():
@@ -114,6 +132,15 @@ class SamplingParams:
                 f"{self.n} and {self.max_tokens}",
                 param="pooling",
             )
+
+    def filled(self, defaults: Mapping[str, float]) -> "SamplingParams":
+        """With these values for what was left open; names as in NEUTRAL."""
+        if not self.left_open:
+            return self
+        chosen: dict[str, Any] = {
+            name: value for name, value in defaults.items() if name in self.left_open
+        }
+        return replace(self, **chosen, left_open=frozenset())
 
     @property
     def greedy(self) -> bool:

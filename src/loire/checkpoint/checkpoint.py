@@ -62,6 +62,8 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     tokenizer: TokenizerSource
     chat_template: str | Mapping[str, str] | None = None
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    """Parameters of sampling that the model's makers recommend, by SamplingParams' names."""
 
     @property
     def num_parameters(self) -> int:

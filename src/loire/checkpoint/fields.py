@@ -6,6 +6,8 @@ from typing import Any
 from loire.base.errors import CheckpointError
 
 _MISSING: Any = object()
+MAX_POSITIONS = 2**24
+"""Longest window that a model may claim, in tokens."""
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription, dense_layers
-from loire.checkpoint.fields import Fields
+from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.gguf_file import GGUFFile, numbers
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.rope_config import longrope_attention_factor
@@ -107,7 +107,7 @@ def describe(file: GGUFFile) -> ModelDescription:
         architecture=architecture,
         vocab_size=embedding.shape[0],
         hidden_size=hidden,
-        max_positions=own.integer("context_length"),
+        max_positions=own.integer("context_length", high=MAX_POSITIONS),
         norm_eps=own.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
         layers=layers,
         tied_embeddings="output.weight" not in file.tensors,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.description import ModelDescription, dense_layers
 from loire.checkpoint.feed_forward import Activation
-from loire.checkpoint.fields import Fields
+from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.rope_config import parse_rope
 
 MAX_LAYERS = 10_000
@@ -104,7 +104,7 @@ def _common(
             f"{fields.source}: num_attention_heads {heads} is not a multiple of "
             f"num_key_value_heads {num_kv_heads}"
         )
-    positions = fields.integer("max_position_embeddings", max_positions)
+    positions = fields.integer("max_position_embeddings", max_positions, high=MAX_POSITIONS)
     name = fields.text(activation_key, activation)
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(f"{fields.source}: activation {name!r} is not supported")

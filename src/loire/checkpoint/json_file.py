@@ -8,7 +8,7 @@ from typing import Any
 
 from loire.base.errors import CheckpointError
 
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 2**24
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

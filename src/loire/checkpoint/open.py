@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from loire.checkpoint import gguf_model, huggingface_config, safetensors_header
+from loire.checkpoint import (
+    gguf_model,
+    huggingface_config,
+    safetensors_header,
+    sampling_defaults,
+)
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo, TokenizerSource
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.fields import Fields
@@ -15,6 +20,9 @@ from loire.checkpoint.json_file import read_json, read_text
 
 VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
                    "model.multi_modal_projector.")  # fmt: skip
+GENERATION_CONFIG = "generation_config.json"
+MAX_TEMPLATE = 2**18
+"""Characters; the longest known has a fifth of them."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -26,16 +34,39 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         if path.is_dir():
-            return _open_directory(path)
+            return _checked(_open_directory(path))
         if not path.exists():
             raise ModelNotFoundError(f"{path} does not exist")
         if path.suffix == ".gguf":
-            return _open_gguf(path)
+            return _checked(_open_gguf(path))
         if path.suffix in safetensors_header.PICKLE_SUFFIXES:
             raise UnsupportedModelError(safetensors_header.PICKLE_REFUSAL.format(path))
         raise CheckpointError(f"{path} is neither a model directory nor a .gguf file")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose named tokens exist. Raises CheckpointError."""
+    description = checkpoint.description
+    beyond = [
+        token_id
+        for token_id in description.eos_token_ids
+        if not 0 <= token_id < description.vocab_size
+    ]
+    if beyond:
+        raise CheckpointError(
+            f"{checkpoint.path}: outputs should end with token {beyond[0]}, but the embedding has "
+            f"{description.vocab_size} rows"
+        )
+    templates = checkpoint.chat_template or ""
+    texts = [templates] if isinstance(templates, str) else templates.values()
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_TEMPLATE:
+        raise CheckpointError(
+            f"{checkpoint.path}: a chat template has {longest} characters, more than {MAX_TEMPLATE}"
+        )
+    return checkpoint
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -48,6 +79,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         tensors=gguf_model.tensors(file, description),
         tokenizer=TokenizerSource(gguf_metadata=file.metadata),
         chat_template=template,
+        sampling_defaults=sampling_defaults.from_gguf(file.metadata, path),
     )
 
 
@@ -68,7 +100,8 @@ def _open_directory(directory: Path) -> Checkpoint:
     if not config_path.exists():
         raise CheckpointError(f"{directory} has no config.json{_hint(directory)}")
     description = huggingface_config.describe(read_json(config_path), str(config_path))
-    description = _with_generation_config(description, directory)
+    generation_config = _read_optional(directory / GENERATION_CONFIG)
+    description = _with_generation_config(description, generation_config, directory)
     tensors = _text_tensors(safetensors_header.read_directory(directory))
     description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
@@ -82,6 +115,9 @@ def _open_directory(directory: Path) -> Checkpoint:
             tokenizer_config=tokenizer_config,
         ),
         chat_template=_chat_template(directory, tokenizer_config),
+        sampling_defaults=sampling_defaults.from_generation_config(
+            generation_config, str(directory / GENERATION_CONFIG)
+        ),
     )
 
 
@@ -99,10 +135,12 @@ def _read_optional(path: Path) -> Mapping[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _with_generation_config(description: ModelDescription, directory: Path) -> ModelDescription:
+def _with_generation_config(
+    description: ModelDescription, generation_config: Mapping[str, Any], directory: Path
+) -> ModelDescription:
     """generation_config.json often lists more end tokens than config.json does."""
-    path = directory / "generation_config.json"
-    more = huggingface_config.token_ids(Fields(_read_optional(path), str(path)), "eos_token_id")
+    fields = Fields(generation_config, str(directory / GENERATION_CONFIG))
+    more = huggingface_config.token_ids(fields, "eos_token_id")
     return replace(
         description, eos_token_ids=tuple(dict.fromkeys((*description.eos_token_ids, *more)))
     )

@@ -3,7 +3,8 @@
 They come as packages of the Python index, which is reachable wherever pip is.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class PinnedModel:
     sha256: str
     """Of the whole file."""
     license: str
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """How its makers recommend to sample, by SamplingParams' names."""
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +77,7 @@ PINNED: dict[str, PinnedModel] = {
             ),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             license="Apache-2.0",
+            sampling={"temperature": 0.2, "top_p": 0.9},  # its model card
         ),
         PinnedModel(
             name="gemma3-270m",

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `loire chat`."""
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
     parser.add_argument("--system", help="system message")
-    add_sampling_options(parser, temperature=0.6, top_p=0.95)
+    add_sampling_options(parser)
     add_engine_options(parser)
 
 

@@ -71,6 +71,11 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
     add("--kernels", help="a backend listed by `loire env` [auto]")
     add("--num-threads", type=int, help="threads of the CPU kernels [all cores]")
     add("--pipeline-depth", type=int, choices=(1, 2), help="2 schedules ahead by one step [1]")
+    add(
+        "--generation-config",
+        choices=("auto", "none"),
+        help="none: do not sample as the model's makers recommend where nothing is said [auto]",
+    )
     add("--engine-seed", dest="engine_seed", type=int, help="makes unseeded requests repeatable")
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no plan")
     add_form_options(parser)
-    add_sampling_options(parser, temperature=0.0)
+    add_sampling_options(parser)
     add_engine_options(parser)
 
 

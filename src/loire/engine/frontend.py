@@ -28,12 +28,19 @@ class Frontend:
         seed: int | None = None,
         *,
         tokenizer: Tokenizer | None = None,
+        recommended: bool = True,
     ) -> None:
-        """tokenizer: the checkpoint's, if it was made already."""
+        """tokenizer: the checkpoint's, if it was made already.
+
+        recommended: requests that say nothing of it are sampled as the model's makers recommend.
+        """
         self.tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
         num_tokens = checkpoint.description.vocab_size
-        self._builder = RequestBuilder(self.tokenizer, max_model_len, num_tokens, seed)
+        self.sampling_defaults = dict(checkpoint.sampling_defaults) if recommended else {}
+        self._builder = RequestBuilder(
+            self.tokenizer, max_model_len, num_tokens, seed, self.sampling_defaults
+        )
         self._template: ChatTemplate | None = None
         self._dialect: Dialect | None = None
         if checkpoint.chat_template is not None:

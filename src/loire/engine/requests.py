@@ -5,7 +5,7 @@ Everything that would fail later is refused here, with the numbers.
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loire.base import request_values as values
@@ -38,16 +38,23 @@ class RequestBuilder:
     """Makes submissions for one model and window. Holds no state but the source of seeds.
 
     num_tokens: rows of the model's embedding and columns of its logits. A token beyond them may be
-    in the tokenizer, but the model cannot compute it.
+    in the tokenizer, but the model cannot compute it. sampling_defaults: what requests that leave
+    it open are sampled with.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_model_len: int, num_tokens: int, seed: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        max_model_len: int,
+        num_tokens: int,
+        seed: int | None = None,
+        sampling_defaults: Mapping[str, float] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self._num_computable = num_tokens
         self._forms = FormChecker(tokenizer)
+        self._sampling_defaults = dict(sampling_defaults or {})
         self._seeds = random.Random(seed) if seed is not None else random.SystemRandom()
 
     def build(
@@ -66,6 +73,7 @@ class RequestBuilder:
         Raises PromptTooLongError if the prompt, or the prompt with max_tokens, exceeds the window.
         """
         arrival_s = time.monotonic()
+        params = params.filled(self._sampling_defaults)
         text = values.text("prompt", prompt) if isinstance(prompt, str) else None
         if text is not None:
             self._check_characters(len(text))

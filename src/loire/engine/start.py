@@ -58,7 +58,12 @@ class Engine:
 
     def frontend(self) -> Frontend:
         """Make the client's side: tokenizer, chat template and request checks."""
-        return Frontend(self.checkpoint, self.config.max_model_len, self.config.seed)
+        return Frontend(
+            self.checkpoint,
+            self.config.max_model_len,
+            self.config.seed,
+            recommended=self.config.generation_config == "auto",
+        )
 
     @property
     def plan_lines(self) -> tuple[str, str]:

@@ -69,7 +69,13 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
             await supervisor.close()
             raise
         config = ready.config
-        frontend = Frontend(checkpoint, config.max_model_len, config.seed, tokenizer=tokenizer)
+        frontend = Frontend(
+            checkpoint,
+            config.max_model_len,
+            config.seed,
+            tokenizer=tokenizer,
+            recommended=config.generation_config == "auto",
+        )
         self = cls(supervisor, inboxes, frontend, config, request_timeout_s)
         self.plan_lines = ready.plan_lines
         return self

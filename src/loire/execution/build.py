@@ -1,7 +1,7 @@
 """From options and a checkpoint to a runner that is ready to compute."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -65,29 +65,33 @@ def build_runner(
     dtype = select_dtype(options)
     torch_dtype = TORCH_DTYPES[dtype]
     backend = select_backend(options.kernels, device, torch_dtype, options.num_threads)
+    kv_dtype = settle_kv_cache_dtype(options, dtype)
+    facts = ModelFacts(
+        name=name,
+        max_positions=description.max_positions,
+        default_window=description.default_window,
+        kv_bytes_per_token=description.kv_bytes_per_token(kv_dtype),
+    )
+
+    def settle() -> tuple[EngineConfig, int]:
+        available = available_memory(device)
+        machine = MachineFacts(device=str(device), available_memory_bytes=available)
+        return resolve(options, dtype, facts, machine), available
+
+    # What has no room before the weights are read has none after; and tables of positions are made
+    # for a window that can be served, whatever the model claims.
+    window = settle()[0].max_model_len
     decoder = load_decoder(
         checkpoint,
         dtype=torch_dtype,
         device=device,
         backend=backend,
-        max_model_len=options.max_model_len or description.default_window,
+        max_model_len=window,
         quantization=options.quantization,
         progress=progress,
     )
-    available = available_memory(device)
-    kv_dtype = settle_kv_cache_dtype(options, dtype)
-    config = resolve(
-        options,
-        dtype,
-        ModelFacts(
-            name=name,
-            max_positions=description.max_positions,
-            default_window=description.default_window,
-            kv_bytes_per_token=description.kv_bytes_per_token(kv_dtype),
-            weight_bytes=decoder.weight_bytes,
-        ),
-        MachineFacts(device=str(device), available_memory_bytes=available),
-    )
+    config, available = settle()
+    config = replace(config, max_model_len=min(config.max_model_len, window))
     cache = KVCache(
         description, config.num_blocks, config.block_size, KV_CACHE_DTYPES[kv_dtype], device
     )

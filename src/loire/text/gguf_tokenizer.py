@@ -4,6 +4,7 @@ Two kinds occur in the supported families: byte-level BPE with merges ("gpt2"), 
 BPE with scores and byte fallback ("llama"), whose merges follow from the scores.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from loire.base.errors import CheckpointError, UnsupportedModelError
 
 CONTROL, USER_DEFINED = 3, 4
 """Values of tokenizer.ggml.token_type."""
+MAX_PIECE = 256
+"""Most characters of a SentencePiece piece, all of whose halves are looked up."""
 
 # How text is cut before merging, by tokenizer.ggml.pre. These are the patterns that the models'
 # own tokenizer.json files hold.
@@ -91,7 +94,8 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> RustTo
     scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens))
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    unknown_token = tokens[unknown] if isinstance(unknown, int) and unknown < len(tokens) else None
+    is_token = isinstance(unknown, int) and 0 <= unknown < len(tokens)
+    unknown_token = tokens[unknown] if is_token else None
     model = BPE(
         vocab=vocab,
         merges=_merges_from_scores(tokens, scores, vocab),
@@ -124,6 +128,12 @@ def _merges_from_scores(
 
     SentencePiece's BPE always merges the neighbours whose union scores highest.
     """
+    longest = max(map(len, tokens))
+    if longest > MAX_PIECE:
+        raise CheckpointError(
+            f"the vocabulary has a piece of {longest} characters, more than the {MAX_PIECE} that "
+            f"any real one stays far below"
+        )
     merges: list[tuple[float, int, int, str, str]] = []
     for token, score in zip(tokens, scores, strict=True):
         for cut in range(1, len(token)):
@@ -176,8 +186,7 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> Sequence[Any]:
     value = metadata.get(key)
-    if value is None or len(value) != count:
-        found = "none" if value is None else len(value)
-        raise CheckpointError(f"{key} should have {count} entries, one per token, but has {found}")
-    numbers: Sequence[Any] = value.tolist()
-    return numbers
+    if not isinstance(value, array) or len(value) != count:
+        found = len(value) if isinstance(value, array) else "none"
+        raise CheckpointError(f"{key} should have {count} numbers, one per token, but has {found}")
+    return value

@@ -10,6 +10,7 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint, TokenizerSource
 from loire.text.gguf_tokenizer import build_from_gguf
 from loire.text.token_bytes import TokenBytes
+from loire.text.tokenizer_limits import check_bounds, errors_of_the_library
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -98,13 +99,13 @@ def load_tokenizer(
     Raises CheckpointError if there is none or it is damaged.
     """
     if source.gguf_metadata is not None:
-        rust = build_from_gguf(source.gguf_metadata)
+        with errors_of_the_library("the tokenizer of the GGUF file cannot be made"):
+            rust = build_from_gguf(source.gguf_metadata)
         names = _gguf_special_tokens(source.gguf_metadata)
     elif source.tokenizer_json is not None:
-        try:
+        with errors_of_the_library(f"{source.tokenizer_json} cannot be read"):
             rust = RustTokenizer.from_file(str(source.tokenizer_json))
-        except Exception as error:  # the library raises nothing more precise
-            raise CheckpointError(f"{source.tokenizer_json} cannot be read: {error}") from error
+            check_bounds(rust, str(source.tokenizer_json))
         names = _config_special_tokens(source.tokenizer_config)
     else:
         raise CheckpointError("the model has no tokenizer.json; Loire needs one beside config.json")

@@ -13,7 +13,6 @@ from loire.server.web.client_tools import TOOL_HINTS, HostedTool, without_hosted
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import (
-    LEAST_TOP_P,
     MAX_INT,
     MAX_MESSAGES,
     MAX_NAME,
@@ -21,11 +20,13 @@ from loire.server.web.strict import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TOOLS,
+    RECOMMENDED,
     UP_TO_PARTS,
     FunctionName,
     Name,
     StrictModel,
     Text,
+    given_sampling,
     refuse,
 )
 from loire.text.effort import Effort
@@ -463,9 +464,9 @@ class MessagesRequest(PromptFields):
         default_factory=list, max_length=MAX_STOPS, fail_fast=True
     )
     stream: bool = False
-    temperature: float = Field(1.0, ge=0, le=1)
-    top_p: float = Field(1.0, ge=0, le=1, description="0 keeps the likeliest token alone")
-    top_k: int = Field(0, ge=0, le=MAX_INT)
+    temperature: float | None = Field(None, ge=0, le=1, description=RECOMMENDED)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 keeps the likeliest token alone")
+    top_k: int | None = Field(None, ge=0, le=MAX_INT)
 
     def sampling_params(self) -> SamplingParams:
         """How to choose tokens. Raises RequestError, naming the field."""
@@ -474,9 +475,7 @@ class MessagesRequest(PromptFields):
             # The engine ends a request with a token; one that nobody asked for is not shown.
             max_tokens=max(self.max_tokens, 1),
             stop=self.stop_sequences,
-            temperature=self.temperature,
-            top_p=self.top_p or LEAST_TOP_P,
-            top_k=self.top_k,
+            **given_sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k),
             structured_outputs=None if form is None else StructuredOutputs(json=form.schema_),
         )
 

@@ -13,15 +13,16 @@ from loire.base.structured_outputs import StructuredOutputs
 from loire.server.openai.structured_protocol import StructuredFields
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import (
-    LEAST_TOP_P,
     MAX_INT,
     MAX_NAME,
     MAX_STOP_LENGTH,
     MAX_STOPS,
+    RECOMMENDED,
     Name,
     StrictModel,
     TokenId,
     TokenKey,
+    given_sampling,
     refuse,
 )
 
@@ -88,8 +89,8 @@ class GenerationRequest(StructuredFields):
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
     n: int = Field(1, ge=1, le=128)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, ge=0, le=1, description="0 keeps the likeliest token alone")
+    temperature: float | None = Field(None, ge=0, le=2, description=RECOMMENDED)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 keeps the likeliest token alone")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] = Field(
@@ -100,9 +101,9 @@ class GenerationRequest(StructuredFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all")
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="0 or -1 keeps all")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
     stop_token_ids: list[TokenId] = Field(
@@ -133,11 +134,13 @@ class GenerationRequest(StructuredFields):
         """SamplingParams from the shared fields. Raises RequestError, naming the field."""
         return SamplingParams(
             n=self.n,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p or LEAST_TOP_P,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            **given_sampling(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+            ),
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
             logit_bias=self.logit_bias,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from loire.base.sampling import SamplingParams
 from loire.engine.requests import Submission
 from loire.server.serving.client import CallClient
 from loire.server.web.errors import ApiError
@@ -96,6 +97,11 @@ class Generation:
             for number, submission in enumerate(submissions)
             for choice in range(n)
         ]
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        return self._submissions[0].request.params
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -25,6 +25,7 @@ MAX_NAME = 512
 MAX_INT = 2**31 - 1
 LEAST_TOP_P = 1e-9
 """Stands for a top_p of 0: the fewest tokens whose weights reach it are one."""
+RECOMMENDED = "as the model's makers recommend, if it is not given"
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1_000
 """Of one message."""
@@ -36,6 +37,14 @@ MAX_TOOLS = 1_024
 
 UP_TO_PARTS = Field(max_length=MAX_PARTS, fail_fast=True)
 """A list of so many, that fails at the first mistake: a million of them cost no more than one."""
+
+
+def given_sampling(**values: float | None) -> dict[str, Any]:
+    """Those parameters of sampling that a body gives: the others are the model's to decide."""
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if given.get("top_p") == 0:
+        given["top_p"] = LEAST_TOP_P
+    return given
 
 
 def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:

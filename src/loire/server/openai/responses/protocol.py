@@ -25,17 +25,18 @@ from loire.server.web.client_tools import HostedTool
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import (
-    LEAST_TOP_P,
     MAX_INT,
     MAX_MESSAGES,
     MAX_NAME,
     MAX_PARTS,
     MAX_TOOLS,
+    RECOMMENDED,
     UP_TO_PARTS,
     FunctionName,
     Name,
     StrictModel,
     Text,
+    given_sampling,
     refuse,
 )
 from loire.text.effort import Effort
@@ -381,12 +382,12 @@ class ResponsesRequest(StrictModel):
     instructions: Text = Field("", description="a system message, not kept for the next response")
     previous_response_id: Name = Field("", description="go on from a response that was stored")
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, ge=0, le=1, description="0 keeps the likeliest token alone")
+    temperature: float | None = Field(None, ge=0, le=2, description=RECOMMENDED)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 keeps the likeliest token alone")
     stream: bool = False
     store: bool = Field(True, description="whether it can be retrieved and gone on from")
     text: TextOptions = Field(default_factory=TextOptions)
-    top_k: int = Field(0, ge=-1, le=MAX_INT, description="0 or -1 keeps all (vLLM's)")
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT, description="0 or -1 keeps all (vLLM's)")
     ignore_eos: bool = Field(False, description="go on to max_output_tokens (vLLM's)")
     tools: list[ResponseTool] = Field(default_factory=list, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: ToolChoice = "auto"
@@ -459,9 +460,7 @@ class ResponsesRequest(StrictModel):
         """How to choose tokens. Raises RequestError, naming the field."""
         return SamplingParams(
             max_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p or LEAST_TOP_P,
-            top_k=self.top_k,
+            **given_sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k),
             ignore_eos=self.ignore_eos,
             structured_outputs=self.text.format.spec(),
         )

@@ -261,6 +261,7 @@ class ResponseAnswer:
 
     def _response(self, status: Literal["in_progress", "completed", "incomplete"]) -> ResponseBody:
         body, usage = self._body, usage_of(self.generation)
+        params = self.generation.params
         cut = status == "incomplete"
         return ResponseBody(
             id=self._id,
@@ -274,7 +275,7 @@ class ResponseAnswer:
             parallel_tool_calls=body.parallel_tool_calls,
             previous_response_id=body.previous_response_id or None,
             store=body.store,
-            temperature=body.temperature,
+            temperature=params.temperature,
             text=body.text.model_dump(by_alias=True, exclude_unset=True) or _PLAIN_TEXT,
             tool_choice=body.tool_choice
             if isinstance(body.tool_choice, str)
@@ -282,7 +283,8 @@ class ResponseAnswer:
             tools=[tool.model_dump() for tool in body.tools],
             reasoning={"effort": body.reasoning.effort, "summary": None},
             truncation=body.truncation,
-            top_p=body.top_p,
+            # The least stands for 0.
+            top_p=params.top_p if body.top_p is None else body.top_p,
             usage=None
             if status == "in_progress"
             else ResponsesUsage(

@@ -1,0 +1,217 @@
+"""Small models that are whole and right: what the fuzzer changes."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+STRING, ARRAY, U32, I32, F32 = 8, 9, 4, 5, 6
+HIDDEN, INNER, HEADS, KV_HEADS, LAYERS = 32, 64, 4, 2, 1
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokens() -> list[str]:
+    """Three special tokens, the byte-level alphabet, two merged ones."""
+    from tokenizers import pre_tokenizers
+
+    return [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll"]
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """All tensors of a tiny Llama under the names of GGUF."""
+    kv = HIDDEN // HEADS * KV_HEADS
+    found: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (len(tokens()), HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+    }
+    for layer in range(LAYERS):
+        prefix = f"blk.{layer}."
+        found |= {
+            f"{prefix}attn_norm.weight": (HIDDEN,),
+            f"{prefix}ffn_norm.weight": (HIDDEN,),
+            f"{prefix}attn_q.weight": (HIDDEN, HIDDEN),
+            f"{prefix}attn_k.weight": (kv, HIDDEN),
+            f"{prefix}attn_v.weight": (kv, HIDDEN),
+            f"{prefix}attn_output.weight": (HIDDEN, HIDDEN),
+            f"{prefix}ffn_gate.weight": (INNER, HIDDEN),
+            f"{prefix}ffn_up.weight": (INNER, HIDDEN),
+            f"{prefix}ffn_down.weight": (HIDDEN, INNER),
+        }
+    return found
+
+
+_COMMON = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _data(shape: tuple[int, ...]) -> bytes:
+    count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+    return struct.pack(f"<{count}f", *(((i * 37) % 101 - 50) / 500 for i in range(count)))
+
+
+def metadata(kind: str = "gpt2") -> dict[str, tuple[int, Any]]:
+    """Keys of a GGUF file: (type, value); an array's value is (type, values)."""
+    words = tokens()
+    return {
+        "general.architecture": (STRING, "llama"),
+        "llama.context_length": (U32, 128),
+        "llama.embedding_length": (U32, HIDDEN),
+        "llama.block_count": (U32, LAYERS),
+        "llama.feed_forward_length": (U32, INNER),
+        "llama.attention.head_count": (U32, HEADS),
+        "llama.attention.head_count_kv": (U32, KV_HEADS),
+        "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
+        "tokenizer.ggml.model": (STRING, kind),
+        "tokenizer.ggml.pre": (STRING, "smollm"),
+        "tokenizer.ggml.tokens": (ARRAY, (STRING, words)),
+        "tokenizer.ggml.token_type": (ARRAY, (I32, [3] * 3 + [1] * (len(words) - 3))),
+        "tokenizer.ggml.scores": (ARRAY, (F32, [0.0] * len(words))),
+        "tokenizer.ggml.merges": (ARRAY, (STRING, ["h e", "l l"])),
+        "tokenizer.ggml.bos_token_id": (U32, 0),
+        "tokenizer.ggml.eos_token_id": (U32, 2),
+        "tokenizer.chat_template": (STRING, TEMPLATE),
+    }
+
+
+_CODES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+
+
+def _value(kind: int, value: Any) -> bytes:
+    if kind == STRING:
+        data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+        return struct.pack("<Q", len(data)) + data
+    if kind == ARRAY:
+        inner, items = value
+        head = struct.pack("<IQ", inner, len(items))
+        return head + b"".join(_value(inner, item) for item in items)
+    return struct.pack("<" + _CODES[kind], value)
+
+
+def gguf(keys: dict[str, tuple[int, Any]]) -> bytes:
+    """A GGUF file of these keys and a tiny Llama's tensors. Raises struct.error for misfits."""
+    sizes = shapes()
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(sizes), len(keys))
+    for key, (kind, value) in keys.items():
+        out += _value(STRING, key) + struct.pack("<I", kind) + _value(kind, value)
+    body = b""
+    for name, shape in sizes.items():
+        body = body.ljust(-(-len(body) // 32) * 32, b"\0")
+        out += _value(STRING, name) + struct.pack("<I", len(shape))
+        out += struct.pack(f"<{len(shape)}Q", *reversed(shape)) + struct.pack("<IQ", 0, len(body))
+        body += _data(shape)
+    return out.ljust(-(-len(out) // 32) * 32, b"\0") + body
+
+
+def config() -> dict[str, Any]:
+    """config.json of the same model."""
+    return {
+        "model_type": "llama",
+        "vocab_size": len(tokens()),
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": [2],
+        "tie_word_embeddings": True,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "dtype": "float32",
+    }
+
+
+def header() -> tuple[dict[str, Any], bytes]:
+    """Header of a safetensors file, and what follows it."""
+    found: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, shape in shapes().items():
+        parts = name.split(".")
+        middle = ".".join([_COMMON[parts[-2]], parts[-1]])
+        data = _data(shape)
+        found[f"model.layers.{parts[1]}.{middle}" if parts[0] == "blk" else middle] = {
+            "dtype": "F32",
+            "shape": list(shape),
+            "data_offsets": [len(body), len(body) + len(data)],
+        }
+        body += data
+    return found, body
+
+
+def tokenizer() -> dict[str, Any]:
+    """tokenizer.json."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    pattern = {"Regex": r"\p{N}| ?[^\s\p{N}]+|\s+"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    words = tokens()
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, "special": True, **flags}
+            for index, token in enumerate(SPECIAL)
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+        "post_processor": None,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {token: index for index, token in enumerate(words)},
+            "merges": ["h e", "l l"],
+        },
+    }
+
+
+def files() -> dict[str, Any]:
+    """A Hugging Face directory: name -> JSON, text or bytes."""
+    head, body = header()
+    text = json.dumps(head).encode()
+    return {
+        "config.json": config(),
+        "generation_config.json": {"eos_token_id": [2], "temperature": 0.6, "top_p": 0.9},
+        "tokenizer.json": tokenizer(),
+        "tokenizer_config.json": {"eos_token": "<|im_end|>", "bos_token": {"content": SPECIAL[0]}},
+        "chat_template.jinja": TEMPLATE,
+        "model.safetensors": struct.pack("<Q", len(text)) + text + body,
+    }
+
+
+def write(directory: Path, contents: dict[str, Any]) -> Path:
+    """Write a directory anew."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        if isinstance(content, dict | list):
+            content = json.dumps(content)
+        if isinstance(content, str):
+            content = content.encode("utf-8", "surrogatepass")
+        (directory / name).write_bytes(content)
+    return directory

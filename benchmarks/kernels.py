@@ -40,8 +40,8 @@ def main() -> None:
         count = max(2, round(COLD_BYTES / (inputs * outputs * 2)))
         weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
         layers = {
-            "native": [native.linear(weight) for weight in weights],
-            "torch": [CpuBackend().linear(weight) for weight in weights],
+            "native": [native.linear.pack(weight) for weight in weights],
+            "torch": [CpuBackend().linear.pack(weight) for weight in weights],
         }
         for tokens in TOKENS:
             x = torch.randn(tokens, inputs).bfloat16()

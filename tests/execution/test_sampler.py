@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from loire.base.sampling import SamplingParams
 from loire.base.step import NewSequence
 from loire.execution import sampler
 from loire.execution.constraints import ConstraintFactory
+from loire.execution.penalty_table import PenaltyTable
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
 from loire.kernels.reference import ReferenceBackend
@@ -27,7 +28,9 @@ def _no_tokenizer() -> Tokenizer:
 
 
 CONSTRAINTS = ConstraintFactory(_no_tokenizer, VOCAB)
-sample = partial(sampler.sample, backend=ReferenceBackend())
+CPU = torch.device("cpu")
+PENALTIES = PenaltyTable(VOCAB, CPU)
+sample = partial(sampler.sample, kernels=ReferenceBackend().sampling, penalties=PENALTIES)
 
 
 def _state(
@@ -48,7 +51,7 @@ def _state(
         output_token_ids=output,
         stop_token_ids=stops,
     )
-    return SamplingState(new, CONSTRAINTS, torch.device("cpu"))
+    return SamplingState(new, CONSTRAINTS, PENALTIES)
 
 
 def _logits(seed: int = 0, rows: int = 1) -> torch.Tensor:
@@ -144,8 +147,7 @@ def test_tokens_sampled_later_are_counted() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 3], logits[0, 4] = 2.0, 1.5
     state = _state(temperature=0.0, presence_penalty=1.0)
-    state.record(3)
-    assert sample(logits.clone(), [state], [3])[0].token_id == 4
+    assert [sample(logits.clone(), [state], [p])[0].token_id for p in (2, 3, 4)] == [3, 4, 3]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -200,11 +202,42 @@ def test_company_changes_nothing(knobs: list[dict[str, Any]], seed: int) -> None
 
 
 def test_random_numbers_are_uniform_and_independent() -> None:
-    numbers = [uniform(seed, choice, pos) for seed in range(20) for choice in range(10)
-               for pos in range(100)]  # fmt: skip
+    seeds, choices, positions = zip(*product(range(20), range(10), range(100)), strict=True)
+    numbers = uniform(seeds, choices, positions).tolist()
     assert all(0 <= number < 1 for number in numbers)
     assert len(set(numbers)) == len(numbers)
     assert abs(sum(numbers) / len(numbers) - 0.5) < 0.01
     lag = sum((a - 0.5) * (b - 0.5) for a, b in pairwise(numbers))
     assert abs(lag / len(numbers)) < 3 / 12 / math.sqrt(len(numbers))
-    assert uniform(-1, 0, 0) == uniform(2**64 - 1, 0, 0), "seeds are 64 bits"
+    assert uniform([-1], [0], [0]) == uniform([2**64 - 1], [0], [0]), "seeds are 64 bits"
+
+
+def _plain_uniform(seed: int, choice: int, position: int) -> float:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014) three times, in Python's own numbers."""
+    x = seed
+    for word in (0, choice, position):
+        x = ((x ^ word) + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        x ^= x >> 31
+    return (x >> 11) * 2.0**-53
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 127), st.integers(0, 2**20))))
+def test_random_numbers_are_those_of_splitmix(triples: list[tuple[int, int, int]]) -> None:
+    """To the bit: a request with a seed gives what it gave before."""
+    columns = tuple(zip(*triples, strict=True)) or ((), (), ())
+    assert uniform(*columns).tolist() == [_plain_uniform(*triple) for triple in triples]
+
+
+def test_lines_of_penalties_are_used_again() -> None:
+    table = PenaltyTable(10, CPU)
+    lines = [table.take([1], [2, 2]) for _ in range(5)]
+    assert len(set(lines)) == 5
+    table.counts[lines[3]] = 7
+    table.give_back(lines[3])
+    for line in iter(lambda: table.take([4], [5]), lines[3]):
+        lines.append(line)
+    assert table.counts[lines[3]].tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert table.seen[lines[3]].nonzero().flatten().tolist() == [4, 5]
+    assert table.counts[lines[4]].tolist() == [0, 0, 2, 0, 0, 0, 0, 0, 0, 0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from loire.kernels.interface import AttentionShape, FlatBatch, LayerCache
 from loire.kernels.native.backend import NativeBackend, instruction_sets
 from loire.kernels.quantization import quantize_vectors
-from loire.kernels.reference import store
+from loire.kernels.reference_attention import store
 
 usable, why = NativeBackend.available()
 needs_library = pytest.mark.skipif(not usable, reason=why)

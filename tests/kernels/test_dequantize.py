@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from native_cases import SETS, backend, needs_library
 
 from loire.checkpoint.formats import FORMATS
-from loire.kernels.dequantize import dequantize_by_library, fastest_dequantize
+from loire.kernels import dequantize
+from loire.kernels.dequantize import dequantize_by_library
+from loire.kernels.native.backend import NativeBackend
 from loire.kernels.reference import ReferenceBackend
 
 BLOCKS = sorted(set(FORMATS) - {"F32", "F16", "BF16"})
@@ -37,7 +39,7 @@ def test_any_bits_give_what_the_library_makes_of_them(
     """Scales that are denormal, infinite or not a number are among random bits."""
     format = FORMATS[fmt]
     raw = np.random.default_rng(seed).bytes(num_blocks * format.block_bytes)
-    native = backend(2, instruction_set).dequantize
+    native = backend(2, instruction_set).linear.dequantize
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = native(memoryview(raw), format, dtype)
         assert found.shape == (num_blocks * format.block_elements,)
@@ -57,35 +59,39 @@ def test_every_scale(fmt: str) -> None:
     data = memoryview(blocks.tobytes())
     with np.errstate(invalid="ignore", over="ignore"):
         expected = dequantize_by_library(data, format, torch.float32)
+        found = backend().linear.dequantize(data, format, torch.float32)
     assert expected.isfinite().float().mean() > 0.9
-    assert same(backend().dequantize(data, format, torch.float32), expected)
+    assert same(found, expected)
 
 
 @needs_library
 def test_what_is_no_block_is_refused() -> None:
     with pytest.raises(ValueError, match=r"35 bytes are not blocks of 34 bytes \(Q8_0\)"):
-        backend().dequantize(memoryview(bytes(35)), FORMATS["Q8_0"], torch.float32)
+        backend().linear.dequantize(memoryview(bytes(35)), FORMATS["Q8_0"], torch.float32)
     with pytest.raises(ValueError, match=r"4 bytes are not blocks of 4 bytes \(F32\)"):
-        backend().dequantize(memoryview(bytes(4)), FORMATS["F32"], torch.float32)
-    assert backend().dequantize(memoryview(b""), FORMATS["Q8_0"], torch.float32).shape == (0,)
+        backend().linear.dequantize(memoryview(bytes(4)), FORMATS["F32"], torch.float32)
+    assert backend().linear.dequantize(memoryview(b""), FORMATS["Q8_0"], torch.float32).shape == (
+        0,
+    )
 
 
 @needs_library
-def test_native_kernels_are_taken_whatever_computes_the_model() -> None:
-    own = backend()
-    assert fastest_dequantize(own).__self__ is own  # type: ignore[attr-defined]
-    other = fastest_dequantize(ReferenceBackend())
+def test_native_kernels_are_taken_whatever_computes_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = memoryview(np.random.default_rng(1).bytes(3 * 144))
-    assert other is not dequantize_by_library
     with np.errstate(all="ignore"):
         expected = dequantize_by_library(data, FORMATS["Q4_K"], torch.float32)
-    assert same(other(data, FORMATS["Q4_K"], torch.float32), expected)
+    monkeypatch.setattr(dequantize, "dequantize_by_library", None)
+    found = ReferenceBackend().linear.dequantize(data, FORMATS["Q4_K"], torch.float32)
+    assert same(found, expected)
 
 
 def test_without_the_native_library_the_gguf_library_does_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from loire.kernels.native.backend import NativeBackend
-
     monkeypatch.setattr(NativeBackend, "available", staticmethod(lambda: (False, "not built")))
-    assert fastest_dequantize(ReferenceBackend()) is dequantize_by_library
+    monkeypatch.setattr(dequantize, "_native", dequantize._native.__wrapped__)
+    data = memoryview(bytes(144))
+    found = ReferenceBackend().linear.dequantize(data, FORMATS["Q4_K"], torch.float32)
+    assert same(found, torch.zeros(256))

@@ -41,7 +41,7 @@ def test_the_activation(
     x = random(tokens, 2 * size, dtype=dtype, scale=scale)
     gate, up = x.double().chunk(2, dim=-1)
     as_it_is = torch.eye(2 * size, dtype=dtype)
-    found = backend(2, instruction_set).linear(as_it_is, gate=activation)(x)
+    found = backend(2, instruction_set).linear.pack(as_it_is, gate=activation)(x)
     assert_close(found, EXACT[activation](gate) * up, absolute=1e-6 * scale**2)
 
 
@@ -50,7 +50,7 @@ def test_the_activation(
 def test_extreme_values(dtype: torch.dtype, activation: Activation) -> None:
     gate = torch.tensor([-1e30, -100.0, -90.0, 0.0, 90.0, 1e30, float("nan"), float("inf")])
     bias = torch.cat([gate, torch.ones_like(gate)]).to(dtype)
-    linear = backend().linear(torch.zeros(16, 1, dtype=dtype), bias, gate=activation)
+    linear = backend().linear.pack(torch.zeros(16, 1, dtype=dtype), bias, gate=activation)
     found = linear(torch.ones(1, 1, dtype=dtype))[0]
     expected = EXACT[activation](gate.to(dtype).double())
     finite = torch.isfinite(expected)
@@ -86,10 +86,10 @@ def test_equals_the_product_of_both_halves_and_then_the_gate(
     bias = random(2 * size, dtype=dtype, seed=1) if with_bias else None
     x = random(tokens, inputs, dtype=dtype, seed=2)
     parts = list(weight.split(size)) if in_parts else weight
-    linear = kernels.linear(parts, bias, quantization=quantization, gate="silu")
+    linear = kernels.linear.pack(parts, bias, quantization=quantization, gate="silu")
     assert (linear.in_features, linear.out_features) == (inputs, size)
-    both = kernels.linear(weight, bias, quantization=quantization)
-    halves = kernels.linear(torch.eye(2 * size, dtype=dtype), gate="silu")
+    both = kernels.linear.pack(weight, bias, quantization=quantization)
+    halves = kernels.linear.pack(torch.eye(2 * size, dtype=dtype), gate="silu")
     assert same_bits(linear(x), halves(both(x)))
     if size % 32 == 0:
         assert linear.weight_bytes == both.weight_bytes
@@ -97,7 +97,7 @@ def test_equals_the_product_of_both_halves_and_then_the_gate(
 
 def test_refuses_what_has_no_halves_or_is_wide() -> None:
     with pytest.raises(EngineError, match="7 rows have no two halves"):
-        backend().linear(torch.zeros(7, 32), gate="silu")
-    linear = backend().linear(torch.zeros(8, 32), gate="silu")
+        backend().linear.pack(torch.zeros(7, 32), gate="silu")
+    linear = backend().linear.pack(torch.zeros(8, 32), gate="silu")
     with pytest.raises(EngineError, match="gated results are not wide"):
         linear(torch.zeros(1, 32), wide=True)

@@ -120,7 +120,7 @@ def test_adds_in_the_order_of_amx(
 ) -> None:
     weight, x = random(outputs, inputs), random(tokens, inputs, seed=1)
     bias = random(outputs, seed=2) if with_bias else None
-    found = emulated(2).linear(weight, bias)(x, wide=wide)
+    found = emulated(2).linear.pack(weight, bias)(x, wide=wide)
     exact = in_the_order_of_amx(x, weight)
     if bias is not None:
         exact = exact + bias.float()
@@ -129,12 +129,12 @@ def test_adds_in_the_order_of_amx(
 
 def test_a_row_has_the_same_bits_in_any_batch(emulated: Callable[[int], NativeBackend]) -> None:
     weight, x = random(160, 576), random(210, 576, seed=1)
-    whole = emulated(2).linear(weight)(x)
-    linear = emulated(2).linear(weight)
+    whole = emulated(2).linear.pack(weight)(x)
+    linear = emulated(2).linear.pack(weight)
     for tokens in (*range(1, 36), 63, 64, 65, 96, 97, 200):
         assert same_bits(linear(x[:tokens]), whole[:tokens])
     for threads in (1, 3):
-        assert same_bits(emulated(threads).linear(weight)(x), whole)
+        assert same_bits(emulated(threads).linear.pack(weight)(x), whole)
 
 
 @settings(max_examples=40, deadline=None)
@@ -161,7 +161,7 @@ def test_quantized_has_the_bits_of_the_other_sets(
     weight, bias = random(2 * outputs, inputs).to(dtype), random(2 * outputs, seed=2).to(dtype)
     x = random(tokens, inputs, seed=1).to(dtype)
     found, expected = (
-        kernels.linear(weight, bias, quantization=quantization, gate=gate)(x)
+        kernels.linear.pack(weight, bias, quantization=quantization, gate=gate)(x)
         for kernels in (emulated(2), backend(2, "portable"))
     )
     assert same_bits(found, expected)
@@ -175,7 +175,7 @@ def test_stored_blocks_have_the_bits_of_the_other_sets(
     stored, x = blocks.to(torch.uint8).flatten(1), random(100, 288)
     for tokens in (1, 4, 5, 16, 17, 31, 100):
         found, expected = (
-            kernels.linear(StoredTensor(Q4_1, stored), dtype=x.dtype)(x[:tokens])
+            kernels.linear.pack(StoredTensor(Q4_1, stored), dtype=x.dtype)(x[:tokens])
             for kernels in (emulated(2), backend(2, "portable"))
         )
         assert same_bits(found, expected)
@@ -184,14 +184,14 @@ def test_stored_blocks_have_the_bits_of_the_other_sets(
 def test_denormals_count_as_zero(emulated: Callable[[int], NativeBackend]) -> None:
     tiny = torch.tensor([[1e-39, 0.0]]).bfloat16()
     huge = torch.full((1, 2), 1e30).bfloat16()
-    assert emulated(1).linear(huge)(tiny).item() == 0.0
+    assert emulated(1).linear.pack(huge)(tiny).item() == 0.0
     small = torch.full((1, 2), 1e-20).bfloat16()  # products below the smallest normal number
-    assert emulated(1).linear(small)(small, wide=True).item() == 0.0
+    assert emulated(1).linear.pack(small)(small, wide=True).item() == 0.0
 
 
 def test_infinities_and_nan_stay_in_their_row(emulated: Callable[[int], NativeBackend]) -> None:
     weight, x = random(40, 64), random(20, 64, seed=1)
-    linear = emulated(1).linear(weight)
+    linear = emulated(1).linear.pack(weight)
     clean = linear(x)
     x[1, 3], x[18, 60] = float("nan"), float("inf")
     found = linear(x)

@@ -50,9 +50,9 @@ def attend(
         write_context(cache, batch, index, k[: row.context_len], v[: row.context_len])
         queries.append(q[row.context_len - row.query_len : row.context_len])
     kernels = backend(threads, instruction_set)
-    plan = kernels.plan_attention(batch, block_size)
-    found = kernels.attend(torch.cat(queries), cache, plan, shape)
-    assert same_bits(kernels.attend(torch.cat(queries), cache, plan, shape), found)
+    plan = kernels.attention.plan(batch, block_size)
+    found = kernels.attention.attend(torch.cat(queries), cache, plan, shape)
+    assert same_bits(kernels.attention.attend(torch.cat(queries), cache, plan, shape), found)
     return list(found.split(batch.host_query_lens))
 
 
@@ -181,14 +181,14 @@ def test_refuses_tables_that_do_not_fit() -> None:
     batch = make_batch([Row(1, 40)], 16, 9, torch.Generator().manual_seed(0))
     long = dataclasses.replace(batch, context_lens=torch.tensor([65], dtype=torch.int32))
     with pytest.raises(EngineError, match="context of 65 tokens, but its block table holds 64"):
-        backend().plan_attention(long, 16)
-    plan = backend().plan_attention(batch, 16)
+        backend().attention.plan(long, 16)
+    plan = backend().attention.plan(batch, 16)
     highest = int(batch.block_tables.max())
     cache = empty_cache(highest, SHAPE, 16, torch.float32)
     with pytest.raises(EngineError, match=f"block {highest} is not below {highest}"):
-        backend().attend(torch.zeros(1, 6, 64), cache, plan, SHAPE)
+        backend().attention.attend(torch.zeros(1, 6, 64), cache, plan, SHAPE)
     with pytest.raises(ValueError, match="plan is for 1 tokens"):
-        backend().attend(torch.zeros(2, 6, 64), cache, plan, SHAPE)
+        backend().attention.attend(torch.zeros(2, 6, 64), cache, plan, SHAPE)
 
 
 def attend_to_shared(
@@ -223,9 +223,9 @@ def attend_to_shared(
     kernels = backend(threads, instruction_set)
 
     def run() -> list[Tensor]:
-        plan = kernels.plan_attention(batch, block_size)
-        found = kernels.attend(torch.cat(queries), cache, plan, shape)
-        assert same_bits(kernels.attend(torch.cat(queries), cache, plan, shape), found)
+        plan = kernels.attention.plan(batch, block_size)
+        found = kernels.attention.attend(torch.cat(queries), cache, plan, shape)
+        assert same_bits(kernels.attention.attend(torch.cat(queries), cache, plan, shape), found)
         return list(found.split(batch.host_query_lens))
 
     apart = run()

@@ -47,26 +47,26 @@ def linears(kernels: NativeBackend, dtype: torch.dtype) -> dict[str, str]:
     weight, bias = numbers(70, 300, dtype=dtype), numbers(70, dtype=dtype, seed=1)
     x = numbers(31, 300, dtype=dtype, seed=2)
     found = {
-        str(quantization): digest(kernels.linear(weight, bias, quantization=quantization)(x))
+        str(quantization): digest(kernels.linear.pack(weight, bias, quantization=quantization)(x))
         for quantization in (None, "int8", "int4")
     }
     blocks = np.random.default_rng(3).integers(0, 256, (70, 9, 20), dtype=np.uint8)
     blocks[..., :4] = numbers(70, 9, 2).numpy().astype("<f2").view(np.uint8)
     stored = torch.from_numpy(blocks).view(70, -1)
-    linear = kernels.linear(StoredTensor(Q4_1, stored), dtype=dtype)
+    linear = kernels.linear.pack(StoredTensor(Q4_1, stored), dtype=dtype)
     return found | {"q4_1": digest(linear(x[:, :288].contiguous()))}
 
 
 def row_by_row(kernels: NativeBackend, dtype: torch.dtype) -> dict[str, str]:
     """Without the exact GELU, for which the C library has the error function."""
     x, weight = numbers(9, 330, dtype=dtype), numbers(330, seed=1)
-    normed = kernels.rms_norm(x, weight, 1e-5)
-    added = kernels.add_rms_norm(x.clone(), numbers(9, 330, seed=2), weight, 1e-5)
+    normed = kernels.pointwise.rms_norm(x, weight, 1e-5)
+    added = kernels.pointwise.add_rms_norm(x.clone(), numbers(9, 330, seed=2), weight, 1e-5)
     as_it_is = torch.eye(330, dtype=dtype)
     return {
         "norm": digest(normed, *added),
-        "silu": digest(kernels.linear(as_it_is, gate="silu")(4 * x)),
-        "gelu_tanh": digest(kernels.linear(as_it_is, gate="gelu_tanh")(4 * x)),
+        "silu": digest(kernels.linear.pack(as_it_is, gate="silu")(4 * x)),
+        "gelu_tanh": digest(kernels.linear.pack(as_it_is, gate="gelu_tanh")(4 * x)),
     }
 
 
@@ -79,13 +79,13 @@ def attention(kernels: NativeBackend, dtype: torch.dtype, kept: torch.dtype) -> 
     qkv = numbers(568, heads * SHAPE.head_dim, dtype=dtype)
     norms = HeadNorms(numbers(80, seed=1), numbers(80, seed=2), 1e-6)
     rotary = RotaryTable(numbers(530, 32, seed=3), numbers(530, 32, seed=4))
-    queries = kernels.rotate_and_store(qkv, SHAPE, norms, rotary, batch, cache)
+    queries = kernels.attention.rotate_and_store(qkv, SHAPE, norms, rotary, batch, cache)
     block, offset = batch.slots // BLOCK_SIZE, batch.slots % BLOCK_SIZE
     written = [cache.keys, cache.values, cache.key_scales, cache.value_scales]
-    plan = kernels.plan_attention(batch, BLOCK_SIZE)
+    plan = kernels.attention.plan(batch, BLOCK_SIZE)
     return {
         "rotary": digest(queries, *(x[block, :, offset] for x in written if x is not None)),
-        "attention": digest(kernels.attend(queries, cache, plan, SHAPE)),
+        "attention": digest(kernels.attention.attend(queries, cache, plan, SHAPE)),
     }
 
 

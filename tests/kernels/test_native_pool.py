@@ -23,7 +23,7 @@ pytestmark = needs_library
 def work(kernels: NativeBackend) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(320, 256, generator=generator)
-    return kernels.linear(weight)(torch.randn(64, 256, generator=generator))
+    return kernels.linear.pack(weight)(torch.randn(64, 256, generator=generator))
 
 
 def test_several_threads_may_call_one_backend() -> None:
@@ -55,7 +55,7 @@ def test_what_is_fetched_ahead_may_be_gone() -> None:
     kernels, x = NativeBackend(3), torch.randn(2, 256)
     for _ in range(20):
         weights = [torch.randn(2048, 256) for _ in range(4)]
-        linears = [kernels.linear(weight) for weight in weights]
+        linears = [kernels.linear.pack(weight) for weight in weights]
         expected = [linear(x) for linear in linears]
         for index in (0, 1, 2, 3, 2, 0):
             assert same_bits(linears[index](x), expected[index])
@@ -72,12 +72,13 @@ import os, torch
 from loire.kernels.native.backend import NativeBackend
 weight, x = torch.randn(320, 256), torch.randn(64, 256)
 kernels = NativeBackend(2)
-linear = kernels.linear(weight)
+linear = kernels.linear.pack(weight)
 before = linear(x)
 for _ in range(3):
     child = os.fork()
     if child == 0:
-        same = torch.equal(linear(x), before) and torch.equal(kernels.linear(weight)(x), before)
+        again = kernels.linear.pack(weight)
+        same = torch.equal(linear(x), before) and torch.equal(again(x), before)
         os._exit(7 if same else 1)
     assert os.waitpid(child, 0)[1] == 7 << 8
     assert torch.equal(linear(x), before)

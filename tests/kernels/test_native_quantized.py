@@ -8,10 +8,10 @@ from native_cases import DTYPES, SETS, assert_close, backend, needs_library, sam
 
 from loire.base.config import Quantization
 from loire.kernels.quantization import (
-    ReferenceQuantizedLinear,
     quantize_activations,
     quantize_weight,
 )
+from loire.kernels.reference_linear import ReferenceQuantizedLinear
 
 pytestmark = needs_library
 
@@ -58,7 +58,7 @@ def test_equals_the_definition(
     exact = exact_product(x, weight, quantization)
     if bias is not None:
         exact = exact + bias.double()
-    linear = backend(2, instruction_set).linear(weight, bias, quantization=quantization)
+    linear = backend(2, instruction_set).linear.pack(weight, bias, quantization=quantization)
     assert_close(linear(x), exact, absolute=1e-5 * inputs**0.5)
     reference = ReferenceQuantizedLinear(weight, bias, quantization)
     assert_close(reference(x), exact, absolute=1e-5 * inputs**0.5)
@@ -72,13 +72,13 @@ def test_a_row_has_the_same_bits_in_any_batch(
 ) -> None:
     weight = random(outputs, inputs, dtype=torch.bfloat16)
     x = random(210, inputs, dtype=torch.bfloat16, seed=1)
-    linear = backend(2, instruction_set).linear(weight, quantization=quantization)
+    linear = backend(2, instruction_set).linear.pack(weight, quantization=quantization)
     whole = linear(x)
     for tokens in (1, 2, 3, 4, 5, 6, 7, 12, 13, 31, 97, 200):
         assert same_bits(linear(x[:tokens]), whole[:tokens])
         assert same_bits(linear(x[-tokens:]), whole[-tokens:])
     for threads in (1, 3):
-        other = backend(threads, instruction_set).linear(weight, quantization=quantization)
+        other = backend(threads, instruction_set).linear.pack(weight, quantization=quantization)
         assert same_bits(other(x), whole)
 
 
@@ -86,7 +86,7 @@ def test_a_row_has_the_same_bits_in_any_batch(
 def test_instruction_sets_with_fused_arithmetic_agree(quantization: Quantization) -> None:
     weight, x = random(70, 300, dtype=torch.float32), random(9, 300, dtype=torch.float32, seed=1)
     sets = [name for name in SETS if name != "portable"]
-    results = [backend(2, name).linear(weight, quantization=quantization)(x) for name in sets]
+    results = [backend(2, name).linear.pack(weight, quantization=quantization)(x) for name in sets]
     assert all(same_bits(result, results[0]) for result in results)
 
 
@@ -100,7 +100,7 @@ def test_extremes(quantization: Quantization, instruction_set: str) -> None:
     weight[3, 7] = 1e30
     x = torch.zeros(5, 96)
     x[1, 5], x[2], x[3, ::2], x[4] = 1e20, -1.0, 1e-25, 127.0
-    linear = backend(2, instruction_set).linear(weight, quantization=quantization)
+    linear = backend(2, instruction_set).linear.pack(weight, quantization=quantization)
     exact = exact_product(x, weight, quantization)
     assert torch.allclose(linear(x).double(), exact, rtol=1e-5, atol=1e-16)
 
@@ -112,20 +112,22 @@ def test_what_is_not_finite_stays_in_its_row(
     quantization: Quantization, instruction_set: str, bad: float
 ) -> None:
     weight, x = random(50, 64, dtype=torch.float32), random(3, 64, dtype=torch.float32, seed=1)
-    linear = backend(2, instruction_set).linear(weight, quantization=quantization)
+    linear = backend(2, instruction_set).linear.pack(weight, quantization=quantization)
     good = linear(x)
     x[1, 40] = bad
     found = linear(x)
     assert found[1].isnan().all()
     assert same_bits(found[[0, 2]], good[[0, 2]])
     weight[7, 3] = bad
-    broken = backend(2, instruction_set).linear(weight, quantization=quantization)(x[:1])
+    broken = backend(2, instruction_set).linear.pack(weight, quantization=quantization)(x[:1])
     assert broken[0, 7].isnan()
     assert broken.isnan().sum() == 1
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_weight_bytes_are_those_read(quantization: Quantization) -> None:
-    linear = backend(1).linear(random(64, 320, dtype=torch.bfloat16), quantization=quantization)
+    linear = backend(1).linear.pack(
+        random(64, 320, dtype=torch.bfloat16), quantization=quantization
+    )
     reference = ReferenceQuantizedLinear(random(64, 320, dtype=torch.float32), None, quantization)
     assert linear.weight_bytes == reference.weight_bytes

@@ -41,10 +41,12 @@ def test_norms(dtype: torch.dtype, instruction_set: str, tokens: int, size: int)
     kernels = backend(2, instruction_set)
     x = random(tokens, size, dtype=dtype)
     weight = random(size, dtype=torch.float32, seed=1)
-    assert_close(kernels.rms_norm(x, weight, 1e-5), exact_norm(x, weight, 1e-5), absolute=1e-5)
+    assert_close(
+        kernels.pointwise.rms_norm(x, weight, 1e-5), exact_norm(x, weight, 1e-5), absolute=1e-5
+    )
     residual = random(tokens, size, dtype=torch.float32, seed=2)
     total = x.float() + residual
-    normed, added = kernels.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
+    normed, added = kernels.pointwise.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
     assert normed.dtype == dtype
     assert same_bits(added, total)
     assert_close(normed, exact_norm(total, weight, 1e-5), absolute=1e-5)
@@ -79,7 +81,7 @@ def test_rotates_and_stores(
         norms = HeadNorms(
             random(dim, dtype=torch.float32, seed=3), random(dim, dtype=torch.float32, seed=4), 1e-6
         )
-    queries = backend(2, instruction_set).rotate_and_store(
+    queries = backend(2, instruction_set).attention.rotate_and_store(
         qkv.clone(), shape, norms, rotary, batch, cache
     )
 
@@ -112,9 +114,9 @@ def test_stores_codes(dtype: torch.dtype, instruction_set: str, dim: int, half: 
     batch = make_batch(ROWS, 16, 60, torch.Generator().manual_seed(1))
     kernels = backend(2, instruction_set)
     plain, codes = empty_cache(60, shape, 16, dtype), empty_cache(60, shape, 16, torch.int8)
-    queries = kernels.rotate_and_store(qkv.clone(), shape, None, rotary, batch, plain)
+    queries = kernels.attention.rotate_and_store(qkv.clone(), shape, None, rotary, batch, plain)
     assert same_bits(
-        kernels.rotate_and_store(qkv.clone(), shape, None, rotary, batch, codes), queries
+        kernels.attention.rotate_and_store(qkv.clone(), shape, None, rotary, batch, codes), queries
     )
     where = (batch.slots // 16, slice(None), batch.slots % 16)
     assert codes.key_scales is not None
@@ -145,12 +147,16 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
         kernels, rows = backend(threads), slice(first, last)
         batch = make_batch([Row(last - first, last)], 8, 9, torch.Generator().manual_seed(first))
         cache = empty_cache(9, shape, 8, dtype)
-        queries = kernels.rotate_and_store(qkv[rows].clone(), shape, None, rotary, batch, cache)
+        queries = kernels.attention.rotate_and_store(
+            qkv[rows].clone(), shape, None, rotary, batch, cache
+        )
         return [
             queries,
             cache.keys[batch.slots // 8, :, batch.slots % 8],
-            kernels.rms_norm(qkv[rows], weight, 1e-5),
-            *kernels.add_rms_norm(qkv[rows].clone(), residual[rows].clone(), weight, 1e-5),
+            kernels.pointwise.rms_norm(qkv[rows], weight, 1e-5),
+            *kernels.pointwise.add_rms_norm(
+                qkv[rows].clone(), residual[rows].clone(), weight, 1e-5
+            ),
         ]
 
     whole = outputs(0, 40, 1)
@@ -164,7 +170,7 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
 def test_refuses_tokens_outside(bad: int) -> None:
     table = random(50, 16, dtype=torch.float32)
     with pytest.raises(EngineError, match=f"token id {bad} is not below 50"):
-        backend().embed(torch.tensor([1, bad]), table, 1.0, torch.ones(16), 1e-5)
+        backend().pointwise.embed(torch.tensor([1, bad]), table, 1.0, torch.ones(16), 1e-5)
 
 
 def test_refuses_slots_and_positions_outside() -> None:
@@ -174,8 +180,8 @@ def test_refuses_slots_and_positions_outside() -> None:
     cache = empty_cache(60, shape, 16, torch.float32)
     short = RotaryTable(rotary.cos[:400], rotary.sin[:400])
     with pytest.raises(EngineError, match="position 510 is not below 400"):
-        backend().rotate_and_store(qkv, shape, None, short, batch, cache)
+        backend().attention.rotate_and_store(qkv, shape, None, short, batch, cache)
     highest = int(batch.slots.max())
     small = LayerCache(cache.keys[: highest // 16], cache.values[: highest // 16])
     with pytest.raises(EngineError, match=rf"slot \d+ is not below {highest // 16 * 16}"):
-        backend().rotate_and_store(qkv, shape, None, rotary, batch, small)
+        backend().attention.rotate_and_store(qkv, shape, None, rotary, batch, small)

@@ -76,8 +76,8 @@ def test_linear(
     exact = x.double() @ weight.double().T
     if bias is not None:
         exact = exact + bias.double()
-    reference = REFERENCE.linear(weight, bias)(x)
-    linear = backend.linear(weight.clone(), bias)
+    reference = REFERENCE.linear.pack(weight, bias)(x)
+    linear = backend.linear.pack(weight.clone(), bias)
     assert (linear.in_features, linear.out_features) == (in_features, out_features)
     assert linear.weight_bytes >= out_features * in_features * weight.element_size()
     check(linear(x), reference, exact)
@@ -87,7 +87,7 @@ def test_linear_takes_rows_that_are_not_contiguous(backend: Backend, dtype: torc
     weight, wide = normal(24, 32, dtype=dtype), normal(6, 64, dtype=dtype, seed=1)
     x = wide[::2, :32]
     exact = x.double() @ weight.double().T
-    check(backend.linear(weight.clone())(x), REFERENCE.linear(weight)(x), exact)
+    check(backend.linear.pack(weight.clone())(x), REFERENCE.linear.pack(weight)(x), exact)
 
 
 # --- norms and activations ------------------------------------------------------------------------
@@ -99,7 +99,11 @@ def test_rms_norm(backend: Backend, dtype: torch.dtype, num_tokens: int, size: i
     x = normal(num_tokens, size, dtype=dtype) * 3
     weight = normal(size, dtype=torch.float32, seed=1)
     exact = definitions.rms_norm(x, weight, EPS)
-    check(backend.rms_norm(x.clone(), weight, EPS), REFERENCE.rms_norm(x, weight, EPS), exact)
+    check(
+        backend.pointwise.rms_norm(x.clone(), weight, EPS),
+        REFERENCE.pointwise.rms_norm(x, weight, EPS),
+        exact,
+    )
 
 
 def test_rms_norm_of_tiny_and_huge_values(backend: Backend, dtype: torch.dtype) -> None:
@@ -107,8 +111,8 @@ def test_rms_norm_of_tiny_and_huge_values(backend: Backend, dtype: torch.dtype) 
     weight = torch.ones(64)
     exact = definitions.rms_norm(x, weight, EPS)
     for row in range(2):
-        actual = backend.rms_norm(x[row : row + 1].clone(), weight, EPS)
-        reference = REFERENCE.rms_norm(x[row : row + 1], weight, EPS)
+        actual = backend.pointwise.rms_norm(x[row : row + 1].clone(), weight, EPS)
+        reference = REFERENCE.pointwise.rms_norm(x[row : row + 1], weight, EPS)
         check(actual, reference, exact[row : row + 1])
 
 
@@ -116,10 +120,10 @@ def test_add_rms_norm(backend: Backend, dtype: torch.dtype) -> None:
     x, residual = normal(5, 64, dtype=dtype), normal(5, 64, dtype=torch.float32, seed=1)
     weight = normal(64, dtype=torch.float32, seed=2)
     total = x.double() + residual.double()
-    normed, summed = backend.add_rms_norm(x.clone(), residual.clone(), weight, EPS)
+    normed, summed = backend.pointwise.add_rms_norm(x.clone(), residual.clone(), weight, EPS)
     assert summed.dtype == torch.float32
     torch.testing.assert_close(summed.double(), total, rtol=1e-6, atol=1e-6)
-    reference, _ = REFERENCE.add_rms_norm(x.clone(), residual.clone(), weight, EPS)
+    reference, _ = REFERENCE.pointwise.add_rms_norm(x.clone(), residual.clone(), weight, EPS)
     check(normed, reference, definitions.rms_norm(total, weight, EPS))
 
 
@@ -128,11 +132,11 @@ def test_add_rms_norm(backend: Backend, dtype: torch.dtype) -> None:
 def test_embed(backend: Backend, dtype: torch.dtype, size: int, scale: float) -> None:
     table, weight = normal(50, size, dtype=dtype), normal(size, dtype=torch.float32, seed=1)
     token_ids = torch.tensor([3, 49, 0, 3, *range(20)])
-    x, residual = backend.embed(token_ids, table, scale, weight, EPS)
+    x, residual = backend.pointwise.embed(token_ids, table, scale, weight, EPS)
     assert (x.dtype, residual.dtype) == (dtype, torch.float32)
     rows = table[token_ids].float() * scale
     assert torch.equal(residual, rows)
-    reference, _ = REFERENCE.embed(token_ids, table, scale, weight, EPS)
+    reference, _ = REFERENCE.pointwise.embed(token_ids, table, scale, weight, EPS)
     check(x, reference, definitions.rms_norm(rows, weight, EPS))
 
 
@@ -144,8 +148,8 @@ def test_gated_activation(
     gate_up = normal(6, 2 * inner, dtype=dtype) * 3
     exact = definitions.gated_activation(gate_up, activation)
     as_it_is = torch.eye(2 * inner, dtype=dtype)
-    reference = REFERENCE.linear(as_it_is, gate=activation)(gate_up)
-    check(backend.linear(as_it_is.clone(), gate=activation)(gate_up), reference, exact)
+    reference = REFERENCE.linear.pack(as_it_is, gate=activation)(gate_up)
+    check(backend.linear.pack(as_it_is.clone(), gate=activation)(gate_up), reference, exact)
 
 
 def test_activations_of_extreme_values_are_finite(backend: Backend, dtype: torch.dtype) -> None:
@@ -153,7 +157,7 @@ def test_activations_of_extreme_values_are_finite(backend: Backend, dtype: torch
     gate_up = torch.cat([gate, torch.ones_like(gate)])[None]
     for activation in ("silu", "gelu", "gelu_tanh"):
         exact = definitions.gated_activation(gate_up, activation)
-        given = backend.linear(torch.zeros(14, 1, dtype=dtype), gate_up[0], gate=activation)
+        given = backend.linear.pack(torch.zeros(14, 1, dtype=dtype), gate_up[0], gate=activation)
         actual = given(torch.ones(1, 1, dtype=dtype))
         torch.testing.assert_close(actual.double(), exact, rtol=0.02, atol=1e-3)
 
@@ -190,7 +194,9 @@ def test_rotate_and_store(
 
     def run(backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
         cache = empty_cache(num_blocks, shape, block_size, dtype)
-        rotated = backend.rotate_and_store(qkv.clone(), shape, norms, rotary, batch, cache)
+        rotated = backend.attention.rotate_and_store(
+            qkv.clone(), shape, norms, rotary, batch, cache
+        )
         blocks, slots = batch.slots // block_size, batch.slots % block_size
         stored = torch.zeros(num_blocks, block_size, dtype=torch.bool)
         stored[blocks, slots] = True
@@ -209,8 +215,8 @@ def test_rotate_and_store(
 
 
 def attended(backend: Backend, case: AttentionCase, shape: AttentionShape) -> Tensor:
-    plan = backend.plan_attention(case.batch, case.cache.keys.shape[2])
-    output = backend.attend(case.queries.clone(), case.cache, plan, shape)
+    plan = backend.attention.plan(case.batch, case.cache.keys.shape[2])
+    output = backend.attention.attend(case.queries.clone(), case.cache, plan, shape)
     return output.view(case.queries.shape)
 
 
@@ -338,7 +344,7 @@ def test_the_same_row_in_any_batch(backend: Backend, dtype: torch.dtype) -> None
 
 
 def test_linear_is_the_same_in_any_batch(backend: Backend, dtype: torch.dtype) -> None:
-    linear = backend.linear(normal(96, 128, dtype=dtype), normal(96, dtype=dtype, seed=3))
+    linear = backend.linear.pack(normal(96, 128, dtype=dtype), normal(96, dtype=dtype, seed=3))
     x = normal(37, 128, dtype=dtype, seed=1)
     whole = linear(x)
     for size in (1, 2, 5, 16):
@@ -352,22 +358,8 @@ def test_linear_is_the_same_in_any_batch(backend: Backend, dtype: torch.dtype) -
 
 
 def test_wide_linear_is_not_rounded(backend: Backend, dtype: torch.dtype) -> None:
-    linear = backend.linear(normal(40, 96, dtype=dtype))
+    linear = backend.linear.pack(normal(40, 96, dtype=dtype))
     x = normal(5, 96, dtype=dtype, seed=1)
     wide = linear(x, wide=True)
     assert wide.dtype == torch.float32
     assert torch.equal(wide.to(dtype), linear(x))
-
-
-@pytest.mark.parametrize("size", [1, 15, 64, 1000, 2500])
-def test_largest(backend: Backend, size: int) -> None:
-    logits = normal(9, size, dtype=torch.float32)
-    logits[1] = 0.0  # all equal
-    logits[2, size // 2 :] = 7.0  # the first of equals
-    logits[3] = -1e30
-    logits[4, -1], logits[5, 0] = float("nan"), float("inf")
-    logits[6, size // 2] = float("-inf")
-    indices, finite = backend.largest(logits)
-    assert finite.tolist() == [True] * 4 + [False] * 3 + [True] * 2
-    for row in (0, 1, 2, 3, 7, 8):
-        assert indices[row] == logits[row].argmax()

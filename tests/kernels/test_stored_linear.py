@@ -81,7 +81,9 @@ def test_equals_the_definition(
     if bias is not None:
         exact = exact + bias.double()
     for kernels in (backend(2, instruction_set), ReferenceBackend()):
-        linear = kernels.linear([StoredTensor(Q4_1, part) for part in parts], bias, dtype=dtype)
+        linear = kernels.linear.pack(
+            [StoredTensor(Q4_1, part) for part in parts], bias, dtype=dtype
+        )
         assert (linear.in_features, linear.out_features) == (32 * groups, sum(sizes))
         assert_close(linear(x), exact, absolute=1e-5 * (32 * groups) ** 0.5)
         assert linear(x, wide=True).dtype == torch.float32
@@ -95,13 +97,17 @@ def test_a_row_has_the_same_bits_in_any_batch(
 ) -> None:
     blocks = stored(outputs, inputs)
     x = random(210, inputs, dtype=torch.bfloat16, seed=1)
-    linear = backend(2, instruction_set).linear(StoredTensor(Q4_1, blocks), dtype=torch.bfloat16)
+    linear = backend(2, instruction_set).linear.pack(
+        StoredTensor(Q4_1, blocks), dtype=torch.bfloat16
+    )
     whole = linear(x)
     for tokens in (1, 2, 3, 4, 5, 6, 7, 12, 13, 31, 97, 200):
         assert same_bits(linear(x[:tokens]), whole[:tokens])
         assert same_bits(linear(x[-tokens:]), whole[-tokens:])
     for threads in (1, 3):
-        other = backend(threads, instruction_set).linear(StoredTensor(Q4_1, blocks), dtype=x.dtype)
+        other = backend(threads, instruction_set).linear.pack(
+            StoredTensor(Q4_1, blocks), dtype=x.dtype
+        )
         assert same_bits(other(x), whole)
 
 
@@ -115,7 +121,7 @@ def test_instruction_sets_with_fused_arithmetic_agree() -> None:
     blocks.view(70, 10, 20)[:, 1::3, 3] = 128
     sets = [name for name in SETS if name != "portable"]
     results = [
-        backend(2, name).linear(StoredTensor(Q4_1, blocks), dtype=x.dtype)(x) for name in sets
+        backend(2, name).linear.pack(StoredTensor(Q4_1, blocks), dtype=x.dtype)(x) for name in sets
     ]
     assert all(same_bits(result, results[0]) for result in results)
     assert_close(results[0], exact_product(x, blocks), absolute=1e-4)
@@ -124,7 +130,7 @@ def test_instruction_sets_with_fused_arithmetic_agree() -> None:
     exact = exact_product(x[:, :32], only_small)
     assert exact.abs().min() > 0
     for name in SETS:
-        linear = backend(2, name).linear(StoredTensor(Q4_1, only_small), dtype=x.dtype)
+        linear = backend(2, name).linear.pack(StoredTensor(Q4_1, only_small), dtype=x.dtype)
         assert torch.allclose(linear(x[:, :32]).double(), exact, rtol=1e-4, atol=0)
 
 
@@ -133,7 +139,7 @@ def test_instruction_sets_with_fused_arithmetic_agree() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_in_its_row(instruction_set: str, bad: float) -> None:
     blocks, x = stored(50, 64), random(3, 64, seed=1)
-    linear = backend(2, instruction_set).linear(StoredTensor(Q4_1, blocks), dtype=x.dtype)
+    linear = backend(2, instruction_set).linear.pack(StoredTensor(Q4_1, blocks), dtype=x.dtype)
     good = linear(x)
     x[1, 40] = bad
     found = linear(x)
@@ -143,6 +149,8 @@ def test_what_is_not_finite_stays_in_its_row(instruction_set: str, bad: float) -
 
 @needs_library
 def test_bytes_are_counted() -> None:
-    linear = backend(1).linear(StoredTensor(Q4_1, stored(64, 320)), dtype=torch.bfloat16)
-    reference = ReferenceBackend().linear(StoredTensor(Q4_1, stored(64, 320)), dtype=torch.bfloat16)
+    linear = backend(1).linear.pack(StoredTensor(Q4_1, stored(64, 320)), dtype=torch.bfloat16)
+    reference = ReferenceBackend().linear.pack(
+        StoredTensor(Q4_1, stored(64, 320)), dtype=torch.bfloat16
+    )
     assert linear.weight_bytes == reference.weight_bytes == 64 * 200

@@ -90,12 +90,12 @@ def filled_and_read(
             (context,),
         )
         qkv = torch.randn(context, width * shape.head_dim).to(dtype)
-        kernels.rotate_and_store(qkv, shape, None, rotary, whole, cache)
+        kernels.attention.rotate_and_store(qkv, shape, None, rotary, whole, cache)
     num_tokens = sum(batch.host_query_lens)
     qkv = torch.randn(num_tokens, width * shape.head_dim).to(dtype)
-    queries = kernels.rotate_and_store(qkv, shape, None, rotary, batch, cache)
-    plan = kernels.plan_attention(batch, block_size)
-    found = kernels.attend(queries, cache, plan, shape)
+    queries = kernels.attention.rotate_and_store(qkv, shape, None, rotary, batch, cache)
+    plan = kernels.attention.plan(batch, block_size)
+    found = kernels.attention.attend(queries, cache, plan, shape)
     slots = batch.slots
     kept = cache.keys[slots // block_size, :, slots % block_size]
     return [queries, found, kept]
@@ -157,8 +157,8 @@ def test_a_shared_prefix_gives_the_same_bits_in_blocks_of_any_size(block_size: i
             (context,) * count,
         )
         kernels = backend()
-        plan = kernels.plan_attention(batch, block_size)
-        return kernels.attend(queries[members], cache, plan, shape)
+        plan = kernels.attention.plan(batch, block_size)
+        return kernels.attention.attend(queries[members], cache, plan, shape)
 
     together = attend(list(range(rows)))
     for row in range(rows):
@@ -170,18 +170,18 @@ def test_blocks_with_gaps_within_are_refused() -> None:
     shape, size = SHAPES["plain"], 16
     wide = torch.zeros(4, 2, size, 2 * shape.head_dim)
     batch = make_batch([Row(1, 20)], size, 4, torch.Generator().manual_seed(1))
-    plan = backend().plan_attention(batch, size)
+    plan = backend().attention.plan(batch, size)
     queries = torch.zeros(1, shape.num_heads, shape.head_dim)
     gaps = wide[..., : shape.head_dim]
     with pytest.raises(ValueError, match=r"without gaps.*\(2048, 1024, 64, 1\)"):
-        backend().attend(queries, LayerCache(gaps, gaps), plan, shape)
+        backend().attention.attend(queries, LayerCache(gaps, gaps), plan, shape)
     even = torch.zeros(4, 2, size, shape.head_dim)
     apart = torch.zeros(8, 2, size, shape.head_dim)[::2]
     with pytest.raises(ValueError, match="equally far apart"):
-        backend().attend(queries, LayerCache(even, apart), plan, shape)
+        backend().attention.attend(queries, LayerCache(even, apart), plan, shape)
     codes = torch.zeros(4, 2, size, shape.head_dim, dtype=torch.int8)
     scales = torch.zeros(4, 2, size)
     with pytest.raises(ValueError, match="scales"):
-        backend().attend(
+        backend().attention.attend(
             queries, LayerCache(codes, codes, scales, torch.zeros(8, 2, size)[::2]), plan, shape
         )

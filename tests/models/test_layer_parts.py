@@ -17,9 +17,10 @@ from loire.checkpoint.mixers import AttentionDescription
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.weights import each
 from loire.execution.kv_cache import KVCache
-from loire.kernels.interface import AttentionShape, Backend, LayerCache
+from loire.kernels.interface import AttentionKernels, AttentionShape, Backend, LayerCache
 from loire.kernels.native.backend import NativeBackend
-from loire.kernels.reference import ReferenceBackend, attend_row
+from loire.kernels.reference import ReferenceBackend
+from loire.kernels.reference_attention import attend_row
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
@@ -121,16 +122,21 @@ def test_attention_over_another_layers_cache(
     first, second, last = driver.caches
     assert last is first
     attended: list[tuple[Tensor, AttentionShape, Tensor]] = []
-    attend = kernels.attend
+    attention = type(decoder.backend.attention)
+    attend = attention.attend
 
     def watched(
-        self: Backend, queries: Tensor, cache: LayerCache, plan: object, shape: AttentionShape
+        self: AttentionKernels,
+        queries: Tensor,
+        cache: LayerCache,
+        plan: object,
+        shape: AttentionShape,
     ) -> Tensor:
         found = attend(self, queries, cache, plan, shape)
         attended.append((queries.clone(), shape, found.clone()))
         return found
 
-    monkeypatch.setattr(kernels, "attend", watched)
+    monkeypatch.setattr(attention, "attend", watched)
     whole = driver.step([(sequence, TOKENS)])[0]
     monkeypatch.undo()
     # The first and the last layer attend to the same keys and values, the second to its own.

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from loire.base.errors import EngineError
 from loire.checkpoint.open import open_checkpoint
-from loire.kernels.interface import ComputeStep
+from loire.kernels.interface import AdapterRows, ComputeStep, FlatBatch, LowRank
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.native.recording import MOST_TOKENS
+from loire.kernels.reference import no_capture
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
@@ -25,8 +27,9 @@ pytestmark = pytest.mark.skipif(not usable, reason=why)
 class PlainBackend(NativeBackend):
     """Records nothing."""
 
-    def capture(self, compute: ComputeStep) -> ComputeStep:
-        return compute
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(num_threads)
+        self.capture = no_capture
 
 
 def load(path: Path, backend: NativeBackend, dtype: torch.dtype = torch.bfloat16) -> Decoder:
@@ -76,7 +79,7 @@ def small_step() -> tuple[NativeBackend, Callable[[ComputeStep, int], Tensor]]:
 
     def step(captured: ComputeStep, seed: int) -> Tensor:
         token_ids = torch.tensor([seed, seed + 1])
-        return captured(token_ids, batch, backend.plan_attention(batch, 16), None)
+        return captured(token_ids, batch, backend.attention.plan(batch, 16), None)
 
     return backend, step
 
@@ -86,10 +89,10 @@ def test_a_copy_would_not_be_replayed() -> None:
     table, weight = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)), torch.ones(32)
 
     def embed(token_ids: Tensor) -> Tensor:
-        return backend.embed(token_ids, table, 1.0, weight, 1e-5)[0]
+        return backend.pointwise.embed(token_ids, table, 1.0, weight, 1e-5)[0]
 
     def compute(token_ids: Tensor, *_: Any) -> Tensor:
-        return backend.rms_norm(embed(token_ids)[:, :16], weight[:16], 1e-5)
+        return backend.pointwise.rms_norm(embed(token_ids)[:, :16], weight[:16], 1e-5)
 
     captured = backend.capture(compute)
     with pytest.raises(EngineError, match="without gaps"):
@@ -99,3 +102,48 @@ def test_a_copy_would_not_be_replayed() -> None:
     first = step(good, 1)
     assert not torch.equal(step(good, 2), first)
     assert torch.equal(step(good, 1), first)
+
+
+def test_tokens_and_steps_have_adapters_of_their_own() -> None:
+    """A step is replayed with the adapters that its tokens have, and what those are by then."""
+    backend, _ = small_step()
+    from kernels.native_cases import Row, make_batch
+
+    generator = torch.Generator().manual_seed(3)
+    table, weight = torch.randn(9, 32, generator=generator), torch.ones(32)
+    linear = backend.linear.pack(torch.randn(24, 32, generator=generator))
+    plain = make_batch([Row(2, 2)], 16, 4, generator)
+
+    def low_rank(seed: int) -> list[LowRank]:
+        generator = torch.Generator().manual_seed(seed)
+        down = torch.randn(2, 32, generator=generator)
+        return [LowRank(down, torch.randn(24, 2, generator=generator))]
+
+    def compute(token_ids: Tensor, batch: FlatBatch, *_: Any) -> Tensor:
+        x, _ = backend.pointwise.embed(token_ids, table, 1.0, weight, 1e-5)
+        return linear(x, batch)
+
+    captured = backend.capture(compute)
+    token_ids = torch.tensor([1, 2])
+
+    def both(numbers: list[int] | None) -> tuple[Tensor, Tensor]:
+        adapters = None if numbers is None else AdapterRows(torch.tensor(numbers).int())
+        batch = replace(plain, adapters=adapters)
+        plan = backend.attention.plan(batch, 16)
+        return captured(token_ids, batch, plan, None), compute(token_ids, batch)
+
+    linear.adapt(0, low_rank(0))
+    linear.adapt(1, low_rank(1))
+    seen = []
+    for numbers in (None, [0, 1], [1, -1], [1, 1], None, [-1, -1], [0, 1]):
+        replayed, computed = both(numbers)
+        assert torch.equal(replayed, computed)
+        seen.append(replayed)
+    assert torch.equal(seen[0], seen[5])
+    assert torch.equal(seen[1], seen[6])
+    assert not torch.equal(seen[1], seen[2])
+    linear.adapt(1, low_rank(5))
+    replayed, computed = both([0, 1])
+    assert torch.equal(replayed, computed)
+    assert torch.equal(replayed[0], seen[1][0])
+    assert not torch.equal(replayed[1], seen[1][1])

@@ -18,6 +18,7 @@ from loire.kernels.block_formats import UNPACK, StoredTensor
 from loire.kernels.interface import Backend
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.reference import ReferenceBackend
+from loire.kernels.reference_linear import ReferenceLinearKernels
 from loire.models.decoder import Decoder
 from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
@@ -31,12 +32,18 @@ NATIVE = pytest.param(NativeBackend, marks=pytest.mark.skipif(not usable, reason
 TOKENS = list(range(3, 40))
 
 
-class Keeping(ReferenceBackend):
-    """The definition, with weights as they are stored, slow as that is."""
-
+class KeepingLinear(ReferenceLinearKernels):
     def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
         """Everything."""
         return True
+
+
+class Keeping(ReferenceBackend):
+    """The definition, with weights as they are stored, slow as that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = KeepingLinear()
 
 
 BACKENDS = [Keeping, NATIVE]

@@ -77,7 +77,7 @@ class PagedDriver:
             tables[index, : len(sequence.blocks)] = sequence.blocks
         batch = flat_batch(StepPlan(0, tuple(step_rows)), tables, self.block_size, CPU)
         token_ids = torch.tensor([token for row in step_rows for token in row.token_ids])
-        plan = self.decoder.backend.plan_attention(batch, self.block_size)
+        plan = self.decoder.backend.attention.plan(batch, self.block_size)
         wanted = None
         if counts is not None:
             wanted = wanted_tokens(batch, counts, self.decoder.backend, self.block_size)

@@ -15,9 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from loire.base.errors import LoireError
 from loire.base.structured_outputs import StructuredOutputs
@@ -247,31 +245,3 @@ class SequenceConstraint:
             self._error = self._matcher.get_error()
         if self._error is None and not bits.any():
             self._error = "no token may come next"
-
-
-def masks_of(
-    constraints: Mapping[int, SequenceConstraint | None], device: torch.device
-) -> dict[int, Tensor | str]:
-    """Of each row with a constraint, bool [V] of what may not come next, or what is wrong."""
-    found = {row: one.allowed() for row, one in constraints.items() if one is not None}
-    masks: dict[int, Tensor | str] = {
-        row: bits for row, bits in found.items() if isinstance(bits, str)
-    }
-    known = {row: bits for row, bits in found.items() if not isinstance(bits, str)}
-    if known:
-        [num_columns] = {one.num_columns for one in constraints.values() if one is not None}
-        bits = torch.from_numpy(np.stack(list(known.values())))
-        masks |= zip(known, ~_allowed(bits, num_columns, device), strict=True)
-    return masks
-
-
-def _allowed(bits: Tensor, num_columns: int, device: torch.device) -> Tensor:
-    """bool [rows, num_columns] on the device, of int32 [rows, words] on the CPU."""
-    if device.type == "cpu":
-        flat = np.unpackbits(bits.numpy().view(np.uint8), axis=1, bitorder="little")
-        known = torch.from_numpy(flat).bool()
-    else:
-        shifts = torch.arange(32, dtype=torch.int32, device=device)
-        known = ((bits.to(device)[:, :, None] >> shifts) & 1).bool().flatten(1)
-    more = max(0, num_columns - known.shape[1])
-    return torch.nn.functional.pad(known, (0, more))[:, :num_columns]

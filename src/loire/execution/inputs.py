@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
-from loire.kernels.interface import Backend, FlatBatch, Wanted
+from loire.kernels.interface import AdapterRows, Backend, FlatBatch, Wanted
 
 
 def flat_token_ids(
@@ -58,9 +58,9 @@ def wanted_tokens(
 ) -> Wanted:
     """The last tokens of each row of batch, counts of them, with a plan for their attention."""
     if not any(counts):
-        return Wanted(torch.empty(0, dtype=torch.int64, device=batch.positions.device), None)
+        return Wanted(torch.empty(0, dtype=torch.int64, device=batch.positions.device), None, None)
     tokens, narrow = _narrowed(batch, counts)
-    return Wanted(tokens, backend.plan_attention(narrow, block_size))
+    return Wanted(tokens, narrow, backend.attention.plan(narrow, block_size))
 
 
 def last_tokens(query_lens: Sequence[int], counts: Iterable[int]) -> NDArray[np.int64]:
@@ -88,6 +88,9 @@ def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatc
         context_lens=batch.context_lens[kept],
         host_query_lens=lens,
         host_context_lens=tuple(batch.host_context_lens[row] for row in rows),
+        adapters=None
+        if batch.adapters is None
+        else AdapterRows(batch.adapters.numbers[index].contiguous()),
     )
 
 

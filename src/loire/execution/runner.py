@@ -13,6 +13,7 @@ from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogpr
 from loire.execution.constraints import ConstraintFactory
 from loire.execution.inputs import flat_batch, flat_token_ids, wanted_tokens
 from loire.execution.kv_cache import KVCache
+from loire.execution.penalty_table import PenaltyTable
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
 from loire.execution.sampling_state import SamplingState
 from loire.execution.tables import BlockTables
@@ -44,6 +45,7 @@ class ModelRunner:
         self.cache = cache
         self.device = device
         self.constraints = constraints
+        self._penalties = PenaltyTable(constraints.vocab_size, device)
         self._states: dict[int, SamplingState] = {}
         self._tables = BlockTables()
 
@@ -58,7 +60,7 @@ class ModelRunner:
         self.cache.copy_blocks(plan.block_copies)
         tables = self._tables.of([row.seq_id for row in plan.rows])
         batch = flat_batch(plan, tables, self.cache.block_size, self.device)
-        attention = self.decoder.backend.plan_attention(batch, self.cache.block_size)
+        attention = self.decoder.backend.attention.plan(batch, self.cache.block_size)
         tokens = torch.from_numpy(flat_token_ids(plan.rows, self._last_sampled)).to(self.device)
         counts, wanted = self._wanted(plan.rows, batch)
         hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers, wanted)
@@ -72,14 +74,20 @@ class ModelRunner:
 
     def _update_states(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
-            self._states.pop(seq_id, None)
+            self._end(seq_id)
             self._tables.drop(seq_id)
         for new in plan.new_sequences:
-            self._states[new.seq_id] = SamplingState(new, self.constraints, self.device)
+            self._end(new.seq_id)
+            self._states[new.seq_id] = SamplingState(new, self.constraints, self._penalties)
         for row in plan.rows:
             assert not row.num_drafts, "drafted tokens are not verified here yet"
             for update in row.tables:
                 self._tables.replace(row.seq_id, update.first, update.block_ids)
+
+    def _end(self, seq_id: int) -> None:
+        state = self._states.pop(seq_id, None)
+        if state is not None:
+            state.end()
 
     def _last_sampled(self, seq_id: int) -> int:
         token_id = self._states[seq_id].last_token_id
@@ -114,7 +122,7 @@ class ModelRunner:
         states = [self._states[rows[index].seq_id] for index in sampling]
         positions = [rows[index].start + len(rows[index].token_ids) for index in sampling]
         logits = self.decoder.logits(last)
-        chosen = sample(logits, states, positions, self.decoder.backend)
+        chosen = sample(logits, states, positions, self.decoder.backend.sampling, self._penalties)
         for index, state, draw in zip(sampling, states, chosen, strict=True):
             draws[index] = draw
             if draw.token_id is not None:

@@ -2,23 +2,25 @@
 
 The order is vLLM's: logit bias, penalties, what may not come (min_tokens, constraint),
 temperature, min-p, top-k, top-p. A row's token is a function of its logits, parameters and (seed,
-choice, position) alone.
+choice, position) alone. Everything per row is gathered here on the host; what happens to the logits
+is one operation of the backend, and its results come back at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from loire.base.step import TokenLogprobs
-from loire.execution.constraints import masks_of
+from loire.execution.constraints import Bits
+from loire.execution.penalty_table import PenaltyTable
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
-from loire.kernels.interface import SamplingKnobs
+from loire.kernels.interface import LogitEdits, Penalties, SamplingKernels, SamplingRows
 
-NEG_INF = float("-inf")
 NOT_FINITE = "the model gave logits that are not finite (NaN or infinity)"
 
 
@@ -31,65 +33,35 @@ class Draw:
     error: str | None = None
 
 
-DrawRows = Callable[[Tensor, SamplingKnobs], Tensor]
-
-
-class Rows(Protocol):
-    """What a backend does with rows of logits: see kernels.interface.Backend."""
-
-    def largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the largest entries, and whether all are finite."""
-        ...
-
-    def draw(self, logits: Tensor, knobs: SamplingKnobs) -> Tensor:
-        """A token from each row."""
-        ...
-
-
 def sample(
     logits: Tensor,
     states: Sequence[SamplingState],
     positions: Sequence[int],
-    backend: Rows,
+    kernels: SamplingKernels,
+    penalties: PenaltyTable,
 ) -> list[Draw]:
     """Choose one token per row.
 
-    logits: float32 [L, V], overwritten. positions: of the token to choose, per row.
+    logits: float32 [L, V], overwritten. positions: of the token to choose, per row. penalties: the
+    table that the states have their lines in.
     """
-    likeliest, is_finite = backend.largest(logits)
-    finite: list[bool] = is_finite.tolist()
-    raw = {
-        row: torch.log_softmax(logits[row], dim=0)
-        for row, state in enumerate(states)
-        if finite[row] and state.params.logprobs is not None
-    }
-    errors = {row: NOT_FINITE for row in range(len(states)) if not finite[row]}
-    masks = masks_of({row: state.constraint for row, state in enumerate(states)}, logits.device)
-    errors |= {row: mask for row, mask in masks.items() if isinstance(mask, str)}
-    adjusted = []
-    for row, state in enumerate(states):
-        mask = masks.get(row)
-        if row in errors or isinstance(mask, str):
-            continue
-        if _adjust(logits[row], state, positions[row], mask):
-            adjusted.append(row)
-    good = [row for row in range(len(states)) if row not in errors]
-    greedy: list[int] = likeliest.tolist()
-    for row in adjusted:
-        greedy[row] = int(logits[row].argmax())
-    tokens = _choose(logits, good, states, positions, greedy, backend.draw)
-    draws = []
-    for row, state in enumerate(states):
-        if row in errors:
-            draws.append(Draw(error=errors[row]))
-            continue
-        logprobs = None
-        if row in raw:
-            assert state.params.logprobs is not None
-            chosen = torch.tensor([tokens[row]], device=logits.device)
-            logprobs = gather_logprobs(raw[row][None], chosen, state.params.logprobs)[0]
-        draws.append(Draw(tokens[row], logprobs))
-    return draws
+    before = _logprobs_asked_for(logits, states)
+    allowed, errors = _allowed(states, logits.shape[1])
+    rows = _sampling_rows(logits, states, positions, allowed, penalties)
+    chosen = kernels.choose(logits, rows)
+    tokens, finite = chosen.tokens.tolist(), chosen.finite.tolist()
+    entries = dict[int, TokenLogprobs]()
+    for num_top, (members, logprobs) in before.items():
+        found = gather_logprobs(logprobs, chosen.tokens[members], num_top)
+        entries |= zip(members.tolist(), found, strict=True)
+    return [
+        Draw(error=NOT_FINITE)
+        if not finite[row]
+        else Draw(error=errors[row])
+        if row in errors
+        else Draw(tokens[row], entries.get(row))
+        for row in range(len(states))
+    ]
 
 
 def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
@@ -105,74 +77,130 @@ def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[T
     ]
 
 
-def _adjust(logits: Tensor, state: SamplingState, position: int, forbidden: Tensor | None) -> bool:
-    """Bias, min_tokens, penalties and constraint of one row, in place; whether it had any.
-
-    forbidden: bool [V], of a constraint.
-    """
-    params = state.params
-    forbids_stop = bool(state.stop_token_ids) and position - state.num_prompt < params.min_tokens
-    if not (params.logit_bias or forbids_stop or state.has_penalties or forbidden is not None):
-        return False
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=logits.device)
-        logits[ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
-    if state.has_penalties:
-        assert state.output_counts is not None
-        assert state.seen is not None
-        if params.repetition_penalty != 1.0:
-            penalty = params.repetition_penalty
-            scaled = torch.where(logits > 0, logits / penalty, logits * penalty)
-            torch.where(state.seen, scaled, logits, out=logits)
-        logits -= params.frequency_penalty * state.output_counts
-        logits -= params.presence_penalty * (state.output_counts > 0)
-    if forbidden is not None:
-        logits.masked_fill_(forbidden, NEG_INF)
-    if forbids_stop and not (forbidden is not None and _only(state.stop_token_ids, forbidden)):
-        logits[list(state.stop_token_ids)] = NEG_INF
-    return True
+def _logprobs_asked_for(
+    logits: Tensor, states: Sequence[SamplingState]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """By how many of the likeliest are wanted: those rows, and their log-probabilities as the
+    model gave them. (Which of equals are the likeliest may depend on how many are looked for.)"""
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for row, state in enumerate(states):
+        if state.params.logprobs is not None:
+            groups[state.params.logprobs].append(row)
+    result = {}
+    for num_top, members in groups.items():
+        rows = torch.tensor(members, device=logits.device)
+        result[num_top] = rows, torch.log_softmax(logits[rows], dim=1)
+    return result
 
 
-def _only(token_ids: Sequence[int], forbidden: Tensor) -> bool:
-    """Whether nothing but these may come: a complete form ends, however early."""
-    others = ~forbidden
-    others[list(token_ids)] = False
-    return not bool(others.any())
+def _allowed(
+    states: Sequence[SamplingState], vocab_size: int
+) -> tuple[dict[int, Bits], dict[int, str]]:
+    """By row: what constraints allow, and errors of those that cannot go on."""
+    allowed: dict[int, Bits] = {}
+    errors: dict[int, str] = {}
+    for row, state in enumerate(states):
+        if state.constraint is None:
+            continue
+        found = state.constraint.allowed()
+        if isinstance(found, str):
+            errors[row] = found
+        else:
+            # The tokenizer may know fewer tokens than the model has, or more.
+            bits = np.zeros(-(-vocab_size // 32), np.int32)
+            known = min(len(bits), len(found))
+            bits[:known] = found[:known]
+            allowed[row] = bits
+    return allowed, errors
 
 
-def _choose(
+def _sampling_rows(
     logits: Tensor,
-    rows: Sequence[int],
     states: Sequence[SamplingState],
     positions: Sequence[int],
-    greedy: Sequence[int],
-    draw: DrawRows,
-) -> dict[int, int]:
-    tokens = {row: greedy[row] for row in rows if states[row].params.greedy}
-    drawn = [row for row in rows if row not in tokens]
-    if drawn:
-        picked = logits if len(drawn) == len(logits) else logits[drawn]
-        knobs = _knobs([states[row] for row in drawn], [positions[row] for row in drawn], logits)
-        tokens.update(zip(drawn, draw(picked, knobs).tolist(), strict=True))
-    return tokens
-
-
-def _knobs(
-    states: Sequence[SamplingState], positions: Sequence[int], logits: Tensor
-) -> SamplingKnobs:
+    allowed: dict[int, Bits],
+    penalties: PenaltyTable,
+) -> SamplingRows:
     params = [state.params for state in states]
-    draws = [
-        uniform(state.seed, state.choice, position)
-        for state, position in zip(states, positions, strict=True)
-    ]
+    vocab_size = logits.shape[1]
+    draws = uniform([state.seed for state in states], [state.choice for state in states], positions)
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device)
 
-    return SamplingKnobs(
-        temperature=column([p.temperature for p in params]),
+    return SamplingRows(
+        temperature=column([0.0 if p.greedy else p.temperature for p in params]),
         min_p=column([p.min_p for p in params]),
-        top_k=column([p.top_k or logits.shape[1] for p in params], torch.int64),
+        top_k=column([p.top_k or vocab_size for p in params], torch.int64),
         top_p=column([p.top_p for p in params]),
-        draw=column(draws, torch.float64),
+        draw=torch.from_numpy(draws).to(logits.device),
+        edits=_edits(states, positions, allowed, logits.device),
+        penalties=_penalties(states, penalties, logits.device),
+        allowed=_mask(allowed, logits) if allowed else None,
     )
+
+
+def _edits(
+    states: Sequence[SamplingState],
+    positions: Sequence[int],
+    allowed: dict[int, Bits],
+    device: torch.device,
+) -> LogitEdits | None:
+    """Biases, and minus infinity for what would end an output before min_tokens."""
+    starts, tokens, addends = [0], list[int](), list[float]()
+    for row, (state, position) in enumerate(zip(states, positions, strict=True)):
+        bias = state.params.logit_bias
+        if bias:
+            tokens += bias
+            addends += bias.values()
+        stops = state.stop_token_ids
+        is_early = position - state.num_prompt < state.params.min_tokens
+        # A complete form ends, however early.
+        if stops and is_early and not (row in allowed and _only(stops, allowed[row])):
+            tokens += stops
+            addends += [float("-inf")] * len(stops)
+        starts.append(len(tokens))
+    if not tokens:
+        return None
+    return LogitEdits(
+        torch.tensor(starts, device=device),
+        torch.tensor(tokens, device=device),
+        torch.tensor(addends, dtype=torch.float32, device=device),
+    )
+
+
+def _only(token_ids: Sequence[int], allowed: Bits) -> bool:
+    """Whether nothing but these may come."""
+    others = allowed.copy().view(np.uint32)
+    for token_id in token_ids:
+        others[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+    return not others.any()
+
+
+def _penalties(
+    states: Sequence[SamplingState], table: PenaltyTable, device: torch.device
+) -> Penalties | None:
+    if all(state.place < 0 for state in states):
+        return None
+    params = [state.params for state in states]
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    return Penalties(
+        torch.tensor([state.place for state in states], device=device),
+        table.counts,
+        table.seen,
+        column([p.repetition_penalty for p in params]),
+        column([p.frequency_penalty for p in params]),
+        column([p.presence_penalty for p in params]),
+    )
+
+
+def _mask(allowed: dict[int, Bits], logits: Tensor) -> Tensor:
+    """int32 [L, ceil(V / 32)]; all ones for rows that nothing constrains."""
+    rows, vocab_size = logits.shape
+    words = np.full((rows, -(-vocab_size // 32)), -1, dtype=np.int32)
+    for row, bits in allowed.items():
+        words[row] = bits
+    return torch.from_numpy(words).to(logits.device)

@@ -1,17 +1,17 @@
 """What the sampler remembers of each sequence between steps."""
 
-import torch
 from torch import Tensor
 
 from loire.base.step import NewSequence
 from loire.execution.constraints import ConstraintFactory, SequenceConstraint
+from loire.execution.penalty_table import PenaltyTable
 
 
 class SamplingState:
     """Parameters of one sequence and, where penalties ask for them, its token counts."""
 
     def __init__(
-        self, new: NewSequence, constraints: ConstraintFactory, device: torch.device
+        self, new: NewSequence, constraints: ConstraintFactory, penalties: PenaltyTable
     ) -> None:
         self.params = new.params
         self.seed = new.seed
@@ -19,10 +19,6 @@ class SamplingState:
         self.prompt_token_ids = new.prompt_token_ids
         self.stop_token_ids = new.stop_token_ids
         self.last_token_id: int | None = None
-        self.output_counts: Tensor | None = None
-        """float32 [V]: occurrences in the output."""
-        self.seen: Tensor | None = None
-        """bool [V]: occurs in prompt or output."""
         params = new.params
         self.constraint: SequenceConstraint | None = None
         if params.structured_outputs is not None:
@@ -31,17 +27,20 @@ class SamplingState:
             )
         self._pooled: Tensor | None = None
         """float64 [E]: the sum of hidden states, or the last one."""
-        self.has_penalties = (
+        self._penalties = penalties
+        self.place = -1
+        """Its line in the table of penalties, if it has any."""
+        if (
             params.repetition_penalty != 1.0
             or params.frequency_penalty != 0.0
             or params.presence_penalty != 0.0
-        )
-        if self.has_penalties:
-            outputs = torch.tensor(new.output_token_ids, dtype=torch.int64, device=device)
-            prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64, device=device)
-            self.output_counts = torch.bincount(outputs, minlength=constraints.vocab_size).float()
-            self.seen = self.output_counts > 0
-            self.seen[prompt] = True
+        ):
+            self.place = penalties.take(new.prompt_token_ids, new.output_token_ids)
+
+    def end(self) -> None:
+        """The sequence leaves the batch."""
+        if self.place >= 0:
+            self._penalties.give_back(self.place)
 
     @property
     def num_prompt(self) -> int:
@@ -68,10 +67,7 @@ class SamplingState:
         return tuple(vector.float().tolist())
 
     def record(self, token_id: int) -> None:
-        """Count a token that was sampled."""
+        """Go on behind a token that was sampled."""
         self.last_token_id = token_id
-        if self.output_counts is not None and self.seen is not None:
-            self.output_counts[token_id] += 1
-            self.seen[token_id] = True
         if self.constraint is not None:
             self.constraint.record(token_id)

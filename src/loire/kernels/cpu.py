@@ -15,23 +15,27 @@ from torch import Tensor
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
+    Backend,
     FlatBatch,
     LayerCache,
-    Linear,
 )
-from loire.kernels.reference import (
-    ReferenceBackend,
+from loire.kernels.reference import no_capture
+from loire.kernels.reference_attention import (
+    ReferenceAttention,
     attend_row,
     gather_context,
     visible,
 )
+from loire.kernels.reference_linear import ReferenceLinearKernels, TorchLinear
+from loire.kernels.reference_pointwise import ReferencePointwise
+from loire.kernels.sampling import ReferenceSampling
 
 
-class PackedLinear:
+class PackedLinear(TorchLinear):
     """A bfloat16 weight in oneDNN's packed layout; the plain weight is not kept."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight.shape[0], weight.shape[1], weight.dtype)
         self.bias = bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
@@ -40,7 +44,7 @@ class PackedLinear:
         """Bytes that one multiplication reads of it."""
         return self.out_features * self.in_features * 2
 
-    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
+    def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
         """[T, in] to [T, out]."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self.bias, "none", [], ""
@@ -83,16 +87,18 @@ class CpuPlan:
     """Masks that the layers of this step share, by query length, context length and window."""
 
 
-class CpuBackend(ReferenceBackend):
-    """See kernels.interface.Backend."""
+class CpuLinearKernels(ReferenceLinearKernels):
+    """See kernels.interface.LinearKernels."""
 
-    name = "cpu"
-
-    def dense_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def dense_linear(self, weight: Tensor, bias: Tensor | None) -> TorchLinear:
         """Pack weight [out, in] once if it is bfloat16."""
         if weight.dtype == torch.bfloat16 and can_pack():
             return PackedLinear(weight, bias)
         return super().dense_linear(weight, bias)
+
+
+class CpuPointwise(ReferencePointwise):
+    """See kernels.interface.PointwiseKernels."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """As the reference, in one operator where torch has one."""
@@ -100,7 +106,11 @@ class CpuBackend(ReferenceBackend):
             return F.rms_norm(x, (x.shape[-1],), weight, eps)
         return super().rms_norm(x, weight, eps)
 
-    def plan_attention(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+
+class CpuAttention(ReferenceAttention):
+    """See kernels.interface.AttentionKernels."""
+
+    def plan(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
         """Group decode rows whose contexts span similar numbers of blocks."""
         by_length: defaultdict[int, list[int]] = defaultdict(list)
         prefills = []
@@ -132,6 +142,21 @@ class CpuBackend(ReferenceBackend):
             rows = slice(row.first, row.first + row.query_len)
             output[rows] = _attend_prefill(queries[rows], cache, row, plan, shape)
         return output.flatten(1)
+
+
+class CpuBackend(Backend):
+    """See kernels.interface.Backend."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            name="cpu",
+            numbers=f"torch {torch.__version__}{', packed' * can_pack()}",
+            linear=CpuLinearKernels(),
+            attention=CpuAttention(),
+            pointwise=CpuPointwise(),
+            sampling=ReferenceSampling(),
+            capture=no_capture,
+        )
 
 
 def can_pack() -> bool:

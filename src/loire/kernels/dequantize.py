@@ -2,13 +2,13 @@
 whatever computes the model, else by the gguf library, whose results are the definition."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from loire.checkpoint.formats import WeightFormat
-from loire.kernels.interface import Backend
 
 Dequantize = Callable[[memoryview, WeightFormat, torch.dtype], Tensor]
 """Whole blocks of a format to its elements, flat: computed in float32, then rounded to the dtype.
@@ -18,14 +18,20 @@ CHUNK_ELEMENTS = 2**19
 """How many elements the gguf library dequantizes at once."""
 
 
-def fastest_dequantize(backend: Backend) -> Dequantize:
-    """The backend's own kernels if they are native; otherwise native ones with threads of their
-    own, as long as the result is kept; or the gguf library."""
+@cache
+def _native() -> Dequantize | None:
+    """Native kernels with threads of their own, which sleep when there is nothing to do."""
     from loire.kernels.native.backend import NativeBackend
 
-    if isinstance(backend, NativeBackend):
-        return backend.dequantize
-    return NativeBackend().dequantize if NativeBackend.available()[0] else dequantize_by_library
+    return NativeBackend().linear.dequantize if NativeBackend.available()[0] else None
+
+
+def dequantize_on_host(data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
+    """By native kernels where there are any, else by the gguf library.
+
+    Raises ValueError if data are not whole blocks.
+    """
+    return (_native() or dequantize_by_library)(data, fmt, dtype)
 
 
 def dequantize_by_library(data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:

@@ -16,51 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.kernels.block_formats import StoredTensor
 
 GROUP = 32
 """Inputs that share a scale."""
 
 
-class ReferenceQuantizedLinear:
-    """A weight in codes, multiplied in float32."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, quantization: Quantization) -> None:
-        self.out_features, self.in_features = weight.shape
-        self._codes, self._scales = quantize_weight(weight, quantization)
-        self._bits = 8 if quantization == "int8" else 4
-        self._bias = None if bias is None else bias.float()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the codes and scales, as the format packs them."""
-        scale_bytes = 4 if self._bits == 8 else 2
-        return self._codes.numel() * self._bits // 8 + self._scales.numel() * scale_bytes
-
-    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
-        """[T, in] to [T, out]."""
-        weight = (self._codes.float() * self._scales[..., None]).flatten(1)[:, : self.in_features]
-        return _multiply_rounded(x, weight, self._bias, wide=wide)
-
-
-class ReferenceStoredLinear:
-    """A weight in blocks, multiplied in float32."""
-
-    def __init__(self, weight: StoredTensor, bias: Tensor | None) -> None:
-        self.out_features, self.in_features = weight.shape
-        self.weight_bytes = weight.blocks.numel()
-        """Bytes of the blocks."""
-        self.weight = weight
-        self._bias = None if bias is None else bias.float()
-
-    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
-        """[T, in] to [T, out]."""
-        if x.dtype is torch.float32:
-            return F.linear(x, self.weight.values(), self._bias)
-        return _multiply_rounded(x, self.weight.values(), self._bias, wide=wide)
-
-
-def _multiply_rounded(x: Tensor, weight: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
+def multiply_rounded(x: Tensor, weight: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
     """x [T, in], rounded to codes, times weight (float32 [out, in])."""
     codes, scales = quantize_activations(x)
     given = (codes * scales[..., None]).flatten(1)[:, : x.shape[1]]

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits in plain torch: see kernels.interface.SamplingKnobs.
+"""Choosing tokens from logits in plain torch: see kernels.interface.SamplingRows.
 
 Rows are grouped by the number of likeliest tokens that their own knobs ask to be sorted, never by
 their neighbours', because the rounding of a sum depends on its length.
@@ -9,7 +9,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from loire.kernels.interface import SamplingKnobs
+from loire.kernels.interface import Chosen, Penalties, SamplingRows
 
 TOP_P_WIDTH = 1024
 """Likeliest tokens looked at first for top-p; a flatter distribution gets a full sort."""
@@ -18,8 +18,63 @@ UNSORTED = -1
 """Width of rows that need no likeliest tokens sorted: they draw from all."""
 
 
-def draw(logits: Tensor, knobs: SamplingKnobs) -> Tensor:
-    """A token (int64 [L]) from each row of logits [L, V]."""
+class ReferenceSampling:
+    """See kernels.interface.SamplingKernels."""
+
+    def choose(self, logits: Tensor, rows: SamplingRows) -> Chosen:
+        """A token from each row of logits [L, V]."""
+        low, high = torch.aminmax(logits, dim=1)
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        logits.masked_fill_(~finite[:, None], 0.0)
+        _adjust(logits, rows)
+        tokens = logits.argmax(dim=1)
+        [drawn] = (rows.temperature > 0).nonzero(as_tuple=True)
+        if len(drawn) == len(logits):
+            tokens = draw(logits, rows)
+        elif len(drawn):
+            tokens[drawn] = draw(logits[drawn], _rows(rows, drawn))
+        if rows.penalties is not None:
+            _count(rows.penalties, tokens, finite)
+        return Chosen(tokens, finite)
+
+
+def _adjust(logits: Tensor, rows: SamplingRows) -> None:
+    """Edits, penalties and what is not allowed, in place."""
+    if rows.edits is not None:
+        starts = rows.edits.starts
+        index = torch.arange(len(logits), device=logits.device)
+        index = index.repeat_interleave(starts[1:] - starts[:-1])
+        logits.index_put_((index, rows.edits.tokens), rows.edits.addends, accumulate=True)
+    if rows.penalties is not None:
+        _penalise(logits, rows.penalties)
+    if rows.allowed is not None:
+        bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+        allowed = (rows.allowed[:, :, None] >> bits & 1).flatten(1)[:, : logits.shape[1]]
+        logits.masked_fill_(allowed == 0, float("-inf"))
+
+
+def _penalise(logits: Tensor, penalties: Penalties) -> None:
+    [rows] = (penalties.places >= 0).nonzero(as_tuple=True)
+    lines = penalties.places[rows]
+    counts = penalties.counts[lines].float()
+    repetition = penalties.repetition[rows, None]
+    given = logits[rows]
+    scaled = torch.where(given > 0, given / repetition, given * repetition)
+    result = torch.where(penalties.seen[lines], scaled, given)
+    result -= penalties.frequency[rows, None] * counts
+    result -= penalties.presence[rows, None] * (counts > 0)
+    logits[rows] = result
+
+
+def _count(penalties: Penalties, tokens: Tensor, finite: Tensor) -> None:
+    [rows] = ((penalties.places >= 0) & finite).nonzero(as_tuple=True)
+    lines, chosen = penalties.places[rows], tokens[rows]
+    penalties.counts[lines, chosen] += 1
+    penalties.seen[lines, chosen] = True
+
+
+def draw(logits: Tensor, knobs: SamplingRows) -> Tensor:
+    """A token (int64 [L]) drawn from each row of logits [L, V], none of temperature 0."""
     groups: defaultdict[int, list[int]] = defaultdict(list)
     asked = zip(knobs.top_k.tolist(), knobs.top_p.tolist(), strict=True)
     for row, (top_k, top_p) in enumerate(asked):
@@ -38,8 +93,9 @@ def _width(top_k: int, top_p: float, vocab_size: int) -> int:
     return min(TOP_P_WIDTH, vocab_size) if top_p < 1.0 else UNSORTED
 
 
-def _rows(knobs: SamplingKnobs, rows: Tensor) -> SamplingKnobs:
-    return SamplingKnobs(
+def _rows(knobs: SamplingRows, rows: Tensor) -> SamplingRows:
+    """What these rows are drawn under."""
+    return SamplingRows(
         knobs.temperature[rows],
         knobs.min_p[rows],
         knobs.top_k[rows],
@@ -48,7 +104,7 @@ def _rows(knobs: SamplingKnobs, rows: Tensor) -> SamplingKnobs:
     )
 
 
-def _draw(logits: Tensor, knobs: SamplingKnobs, width: int) -> Tensor:
+def _draw(logits: Tensor, knobs: SamplingRows, width: int) -> Tensor:
     scaled = logits / knobs.temperature[:, None]
     if bool((knobs.min_p > 0).any()):
         floor = scaled.amax(dim=1, keepdim=True) + torch.log(knobs.min_p)[:, None]

@@ -1,11 +1,14 @@
 """Which backends there are, and which one to use."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from loire.base.errors import ConfigError
 from loire.kernels.interface import Backend
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,16 @@ def select_backend(
 
 def _best(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cpu":
+        _log.warning(
+            "there are no kernels for %s: the reference computes, each row of a step by itself, "
+            "which is slow",
+            device,
+        )
         return "reference"
     from loire.kernels.cpu import can_pack
-    from loire.kernels.native.backend import NativeBackend
+    from loire.kernels.native.backend import BATCH_INVARIANT_DTYPES, NativeBackend
 
-    if dtype not in NativeBackend.batch_invariant_dtypes or not NativeBackend.available()[0]:
+    if dtype not in BATCH_INVARIANT_DTYPES or not NativeBackend.available()[0]:
         return "cpu"
     # With AMX oneDNN computes a prefill several times as fast as native kernels without it.
     if dtype is torch.bfloat16 and can_pack() and NativeBackend.lacks_amx():

@@ -36,9 +36,14 @@ class Mixer(Protocol):
         ...
 
     def recall(
-        self, remembered: Tensor, backend: Backend, plan: AttentionPlan, cache: LayerCache
+        self,
+        remembered: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan,
+        cache: LayerCache,
     ) -> Tensor:
-        """[T, E] of what remember() gave for these tokens, with a plan for them."""
+        """[T, E] of what remember() gave for these tokens, with a batch and a plan of them."""
         ...
 
     def bytes_per_step(self, num_tokens: int) -> int:
@@ -54,8 +59,8 @@ class Mixer(Protocol):
 class FeedForward(Protocol):
     """The part of a layer that computes on each token alone."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, E] to [T, E]."""
+    def __call__(self, x: Tensor, batch: FlatBatch) -> Tensor:
+        """[T, E] of the batch's tokens to [T, E]."""
         ...
 
     def bytes_per_step(self, num_tokens: int) -> int:
@@ -133,14 +138,14 @@ class LayerStack:
         following = iter([*(norm.before for norm in norms[1:]), self.final_norm])
         # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
         # small model near-ties, and it is no more than E numbers per token.
-        x, residual = backend.embed(
+        x, residual = backend.pointwise.embed(
             token_ids, self.embedding, self.embedding_scale, norms[0].before, eps
         )
 
         def add(x: Tensor, residual: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
             if norms.after is not None:
-                x = backend.rms_norm(x, norms.after, eps)
-            return backend.add_rms_norm(x, residual, next(following), eps)
+                x = backend.pointwise.rms_norm(x, norms.after, eps)
+            return backend.pointwise.add_rms_norm(x, residual, next(following), eps)
 
         last_mixer = max(i for i, layer in enumerate(self.layers) if layer.mixer is not None)
         for index, layer in enumerate(self.layers):
@@ -148,14 +153,14 @@ class LayerStack:
                 cache = caches[layer.cache_of]
                 remembered = layer.mixer.remember(x, backend, batch, cache)
                 if wanted is not None and index == last_mixer:
-                    if wanted.plan is None:
+                    if wanted.batch is None or wanted.plan is None:
                         return x[:0]
                     remembered, residual = remembered[wanted.tokens], residual[wanted.tokens]
-                    plan = wanted.plan
-                x = layer.mixer.recall(remembered, backend, plan, cache)
+                    batch, plan = wanted.batch, wanted.plan
+                x = layer.mixer.recall(remembered, backend, batch, plan, cache)
                 x, residual = add(x, residual, layer.mixer_norms)
             if layer.feed_forward is not None and layer.feed_forward_norms is not None:
-                x = layer.feed_forward(x)
+                x = layer.feed_forward(x, batch)
                 x, residual = add(x, residual, layer.feed_forward_norms)
         return x
 

@@ -9,7 +9,7 @@ from loire.checkpoint.feed_forward import (
     GatedMLPDescription,
     GatedMLPWeights,
 )
-from loire.kernels.interface import Linear
+from loire.kernels.interface import FlatBatch, Linear
 from loire.models.decoder import FeedForward
 from loire.models.layer_loader import LayerLoader
 
@@ -22,9 +22,9 @@ class GatedMLP:
     """Gated: [T, E] to [T, I]."""
     down: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, batch: FlatBatch) -> Tensor:
         """[T, E] to [T, E]."""
-        return self.down(self.gate_up(x))
+        return self.down(self.gate_up(x, batch), batch)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """All of them."""

@@ -12,7 +12,6 @@ from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.weights import Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
-from loire.kernels.dequantize import fastest_dequantize
 from loire.kernels.interface import Backend, Linear, RotaryTable, Weight
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
@@ -37,7 +36,7 @@ class WeightReader:
         self.backend = backend
         self.quantization = quantization
         self._tensors = tensors
-        self._reader = TensorReader(tensors, fastest_dequantize(backend))
+        self._reader = TensorReader(tensors, backend.linear.dequantize)
 
     def read(self, weights: Sequence[WeightDescription]) -> Tensors:
         """Their tensors on the host by name, in float32 (vectors), the model's dtype, or in the
@@ -56,7 +55,7 @@ class WeightReader:
         found: Tensors = {name: self._reader.read(name, self.dtype) for name in biases}
         # What the backend copies into a form of its own may lie in the mapped file until then.
         on_host = self.device.type == "cpu"
-        may_share = weight.role != "embedding" and self.backend.copies_weights and on_host
+        may_share = weight.role != "embedding" and self.backend.linear.copies_weights and on_host
         stays = self.stays_as_stored(weight)
         for name in names:
             if stays and self._tensors[name].format.block_elements > 1:
@@ -70,7 +69,7 @@ class WeightReader:
         formats = [self._tensors[name].format for name in weight.stored_weights(self._tensors)]
         in_blocks = any(fmt.block_elements > 1 for fmt in formats)
         wanted = self.quantization != "none" and weight.role != "embedding"
-        return in_blocks and wanted and self.backend.keeps(formats, self.dtype)
+        return in_blocks and wanted and self.backend.linear.keeps(formats, self.dtype)
 
     def linear(
         self,
@@ -80,12 +79,12 @@ class WeightReader:
         role: Role = "product",
         gate: Activation | None = None,
     ) -> Linear:
-        """The product with a weight [outputs, inputs] in parts; gate as in Backend.linear()."""
+        """The product with a weight [outputs, inputs] in parts; gate as in LinearKernels.pack()."""
         rounding: Quantization | None = None
         if self.quantization in ("int8", "int4"):
             # The distribution over tokens is what quantization hurts most: 8 bits at least.
             rounding = "int8" if role == "head" else self.quantization
-        return self.backend.linear(
+        return self.backend.linear.pack(
             parts[0] if len(parts) == 1 else parts,
             bias,
             dtype=self.dtype,
@@ -115,7 +114,7 @@ class LayerLoader:
         return [self._take(f"{name}.weight", (rows, weight.inputs)) for name, rows in pieces]
 
     def linear(self, weight: Matrix, gate: Activation | None = None) -> Linear:
-        """The product with it; gate as in Backend.linear()."""
+        """The product with it; gate as in LinearKernels.pack()."""
         bias = None
         if weight.bias:
             pieces = weight.pieces(self._tensors)

@@ -31,15 +31,21 @@ class Attention:
 
     def remember(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
         """[T, H, D] of x [T, E], whose keys and values are in the cache afterwards."""
-        return backend.rotate_and_store(
-            self.qkv(x), self.shape, self.norms, self.rotary, batch, cache
+        return backend.attention.rotate_and_store(
+            self.qkv(x, batch), self.shape, self.norms, self.rotary, batch, cache
         )
 
     def recall(
-        self, remembered: Tensor, backend: Backend, plan: AttentionPlan, cache: LayerCache
+        self,
+        remembered: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan,
+        cache: LayerCache,
     ) -> Tensor:
-        """[T, E] of queries [T, H, D], with a plan for these."""
-        return self.output(backend.attend(remembered, cache, plan, self.shape))
+        """[T, E] of queries [T, H, D], with a batch and a plan of these."""
+        attended = backend.attention.attend(remembered, cache, plan, self.shape)
+        return self.output(attended, batch)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """All of them."""

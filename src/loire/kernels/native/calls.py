@@ -48,8 +48,24 @@ class LinearCall(Call):
         ("weight", c_void_p),
         ("x", c_void_p),
         ("out", c_void_p),
+        ("adapters", c_void_p),
         ("tokens", c_int64),
         ("wide", c_int32),
+    ]
+
+
+class AdaptCall(Call):
+    """What loire_adapt is given."""
+
+    _fields_ = [
+        ("weight", c_void_p),
+        ("downs", c_void_p),
+        ("ups", c_void_p),
+        ("ranks", c_void_p),
+        ("firsts", c_void_p),
+        ("outputs", c_void_p),
+        ("number", c_int32),
+        ("num_parts", c_int32),
     ]
 
 
@@ -98,20 +114,8 @@ class DequantizeCall(Call):
     ]
 
 
-class LargestCall(Call):
-    """What loire_largest is given."""
-
-    _fields_ = [
-        ("rows", c_void_p),
-        ("indices", c_void_p),
-        ("finite", c_void_p),
-        ("count", c_int64),
-        ("size", c_int64),
-    ]
-
-
-class DrawCall(Call):
-    """What loire_draw is given."""
+class ChooseCall(Call):
+    """What loire_choose is given."""
 
     _fields_ = [
         ("rows", c_void_p),
@@ -120,9 +124,22 @@ class DrawCall(Call):
         ("top_k", c_void_p),
         ("top_p", c_void_p),
         ("draw", c_void_p),
+        ("edit_starts", c_void_p),
+        ("edit_tokens", c_void_p),
+        ("edit_addends", c_void_p),
+        ("places", c_void_p),
+        ("counts", c_void_p),
+        ("seen", c_void_p),
+        ("repetition", c_void_p),
+        ("frequency", c_void_p),
+        ("presence", c_void_p),
+        ("allowed", c_void_p),
         ("tokens", c_void_p),
+        ("finite", c_void_p),
         ("count", c_int64),
         ("size", c_int64),
+        ("num_lines", c_int64),
+        ("words", c_int64),
     ]
 
 

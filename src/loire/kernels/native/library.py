@@ -11,8 +11,8 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 14
-"""Of what the C functions do; a library left over from an older build has another one."""
+INTERFACE_VERSION = 15
+"""Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
 
@@ -40,11 +40,11 @@ class NativeLibrary:
         self.pack = self._call("loire_pack", calls.PackCall, pointer)
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
         self.linear = self._call("loire_linear", calls.LinearCall)
+        self.adapt = self._call("loire_adapt", calls.AdaptCall)
         self.norm = self._call("loire_norm", calls.NormCall)
         self.embed = self._call("loire_embed", calls.EmbedCall)
         self.dequantize = self._call("loire_dequantize", calls.DequantizeCall)
-        self.largest = self._call("loire_largest", calls.LargestCall)
-        self.draw = self._call("loire_draw", calls.DrawCall)
+        self.choose = self._call("loire_choose", calls.ChooseCall)
         self.rotary = self._call("loire_rotary", calls.RotaryCall)
         self.plan = self._call("loire_plan", calls.PlanCall, pointer)
         self.free_plan = self._function("loire_free_plan", None, (pointer,))

@@ -7,14 +7,13 @@ copied into that memory, and only the attention plan is another. (CUDA graphs do
 """
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from loire.base.errors import EngineError
-from loire.kernels.interface import AttentionPlan, ComputeStep, FlatBatch, Wanted
-from loire.kernels.native.library import NativeLibrary
+from loire.kernels.interface import AdapterRows, AttentionPlan, ComputeStep, FlatBatch, Wanted
+from loire.kernels.native.attention import NativePlan
+from loire.kernels.native.context import NativeContext
 
 MOST_TOKENS = 8
 """Of recorded steps. Each keeps all its intermediate results, and more tokens gain less."""
@@ -32,25 +31,15 @@ class _Step:
 
 
 class RecordedSteps:
-    """ComputeStep by recordings, one for each number of tokens.
+    """ComputeStep by recordings, one for each number of tokens, with adapters and without.
 
-    keep: told where results go that must live on (None: nowhere). plan_handle: of a plan.
+    Adapters may have other weights when a step is replayed, and tokens other adapters.
     """
 
-    def __init__(
-        self,
-        library: NativeLibrary,
-        context: int,
-        compute: ComputeStep,
-        keep: Callable[[list[Tensor] | None], None],
-        plan_handle: Callable[[AttentionPlan], int],
-    ) -> None:
-        self._library = library
+    def __init__(self, context: NativeContext, compute: ComputeStep) -> None:
         self._context = context
         self._compute = compute
-        self._keep = keep
-        self._plan_handle = plan_handle
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[tuple[int, bool], _Step] = {}
 
     def __call__(
         self, token_ids: Tensor, batch: FlatBatch, plan: AttentionPlan, wanted: Wanted | None
@@ -59,28 +48,50 @@ class RecordedSteps:
         tokens = len(token_ids)
         if tokens > MOST_TOKENS or wanted is not None:
             return self._compute(token_ids, batch, plan, wanted)
-        step = self._steps.get(tokens)
+        key = tokens, batch.adapters is not None
+        step = self._steps.get(key)
         if step is None:
-            step = self._steps[tokens] = self._record(token_ids, batch, plan)
+            step = self._steps[key] = self._record(token_ids, batch, plan)
             return step.out.clone()
         step.token_ids.copy_(token_ids)
         step.batch.positions.copy_(batch.positions)
         step.batch.slots.copy_(batch.slots)
-        if self._library.replay(self._context, step.handle, self._plan_handle(plan)):
-            raise EngineError(f"native kernels: {self._library.last_message()}")
+        if step.batch.adapters is not None and batch.adapters is not None:
+            step.batch.adapters.numbers.copy_(batch.adapters.numbers)
+        assert isinstance(plan, NativePlan)
+        if self._context.library.replay(self._context.handle, step.handle, plan.handle):
+            raise self._context.error()
         return step.out.clone()
 
     def _record(self, token_ids: Tensor, batch: FlatBatch, plan: AttentionPlan) -> _Step:
         token_ids, kept = token_ids.clone(), list[Tensor]()
-        batch = replace(batch, positions=batch.positions.clone(), slots=batch.slots.clone())
-        handle = self._library.record(self._context)
+        adapters = batch.adapters
+        batch = replace(
+            batch,
+            positions=batch.positions.clone(),
+            slots=batch.slots.clone(),
+            adapters=None if adapters is None else AdapterRows(adapters.numbers.clone()),
+        )
+        library, context = self._context.library, self._context.handle
+        handle = library.record(context)
         if handle is None:
-            raise EngineError(f"native kernels: {self._library.last_message()}")
-        weakref.finalize(self, self._library.free_recording, handle)
-        self._keep(kept)
+            raise self._context.error()
+        weakref.finalize(self, library.free_recording, handle)
+        self._context.results.keep_in(kept)
         try:
             out = self._compute(token_ids, batch, plan, None)
         finally:
-            self._keep(None)
-            self._library.end_recording(self._context)
+            self._context.results.keep_in(None)
+            library.end_recording(context)
         return _Step(handle, token_ids, batch, kept, out)
+
+
+class NativeCapture:
+    """See kernels.interface.GraphCapture: steps of few tokens are replayed."""
+
+    def __init__(self, context: NativeContext) -> None:
+        self._context = context
+
+    def __call__(self, compute: ComputeStep) -> ComputeStep:
+        """The same function."""
+        return RecordedSteps(self._context, compute)

@@ -29,10 +29,23 @@ struct PackCall {
 // out is float32 if wide (not with a gate), else of x's type: the one that the weight was packed from.
 struct LinearCall {
     const PackedWeight* weight;
-    const void* x;  // [T, in]
-    void* out;      // [T, out]
+    const void* x;             // [T, in]
+    void* out;                 // [T, out]
+    const int32_t* adapters;   // [T] their numbers, -1 for none; or null
     int64_t tokens;
     int32_t wide;
+};
+
+// Part i of adapter `number` adds ups[i] (downs[i] x) to outputs[i] outputs from firsts[i] on, which are
+// counted before a gate; it has rank ranks[i]. All are of x's type.
+struct AdaptCall {
+    PackedWeight* weight;
+    const void* const* downs;
+    const void* const* ups;
+    const int64_t* ranks;
+    const int64_t* firsts;
+    const int64_t* outputs;
+    int32_t number, num_parts;
 };
 
 struct NormCall {
@@ -64,22 +77,27 @@ struct DequantizeCall {
     int32_t type, format;
 };
 
-struct LargestCall {
-    const float* rows;  // [L, V]
-    int64_t* indices;   // [L]
-    bool* finite;       // [L]
-    int64_t count, size;
-};
-
-struct DrawCall {
-    const float* rows;         // [L, V]
-    const float* temperature;  // [L] and so on
+// A null changes nothing.
+struct ChooseCall {
+    float* rows;               // [L, V], overwritten
+    const float* temperature;  // [L] and so on; 0: the largest
     const float* min_p;
     const int64_t* top_k;
     const float* top_p;
     const double* draw;
-    int64_t* tokens;
-    int64_t count, size;
+    const int64_t* edit_starts;  // [L + 1]
+    const int64_t* edit_tokens;  // [edit_starts[L]] and so on
+    const float* edit_addends;
+    const int64_t* places;    // [L]: lines of counts and seen, or -1
+    int32_t* counts;          // [num_lines, V]
+    bool* seen;               // [num_lines, V]
+    const float* repetition;  // [L] and so on
+    const float* frequency;
+    const float* presence;
+    const int32_t* allowed;   // [L, words]
+    int64_t* tokens;          // [L]
+    bool* finite;             // [L]
+    int64_t count, size, num_lines, words;
 };
 
 // Blocks of the cache lie block_stride elements apart, those of scales scale_stride.

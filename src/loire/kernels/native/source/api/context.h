@@ -35,7 +35,7 @@ struct Context {
     const Operations& operations;
     Pool pool;
     WeightMemory weights;
-    Scratch activations, partials;
+    Scratch activations, partials, hidden;
     Forecast forecast;
     Recording* recording = nullptr;  // being made
 

@@ -5,17 +5,46 @@
 
 using namespace loire;
 
-LOIRE_EXPORT int loire_largest(Context* context, const LargestCall* call) {
-    return locked(context, [&] {
-        const LargestArguments arguments{call->rows, call->indices, call->finite, call->size};
-        context->pool.run(call->count, context->operations.largest, &arguments);
-    });
+namespace {
+
+// Throws std::out_of_range if an edit or a line is outside of what it changes.
+void check_rows(const ChooseCall& given) {
+    if (given.edit_starts != nullptr)
+        for (int64_t i = 0; i < given.edit_starts[given.count]; ++i)
+            check_range("token", given.edit_tokens[i], given.size);
+    if (given.places != nullptr)
+        for (int64_t i = 0; i < given.count; ++i)
+            if (given.places[i] >= 0) check_range("line of counts", given.places[i], given.num_lines);
+    if (given.allowed != nullptr) check_range("token", given.size - 1, 32 * given.words);
 }
 
-LOIRE_EXPORT int loire_draw(Context* context, const DrawCall* call) {
+}  // namespace
+
+LOIRE_EXPORT int loire_choose(Context* context, const ChooseCall* call) {
     return locked(context, [&] {
-        const DrawArguments arguments{call->rows,  call->size,  call->temperature, call->min_p,
-                                      call->top_k, call->top_p, call->draw,        call->tokens};
-        context->pool.run(call->count, context->operations.draw, &arguments);
+        const ChooseCall& given = *call;
+        check_rows(given);
+        ChooseArguments arguments{};
+        arguments.rows = given.rows;
+        arguments.size = given.size;
+        arguments.temperature = given.temperature;
+        arguments.min_p = given.min_p;
+        arguments.top_k = given.top_k;
+        arguments.top_p = given.top_p;
+        arguments.draw = given.draw;
+        arguments.edit_starts = given.edit_starts;
+        arguments.edit_tokens = given.edit_tokens;
+        arguments.edit_addends = given.edit_addends;
+        arguments.places = given.places;
+        arguments.counts = given.counts;
+        arguments.seen = reinterpret_cast<uint8_t*>(given.seen);
+        arguments.repetition = given.repetition;
+        arguments.frequency = given.frequency;
+        arguments.presence = given.presence;
+        arguments.allowed = reinterpret_cast<const uint32_t*>(given.allowed);
+        arguments.words = given.words;
+        arguments.tokens = given.tokens;
+        arguments.finite = given.finite;
+        context->pool.run(given.count, context->operations.choose, &arguments);
     });
 }

@@ -48,7 +48,17 @@ LOIRE_EXPORT int loire_linear(Context* context, const LinearCall* call) {
             throw std::invalid_argument("gated results are not wide");
         multiply(context->linear(weight.is_bfloat16, weight.format), context->pool,
                  context->activations, context->forecast, weight, given.x, given.out,
-                 given.wide != 0, given.tokens);
+                 given.wide != 0, given.tokens, given.adapters, &context->hidden);
+    });
+}
+
+LOIRE_EXPORT int loire_adapt(Context* context, const AdaptCall* call) {
+    return locked(context, [&] {
+        std::vector<LowRankPart> parts;
+        for (int32_t i = 0; i < call->num_parts; ++i)
+            parts.push_back({call->downs[i], call->ups[i], call->ranks[i], call->firsts[i],
+                             call->outputs[i]});
+        call->weight->adapters.set(call->number, parts);
     });
 }
 

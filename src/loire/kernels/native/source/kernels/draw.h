@@ -1,4 +1,4 @@
-// Draws a token from each row of logits: loire/kernels/sampling.py defines what may be drawn.
+// Draws a token from a row of logits: loire/kernels/sampling.py defines what may be drawn.
 //
 // Weights are exp((logit - largest) / temperature). Where the likeliest must be told from the rest
 // there is no sorting: the bits of a float32 in 0..1 are ordered as it is, so the weight at which to
@@ -124,19 +124,19 @@ INLINE int64_t index_at(const float* weights, int64_t size, double draw) {
     return last;
 }
 
-void draw_piece(const void* untyped, int64_t piece, Scratch& scratch) {
-    const auto& a = *static_cast<const DrawArguments*>(untyped);
-    const float* row = a.rows + piece * a.size;
+// A token of row number `index`.
+INLINE int64_t draw_token(const ChooseArguments& a, int64_t index, Scratch& scratch) {
+    const float* row = a.rows + index * a.size;
     const int64_t padded = (a.size + DRAW_BLOCK - 1) / DRAW_BLOCK * DRAW_BLOCK;
     char* memory = scratch.reserve(sizeof(Histogram) + padded * sizeof(float));
     auto& histogram = *reinterpret_cast<Histogram*>(memory);
     float* weights = reinterpret_cast<float*>(memory + sizeof(Histogram));
-    weigh_row(row, a.size, highest(row, a.size), a.temperature[piece], a.min_p[piece], weights);
-    if (a.top_k[piece] < a.size)
-        keep_largest(weights, padded, a.top_k[piece], __builtin_inf(), histogram);
-    if (a.top_p[piece] < 1.0f)
-        keep_largest(weights, padded, padded, double(a.top_p[piece]), histogram);
-    a.tokens[piece] = index_at(weights, padded, a.draw[piece]);
+    weigh_row(row, a.size, highest(row, a.size), a.temperature[index], a.min_p[index], weights);
+    if (a.top_k[index] < a.size)
+        keep_largest(weights, padded, a.top_k[index], __builtin_inf(), histogram);
+    if (a.top_p[index] < 1.0f)
+        keep_largest(weights, padded, padded, double(a.top_p[index]), histogram);
+    return index_at(weights, padded, a.draw[index]);
 }
 
 }  // namespace

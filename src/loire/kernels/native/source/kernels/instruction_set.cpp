@@ -4,12 +4,12 @@
 // LOIRE_NEON with or without LOIRE_DOTPROD.
 
 #include "attention.h"
+#include "choose.h"
 #include "dequantize.h"
-#include "draw.h"
-#include "largest.h"
 #include "limits.h"
 #include "linear.h"
 #include "linear_quantized.h"
+#include "low_rank.h"
 #include "norm.h"
 #include "operations.h"
 #include "pack.h"
@@ -28,6 +28,7 @@ constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction p
     return {pack,
             pack_activations,
             linear_piece<Format>,
+            low_rank_piece<typename Format::Element>,
             Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
             block_tokens<Format::MOST_ROWS>,
             1};
@@ -66,7 +67,7 @@ constexpr TypedOperations bfloat16_operations() {
                                                                   FLOPS * BFLOAT16_LINKS);
 #if defined(LOIRE_AMX)
     result.dense = {pack_dense_piece<bfloat16, false>, pack_tiles_piece, linear_tiles_piece,
-                    TOKEN_STEP_BYTES, tile_tokens, 4};
+                    low_rank_piece<bfloat16>, TOKEN_STEP_BYTES, tile_tokens, 4};
     result.multiply_limit = multiply_tiles_limit_piece;
     result.multiply_limit_flops = TILE_LIMIT_FLOPS;
 #endif
@@ -101,8 +102,7 @@ extern const Operations LOIRE_TABLE;
 const Operations LOIRE_TABLE = {
     LOIRE_NAME,
     computes_exactly,
-    largest_piece,
-    draw_piece,
+    choose_piece,
     read_piece,
     operations<float, Float32Format>(multiply_float32_piece, FLOPS),
     bfloat16_operations()};

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "activation.h"
+#include "low_rank.h"
 #include "operations.h"
 #include "vec16.h"
 
@@ -228,11 +229,14 @@ inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
             last_panel < a.panels ? last_panel : a.panels};
 }
 
-// Sixteen sums, scaled and with their bias. row: the first of theirs in the packed weight.
-INLINE Vec16 finished(const LinearArguments& a, int64_t row, const float* sums) {
+// Sixteen sums, scaled, with their bias and with what the token's adapter adds, if it has one. row: the
+// first of theirs in the packed weight.
+INLINE Vec16 finished(const LinearArguments& a, int64_t row, const float* sums,
+                      const AdaptedToken& token) {
     Vec16 value = load(sums);
     if (a.scales != nullptr) value = value * load(a.scales + row);
     if (a.bias != nullptr) value = value + load(a.bias + row);
+    if (token.adapter != nullptr) value = value + low_rank_up(token, row);
     return value;
 }
 
@@ -246,14 +250,14 @@ INLINE Vec16 rounded(const Vec16& value) {
 // The first count of 16 results of a token, from sums of one panel, or of two that are panel_sums apart.
 template <typename Element>
 INLINE void finish_some(const LinearArguments& a, int64_t row, const float* sums,
-                        int64_t panel_sums, int64_t at, int64_t count) {
-    const Vec16 value = finished(a, row, sums);
+                        int64_t panel_sums, const AdaptedToken& token, int64_t at, int64_t count) {
+    const Vec16 value = finished(a, row, sums, token);
     if (a.wide) return store_some(static_cast<float*>(a.out) + at, value, count);
     auto* out = static_cast<Element*>(a.out) + at;
     if (a.gate == Gate::NONE) return store_some(out, value, count);
     // Rounded before they meet, as where the halves are results of their own.
     const Vec16 gate = activated(a.gate, rounded<Element>(value));
-    const Vec16 other = rounded<Element>(finished(a, row + PANEL, sums + panel_sums));
+    const Vec16 other = rounded<Element>(finished(a, row + PANEL, sums + panel_sums, token));
     store_some(out, gate * other, count);
 }
 
@@ -265,8 +269,9 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
     const int64_t left = a.out_features - first_column, row = panel * PANEL;
     for (int64_t t = 0; t < tokens; ++t, sums += PANEL) {
         const int64_t at = (first_token + t) * a.out_features + first_column;
+        const AdaptedToken token = adapted_token(a.adapted, first_token + t);
         for (int64_t column = 0; column < PANEL && column < left; column += 16)
-            finish_some<Element>(a, row + column, sums + column, panel_sums, at + column,
+            finish_some<Element>(a, row + column, sums + column, panel_sums, token, at + column,
                                  left - column);
     }
 }

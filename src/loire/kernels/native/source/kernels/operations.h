@@ -54,22 +54,28 @@ struct EmbedArguments {
     float table_scale, eps;
 };
 
-struct LargestArguments {
-    const float* rows;  // [count, size]
-    int64_t* indices;   // [count]: of the largest entry, the first of equals
-    bool* finite;       // [count]: whether all entries are
+// What tokens of rows of logits are chosen under; a piece is a row. What is null changes nothing.
+struct ChooseArguments {
+    float* rows;  // [count, size], overwritten
     int64_t size;
-};
-
-struct DrawArguments {
-    const float* rows;  // [count, size]
-    int64_t size;
-    const float* temperature;  // [count] and so on
+    const float* temperature;  // [count] and so on; 0: the largest, the first of equals
     const float* min_p;
     const int64_t* top_k;
     const float* top_p;
     const double* draw;
-    int64_t* tokens;
+    const int64_t* edit_starts;  // [count + 1]: where each row's edits begin
+    const int64_t* edit_tokens;
+    const float* edit_addends;
+    const int64_t* places;    // [count]: the row's line of counts and seen, or -1
+    int32_t* counts;          // [lines, size]: how often tokens came in the output
+    uint8_t* seen;            // [lines, size]: whether they came in prompt or output
+    const float* repetition;  // [count] and so on, of rows with a line
+    const float* frequency;
+    const float* presence;
+    const uint32_t* allowed;  // [count, words]: bit t % 32 of word t / 32: whether token t may come
+    int64_t words;
+    int64_t* tokens;  // [count]
+    bool* finite;     // [count]: whether all logits were
 };
 
 struct RotaryArguments {
@@ -157,6 +163,36 @@ enum class Gate : int32_t { NONE = -1, SILU = 0, GELU_TANH = 1, GELU = 2 };
 
 constexpr int64_t panels_per_output(Gate gate) { return gate == Gate::NONE ? 1 : 2; }
 
+// What an adapter adds to a product: up (down x), by panels.
+struct Adapter {
+    const void* down = nullptr;      // [rank, in] of x's type
+    const float* up = nullptr;       // [panels][rank][PANEL]
+    const int32_t* ranks = nullptr;  // [panels][2]: a panel has something of the ranks [first, last)
+    int64_t rank = 0;                // 0: nothing is added
+};
+
+// Which tokens have which adapter, and down x of those that have one.
+struct AdaptedTokens {
+    const int32_t* numbers = nullptr;  // [T] into adapters, -1 for none; null: no token has one
+    const Adapter* adapters = nullptr;
+    int64_t num_adapters = 0;
+    float* hidden = nullptr;  // [T, hidden_stride]
+    int64_t hidden_stride = 0;
+
+    // Of a token, or null.
+    const Adapter* of(int64_t token) const {
+        const int64_t number = numbers[token];
+        const bool has = number >= 0 && number < num_adapters && adapters[number].rank > 0;
+        return has ? adapters + number : nullptr;
+    }
+};
+
+struct LowRankArguments {
+    AdaptedTokens adapted;
+    const void* x;  // [T, in]
+    int64_t tokens, in_features;
+};
+
 struct LinearArguments {
     const void* weight;       // packed
     const float* scales;      // [rows of whole panels] or null: the sums are multiplied by them
@@ -169,6 +205,7 @@ struct LinearArguments {
     int64_t tokens_per_block;  // of the packed activations
     int64_t tokens_per_piece;  // whole blocks
     int64_t panels_per_piece;  // both of a gated output
+    AdaptedTokens adapted;
 };
 
 // Block formats of GGUF, by their numbers there.
@@ -200,6 +237,13 @@ struct WeightPart {
 
 constexpr int MOST_PARTS = 3;
 
+// The row of a weight that is packed as the given one, or -1 for none. out_features: after the gate.
+constexpr int64_t source_row(int64_t packed, Gate gate, int64_t out_features) {
+    const int64_t per_output = panels_per_output(gate), panel = packed / PANEL;
+    const int64_t out = panel / per_output * PANEL + packed % PANEL;
+    return out < out_features ? panel % per_output * out_features + out : -1;
+}
+
 // A weight [out, in] to be packed, its parts one below the other; a piece is a panel.
 struct PackArguments {
     WeightPart parts[MOST_PARTS];
@@ -208,16 +252,9 @@ struct PackArguments {
     Gate gate;
     int64_t out_features, in_features, steps, panel_bytes;
 
-    // The row of the parts that is packed as the given one, or -1 for none.
-    int64_t source(int64_t packed) const {
-        const int64_t per_output = panels_per_output(gate), panel = packed / PANEL;
-        const int64_t out = panel / per_output * PANEL + packed % PANEL;
-        return out < out_features ? panel % per_output * out_features + out : -1;
-    }
-
     // The row that is packed as the given one, or null for none.
     const void* row(int64_t packed, int64_t element_bytes) const {
-        int64_t out = source(packed);
+        int64_t out = source_row(packed, gate, out_features);
         if (out < 0) return nullptr;
         for (const WeightPart& part : parts) {
             if (out < part.outputs)
@@ -230,7 +267,7 @@ struct PackArguments {
 
 // How to pack and to multiply with weights of one format.
 struct LinearOperations {
-    PieceFunction pack, pack_activations, linear;
+    PieceFunction pack, pack_activations, linear, low_rank;
     int64_t packed_bytes_per_step;   // of one token's activations
     int64_t (*tokens_per_block)(int64_t tokens);  // of packed activations, for so many in all
     int64_t panels_per_piece;        // at least, where activations leave the L1 cache
@@ -252,7 +289,7 @@ struct TypedOperations {
 struct Operations {
     const char* name;
     bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
-    PieceFunction largest, draw;     // one row
+    PieceFunction choose;            // one row
     PieceFunction read_limit;        // LIMIT_PIECE_BYTES
     TypedOperations float32, bfloat16;
 };

@@ -15,8 +15,17 @@ int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 }  // namespace
 
 void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
-              Forecast& forecast, const PackedWeight& weight, const void* x, void* out, bool wide, int64_t tokens) {
+              Forecast& forecast, const PackedWeight& weight, const void* x, void* out, bool wide,
+              int64_t tokens, const int32_t* numbers, Scratch* hidden) {
     if (tokens == 0) return;
+    AdaptedTokens adapted;
+    if (numbers != nullptr && !weight.adapters.empty()) {
+        adapted = weight.adapters.tokens(numbers);
+        const int64_t floats = tokens * adapted.hidden_stride;
+        adapted.hidden = reinterpret_cast<float*>(hidden->reserve(size_t(floats) * sizeof(float)));
+        const LowRankArguments arguments{adapted, x, tokens, weight.in_features};
+        pool.run(ceil_div(tokens, ROWS_PER_PIECE), operations.low_rank, &arguments);
+    }
     const int64_t block = operations.tokens_per_block(tokens);
     const int64_t blocks = ceil_div(tokens, block);
     const int64_t token_bytes = weight.steps * operations.packed_bytes_per_step;
@@ -41,7 +50,7 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
     const LinearArguments arguments{weight.data,   weight.scales, weight.bias,         packing.packed,
                                     out,           wide,          weight.gate,         tokens,
                                     weight.steps,  weight.panels, weight.out_features, block,
-                                    tokens_per_piece, panels};
+                                    tokens_per_piece, panels, adapted};
     const int64_t pieces = ceil_div(weight.panels, panels);
     forecast.begins({static_cast<const char*>(weight.data), pieces, panels * weight.panel_bytes});
     // Many tokens take longer to multiply than weights take to come.

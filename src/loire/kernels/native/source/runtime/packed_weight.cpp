@@ -37,7 +37,8 @@ PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperati
       in_features(in_features),
       panels((out_features + PANEL - 1) / PANEL * panels_per_output(gate)),
       steps((in_features + STEP - 1) / STEP),
-      panel_bytes(steps * bytes_per_step(format, is_bfloat16)) {
+      panel_bytes(steps * bytes_per_step(format, is_bfloat16)),
+      adapters(is_bfloat16, gate, out_features, in_features, panels) {
     const size_t rows = size_t(panels * PANEL), data_bytes = size_t(panels * panel_bytes);
     const bool has_scales = format == WeightFormat::INT8;
     const size_t float_bytes = (size_t(given_bias != nullptr) + has_scales) * rows * sizeof(float);
@@ -50,7 +51,7 @@ PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperati
     if (given_bias != nullptr) {
         bias = next;
         for (int64_t row = 0; row < int64_t(rows); ++row) {
-            const int64_t source = arguments.source(row);
+            const int64_t source = source_row(row, gate, out_features);
             bias[row] = source < 0     ? 0.0f
                         : is_bfloat16 ? widen(static_cast<const bfloat16*>(given_bias)[source])
                                       : static_cast<const float*>(given_bias)[source];

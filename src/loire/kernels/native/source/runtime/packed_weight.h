@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "adapters.h"
 #include "memory.h"
 #include "pool.h"
 
@@ -34,6 +35,7 @@ class PackedWeight {
     char* data = nullptr;
     float* scales = nullptr;  // [panels * PANEL], of int8
     float* bias = nullptr;    // [panels * PANEL], as the rows are packed
+    Adapters adapters;
 
   private:
     std::shared_ptr<char> memory_;

@@ -1,0 +1,68 @@
+"""The operations of a forward pass that cost time, as protocols: a Backend has one of each.
+
+Letters in shapes:
+    T  tokens in the step (flat, rows one after another, no padding)
+    R  rows in the step (one per sequence)
+    M  most blocks in a row's block table
+    E  hidden size        I  intermediate size       V  vocabulary size
+    H  query heads        K  key/value heads         D  head dimension
+    N  blocks in the KV pool                         S  tokens per block
+
+attention.plan() is called once per step, attend() once per layer with its plan (as FlashInfer
+does), so that whatever the layers share is worked out once.
+"""
+
+from loire.kernels.interface.attention import (
+    AttentionKernels,
+    AttentionPlan,
+    AttentionShape,
+    HeadNorms,
+    LayerCache,
+    RotaryTable,
+)
+from loire.kernels.interface.backend import Backend
+from loire.kernels.interface.batch import AdapterRows, FlatBatch
+from loire.kernels.interface.capture import ComputeStep, GraphCapture, Wanted
+from loire.kernels.interface.linear import (
+    MOST_ADAPTERS,
+    Linear,
+    LinearKernels,
+    LowRank,
+    Weight,
+    parts_of,
+)
+from loire.kernels.interface.pointwise import PointwiseKernels
+from loire.kernels.interface.sampling import (
+    Chosen,
+    LogitEdits,
+    Penalties,
+    SamplingKernels,
+    SamplingRows,
+)
+
+__all__ = [
+    "MOST_ADAPTERS",
+    "AdapterRows",
+    "AttentionKernels",
+    "AttentionPlan",
+    "AttentionShape",
+    "Backend",
+    "Chosen",
+    "ComputeStep",
+    "FlatBatch",
+    "GraphCapture",
+    "HeadNorms",
+    "LayerCache",
+    "Linear",
+    "LinearKernels",
+    "LogitEdits",
+    "LowRank",
+    "Penalties",
+    "PointwiseKernels",
+    "RotaryTable",
+    "SamplingKernels",
+    "SamplingRows",
+    "Wanted",
+    "Weight",
+    "parts_of",
+]

@@ -1,0 +1,126 @@
+"""Attention over the paged KV cache, and how that lies in memory."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loire.kernels.interface.batch import FlatBatch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """KV of one layer, in blocks. Memory that no sequence wrote holds anything, NaN included.
+
+    A block has no gaps, but blocks may lie apart (stride(0)), as where a page of memory holds those
+    of several layers: keys and values then equally far, key and value scales too. Layers may differ
+    in S.
+    """
+
+    keys: Tensor
+    """[N, K, S, D] in the model's dtype, or codes (int8) as loire.kernels.quantization defines
+    them; rotated."""
+    values: Tensor
+    """[N, K, S, D] of the same dtype."""
+    key_scales: Tensor | None = None
+    """float32 [N, K, S]: of codes."""
+    value_scales: Tensor | None = None
+    """float32 [N, K, S]: of codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTable:
+    """cos and sin by position, float32 [max_model_len, rotary_dim / 2], attention factor included.
+
+    Dimension i is paired with i + rotary_dim / 2 (the layout of Hugging Face checkpoints).
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm over each head of queries and keys, before the rotation (Qwen3, Gemma 3)."""
+
+    query_weight: Tensor
+    """float32 [D], offset included."""
+    key_weight: Tensor
+    """float32 [D], offset included."""
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What a layer's attention is, apart from the batch."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    """A token sees this many latest positions, itself included; None is all."""
+    softcap: float | None = None
+    stores: bool = True
+    """False: keys and values are another layer's, and rotate_and_store() gets queries alone."""
+
+
+class AttentionPlan(Protocol):
+    """Whatever a device works out once per step for all layers."""
+
+
+class AttentionKernels(Protocol):
+    """What reads and writes the KV cache."""
+
+    def layer_bytes(
+        self, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
+        """Bytes of a block of one layer: its part of a page. dtype: of the cache."""
+        ...
+
+    def layer_cache(
+        self,
+        pages: Tensor,
+        offset: int,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> LayerCache:
+        """The KV of one layer in a pool of pages (uint8 [N, page bytes]), as views.
+
+        A block is the layer_bytes() of its page from offset on, a multiple of 64.
+        """
+        ...
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        norms: HeadNorms | None,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Split qkv [T, (H + 2 * K) * D]; norm and rotate queries and keys; store keys, values.
+
+        Where shape.stores is false, qkv is [T, H * D] and nothing is stored.
+
+        Returns the queries [T, H, D]. Writes cache at batch.slots. May overwrite qkv.
+        """
+        ...
+
+    def plan(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+        """Once per step: what attend() needs of the batch in every layer of that block size."""
+        ...
+
+    def attend(
+        self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
+    ) -> Tensor:
+        """Causal attention of queries [T, H, D] over the paged cache; [T, H * D].
+
+        Softmax in float32. A row reads nothing but its own context: no stale value, be it NaN,
+        can reach it.
+        """
+        ...

@@ -1,0 +1,30 @@
+"""A way of computing, composed of what does each kind of operation."""
+
+from dataclasses import dataclass
+
+import torch
+
+from loire.kernels.interface.attention import AttentionKernels
+from loire.kernels.interface.capture import GraphCapture
+from loire.kernels.interface.linear import LinearKernels
+from loire.kernels.interface.pointwise import PointwiseKernels
+from loire.kernels.interface.sampling import SamplingKernels
+
+
+@dataclass(eq=False)
+class Backend:
+    """A device's kernels. loire.kernels.reference defines what each part computes, and is what a
+    device without its own takes."""
+
+    name: str
+    numbers: str
+    """What computes, as far as bits depend on it: its results are kept for none but itself."""
+    linear: LinearKernels
+    attention: AttentionKernels
+    pointwise: PointwiseKernels
+    sampling: SamplingKernels
+    capture: GraphCapture
+    batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
+    """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""
+    torch_threads: int | None = None
+    """Threads for PyTorch's own operators during a step; None leaves them as they are."""

@@ -1,0 +1,41 @@
+"""Steps as a whole, and doing the same one again with less effort."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from loire.kernels.interface.attention import AttentionPlan
+from loire.kernels.interface.batch import FlatBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The tokens of a step whose last hidden states are asked for, fewer than all.
+
+    The others are computed up to the last layer's keys and values: nothing after those is read.
+    """
+
+    tokens: Tensor
+    """int64 [W]: indices of tokens in the flat batch, ascending."""
+    batch: FlatBatch | None
+    """Of these alone, in rows of their own; None where there are none."""
+    plan: AttentionPlan | None
+    """For attend() of these alone; None where there are none."""
+
+
+ComputeStep = Callable[[Tensor, FlatBatch, AttentionPlan, Wanted | None], Tensor]
+"""From token ids (int64 [T]), the batch and its plan to the last hidden states [T, E], or [W, E] of
+the wanted."""
+
+
+class GraphCapture(Protocol):
+    """Turns a step into the same function, perhaps with less effort when it is called again.
+
+    The step must do nothing but call the backend's operations, always the same ones.
+    """
+
+    def __call__(self, compute: ComputeStep) -> ComputeStep:
+        """The same function."""
+        ...

@@ -1,0 +1,114 @@
+"""Products with weights, and what adapters add to them."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loire.base.config import Quantization
+from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.formats import WeightFormat
+from loire.kernels.block_formats import StoredTensor
+from loire.kernels.interface.batch import FlatBatch
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to some outputs of a product (Hu et al. 2021, "LoRA"): up (down x)."""
+
+    down: Tensor
+    """[rank, in_features]."""
+    up: Tensor
+    """[outputs, rank], times the adapter's scale."""
+    first: int = 0
+    """The output that the first row of `up` is added to."""
+
+
+class Linear(Protocol):
+    """A weight, prepared once at load for the way its device multiplies."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        ...
+
+    def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
+        """[T, in_features] to [T, out_features], accumulated in float32.
+
+        In x's dtype, or with wide in float32 (not rounded on the way where a device can).
+
+        batch: whose tokens x has. Where batch.adapters gives a token an adapter, and adapt() has
+        given this weight something of it, that is added before the result is rounded, in a gated
+        product before the activation. A token without has the bits it has with no adapter at all.
+        """
+        ...
+
+    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+        """From now on tokens of adapter `number` (0 to MOST_ADAPTERS) get the sum of these; of none
+        of them: nothing. Not while a step computes. In the dtype of the inputs; a gated product
+        counts outputs before the gate: those of its first half, then those of its second.
+
+        Raises ValueError if the number or a shape does not fit.
+        """
+        ...
+
+
+MOST_ADAPTERS = 4096
+"""Numbers of adapters are below."""
+
+
+Weight = Tensor | StoredTensor
+"""Rows of numbers, or of blocks as a file holds them."""
+
+
+def parts_of(weight: Weight | Sequence[Weight]) -> list[Weight]:
+    """A weight that may come in parts, as a list of them."""
+    return [weight] if isinstance(weight, Tensor | StoredTensor) else list(weight)
+
+
+class LinearKernels(Protocol):
+    """Makes weights ready for products."""
+
+    copies_weights: bool
+    """Whether pack() keeps nothing of the tensors it is given, on whatever memory they lie."""
+
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """Whether pack() does well with a weight of parts in these formats, some of them blocks,
+        for inputs of dtype. Where not, numbers of dtype are better."""
+        ...
+
+    def pack(
+        self,
+        weight: Weight | Sequence[Weight],
+        bias: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        quantization: Quantization | None = None,
+        gate: Activation | None = None,
+    ) -> Linear:
+        """Prepare weight [out, in] (and bias [out]); the caller drops its own reference.
+
+        weight: whole, or in parts, one below the other; each may be stored in another way.
+        dtype: of the inputs; where it is not given, that of the weight's numbers.
+        quantization: rounds numbers (blocks stay as they are) and activations as
+        loire.kernels.quantization defines it.
+        gate: makes it a gated product (Shazeer 2020, "GLU Variants Improve Transformer") of
+        out / 2 outputs: gate(first half) * second half, both rounded to x's dtype before. Not to be
+        called with wide.
+
+        With blocks the inputs are rounded as loire.kernels.quantization says, unless they are
+        float32: those are taken as they are.
+        """
+        ...
+
+    def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
+        """The numbers of a tensor in blocks of a GGUF format, as dtype [elements] on the host.
+
+        As the gguf library computes them. Raises ValueError if data are not whole blocks of it.
+        """
+        ...

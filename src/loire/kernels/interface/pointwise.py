@@ -1,0 +1,33 @@
+"""Operations on each token by itself."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class PointwiseKernels(Protocol):
+    """Embedding and norms. All return new tensors unless they say otherwise."""
+
+    def embed(
+        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(rows), rows), both [T, E]: the table's rows (table [V, E]) of token_ids (int64
+        [T]) times scale, in float32, and the first layer's input in the table's dtype."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, E] normalised in float32, times weight (float32 [E]), in x's dtype.
+
+        Zhang & Sennrich 2019, "Root mean square layer normalization".
+        """
+        ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual). May overwrite both arguments.
+
+        The residual stream, float32 [T, E], is not rounded from layer to layer; the norm is in
+        x's dtype.
+        """
+        ...

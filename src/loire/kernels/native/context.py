@@ -1,0 +1,39 @@
+"""An open native library: what all of a backend's parts share."""
+
+import weakref
+from collections.abc import Callable
+
+from torch import Tensor
+
+from loire.base.errors import ConfigError, EngineError
+from loire.kernels.native.calls import Call
+from loire.kernels.native.library import NativeLibrary
+from loire.kernels.native.results import Results
+
+
+class NativeContext:
+    """The library's threads and scratch memory; closed when nobody holds it any more."""
+
+    def __init__(self, library: NativeLibrary, instruction_set: str, num_threads: int) -> None:
+        """Raises ConfigError if there is no such instruction set."""
+        handle = library.open(instruction_set.encode(), num_threads)
+        if handle is None:
+            raise ConfigError(f"native kernels cannot start: {library.last_message()}")
+        self.library = library
+        self.handle: int = handle
+        self.results = Results()
+        weakref.finalize(self, library.close, handle)
+
+    def run(self, function: Callable[[int, Call], int], call: Call) -> None:
+        """One of the library's functions. Raises EngineError with its message if it fails."""
+        if function(self.handle, call):
+            raise self.error()
+
+    def error(self) -> EngineError:
+        """What the last function that failed on this thread found wrong."""
+        return EngineError(f"native kernels: {self.library.last_message()}")
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor lies; None of None."""
+    return None if x is None else x.data_ptr()

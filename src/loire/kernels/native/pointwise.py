@@ -1,0 +1,81 @@
+"""Embedding and norms by the native library."""
+
+import torch
+from torch import Tensor
+
+from loire.kernels.native import calls
+from loire.kernels.native.context import NativeContext, address
+from loire.kernels.native.dtypes import type_number
+
+
+class NativePointwise:
+    """See kernels.interface.PointwiseKernels."""
+
+    def __init__(self, context: NativeContext) -> None:
+        self._context = context
+        self._norm = context.library.norm
+        self._embed = context.library.embed
+
+    def embed(
+        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(rows), rows) of a table [V, E]. Raises EngineError for an id outside of it."""
+        [tokens], [vocab_size, size] = token_ids.shape, table.shape
+        if token_ids.dtype is not torch.int64 or weight.numel() != size:
+            raise ValueError(
+                f"{token_ids.dtype} ids and a norm of {weight.numel()} do not fit a table of "
+                f"{vocab_size} x {size}"
+            )
+        table = self._context.results.dense(table)
+        out = self._context.results.new((tokens, size), table.dtype)
+        residual = self._context.results.new((tokens, size), torch.float32)
+        call = calls.EmbedCall(
+            token_ids=self._context.results.dense(token_ids).data_ptr(),
+            table=table.data_ptr(),
+            weight=weight.data_ptr(),
+            residual=residual.data_ptr(),
+            out=out.data_ptr(),
+            tokens=tokens,
+            size=size,
+            vocab_size=vocab_size,
+            type=type_number(table.dtype),
+            table_scale=scale,
+            eps=eps,
+        )
+        self._context.run(self._embed, call)
+        return out, residual
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
+        x = self._context.results.dense(x)
+        out = self._context.results.new(x.shape, x.dtype)
+        self._normalise(x, None, weight, out, eps)
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual), written over x and residual."""
+        if residual.dtype is not torch.float32 or not residual.is_contiguous():
+            raise ValueError(f"the residual must be contiguous float32, but is {residual.dtype}")
+        x = self._context.results.dense(x)
+        self._normalise(x, residual, weight, x, eps)
+        return x, residual
+
+    def _normalise(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps: float
+    ) -> None:
+        size, elements = weight.numel(), x.numel()
+        if x.shape[-1] != size or (residual is not None and residual.numel() != elements):
+            raise ValueError(f"a norm of {size} weights does not fit x of shape {tuple(x.shape)}")
+        call = calls.NormCall(
+            x=x.data_ptr(),
+            residual=address(residual),
+            weight=weight.data_ptr(),
+            out=out.data_ptr(),
+            tokens=elements // size,
+            size=size,
+            type=type_number(x.dtype),
+            eps=eps,
+        )
+        self._context.run(self._norm, call)

@@ -1,0 +1,180 @@
+"""Attention over the paged cache in plain torch, on any device: its definition."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loire.kernels.interface import (
+    AttentionPlan,
+    AttentionShape,
+    FlatBatch,
+    HeadNorms,
+    LayerCache,
+    RotaryTable,
+)
+from loire.kernels.quantization import quantize_vectors
+from loire.kernels.reference_pointwise import rms_norm
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePlan:
+    """The batch itself, and how many tokens a block has."""
+
+    batch: FlatBatch
+    block_size: int
+
+
+class ReferenceAttention:
+    """See kernels.interface.AttentionKernels."""
+
+    def layer_bytes(
+        self, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
+    ) -> int:
+        """Keys, then values, then the scales of codes, to whole cache lines."""
+        vectors = num_kv_heads * block_size
+        scale_bytes = 4 if dtype is torch.int8 else 0
+        return -(-2 * vectors * (head_dim * dtype.itemsize + scale_bytes) // 64) * 64
+
+    def layer_cache(
+        self,
+        pages: Tensor,
+        offset: int,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> LayerCache:
+        """Views of pages (uint8 [N, page bytes])."""
+        num_bytes = self.layer_bytes(num_kv_heads, block_size, head_dim, dtype)
+        if offset % 64 or offset + num_bytes > pages.shape[1]:
+            raise ValueError(
+                f"{num_bytes} bytes of a layer at {offset} do not fit a page of {pages.shape[1]}"
+            )
+        shape = (num_kv_heads, block_size, head_dim)
+        part_bytes = num_kv_heads * block_size * head_dim * dtype.itemsize
+
+        def view(start: int, num_bytes: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+            part: Tensor = pages[:, start : start + num_bytes].view(dtype).unflatten(1, shape)
+            return part
+
+        keys = view(offset, part_bytes, dtype, shape)
+        values = view(offset + part_bytes, part_bytes, dtype, shape)
+        if dtype is not torch.int8:
+            return LayerCache(keys, values)
+        scale_bytes = 4 * num_kv_heads * block_size
+        start = offset + 2 * part_bytes
+        return LayerCache(
+            keys,
+            values,
+            view(start, scale_bytes, torch.float32, shape[:2]),
+            view(start + scale_bytes, scale_bytes, torch.float32, shape[:2]),
+        )
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        norms: HeadNorms | None,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Queries [T, H, D], normed and rotated; keys and values are in the cache then."""
+        num_tokens, dim = qkv.shape[0], shape.head_dim
+        heads = qkv.view(num_tokens, -1, dim)
+        queries, kept = heads[:, : shape.num_heads], heads[:, shape.num_heads :]
+        if norms is not None:
+            queries = rms_norm(queries, norms.query_weight, norms.eps)
+        cos = rotary.cos[batch.positions][:, None]
+        sin = rotary.sin[batch.positions][:, None]
+        if shape.stores:
+            keys, values = kept.chunk(2, dim=1)
+            if norms is not None:
+                keys = rms_norm(keys, norms.key_weight, norms.eps)
+            store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
+            store(cache.values, cache.value_scales, batch.slots, values)
+        return rotate(queries, cos, sin)
+
+    def plan(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
+        """Nothing to work out."""
+        return ReferencePlan(batch, block_size)
+
+    def attend(
+        self, queries: Tensor, cache: LayerCache, plan: AttentionPlan, shape: AttentionShape
+    ) -> Tensor:
+        """Row by row: gather the context exactly, mask, softmax in float32."""
+        assert isinstance(plan, ReferencePlan)
+        batch = plan.batch
+        outputs = []
+        first = 0
+        for row, (query_len, context_len) in enumerate(
+            zip(batch.host_query_lens, batch.host_context_lens, strict=True)
+        ):
+            keys, values = gather_context(cache, batch.block_tables[row], context_len)
+            row_queries = queries[first : first + query_len]
+            outputs.append(attend_row(row_queries, keys, values, shape))
+            first += query_len
+        return torch.cat(outputs).flatten(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + rotary_dim / 2) of x [T, heads, D] in float32; the rest stays.
+
+    cos, sin: float32 [T, 1, rotary_dim / 2].
+    """
+    half = cos.shape[-1]
+    wide = x.float()
+    first, second = wide[..., :half], wide[..., half : 2 * half]
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if 2 * half < x.shape[-1]:
+        parts.append(wide[..., 2 * half :])
+    return torch.cat(parts, dim=-1).to(x.dtype)
+
+
+def store(blocks: Tensor, scales: Tensor | None, slots: Tensor, new: Tensor) -> None:
+    """Write new [T, K, D] at slots (block * S + offset) of blocks [N, K, S, D].
+
+    scales: [N, K, S], of blocks that hold codes.
+    """
+    size = blocks.shape[2]
+    if scales is not None:
+        new, new_scales = quantize_vectors(new)
+        scales[slots // size, :, slots % size] = new_scales
+    blocks[slots // size, :, slots % size] = new
+
+
+def gather_context(
+    cache: LayerCache, block_table: Tensor, context_len: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values [K, context, D] of one row, nothing past its context; codes as float32."""
+    num_blocks = -(-context_len // cache.keys.shape[2])
+    used = block_table[:num_blocks].long()
+
+    def gather(blocks: Tensor, scales: Tensor | None) -> Tensor:
+        found = blocks[used] if scales is None else blocks[used] * scales[used][..., None]
+        return found.transpose(0, 1).flatten(1, 2)[:, :context_len]
+
+    return gather(cache.keys, cache.key_scales), gather(cache.values, cache.value_scales)
+
+
+def attend_row(queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Tensor:
+    """Queries [Q, H, D], the last Q positions of the context, over keys [K, C, D]; [Q, H, D]."""
+    query_len, context_len = queries.shape[0], keys.shape[1]
+    group = shape.num_heads // shape.num_kv_heads
+    grouped = queries.float().transpose(0, 1).unflatten(0, (shape.num_kv_heads, group))
+    scores = grouped @ keys.float()[:, None].transpose(-1, -2) * shape.scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    mask = visible(query_len, context_len, shape.window, queries.device)
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    output = weights @ values.float()[:, None]
+    return output.flatten(0, 1).transpose(0, 1).to(queries.dtype)
+
+
+def visible(query_len: int, context_len: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [Q, C]: which keys each of the last Q positions sees."""
+    query = torch.arange(context_len - query_len, context_len, device=device)[:, None]
+    key = torch.arange(context_len, device=device)[None]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)

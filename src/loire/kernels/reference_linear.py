@@ -1,0 +1,270 @@
+"""Products in plain torch, on any device: their definition."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loire.base.config import Quantization
+from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.formats import WeightFormat
+from loire.kernels.block_formats import StoredTensor
+from loire.kernels.dequantize import dequantize_on_host
+from loire.kernels.interface import (
+    MOST_ADAPTERS,
+    AdapterRows,
+    FlatBatch,
+    Linear,
+    LowRank,
+    Weight,
+    parts_of,
+)
+from loire.kernels.quantization import multiply_rounded, quantize_weight
+
+
+def check_low_rank(
+    number: int, parts: Sequence[LowRank], in_features: int, num_rows: int, dtype: torch.dtype
+) -> None:
+    """What Linear.adapt() is given. num_rows: outputs before a gate. Raises ValueError."""
+    if not 0 <= number < MOST_ADAPTERS:
+        raise ValueError(f"adapters have numbers from 0 to {MOST_ADAPTERS - 1}, not {number}")
+    for part in parts:
+        rank, size = part.down.shape
+        outputs, up_rank = part.up.shape
+        fits = size == in_features and up_rank == rank and part.first >= 0
+        if not fits or part.first + outputs > num_rows:
+            raise ValueError(
+                f"{outputs} x {up_rank} times {rank} x {size} from output {part.first} on does not "
+                f"fit a weight of {num_rows} x {in_features}"
+            )
+        if not part.down.dtype is part.up.dtype is dtype:
+            raise ValueError(
+                f"{part.down.dtype} and {part.up.dtype} do not fit a weight for {dtype}"
+            )
+
+
+class TorchLinear(ABC):
+    """What products in torch have in common: adapters."""
+
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype | None) -> None:
+        """dtype: of the inputs; None: of whatever comes."""
+        self.out_features = out_features
+        self.in_features = in_features
+        self._dtype = dtype
+        self._adapters: dict[int, tuple[LowRank, ...]] = {}
+
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
+        """[T, in] to [T, out], without adapters."""
+
+    def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        adapters = None if batch is None else batch.adapters
+        if adapters is None or not self._adapters:
+            return self.multiply(x, wide=wide)
+        result = self.multiply(x, wide=True)
+        self._add_low_rank(result, x, adapters)
+        return result if wide else result.to(x.dtype)
+
+    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+        """See Linear.adapt()."""
+        dtype = parts[0].down.dtype if parts and self._dtype is None else self._dtype
+        check_low_rank(number, parts, self.in_features, self.out_features, dtype or torch.float32)
+        self._adapters.pop(number, None)
+        if parts:
+            self._adapters[number] = tuple(parts)
+
+    def _add_low_rank(self, result: Tensor, x: Tensor, rows: AdapterRows) -> None:
+        """To result (float32), for the tokens that have an adapter alone."""
+        for number, parts in self._adapters.items():
+            [tokens] = (rows.numbers == number).nonzero(as_tuple=True)
+            if not len(tokens):
+                continue
+            inputs = x[tokens].float()
+            added = torch.zeros_like(result[tokens])
+            for part in parts:
+                outputs = slice(part.first, part.first + len(part.up))
+                added[:, outputs] += inputs @ part.down.float().T @ part.up.float().T
+            result[tokens] += added
+
+
+class ReferenceLinear(TorchLinear):
+    """A weight as it is."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], weight.dtype)
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        return self.weight.numel() * self.weight.element_size()
+
+    def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
+        """[T, in] to [T, out]."""
+        result = F.linear(x, self.weight, self.bias)
+        return result.float() if wide else result
+
+
+class ReferenceQuantizedLinear(TorchLinear):
+    """A weight in codes, multiplied in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, quantization: Quantization) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], weight.dtype)
+        self._codes, self._scales = quantize_weight(weight, quantization)
+        self._bits = 8 if quantization == "int8" else 4
+        self._bias = None if bias is None else bias.float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the codes and scales, as the format packs them."""
+        scale_bytes = 4 if self._bits == 8 else 2
+        return self._codes.numel() * self._bits // 8 + self._scales.numel() * scale_bytes
+
+    def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
+        """[T, in] to [T, out]."""
+        weight = (self._codes.float() * self._scales[..., None]).flatten(1)[:, : self.in_features]
+        return multiply_rounded(x, weight, self._bias, wide=wide)
+
+
+class ReferenceStoredLinear(TorchLinear):
+    """A weight in blocks, multiplied in float32."""
+
+    def __init__(self, weight: StoredTensor, bias: Tensor | None) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], None)
+        self.weight = weight
+        self._bias = None if bias is None else bias.float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the blocks."""
+        return self.weight.blocks.numel()
+
+    def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
+        """[T, in] to [T, out]."""
+        if x.dtype is torch.float32:
+            return F.linear(x, self.weight.values(), self._bias)
+        return multiply_rounded(x, self.weight.values(), self._bias, wide=wide)
+
+
+class StackedLinear(TorchLinear):
+    """Products of the same inputs, their results side by side."""
+
+    def __init__(self, parts: Sequence[TorchLinear], dtype: torch.dtype | None) -> None:
+        """dtype: of the inputs."""
+        super().__init__(sum(part.out_features for part in parts), parts[0].in_features, dtype)
+        self._parts = parts
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of them."""
+        return sum(part.weight_bytes for part in self._parts)
+
+    def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
+        """[T, in] to [T, out]."""
+        return torch.cat([part.multiply(x, wide=wide) for part in self._parts], dim=-1)
+
+
+def merged(parts: Sequence[Weight]) -> list[Weight]:
+    """Neighbours that are stored alike put together, so that few products are left."""
+    found: list[Weight] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if isinstance(part, Tensor) and isinstance(last, Tensor):
+            found[-1] = torch.cat([last, part])
+        elif (
+            isinstance(part, StoredTensor)
+            and isinstance(last, StoredTensor)
+            and part.format is last.format
+        ):
+            found[-1] = StoredTensor(part.format, torch.cat([last.blocks, part.blocks]))
+        else:
+            found.append(part)
+    return found
+
+
+class GatedLinear:
+    """A product, and what becomes of its two halves."""
+
+    def __init__(self, both: Linear, activation: Activation) -> None:
+        self._both = both
+        self._activation = activation
+        self.in_features = both.in_features
+        self.out_features = both.out_features // 2
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of it."""
+        return self._both.weight_bytes
+
+    def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        if wide:
+            raise ValueError("gated results are not wide")
+        gate, up = self._both(x, batch).chunk(2, dim=-1)
+        if self._activation == "silu":
+            return F.silu(gate) * up
+        approximate = "tanh" if self._activation == "gelu_tanh" else "none"
+        return F.gelu(gate, approximate=approximate) * up
+
+    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+        """See Linear.adapt()."""
+        self._both.adapt(number, parts)
+
+
+def gated(linear: Linear, gate: Activation | None) -> Linear:
+    """linear, or with a gate what LinearKernels.pack() gives."""
+    return linear if gate is None else GatedLinear(linear, gate)
+
+
+class ReferenceLinearKernels:
+    """See kernels.interface.LinearKernels."""
+
+    copies_weights = False
+
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """None: pack() takes all of them, but takes them apart each time, which is slow."""
+        return False
+
+    def pack(
+        self,
+        weight: Weight | Sequence[Weight],
+        bias: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        quantization: Quantization | None = None,
+        gate: Activation | None = None,
+    ) -> Linear:
+        """Keep weight [out, in] as it is, as codes, or in its blocks."""
+        parts = merged(parts_of(weight))
+        biases: Sequence[Tensor | None] = [None] * len(parts)
+        if bias is not None:
+            biases = bias.split([part.shape[0] for part in parts])
+        pairs = zip(parts, biases, strict=True)
+        linears = [self._one_linear(part, own, quantization) for part, own in pairs]
+        return gated(linears[0] if len(linears) == 1 else StackedLinear(linears, dtype), gate)
+
+    def _one_linear(
+        self, weight: Weight, bias: Tensor | None, quantization: Quantization | None
+    ) -> TorchLinear:
+        if isinstance(weight, StoredTensor):
+            return ReferenceStoredLinear(weight, bias)
+        if quantization is not None:
+            return ReferenceQuantizedLinear(weight, bias, quantization)
+        return self.dense_linear(weight, bias)
+
+    def dense_linear(self, weight: Tensor, bias: Tensor | None) -> TorchLinear:
+        """Keep weight [out, in] as it is."""
+        return ReferenceLinear(weight, bias)
+
+    def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
+        """On the host, whatever device computes the model."""
+        return dequantize_on_host(data, fmt, dtype)

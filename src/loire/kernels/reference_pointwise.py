@@ -1,0 +1,33 @@
+"""Embedding and norms in plain torch, on any device: their definition."""
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype)
+
+
+class ReferencePointwise:
+    """See kernels.interface.PointwiseKernels."""
+
+    def embed(
+        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(rows), rows) of a table [V, E]."""
+        residual = table[token_ids].float() * scale
+        return self.rms_norm(residual, weight, eps).to(table.dtype), residual
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, E] (or [..., E]) normalised in float32, times weight."""
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual)."""
+        residual = x + residual
+        return self.rms_norm(residual, weight, eps).to(x.dtype), residual

@@ -3,7 +3,6 @@
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -227,15 +226,14 @@ def test_on_a_phone_the_picture_covers_the_chat(page: Page, server: Server) -> N
 
 
 def test_a_watched_server_stops_at_once(page: Page, tiny_llama: Path) -> None:
-    server = start(tiny_llama, "--dtype", "float32", "--num-threads", "1")
+    grace = ("--grace-period", "600")  # more than this test waits
+    server = start(tiny_llama, "--dtype", "float32", "--num-threads", "1", *grace)
     try:
         wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 200, START_S)
         page.goto(server.url)
         expect(page.locator("#live-engine")).to_contain_text("Policy paged")
-        told = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(START_S) == 0, "".join(server.log)
-        assert time.monotonic() - told < 5
         expect(page.locator("#live-problem-text")).to_have_text(
             "The server is stopping and takes no new requests."
         )

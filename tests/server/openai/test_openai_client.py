@@ -248,7 +248,7 @@ def test_disconnects_free_running_and_queued_requests(server: Server) -> None:
         {"model": "tiny", "prompt": "on", "max_tokens": 500, "ignore_eos": True}
     ).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     sockets = [socket.create_connection((address[0], int(address[1]))) for _ in range(8)]

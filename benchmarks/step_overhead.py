@@ -29,6 +29,7 @@ def seconds_per_step(batch: int, context: int) -> dict[str, float]:
     import numpy as np
     import torch
 
+    from loire.base.cache_geometry import one_group
     from loire.base.messages import EngineRequest
     from loire.base.sampling import SamplingParams
     from loire.base.step import RowResult, StepPlan, StepResult
@@ -41,7 +42,7 @@ def seconds_per_step(batch: int, context: int) -> dict[str, float]:
     cpu = torch.device("cpu")
     blocks_each = context // BLOCK_SIZE + NUM_STEPS
     scheduler = Scheduler(
-        PagedAllocator(batch * blocks_each, BLOCK_SIZE, prefix_caching=True),
+        PagedAllocator(batch * blocks_each, one_group(BLOCK_SIZE), prefix_caching=True),
         Continuous(batch),
         max_num_batched_tokens=batch * context,
         max_model_len=context + 16 * NUM_STEPS,

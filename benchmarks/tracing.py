@@ -13,6 +13,7 @@ import statistics
 import time
 import tracemalloc
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
@@ -38,9 +39,8 @@ def decoding_engine(batch: int) -> EngineCore:
         max_model_len=16384,
         max_num_seqs=batch,
         max_num_batched_tokens=16 * batch + 2048,
-        block_size=16,
+        geometry=one_group(16),
         num_blocks=batch * 1024,
-        kv_bytes_per_token=1,
         enable_prefix_caching=False,
         policy="paged",
         reserve="max-tokens",

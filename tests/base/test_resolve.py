@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loire.base.cache_geometry import LayerNeed
 from loire.base.config import (
     BLOCK_SIZES,
     EngineConfig,
@@ -16,7 +17,12 @@ from loire.base.config import (
 )
 from loire.base.errors import CapacityError, ConfigError
 
-MODEL = ModelFacts(name="m", max_positions=4096, default_window=2048, kv_bytes_per_token=200)
+MODEL = ModelFacts(
+    name="m",
+    max_positions=4096,
+    default_window=2048,
+    cache_needs=(LayerNeed("full", 200),),
+)
 BLOCK_BYTES = 100 * 2 * 16
 
 

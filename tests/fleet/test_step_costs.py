@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loire.base.cache_geometry import one_group
 from loire.base.errors import ConfigError
 from loire.base.executor import ComputedStep
 from loire.base.messages import EngineRequest
@@ -41,7 +42,7 @@ class Timed:
 def run(executor: Timed, *, shared: bool) -> EngineCore:
     """Requests of many lengths; the last half of them find a shared prefix in the cache."""
     scheduler = Scheduler(
-        PagedAllocator(2000, 16, prefix_caching=True),
+        PagedAllocator(2000, one_group(16), prefix_caching=True),
         Continuous(16),
         max_num_batched_tokens=256,
         max_model_len=4096,

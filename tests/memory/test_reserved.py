@@ -11,8 +11,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import Reserve
-from loire.memory.allocator import Admission, Refusal
+from loire.memory.allocator import Admission, PageOperations, Refusal
 from loire.memory.block_table import BlockTable
 from loire.memory.reserved import ReservedAllocator
 
@@ -32,6 +33,10 @@ def free_runs(held: set[int]) -> list[tuple[int, int]]:
     return runs
 
 
+def blocks(table: BlockTable) -> list[int]:
+    return [block for group in table.groups for block in group.blocks]
+
+
 class ReservedMachine(RuleBasedStateMachine):
     """Plays the scheduler's part: admit, extend, fork, release."""
 
@@ -46,12 +51,12 @@ class ReservedMachine(RuleBasedStateMachine):
     def start(self, reserve: Reserve) -> None:
         self.reserve = reserve
         self.allocator = ReservedAllocator(
-            NUM_BLOCKS, BLOCK_SIZE, reserve=reserve, max_model_len=WINDOW
+            NUM_BLOCKS, one_group(BLOCK_SIZE), reserve=reserve, max_model_len=WINDOW
         )
 
     @property
     def held(self) -> set[int]:
-        return {block for table, _ in self.tables for block in table.blocks}
+        return {block for table, _ in self.tables for block in blocks(table)}
 
     @rule(num_prompt=st.integers(1, 12), num_output=st.integers(0, 10), headroom=st.integers(0, 20))
     def admit(self, num_prompt: int, num_output: int, headroom: int) -> None:
@@ -83,10 +88,10 @@ class ReservedMachine(RuleBasedStateMachine):
         if not fitting:
             assert answer is Refusal.NO_MEMORY
             assert self.allocator.counts == before
-            assert not table.blocks
+            assert not table.groups
             return
         assert answer == Admission(0), "nothing is shared, nothing is found"
-        assert table.blocks == list(range(fitting[0], fitting[0] + needed)), "first fit"
+        assert blocks(table) == list(range(fitting[0], fitting[0] + needed)), "first fit"
         self.tables.append((table, most))
 
     @precondition(lambda self: self.tables)
@@ -94,9 +99,9 @@ class ReservedMachine(RuleBasedStateMachine):
     def extend(self, data: st.DataObject) -> None:
         """Whatever was declared at admission is writable, and costs nothing more."""
         table, most = data.draw(st.sampled_from(self.tables))
-        before = list(table.blocks)
-        assert self.allocator.extend(table, most - 1, most) == []
-        assert table.blocks == before
+        before = list(blocks(table))
+        assert self.allocator.extend(table, most - 1, most) == PageOperations()
+        assert blocks(table) == before
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data(), forget=st.booleans())
@@ -104,7 +109,7 @@ class ReservedMachine(RuleBasedStateMachine):
         entry = data.draw(st.sampled_from(self.tables))
         self.tables = [other for other in self.tables if other is not entry]
         self.allocator.release(entry[0], forget=forget)
-        assert not entry[0].blocks
+        assert not entry[0].groups
         self.allocator.release(entry[0])  # nothing is left to give back
 
     @invariant()
@@ -112,7 +117,7 @@ class ReservedMachine(RuleBasedStateMachine):
         self.allocator.check()
         counts, held = self.allocator.counts, self.held
         assert counts.in_use == len(held)
-        assert len(held) == sum(len(table.blocks) for table, _ in self.tables), "a block twice"
+        assert len(held) == sum(len(blocks(table)) for table, _ in self.tables), "a block twice"
         assert (counts.free, counts.cached) == (NUM_BLOCKS - len(held), 0)
         runs = free_runs(held)
         assert self.allocator.largest_free_run == max((length for _, length in runs), default=0)
@@ -130,7 +135,7 @@ TestReserved.settings = settings(max_examples=100, stateful_step_count=40, deadl
 
 def test_external_fragmentation() -> None:
     """Eight blocks are free, and yet nobody gets five."""
-    allocator = ReservedAllocator(16, 4, reserve="max-tokens", max_model_len=64)
+    allocator = ReservedAllocator(16, one_group(4), reserve="max-tokens", max_model_len=64)
     tables = [BlockTable() for _ in range(4)]
     for table in tables:
         assert allocator.admit(table, [1], 16, 0) == Admission(0)
@@ -145,9 +150,9 @@ def test_external_fragmentation() -> None:
 
 
 def test_a_sequence_cannot_outgrow_its_reservation() -> None:
-    allocator = ReservedAllocator(16, 4, reserve="max-tokens", max_model_len=64)
+    allocator = ReservedAllocator(16, one_group(4), reserve="max-tokens", max_model_len=64)
     table = BlockTable()
     allocator.admit(table, [1, 2], 6, 0)
-    assert allocator.extend(table, 0, 8) == []
+    assert allocator.extend(table, 0, 8) == PageOperations()
     with pytest.raises(AssertionError, match="outgrew"):
         allocator.extend(table, 8, 9)

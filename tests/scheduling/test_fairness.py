@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loire.base.cache_geometry import one_group
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
@@ -24,13 +25,13 @@ class Shared:
 
     def __init__(self, *, slots: int = 2, num_blocks: int = 256, budget: int = 64) -> None:
         self.scheduler = Scheduler(
-            PagedAllocator(num_blocks, BLOCK_SIZE, prefix_caching=True),
+            PagedAllocator(num_blocks, one_group(BLOCK_SIZE), prefix_caching=True),
             Continuous(slots),
             max_num_batched_tokens=budget,
             max_model_len=WINDOW,
             background_tokens=8,
         )
-        self.core = EngineCore(self.scheduler, FakeExecutor(num_blocks, BLOCK_SIZE))
+        self.core = EngineCore(self.scheduler, FakeExecutor(num_blocks, one_group(BLOCK_SIZE)))
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[str, list[int]] = {}
         self.served: Counter[str] = Counter()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from loire.base.cache_geometry import one_group
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
@@ -33,8 +34,8 @@ def requests(count: int, salt: str = "") -> list[EngineRequest]:
 def started(
     given: list[EngineRequest], *, budget: int = 2048, num_blocks: int = 600
 ) -> tuple[EngineCore, FakeExecutor, PagedAllocator]:
-    allocator = PagedAllocator(num_blocks, 16, prefix_caching=True)
-    executor = FakeExecutor(num_blocks, 16)
+    allocator = PagedAllocator(num_blocks, one_group(16), prefix_caching=True)
+    executor = FakeExecutor(num_blocks, one_group(16))
     scheduler = Scheduler(
         allocator,
         Continuous(64),

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from loire.base.cache_geometry import one_group
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
@@ -34,13 +35,13 @@ class Engine:
 
     def __init__(self, *, num_blocks: int = 256, slots: int = 4, budget: int = 64) -> None:
         self.scheduler = Scheduler(
-            PagedAllocator(num_blocks, 4, prefix_caching=True),
+            PagedAllocator(num_blocks, one_group(4), prefix_caching=True),
             Continuous(slots),
             max_num_batched_tokens=budget,
             max_model_len=WINDOW,
             background_tokens=BACKGROUND_TOKENS,
         )
-        self.executor = FakeExecutor(num_blocks, 4)
+        self.executor = FakeExecutor(num_blocks, one_group(4))
         self.core = EngineCore(self.scheduler, self.executor)
         self.requests: list[EngineRequest] = []
         self.tokens: dict[str, list[int]] = {}

@@ -6,6 +6,7 @@ from functools import partial
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from loire.base.cache_geometry import CacheGeometry, CacheGroup, one_group
 from loire.base.errors import EngineError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
@@ -99,6 +100,7 @@ def arrivals(
             cache_salt=draw(st.sampled_from(["", "", "other"])),
             priority=draw(priorities),
             tenant=draw(st.sampled_from(["", "", "other"])),
+            cache_marks=tuple(draw(st.lists(st.integers(0, len(prompt)), max_size=2))),
         )
         aborts = draw(st.sampled_from(["no", "no", "no", "request", "choice"]))
         result.append(
@@ -113,18 +115,47 @@ def arrivals(
 
 
 @st.composite
-def paged_cases(draw: st.DrawFn) -> Case:
+def geometries(draw: st.DrawFn, block_size: int) -> CacheGeometry:
+    """One group that sees all; or windows and states beside it, or alone."""
+    kinds = draw(
+        st.sampled_from(["f", "f", "w", "fw", "fw", "fwW", "s", "fs", "fs", "fws", "fws", "ws"])
+    )
+    groups = []
+    for layer, kind in enumerate(kinds):
+        size = block_size * draw(st.sampled_from([1, 1, 2, 3])) if len(kinds) > 1 else block_size
+        window = draw(st.integers(2, 20))
+        if kind == "f":
+            groups.append(CacheGroup("full", (layer,), size, 1))
+        elif kind == "s":
+            pages = draw(st.integers(1, 2))
+            groups.append(CacheGroup("state", (layer,), state_bytes=1, pages_per_state=pages))
+        else:
+            groups.append(CacheGroup("window", (layer,), size, 1, window))
+    return CacheGeometry(tuple(groups), block_size, block_size)
+
+
+@st.composite
+def paged_cases(draw: st.DrawFn, most_drafts: int = 0) -> Case:
     block_size = draw(st.sampled_from([1, 4, 8]))
+    geometry = draw(geometries(block_size))
     max_model_len = draw(st.integers(24, 48))
-    least = -(-max_model_len // block_size)
+    budget, depth = draw(st.integers(1, 40)), draw(st.sampled_from([1, 2]))
+    drafts = draw(st.integers(0, most_drafts))
+    most_ahead = budget * depth
+    least = geometry.pages_for(max_model_len, most_ahead)
+    if drafts:
+        least += sum(group.pages_per_state for group in geometry.groups)
     num_blocks = draw(st.integers(least, 4 * least))
     return Case(
-        PagedAllocator(num_blocks, block_size, prefix_caching=draw(st.booleans())),
+        PagedAllocator(
+            num_blocks, geometry, prefix_caching=draw(st.booleans()), most_ahead=most_ahead
+        ),
         Continuous(draw(st.integers(1, 8))),
-        budget=draw(st.integers(1, 40)),
+        budget=budget,
         background_tokens=draw(st.integers(1, 5)),
         max_model_len=max_model_len,
-        depth=draw(st.sampled_from([1, 2])),
+        depth=depth,
+        drafts=drafts,
         arrivals=draw(arrivals(max_model_len, st.sampled_from([0, 0, 0, -1, 1, 2]))),
     )
 
@@ -138,7 +169,7 @@ def historical_cases(draw: st.DrawFn, priorities: st.SearchStrategy[int]) -> Cas
     return Case(
         ReservedAllocator(
             num_blocks,
-            block_size,
+            one_group(block_size),
             reserve=draw(st.sampled_from(["max-tokens", "window"])),
             max_model_len=max_model_len,
         ),
@@ -156,9 +187,7 @@ class Run:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.executor = FakeExecutor(
-            case.allocator.num_blocks, case.allocator.block_size, self._fail
-        )
+        self.executor = FakeExecutor(case.allocator.num_blocks, case.allocator.geometry, self._fail)
         self.scheduler = Scheduler(
             case.allocator,
             case.policy,
@@ -320,9 +349,8 @@ def test_paged(case: Case) -> None:
 
 
 @COMMON
-@given(paged_cases(), st.integers(1, 4))
-def test_drafted(case: Case, drafts: int) -> None:
-    case.drafts = drafts
+@given(paged_cases(most_drafts=4))
+def test_drafted(case: Case) -> None:
     run = Run(case)
     run.play()
     run.check_end()
@@ -339,13 +367,12 @@ FAILURES = st.dictionaries(
 
 @COMMON
 @given(
-    st.one_of(paged_cases(), historical_cases(st.just(0))),
+    st.one_of(paged_cases(most_drafts=2), historical_cases(st.just(0))),
     FAILURES,
-    st.integers(0, 2),
 )
-def test_steps_that_raise(case: Case, failures: dict[int, BaseException], drafts: int) -> None:
+def test_steps_that_raise(case: Case, failures: dict[int, BaseException]) -> None:
     """Whatever they raise and whenever: nobody loses anything but time, or who is to blame."""
-    case.failures, case.drafts = failures, drafts
+    case.failures = failures
     run = Run(case)
     run.play()
     blamed = [key for key, got in run.received.items() if got.finishes == ["error"]]
@@ -392,7 +419,7 @@ def test_fork_of_a_block_that_was_copied_in_the_same_step() -> None:
     prompt = (*shared_prefix(0, 17), 14)
     siblings = EngineRequest("r1", prompt, SamplingParams(n=4, max_tokens=None), 0)
     case = Case(
-        PagedAllocator(6, 8, prefix_caching=False),
+        PagedAllocator(6, one_group(8), prefix_caching=False),
         Continuous(3),
         budget=3,
         background_tokens=1,

@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
 from loire.base.messages import SequenceUpdate
@@ -75,9 +76,8 @@ class FakeEngine:
             max_model_len=self.window,
             max_num_seqs=8,
             max_num_batched_tokens=256,
-            block_size=16,
+            geometry=one_group(16, 512),
             num_blocks=64,
-            kv_bytes_per_token=512,
             enable_prefix_caching=True,
             policy="paged",
             reserve="max-tokens",

@@ -2,13 +2,16 @@
 
 The KV of a position is a hash of the whole history up to it, kept with the hash before it. A row
 therefore notices any block that was never written, was overwritten, or belongs to other tokens,
-and its next token is a pure function of its history: `expected_tokens` needs no engine.
+and its next token is a pure function of its history: `expected_tokens` needs no engine. A recurrent
+state is the hash of all tokens fed to it: it shows any that was fed twice, or left out.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from loire.base.cache_geometry import CacheGeometry
 from loire.base.executor import ComputedStep
 from loire.base.messages import EngineRequest
 from loire.base.step import (
@@ -32,6 +35,15 @@ class Cell:
 
     history: bytes
     before: bytes
+
+
+@dataclass(frozen=True)
+class State:
+    """One page of a recurrent state."""
+
+    history: bytes
+    """Of all tokens that were fed to it, each once."""
+    page: int
 
 
 def extend(history: bytes, token: int) -> bytes:
@@ -78,19 +90,24 @@ Fails = Callable[[StepPlan, bool], None]
 """Called before (False) and after (True) a step has done all its work, to raise what it likes."""
 
 
-class FakeExecutor:
-    """See loire.base.executor. Raises AssertionError where KV memory is misused."""
+class Misuse(BaseException):
+    """KV memory is misused. No engine may take it for the fault of a request."""
 
-    def __init__(self, num_blocks: int, block_size: int, fails: Fails | None = None) -> None:
+
+class FakeExecutor:
+    """See loire.base.executor. Raises Misuse."""
+
+    def __init__(self, num_pages: int, geometry: CacheGeometry, fails: Fails | None = None) -> None:
         self.fails = fails
-        self.num_blocks = num_blocks
-        self.block_size = block_size
+        self.num_pages = num_pages
+        self.geometry = geometry
         self.plans: list[StepPlan] = []
         self.computed: set[int] = set()
         """Tokens of the latest step."""
-        self._memory: dict[tuple[int, int], Cell] = {}
+        self._memory: dict[int, dict[int, Cell | State]] = defaultdict(dict)
+        """By page, and by offset in it. Pages of all groups are the same memory."""
         self._sequences: dict[int, NewSequence] = {}
-        self._tables: dict[int, list[int]] = {}
+        self._tables: dict[int, list[list[int]]] = {}
         self._last: dict[int, int] = {}
         self._poisoned: set[bytes] = set()
 
@@ -104,78 +121,126 @@ class FakeExecutor:
         self.plans.append(plan)
         if self.fails is not None:
             self.fails(plan, False)
+        try:
+            result = self._compute(plan)
+        except AssertionError as error:
+            raise Misuse(str(error)) from error
+        if self.fails is not None:
+            self.fails(plan, True)
+        return ComputedStep(result)
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        self._take_news(plan)
+        self._copy(plan.copies)
+        for page in plan.zeroed:
+            self._memory[page] = {0: State(b"", -1)}
+        self.computed.clear()
+        histories = [self._history(row) for row in plan.rows]
+        self._write(plan.rows, histories)
+        results = []
+        for row, written in zip(plan.rows, histories, strict=True):
+            self._check_context(row)
+            results.append(self._result(row, written))
+        self._copy(plan.snapshots)
+        return StepResult(plan.step_id, tuple(results), 0.0)
+
+    def _take_news(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
             self._sequences.pop(seq_id, None)
             self._tables.pop(seq_id, None)
         for new in plan.new_sequences:
             self._sequences[new.seq_id] = new
-            self._tables[new.seq_id] = []
+            self._tables[new.seq_id] = [[] for _ in self.geometry.groups]
         for row in plan.rows:
+            assert row.seq_id in self._sequences, "a row of a sequence nobody announced"
             for update in row.tables:
-                table = self._tables[row.seq_id]
+                table = self._tables[row.seq_id][update.group]
                 assert update.first <= len(table), "blocks of a table are left out"
                 table[update.first :] = update.block_ids
-        self._copy(plan)
-        histories = self._write(plan.rows)
-        results = []
-        for row, written in zip(plan.rows, histories, strict=True):
-            self._check_context(row)
-            results.append(self._result(row, written))
-        if self.fails is not None:
-            self.fails(plan, True)
-        return ComputedStep(StepResult(plan.step_id, tuple(results), 0.0))
+                assert all(0 <= block < self.num_pages for block in update.block_ids)
 
-    def _copy(self, plan: StepPlan) -> None:
-        copied = {
-            (target, offset): self._memory.get((source, offset))
-            for source, target in plan.block_copies
-            for offset in range(self.block_size)
-        }
-        for place, cell in copied.items():
-            if cell is None:
-                self._memory.pop(place, None)
-            else:
-                self._memory[place] = cell
+    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """All are read before any is written."""
+        contents = [(target, dict(self._memory[source])) for source, target in copies]
+        assert len({target for target, _ in contents}) == len(contents), "two copies to one page"
+        self._memory.update(contents)
 
-    def _place(self, row: StepRow, position: int) -> tuple[int, int]:
-        block = self._tables[row.seq_id][position // self.block_size]
-        assert 0 <= block < self.num_blocks
-        return block, position % self.block_size
+    def _cell(self, row: StepRow, group: int, position: int) -> Cell:
+        page, offset = self._place(row, group, position)
+        cell = self._memory[page].get(offset)
+        assert isinstance(cell, Cell), f"position {position} was never written in group {group}"
+        return cell
 
-    def _write(self, rows: Sequence[StepRow]) -> list[list[bytes]]:
-        """All KV of the step is written before anything is read, as the kernels do per layer."""
-        written_at: set[tuple[int, int]] = set()
-        histories: list[list[bytes]] = []
-        self.computed.clear()
-        for row in rows:
-            assert row.seq_id in self._sequences, "a row of a sequence nobody announced"
-            history = b""
-            if row.start:
-                cell = self._memory.get(self._place(row, row.start - 1))
-                assert cell is not None, f"position {row.start - 1} was never written"
-                history = cell.history
-            mine: list[bytes] = []
-            for index, given in enumerate(row.token_ids):
-                token = self._last.get(row.seq_id, 0) if given == PENDING_TOKEN else given
-                self.computed.add(token)
-                place = self._place(row, row.start + index)
-                assert place not in written_at, f"two rows write {place}"
-                written_at.add(place)
-                before, history = history, extend(history, token)
-                if token == POISON or before in self._poisoned:
-                    self._poisoned.add(history)
-                self._memory[place] = Cell(history, before)
-                mine.append(history)
-            histories.append(mine)
+    def _place(self, row: StepRow, group: int, position: int) -> tuple[int, int]:
+        size = self.geometry.groups[group].block_size
+        return self._tables[row.seq_id][group][position // size], position % size
+
+    def _history(self, row: StepRow) -> list[bytes]:
+        """After each of the row's tokens, going on from what is in memory."""
+        before = self._before(row)
+        histories = []
+        for given in row.token_ids:
+            token = self._last.get(row.seq_id, 0) if given == PENDING_TOKEN else given
+            history = extend(before, token)
+            if token == POISON or before in self._poisoned:
+                self._poisoned.add(history)
+            histories.append(history)
+            before = history
+            self.computed.add(token)
         return histories
 
+    def _before(self, row: StepRow) -> bytes:
+        """The history up to the row, which all groups must have."""
+        found = set()
+        for index, group in enumerate(self.geometry.groups):
+            if group.kind == "state":
+                for number, page in enumerate(self._tables[row.seq_id][index]):
+                    state = self._memory[page].get(0)
+                    assert isinstance(state, State), "the state was overwritten"
+                    assert state.page in (number, -1), "pages of the state are mixed up"
+                    found.add(state.history)
+            elif row.start:
+                found.add(self._cell(row, index, row.start - 1).history)
+            else:
+                found.add(b"")
+        assert len(found) == 1, (
+            f"histories differ: {row} {self._tables[row.seq_id]} {self.geometry.groups}"
+        )
+        return found.pop()
+
+    def _write(self, rows: Sequence[StepRow], histories: Sequence[Sequence[bytes]]) -> None:
+        """All KV of the step is written before anything is read, as the kernels do per layer."""
+        written: set[tuple[int, int]] = set()
+        for row, mine in zip(rows, histories, strict=True):
+            befores = [self._before(row), *mine]
+            cells = [Cell(*pair) for pair in zip(mine, befores, strict=False)]
+            for index, group in enumerate(self.geometry.groups):
+                if group.kind == "state":
+                    places = [(page, 0) for page in self._tables[row.seq_id][index]]
+                    contents: list[Cell | State] = [
+                        State(mine[-1], number) for number in range(len(places))
+                    ]
+                else:
+                    positions = range(row.start, row.start + len(mine))
+                    places = [self._place(row, index, position) for position in positions]
+                    contents = list(cells)
+                for (page, offset), content in zip(places, contents, strict=True):
+                    assert (page, offset) not in written, f"two rows write {page}, {offset}"
+                    written.add((page, offset))
+                    self._memory[page][offset] = content
+
     def _check_context(self, row: StepRow) -> None:
-        before = b""
-        for position in range(row.start + len(row.token_ids)):
-            cell = self._memory.get(self._place(row, position))
-            assert cell is not None, f"position {position} was never written"
-            assert cell.before == before, f"position {position} holds the KV of other tokens"
-            before = cell.history
+        end = row.start + len(row.token_ids)
+        for index, group in enumerate(self.geometry.groups):
+            if group.kind == "state":
+                continue
+            first = 0 if group.window is None else max(row.start - group.window + 1, 0)
+            before = self._cell(row, index, first).before
+            assert first or not before, "position 0 holds the KV of other tokens"
+            for position in range(first, end):
+                cell = self._cell(row, index, position)
+                assert cell.before == before, f"position {position} holds the KV of other tokens"
+                before = cell.history
 
     def _result(self, row: StepRow, written: Sequence[bytes]) -> RowResult:
         state = self._sequences[row.seq_id]

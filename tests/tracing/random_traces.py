@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig, Policy
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
@@ -30,9 +31,8 @@ def random_trace(
         max_model_len=128,
         max_num_seqs=6,
         max_num_batched_tokens=budget,
-        block_size=8,
+        geometry=one_group(8),
         num_blocks=num_blocks,
-        kv_bytes_per_token=1,
         enable_prefix_caching=policy == "paged",
         policy=policy,
         reserve="max-tokens",

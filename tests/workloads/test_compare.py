@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig, Policy
 from loire.base.errors import ConfigError
 from loire.base.executor import PendingStep, StepExecutor
@@ -46,9 +47,8 @@ def config(num_blocks: int = 4 * WINDOW // BLOCK) -> EngineConfig:
         max_model_len=WINDOW,
         max_num_seqs=16,
         max_num_batched_tokens=64,
-        block_size=BLOCK,
+        geometry=one_group(BLOCK, 10),
         num_blocks=num_blocks,
-        kv_bytes_per_token=10,
         enable_prefix_caching=False,
         policy="paged",
         reserve="window",

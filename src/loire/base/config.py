@@ -7,6 +7,7 @@ the frozen answer. Nothing changes a setting after resolve().
 from dataclasses import dataclass
 from typing import Literal
 
+from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
 from loire.base.errors import CapacityError, ConfigError
 
 DType = Literal["bfloat16", "float16", "float32"]
@@ -77,8 +78,8 @@ class ModelFacts:
     """Longest window the model is meant for, in tokens."""
     default_window: int
     """Window to serve when none is asked for."""
-    kv_bytes_per_token: int
-    """Bytes of one token's keys and values, in the KV cache's dtype."""
+    cache_needs: tuple[LayerNeed | None, ...]
+    """What each layer keeps, in the KV cache's dtype; None for nothing of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +102,9 @@ class EngineConfig:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    block_size: int
+    geometry: CacheGeometry
     num_blocks: int
-    kv_bytes_per_token: int
+    """Pages of the KV pool: blocks of whatever cache group needs one."""
     enable_prefix_caching: bool
     policy: Policy
     reserve: Reserve
@@ -121,14 +122,32 @@ class EngineConfig:
         return 2 if self.device == "cpu" else 128
 
     @property
+    def most_ahead(self) -> int:
+        """Tokens that are held beside a window: those of one sequence that are being computed at a
+        time, or all where memory is reserved."""
+        return _most_ahead(self)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of the finest block."""
+        return self.geometry.block_size
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that a new token takes in all layers."""
+        return sum(group.bytes_per_token for group in self.geometry.groups)
+
+    @property
     def kv_pool_tokens(self) -> int:
-        """Tokens that the KV pool holds."""
-        return self.num_blocks * self.block_size
+        """Tokens that the KV pool holds in requests of max_model_len."""
+        unit = self.geometry.unit
+        window = -(-self.max_model_len // unit) * unit
+        return self.num_blocks * window // self.geometry.pages_for(window, self.most_ahead)
 
     @property
     def kv_pool_bytes(self) -> int:
         """Bytes of the KV pool."""
-        return self.kv_pool_tokens * self.kv_bytes_per_token
+        return self.num_blocks * self.geometry.page_bytes
 
 
 KV_MEMORY_SHARE = 0.5
@@ -153,35 +172,35 @@ def resolve(
             f"max_model_len is {max_model_len}, but {model.name} is made for at most "
             f"{model.max_positions} positions; ask for no more than that"
         )
-    block_bytes = model.kv_bytes_per_token * options.block_size
-    blocks_per_window = -(-max_model_len // options.block_size)
+    geometry = cache_geometry(model.cache_needs, options.block_size)
+    page, ahead = geometry.page_bytes, _most_ahead(options)
+    num_needed = geometry.pages_for(max_model_len, ahead)
     if options.kv_cache_memory_bytes is not None:
-        num_blocks = options.kv_cache_memory_bytes // block_bytes
+        num_blocks = options.kv_cache_memory_bytes // page
     else:
-        affordable = int(machine.available_memory_bytes * KV_MEMORY_SHARE) // block_bytes
-        num_blocks = min(affordable, blocks_per_window * options.max_num_seqs)
-        if options.max_model_len is None and 0 < num_blocks < blocks_per_window:
-            # Nobody asked for the full window: serve the longest one that fits.
-            max_model_len = num_blocks * options.block_size
-            blocks_per_window = num_blocks
+        affordable = int(machine.available_memory_bytes * KV_MEMORY_SHARE) // page
+        num_blocks = min(affordable, num_needed * options.max_num_seqs)
     if num_blocks < 1:
         raise CapacityError(
-            f"there is no room for a single KV block of {options.block_size} tokens, which takes "
-            f"{_mib(block_bytes)}: "
+            f"there is no room for a single KV block of {geometry.block_size} tokens, which takes "
+            f"{_mib(page)}: "
             + (
                 f"kv_cache_memory_bytes is {_mib(options.kv_cache_memory_bytes)}"
                 if options.kv_cache_memory_bytes is not None
                 else f"{_mib(machine.available_memory_bytes)} are available, half of them for KV"
             )
         )
-    if num_blocks < blocks_per_window:
-        raise CapacityError(
-            f"one request of max_model_len = {max_model_len} tokens needs "
-            f"{blocks_per_window} KV blocks of {options.block_size} tokens "
-            f"({_mib(blocks_per_window * block_bytes)}), but the pool has {num_blocks} "
-            f"({_mib(num_blocks * block_bytes)}); raise kv_cache_memory_bytes or lower "
-            f"max_model_len to at most {num_blocks * options.block_size}"
-        )
+    if num_blocks < num_needed:
+        longest = geometry.longest_in(num_blocks, ahead, max_model_len)
+        if options.max_model_len is None and options.kv_cache_memory_bytes is None and longest:
+            max_model_len = longest  # nobody asked for the full window: serve what fits
+        else:
+            raise CapacityError(
+                f"one request of max_model_len = {max_model_len} tokens needs {num_needed} KV "
+                f"blocks of {geometry.block_size} tokens ({_mib(num_needed * page)}), but the pool "
+                f"has {num_blocks} ({_mib(num_blocks * page)}); raise kv_cache_memory_bytes or "
+                f"lower max_model_len to at most {longest}"
+            )
     caching = options.enable_prefix_caching
     return EngineConfig(
         model=model.name,
@@ -191,9 +210,8 @@ def resolve(
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
-        block_size=options.block_size,
+        geometry=geometry,
         num_blocks=num_blocks,
-        kv_bytes_per_token=model.kv_bytes_per_token,
         enable_prefix_caching=options.policy == "paged" if caching is None else caching,
         policy=options.policy,
         reserve=options.reserve,
@@ -206,6 +224,12 @@ def resolve(
 def settle_kv_cache_dtype(options: EngineOptions, dtype: DType) -> KVCacheDType:
     """What the KV cache holds, for a model in dtype."""
     return dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+
+
+def _most_ahead(given: EngineOptions | EngineConfig) -> int:
+    if given.policy != "paged":
+        return 2**40  # reserved memory gives nothing back
+    return given.pipeline_depth * given.max_num_batched_tokens
 
 
 def _check_options(options: EngineOptions) -> None:

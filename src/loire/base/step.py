@@ -74,8 +74,13 @@ class StepPlan:
     new_sequences: tuple[NewSequence, ...] = ()
     ended: tuple[int, ...] = ()
     """Sequences whose sampling state can be dropped, before new_sequences are added."""
-    block_copies: tuple[tuple[int, int], ...] = ()
-    """(source, target) blocks to copy before anything is written: copy on write."""
+    copies: tuple[tuple[int, int], ...] = ()
+    """(source, target) pages to copy before anything is written, all read before any is: copy on
+    write, and states that sequences start from."""
+    zeroed: tuple[int, ...] = ()
+    """Pages to fill with zeros after that, before the rows: states of sequences that start."""
+    snapshots: tuple[tuple[int, int], ...] = ()
+    """(source, target) pages to copy after the rows: states as the rows left them."""
 
     @property
     def num_tokens(self) -> int:
@@ -159,8 +164,8 @@ class StepRecord:
     blocks_cached: int
     blocks_in_use: int
     kv_live_tokens: int
-    """Distinct tokens whose KV running sequences hold. With the three below, the slots of all
-    blocks in use."""
+    """Slots of distinct tokens whose KV running sequences hold. A page counts as block_size slots,
+    whatever lies in it; with the three below, these are the slots of all pages in use."""
     kv_fragmented_tokens: int
     """Unused slots of sequences' last, partly filled blocks: internal fragmentation."""
     kv_reserved_tokens: int

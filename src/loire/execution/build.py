@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from loire.base.cache_geometry import LayerNeed
 from loire.base.config import (
     EngineConfig,
     EngineOptions,
@@ -70,7 +71,10 @@ def build_runner(
         name=name,
         max_positions=description.max_positions,
         default_window=description.default_window,
-        kv_bytes_per_token=description.kv_bytes_per_token(kv_dtype),
+        cache_needs=tuple(
+            None if cache is None else LayerNeed("full", cache.bytes_per_token(kv_dtype))
+            for cache in description.caches
+        ),
     )
 
     def settle() -> tuple[EngineConfig, int]:

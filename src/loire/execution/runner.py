@@ -57,7 +57,7 @@ class ModelRunner:
     def _execute(self, plan: StepPlan) -> StepResult:
         started = time.perf_counter()
         self._update_states(plan)
-        self.cache.copy_blocks(plan.block_copies)
+        self.cache.copy_blocks(plan.copies)
         tables = self._tables.of([row.seq_id for row in plan.rows])
         batch = flat_batch(plan, tables, self.cache.block_size, self.device)
         attention = self.decoder.backend.attention.plan(batch, self.cache.block_size)

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loire.base.cache_geometry import one_group
 from loire.base.errors import EngineError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.step import RowResult, StepPlan, StepResult
@@ -77,7 +78,7 @@ class SimulatedReplica:
         self._leaps = leaps
         self._now_s = 0.0
         self._allocator = PagedAllocator(
-            options.num_blocks, options.block_size, prefix_caching=True
+            options.num_blocks, one_group(options.block_size), prefix_caching=True
         )
         self._scheduler = Scheduler(
             self._allocator,
@@ -218,7 +219,7 @@ class SimulatedReplica:
     def _blocks_needed(self, num_steps: int) -> int:
         size = self.options.block_size
         return sum(
-            max(-(-(s.start + num_steps) // size) - len(s.table.blocks), 0)
+            max(-(-(s.start + num_steps) // size) - len(s.table.groups[0].blocks), 0)
             for s in self._scheduler.running
         )
 
@@ -228,8 +229,8 @@ class SimulatedReplica:
             return
         for sequence in self._scheduler.running:
             start = sequence.start
-            copies = self._allocator.extend(sequence.table, start, start + num_steps)
-            assert copies is not None, "a leap was planned for memory that is not there"
+            operations = self._allocator.extend(sequence.table, start, start + num_steps)
+            assert operations is not None, "a leap was planned for memory that is not there"
             sequence.tokens += [OUTPUT_TOKEN] * num_steps
             sequence.num_computed += num_steps
             self._allocator.publish(sequence.table, sequence.tokens, sequence.num_computed)

@@ -6,15 +6,25 @@ reserves memory ahead of time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from loire.base.cache_geometry import CacheGeometry
 from loire.memory.block_pool import BlockCounts
 from loire.memory.block_table import BlockTable
 
 BlockCopy = tuple[int, int]
-"""(source, target): copy the block's KV before anything is written in this step."""
+"""(source, target): copy what is in the page."""
+
+
+@dataclass(slots=True)
+class PageOperations:
+    """What is done with whole pages in a step, beside computing: see StepPlan."""
+
+    copies: list[BlockCopy] = field(default_factory=list)
+    zeroed: list[int] = field(default_factory=list)
+    snapshots: list[BlockCopy] = field(default_factory=list)
 
 
 class Refusal(Enum):
@@ -34,8 +44,9 @@ class Admission:
 class KVAllocator(Protocol):
     """Holds, shares and releases KV blocks for sequences."""
 
-    block_size: int
+    geometry: CacheGeometry
     num_blocks: int
+    """Pages of the pool."""
 
     @property
     def counts(self) -> BlockCounts:
@@ -47,12 +58,20 @@ class KVAllocator(Protocol):
     ) -> Admission | Refusal:
         """Start holding memory for a sequence of known token_ids that may grow to max_tokens.
 
-        headroom: blocks that should stay available to those who run already.
+        headroom: pages that should stay available to those who run already.
         """
         ...
 
-    def extend(self, table: BlockTable, start: int, end: int) -> list[BlockCopy] | None:
-        """Make positions start .. end - 1 writable; returns copies to make first.
+    def row_end(self, table: BlockTable, start: int, end: int) -> int:
+        """Where a row from start on that might go up to end must end: there, or at an earlier
+        position whose state is to be kept."""
+        ...
+
+    def extend(
+        self, table: BlockTable, start: int, end: int, num_drafts: int = 0
+    ) -> PageOperations | None:
+        """Make positions start .. end - 1 writable, the last num_drafts of them drafted; returns
+        what is to be done in the step that computes them.
 
         None if there is not enough memory; nothing has changed then.
         """
@@ -72,12 +91,21 @@ class KVAllocator(Protocol):
         ...
 
     def publish(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
-        """The KV of the first num_computed tokens is valid now: others may share full blocks."""
+        """The first num_computed tokens are computed now: others may share full blocks, and what
+        is behind a window is given back."""
         ...
 
-    def truncate(self, table: BlockTable, num_tokens: int) -> None:
-        """Give back what only positions from num_tokens on need: drafted tokens that were not
-        accepted. None of them is published."""
+    def truncate(self, table: BlockTable, num_tokens: int) -> int:
+        """Drafted tokens from position num_tokens on were not accepted: give back what only they
+        need. None of them is published.
+
+        Returns how many tokens are computed now: num_tokens, or fewer where a state can only be
+        had from before the row.
+        """
+        ...
+
+    def settle(self, table: BlockTable) -> None:
+        """All drafted tokens of a row were accepted."""
         ...
 
     def release(self, table: BlockTable, *, forget: bool = False) -> None:

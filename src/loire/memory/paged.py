@@ -2,35 +2,68 @@
 automatic prefix caching).
 
 Prefixes that are just being computed are known, too: who needs one waits for its owner instead of
-computing it again.
+computing it again (loire.memory.owners). What differs by kind of layer is in token_group.py and
+state_group.py.
 """
 
 from collections.abc import Sequence
 
-from loire.memory.allocator import Admission, BlockCopy, Refusal
+from loire.base.cache_geometry import CacheGeometry
+from loire.memory.allocator import Admission, PageOperations, Refusal
 from loire.memory.block_pool import BlockCounts, BlockPool
-from loire.memory.block_table import BlockTable
+from loire.memory.block_table import BlockTable, GroupTable
 from loire.memory.hashing import extend_chain
+from loire.memory.owners import PrefixOwners
+from loire.memory.state_group import StateGroup, StateTable, state_marks
+from loire.memory.token_group import TokenGroup
+
+NOTHING = PageOperations()
+"""Of most steps. Nobody writes into it."""
 
 
 class PagedAllocator:
     """The default allocator. prefix_caching=False shares blocks among siblings only."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        geometry: CacheGeometry,
+        *,
+        prefix_caching: bool,
+        most_ahead: int = 2**40,
+    ) -> None:
+        """num_blocks: pages of the pool. most_ahead: tokens of one sequence that are being computed
+        at a time, at most: a window holds so many more."""
         self.pool = BlockPool(num_blocks)
         self.num_blocks = num_blocks
-        self.block_size = block_size
+        self.geometry = geometry
         self.prefix_caching = prefix_caching
-        self._owners: dict[bytes, BlockTable] = {}
-        """Prefixes (by hash) that a running sequence has yet to compute, and whose."""
+        finest = geometry.block_size
+        self._groups = [
+            None
+            if group.kind == "state"
+            else TokenGroup(index, group, self.pool, finest, most_ahead)
+            for index, group in enumerate(geometry.groups)
+        ]
+        self._tokens = [
+            (index, group) for index, group in enumerate(self._groups) if group is not None
+        ]
+        self._states = [
+            (index, StateGroup(index, group, self.pool, finest))
+            for index, group in enumerate(geometry.groups)
+            if group.kind == "state"
+        ]
+        self._unit = geometry.unit
+        self._finest = finest
+        self._owners = PrefixOwners(finest, self._unit, by_mark=bool(self._states))
         self._num_promised = 0
-        """Blocks that admitted sequences will still take for tokens they know already."""
+        """Pages that admitted sequences will still take for tokens they know already."""
         self._num_tables = 0
         """Sequences that were admitted and not released yet."""
 
     @property
     def counts(self) -> BlockCounts:
-        """Blocks by state."""
+        """Pages by state."""
         return self.pool.counts
 
     def admit(
@@ -40,53 +73,35 @@ class PagedAllocator:
 
         The last token is always left to compute: its logits are needed.
         """
-        assert not table.blocks, "admitted twice"
-        hits: list[int] = []
+        assert not table.groups, "admitted twice"
+        num_tokens, hit = len(token_ids), 0
         if self.prefix_caching:
-            extend_chain(table.chain, table.root, token_ids, self.block_size)
+            extend_chain(table.chain, table.root, token_ids, self._finest)
             if table.reads_cache:
-                num_readable = (len(token_ids) - 1) // self.block_size
-                hits = self._find_prefix(table.chain[:num_readable])
-                if len(hits) < num_readable and self._is_pending(table.chain[len(hits)], table):
+                hit = self._longest_prefix(table.chain, num_tokens - 1)
+                if self._owners.is_pending(table, hit, num_tokens - 1):
                     return Refusal.PREFIX_PENDING
-        num_new = self._blocks_for(len(token_ids)) - len(hits)
-        taken_from_cache = sum(self.pool.is_cached(block) for block in hits)
-        available = self.pool.num_available - taken_from_cache - self._num_promised
-        if num_new + headroom > available:
+        shared = [group.found(table.chain, hit) for _, group in self._tokens]
+        sources = [group.find(table.chain, hit) or [] if hit else [] for _, group in self._states]
+        num_new = sum(
+            group.most_new(num_tokens, hit, len(blocks))
+            for (_, group), blocks in zip(self._tokens, shared, strict=True)
+        )
+        if not self._can_take(num_new, [*shared, *sources], headroom):
             return Refusal.NO_MEMORY
-        for block in hits:
-            self.pool.share(block)
-        self._num_tables += 1
-        table.blocks.extend(hits)
-        table.num_published = table.num_shared = len(hits)
-        self._promise(table, num_new)
+        self._enter(table, num_tokens, hit)
+        for (index, group), blocks in zip(self._tokens, shared, strict=True):
+            group.enter(table.groups[index], blocks, hit)
+            table.groups[index].num_published = hit // group.size
+        marks: list[int] = []
+        if self._states and self.prefix_caching:
+            marks = state_marks(table, num_tokens, hit, self._unit)
+        for (index, state), source in zip(self._states, sources, strict=True):
+            state.enter(_state(table, index), source, marks)
+        self._renew_promises(table)
         if self.prefix_caching:
-            for key in table.chain[len(hits) :]:
-                if not self._is_pending(key, table):
-                    self._owners[key] = table
-        return Admission(len(hits) * self.block_size)
-
-    def extend(self, table: BlockTable, start: int, end: int) -> list[BlockCopy] | None:
-        """See KVAllocator. Copies a block on write that others read or could find."""
-        first = start // self.block_size
-        held = table.blocks
-        must_copy = first < len(held) and not self.pool.is_exclusive(held[first])
-        num_new = max(self._blocks_for(end) - len(held), 0)
-        if num_new + must_copy > self.pool.num_available:
-            return None
-        copies: list[BlockCopy] = []
-        if must_copy:
-            source, target = held[first], self.pool.take()
-            copies.append((source, target))
-            held[first] = target
-            table.num_published = min(table.num_published, first)
-            table.num_shared = min(table.num_shared, first)
-            table.num_told = min(table.num_told, first)
-            # The copy is read before anything is written in this step, so the source may go.
-            self.pool.release(source)
-        held.extend(self.pool.take() for _ in range(num_new))
-        self._promise(table, max(table.num_promised - num_new - must_copy, 0))
-        return copies
+            self._owners.claim(table, hit, marks)
+        return Admission(hit)
 
     def fork(
         self,
@@ -97,86 +112,198 @@ class PagedAllocator:
         max_tokens: int,
         headroom: int,
     ) -> Admission | Refusal:
-        """See KVAllocator. The last, partly filled block is copied when one of them writes it."""
-        assert not child.blocks, "forked into a table that holds blocks"
-        num_held = self._blocks_for(num_shared)
-        num_new = self._blocks_for(len(token_ids)) - num_held
-        num_copies = 1 if num_shared % self.block_size else 0
-        if num_new + num_copies + headroom > self.pool.num_available - self._num_promised:
+        """See KVAllocator. A last, partly filled block is copied when one of them writes it.
+
+        Where the parent has given back what the child would need, it is admitted like any other.
+        """
+        assert not child.groups, "forked into a table that holds blocks"
+        shared = [group.share(parent.groups[index], num_shared) for index, group in self._tokens]
+        has_states = all(_state(parent, i).fork_state for i, _ in self._states) or not num_shared
+        if None in shared or not has_states:
+            return self.admit(child, token_ids, max_tokens, headroom)
+        num_new = sum(
+            group.most_new(len(token_ids), num_shared, len(blocks or ()))
+            + (num_shared % group.size > 0)
+            for (_, group), blocks in zip(self._tokens, shared, strict=True)
+        )
+        if not self._can_take(num_new, (), headroom):
             return Refusal.NO_MEMORY
-        self._num_tables += 1
-        child.blocks.extend(parent.blocks[:num_held])
-        child.num_published = min(parent.num_published, num_shared // self.block_size)
-        child.num_shared = num_held
-        for block in child.blocks:
-            self.pool.share(block)
-        self._promise(child, num_new + num_copies)
+        self._enter(child, len(token_ids), num_shared)
+        for (index, group), blocks in zip(self._tokens, shared, strict=True):
+            mine = child.groups[index]
+            group.enter(mine, blocks or (), num_shared)
+            published = parent.groups[index].num_published
+            mine.num_published = min(published, num_shared // group.size)
+            mine.copies_tail = num_shared % group.size > 0
+        for index, state in self._states:
+            state.fork(_state(parent, index), _state(child, index), num_shared)
+        parent.num_forks -= 1
+        if parent.num_forks <= 0:
+            for index, state in self._states:
+                state.drop_fork_state(_state(parent, index))
+        self._renew_promises(child)
         return Admission(num_shared)
+
+    def row_end(self, table: BlockTable, start: int, end: int) -> int:
+        """See KVAllocator."""
+        if not self._states:
+            return end
+        marks = [mark for index, _ in self._states for mark in _state(table, index).marks]
+        if table.fork_at is not None:
+            marks.append(table.fork_at)
+        return min((mark for mark in marks if start < mark < end), default=end)
+
+    def extend(
+        self, table: BlockTable, start: int, end: int, num_drafts: int = 0
+    ) -> PageOperations | None:
+        """See KVAllocator. Copies a block on write that others read or could find."""
+        num_needed = 0
+        for index, group in self._tokens:
+            mine = table.groups[index]
+            num_needed += group.num_missing(mine, end) + group.must_copy(mine, start)
+        for index, state in self._states:
+            num_needed += state.num_missing(_state(table, index), num_drafts)
+        if num_needed > self.pool.num_available:
+            return None
+        table.num_scheduled = end
+        if num_drafts:
+            table.drafted_from = start
+        if not num_needed and not table.num_promised and not self._states:
+            return NOTHING
+        operations = PageOperations()
+        for index, group in self._tokens:
+            mine = table.groups[index]
+            if group.must_copy(mine, start):
+                operations.copies.append(group.copy(mine, start))
+            mine.copies_tail = False
+            group.take(mine, group.num_missing(mine, end))
+        for index, state in self._states:
+            state.begin(_state(table, index), operations, start, num_drafts, table.fork_at)
+        self._renew_promises(table)
+        for index, state in self._states:
+            self._mark_reached(state, _state(table, index), operations, table, end)
+        return operations
 
     def publish(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
         """See KVAllocator. A block whose twin is published already stays private."""
-        num_full = num_computed // self.block_size
-        if not self.prefix_caching or num_full <= table.num_published:
-            return
-        if len(table.chain) < num_full:
-            extend_chain(table.chain, table.root, token_ids, self.block_size)
-        for index in range(table.num_published, num_full):
-            self.pool.publish(table.blocks[index], table.chain[index])
-            self._disown(table, index)
-        table.num_published = num_full
+        if self.prefix_caching:
+            num_full = num_computed // self._finest
+            if len(table.chain) < num_full:
+                extend_chain(table.chain, table.root, token_ids, self._finest)
+            for index, group in self._tokens:
+                mine = table.groups[index]
+                if num_computed // group.size > mine.num_published:
+                    group.publish(mine, table.chain, num_computed)
+            for index, state in self._states:
+                for position in state.publish(_state(table, index), table.chain, num_computed):
+                    self._owners.reach(table, position)
+            if num_full > table.num_disowned:
+                self._owners.disown(table, num_full)
+        for index, group in self._tokens:
+            if group.drop_behind(table.groups[index], num_computed):
+                self._renew_promise(table.groups[index], group, table.num_known)
 
-    def truncate(self, table: BlockTable, num_tokens: int) -> None:
+    def truncate(self, table: BlockTable, num_tokens: int) -> int:
         """See KVAllocator."""
-        num_kept = self._blocks_for(num_tokens)
-        assert num_kept >= table.num_published, "published tokens are taken back"
-        while len(table.blocks) > num_kept:
-            self.pool.release(table.blocks.pop())
-        table.num_told = min(table.num_told, num_kept)
+        for index, group in self._tokens:
+            group.truncate(table.groups[index], num_tokens)
+        for index, state in self._states:
+            state.settle(_state(table, index), restore=True)
+        table.num_scheduled = table.drafted_from if self._states else num_tokens
+        return table.num_scheduled
+
+    def settle(self, table: BlockTable) -> None:
+        """See KVAllocator."""
+        for index, state in self._states:
+            state.settle(_state(table, index), restore=False)
 
     def release(self, table: BlockTable, *, forget: bool = False) -> None:
         """See KVAllocator. The tail is released first, so that it is evicted before its prefix."""
+        held = [
+            ((position + 1) * group.size, mine.blocks[position])
+            for index, group in self._tokens
+            for mine in (table.groups[index],)
+            for position in range(mine.first, len(mine.blocks))
+        ]
         if forget:
-            for block in table.blocks:
+            for _, block in held:
                 self.pool.withdraw(block)
-        for index in range(table.num_published, len(table.chain)):
-            self._disown(table, index)
-        self._promise(table, 0)
-        for block in reversed(table.blocks):
+            for index, state in self._states:
+                state.forget(_state(table, index), table.chain)
+        self._owners.leave(table)
+        for _, block in sorted(held, reverse=True, key=lambda entry: entry[0]):
             self.pool.release(block)
-        table.blocks.clear()
-        table.num_published = table.num_shared = table.num_told = 0
+        for index, state in self._states:
+            state.release(_state(table, index), table.chain)
+        self._num_promised -= table.num_promised
+        table.groups = ()
         self._num_tables -= 1
 
     def check(self) -> None:
         """See KVAllocator."""
         self.pool.check()
-        assert self._num_promised >= 0, "promised blocks are negative"
+        assert self._num_promised >= 0, "promised pages are negative"
         if self._num_tables == 0:
-            assert self.pool.counts.in_use == 0, "blocks are held by nobody"
-            assert self._num_promised == 0, "blocks are promised to nobody"
-            assert not self._owners, "prefixes are owned by nobody"
+            assert self.pool.counts.in_use == 0, "pages are held by nobody"
+            assert self._num_promised == 0, "pages are promised to nobody"
+            assert self._owners.is_empty, "prefixes are owned by nobody"
 
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+    def _longest_prefix(self, chain: Sequence[bytes], most: int) -> int:
+        """Tokens after which every group finds all that it needs."""
+        found, last = most, -1
+        while found != last:
+            last = found
+            for _, group in self._tokens:
+                found = group.longest_prefix(chain, found, self._unit)
+            for _, state in self._states:
+                found = state.longest_prefix(chain, found, self._unit)
+        return found
 
-    def _find_prefix(self, chain: Sequence[bytes]) -> list[int]:
-        hits: list[int] = []
-        for key in chain:
-            block = self.pool.find(key)
-            if block is None:
-                break
-            hits.append(block)
-        return hits
+    def _can_take(self, num_new: int, shared: Sequence[Sequence[int]], headroom: int) -> bool:
+        """Whether so many pages, and slots, can be had beside the shared ones and the promises."""
+        num_new += sum(state.num_pages for _, state in self._states)
+        cached = sum(self.pool.is_cached(block) for blocks in shared for block in blocks)
+        return num_new + headroom <= self.pool.num_available - cached - self._num_promised
 
-    def _is_pending(self, key: bytes, table: BlockTable) -> bool:
-        """Whether a sequence that is as urgent, or more so, is computing this prefix."""
-        owner = self._owners.get(key)
-        return owner is not None and owner.priority <= table.priority
+    def _enter(self, table: BlockTable, num_tokens: int, num_shared: int) -> None:
+        table.groups = tuple(StateTable() if g is None else GroupTable() for g in self._groups)
+        table.num_known = num_tokens
+        table.num_scheduled = num_shared
+        table.num_disowned = num_shared // self._finest
+        self._num_tables += 1
 
-    def _promise(self, table: BlockTable, num_blocks: int) -> None:
-        self._num_promised += num_blocks - table.num_promised
-        table.num_promised = num_blocks
+    def _renew_promises(self, table: BlockTable) -> None:
+        for index, group in self._tokens:
+            self._renew_promise(table.groups[index], group, table.num_known)
+        for index, state in self._states:
+            mine = table.groups[index]
+            promised = 0 if mine.blocks else state.num_pages
+            self._num_promised += promised - mine.num_promised
+            mine.num_promised = promised
 
-    def _disown(self, table: BlockTable, index: int) -> None:
-        if self._owners.get(table.chain[index]) is table:
-            del self._owners[table.chain[index]]
+    def _renew_promise(self, mine: GroupTable, group: TokenGroup, num_known: int) -> None:
+        promised = group.promise(mine, num_known)
+        self._num_promised += promised - mine.num_promised
+        mine.num_promised = promised
+
+    def _mark_reached(
+        self,
+        state: StateGroup,
+        mine: StateTable,
+        operations: PageOperations,
+        table: BlockTable,
+        end: int,
+    ) -> None:
+        """Keep the state after a step that ends at end, if it is wanted and there is room."""
+        wanted = end in mine.marks or (end == table.fork_at and table.num_forks > 0)
+        if wanted and state.num_pages <= self.pool.num_available - self._num_promised:
+            operations.snapshots += state.take_snapshot(mine, end, table.fork_at)
+        elif end in mine.marks:
+            self._owners.reach(table, end)  # nobody need wait for it
+        mine.marks = [mark for mark in mine.marks if mark > end]
+
+
+def _state(table: BlockTable, index: int) -> StateTable:
+    mine = table.groups[index]
+    assert isinstance(mine, StateTable)
+    return mine

@@ -41,11 +41,14 @@ def _batching(config: EngineConfig) -> BatchingPolicy:
 def _allocator(config: EngineConfig) -> KVAllocator:
     if config.policy == "paged":
         return PagedAllocator(
-            config.num_blocks, config.block_size, prefix_caching=config.enable_prefix_caching
+            config.num_blocks,
+            config.geometry,
+            prefix_caching=config.enable_prefix_caching,
+            most_ahead=config.most_ahead,
         )
     return ReservedAllocator(
         config.num_blocks,
-        config.block_size,
+        config.geometry,
         reserve=config.reserve,
         max_model_len=config.max_model_len,
     )

@@ -31,7 +31,7 @@ class StepRecorder:
         """
         computed = num_prefill_tokens + num_decode_tokens > 0
         ended = computed and sequence.status is Status.ENDED
-        num_blocks = len(sequence.table.blocks) - sequence.table.num_shared
+        num_blocks = sequence.table.num_own
         last = self._last.get(sequence.seq_id)
         if (
             last is not None
@@ -69,14 +69,21 @@ class StepRecorder:
         idle = [self.slot(s, s.slot, 0, 0) for s in held if s.seq_id not in served]
         slots = (*active, *idle)
         self._last = {slot.seq_id: slot for slot in slots}
-        size = allocator.block_size
-        num_running = fragmented = reserved = 0
+        geometry = allocator.geometry
+        size = geometry.block_size
+        sizes = [group.block_size for group in geometry.groups]
+        num_running = num_reserved = 0
+        fragmented = 0.0
         for sequence in running:
             num_running += 1
-            unused = len(sequence.table.blocks) * size - sequence.start
-            fragmented += unused % size
-            reserved += unused - unused % size
-        idle_tokens = sum(len(sequence.table.blocks) for sequence in held) * size
+            start = sequence.start
+            for group, tokens in zip(sequence.table.groups, sizes, strict=True):
+                if tokens:
+                    blocks, rest = divmod(len(group.blocks) * tokens - start, tokens)
+                    num_reserved += blocks
+                    fragmented += rest * size / tokens
+        ended = size * sum(g.num_held for sequence in held for g in sequence.table.groups)
+        whole, reserved = int(fragmented), size * num_reserved
         counts = allocator.counts
         record = StepRecord(
             step_id=result.step_id,
@@ -89,10 +96,10 @@ class StepRecorder:
             blocks_cached=counts.cached,
             blocks_in_use=counts.in_use,
             # What sequences share is in use once, so live tokens are counted from the pool's side.
-            kv_live_tokens=counts.in_use * size - fragmented - reserved - idle_tokens,
-            kv_fragmented_tokens=fragmented,
+            kv_live_tokens=counts.in_use * size - whole - reserved - ended,
+            kv_fragmented_tokens=whole,
             kv_reserved_tokens=reserved,
-            kv_idle_tokens=idle_tokens,
+            kv_idle_tokens=ended,
             num_preemptions=self.num_preemptions,
             num_prefix_hit_tokens=self.num_hit_tokens,
         )

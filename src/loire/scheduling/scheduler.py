@@ -36,7 +36,7 @@ from loire.base.step import (
     StepRow,
 )
 from loire.base.structured_outputs import StructuredOutputs
-from loire.memory.allocator import Admission, BlockCopy, KVAllocator, Refusal
+from loire.memory.allocator import Admission, KVAllocator, PageOperations, Refusal
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.drafting import Drafter
@@ -82,7 +82,7 @@ class Scheduler:
         self._seq_ids = count()
         self._arrivals = count()
         self._turns = count()
-        self._copies: list[BlockCopy] = []
+        self._operations = PageOperations()
         self._clock = clock
         self._recorder = StepRecorder(clock)
         self._drafter = drafter
@@ -155,7 +155,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None if there is nothing to compute now."""
         self._release_held()
-        self._copies.clear()
+        self._operations = PageOperations()
         self._draft()
         self._admit_urgent()
         preempted_before = self.num_preemptions
@@ -287,15 +287,14 @@ class Scheduler:
         for sequence in sorted(grants, key=lambda s: s.order):
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for an earlier one
-            num_tokens = grants[sequence]
-            while (copies := self._extend(sequence, num_tokens)) is None:
+            num_tokens = self._row_length(sequence, grants[sequence])
+            while not self._extend(sequence, num_tokens):
                 victim = max(self.running, key=lambda s: s.order)
                 assert victim is not sequence or len(self.running) > 1, "the oldest must fit alone"
                 self._preempt(victim)
                 if victim is sequence:
                     break
-            if copies is not None:
-                self._add_copies(copies)
+            else:
                 rows.append((sequence, num_tokens))
         return rows
 
@@ -315,11 +314,10 @@ class Scheduler:
                 break
             assert isinstance(admission, Admission)
             self._enter(sequence, admission)
-            num_tokens = min(sequence.num_to_compute, budget)
-            copies = self._extend(sequence, num_tokens)
-            assert copies is not None, "admission promised memory that is not there"
-            self._add_copies(copies)
+            num_tokens = self._row_length(sequence, min(sequence.num_to_compute, budget))
             if num_tokens:
+                is_there = self._extend(sequence, num_tokens)
+                assert is_there, "admission promised memory that is not there"
                 rows.append((sequence, num_tokens))
             free_slots -= 1
 
@@ -363,15 +361,29 @@ class Scheduler:
             request.first_scheduled_s = self._clock()
             self._recorder.num_hit_tokens += admission.num_cached_tokens
 
-    def _extend(self, sequence: Sequence, num_tokens: int) -> list[BlockCopy] | None:
-        return self.allocator.extend(sequence.table, sequence.start, sequence.start + num_tokens)
+    def _row_length(self, sequence: Sequence, num_tokens: int) -> int:
+        """As many of the tokens as may be computed in one step."""
+        start = sequence.start
+        return self.allocator.row_end(sequence.table, start, start + num_tokens) - start
 
-    def _add_copies(self, copies: list[BlockCopy]) -> None:
-        """Add copies to the step. All are read before any is written, so that a copy of a copy (a
+    def _extend(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make memory for its row ready, in this step; False if there is none."""
+        start, end = sequence.start, sequence.start + num_tokens
+        num_drafts = sequence.num_drafts_until(end)
+        operations = self.allocator.extend(sequence.table, start, end, num_drafts)
+        if operations is not None:
+            self._operations.zeroed += operations.zeroed
+            self._operations.snapshots += operations.snapshots
+            for copy in operations.copies:
+                self._add_copy(*copy)
+        return operations is not None
+
+    def _add_copy(self, source: int, target: int) -> None:
+        """Add a copy to the step. All are read before any is written, so that a copy of a copy (a
         sibling that forks a parent whose block was copied just now) is taken from the original.
         """
-        originals = {target: source for source, target in self._copies}
-        self._copies += [(originals.get(source, source), target) for source, target in copies]
+        originals = {target: source for source, target in self._operations.copies}
+        self._operations.copies.append((originals.get(source, source), target))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -397,7 +409,9 @@ class Scheduler:
             rows=tuple(step_rows),
             new_sequences=tuple(new),
             ended=tuple(self._retired),
-            block_copies=tuple(self._copies),
+            copies=tuple(self._operations.copies),
+            zeroed=tuple(self._operations.zeroed),
+            snapshots=tuple(self._operations.snapshots),
         )
         self._retired.clear()
         self._in_flight.append(plan)
@@ -424,7 +438,9 @@ class Scheduler:
         assert num_taken or not row.samples, "a row that samples gives a token or an error"
         token_ids = result.token_ids[:num_taken]
         if num_rejected:
-            self.allocator.truncate(sequence.table, sequence.num_computed)
+            sequence.num_computed = self.allocator.truncate(sequence.table, sequence.num_computed)
+        elif row.num_drafts:
+            self.allocator.settle(sequence.table)
         num_valid = min(sequence.num_computed, len(sequence.tokens))
         self.allocator.publish(sequence.table, sequence.tokens, num_valid)
         prompt_logprobs = sequence.take_prompt_logprobs(row.start, result.prompt_logprobs)

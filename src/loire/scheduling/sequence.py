@@ -116,11 +116,14 @@ class Sequence:
             return 0
         return self.max_tokens - len(self.tokens) - 1
 
+    def num_drafts_until(self, end: int) -> int:
+        """Drafted tokens among those before position end."""
+        return max(end - len(self.tokens) - self.num_pending, 0)
+
     def take_row(self, num_tokens: int) -> StepRow:
         """Its share of a step: the next num_tokens tokens, which are in flight from now on."""
         start, end = self.start, self.start + num_tokens
-        num_sure = len(self.tokens) + self.num_pending
-        num_drafts = max(end - num_sure, 0)
+        num_drafts = self.num_drafts_until(end)
         token_ids = self.tokens[start:end]
         token_ids += [PENDING_TOKEN] * (num_tokens - num_drafts - len(token_ids))
         row = StepRow(
@@ -128,7 +131,7 @@ class Sequence:
             token_ids=(*token_ids, *self.drafts[:num_drafts]),
             start=start,
             tables=self.table.news(),
-            samples=end >= num_sure,
+            samples=end >= len(self.tokens) + self.num_pending,
             num_drafts=num_drafts,
             epoch=self.epoch,
         )
@@ -215,10 +218,14 @@ class Request:
         resumed = outputs[choice] if choice < len(outputs) else ()
         num_prompt = len(message.prompt_token_ids)
         limit = message.params.max_tokens
+        has_siblings = message.params.n > 1 and not outputs and choice == 0
         table = BlockTable(
             root=root_hash(message.cache_salt, message.adapter),
             priority=message.priority,
             reads_cache=choice > 0 or not message.params.reads_whole_prompt,
+            marks=message.cache_marks,
+            fork_at=num_prompt - 1 if has_siblings else None,
+            num_forks=message.params.n - 1 if has_siblings else 0,
         )
         sequence = Sequence(
             seq_id=seq_id,

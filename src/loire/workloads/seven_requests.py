@@ -7,6 +7,7 @@ throughput in LLM inference" (2023), from which the picture is known.
 Only the scheduler runs: no model is loaded, and a constant stands for every token.
 """
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig, Policy
 from loire.base.executor import ComputedStep
 from loire.base.messages import EngineRequest
@@ -45,9 +46,8 @@ def run_seven_requests(policy: Policy) -> list[StepRecord]:
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=NUM_SLOTS,
         max_num_batched_tokens=64,
-        block_size=BLOCK_SIZE,
+        geometry=one_group(BLOCK_SIZE),
         num_blocks=NUM_SLOTS * MAX_MODEL_LEN // BLOCK_SIZE,
-        kv_bytes_per_token=1,
         enable_prefix_caching=False,
         policy=policy,
         reserve="max-tokens",

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loire.base.errors import RequestError
@@ -57,6 +57,7 @@ def test_numbers(compiler: GrammarCompiler, schema: Any, yes: list[Any], no: lis
         assert not accepts(compiler, schema, json.dumps(value)), value
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**70), 2**70), st.integers(-(2**70), 2**70))
 def test_bounds_only_move_inwards(low: int, high: int) -> None:
     schema = {"type": "integer", "minimum": low, "exclusiveMaximum": high}
@@ -145,6 +146,7 @@ anything = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["type", "properties", "oneOf", "$ref"]), anything),
     st.booleans(),

@@ -48,6 +48,8 @@ class EngineOptions:
         generation_config: "auto" samples requests that say nothing of it as the model's makers
             recommend, "none" by the plain distribution.
         seed: from which the seeds of unseeded requests are drawn; random by default.
+        allow_special_in_text: control tokens that a user writes in a conversation count as such,
+            so that the text can begin a turn of its own; by default they are text.
     """
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -67,6 +69,7 @@ class EngineOptions:
     pipeline_depth: Literal[1, 2] = 1
     generation_config: GenerationConfig = "auto"
     seed: int | None = None
+    allow_special_in_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,7 @@ class EngineConfig:
     pipeline_depth: int
     seed: int | None
     generation_config: GenerationConfig = "auto"
+    allow_special_in_text: bool = False
 
     @property
     def background_tokens(self) -> int:
@@ -218,6 +222,7 @@ def resolve(
         pipeline_depth=options.pipeline_depth,
         generation_config=options.generation_config,
         seed=options.seed,
+        allow_special_in_text=options.allow_special_in_text,
     )
 
 

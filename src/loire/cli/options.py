@@ -76,6 +76,12 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
         choices=("auto", "none"),
         help="none: do not sample as the model's makers recommend where nothing is said [auto]",
     )
+    add(
+        "--allow-special-in-text",
+        action="store_true",
+        default=None,
+        help="control tokens written in a conversation count as such",
+    )
     add("--engine-seed", dest="engine_seed", type=int, help="makes unseeded requests repeatable")
 
 

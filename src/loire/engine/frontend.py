@@ -1,6 +1,7 @@
 """The client's side of one model: text in, token ids out. Never imports torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loire.base.errors import RequestError
@@ -9,6 +10,7 @@ from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.engine.requests import RequestBuilder, Submission
 from loire.text.chat_template import ChatTemplate
+from loire.text.control_tokens import ControlTokens
 from loire.text.dialect import Dialect, read_dialect
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 from loire.text.tools.definitions import Tool
@@ -29,10 +31,12 @@ class Frontend:
         *,
         tokenizer: Tokenizer | None = None,
         recommended: bool = True,
+        allow_special_in_text: bool = False,
     ) -> None:
         """tokenizer: the checkpoint's, if it was made already.
 
         recommended: requests that say nothing of it are sampled as the model's makers recommend.
+        allow_special_in_text: control tokens written in messages count as such.
         """
         self.tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
@@ -43,9 +47,16 @@ class Frontend:
         )
         self._template: ChatTemplate | None = None
         self._dialect: Dialect | None = None
+        self._control: ControlTokens | None = None
+        self._control_of_model: ControlTokens | None = None
         if checkpoint.chat_template is not None:
             self._template = ChatTemplate(checkpoint.chat_template, self.tokenizer.template_tokens)
             self._dialect = read_dialect(self._template.source, self._template.variables)
+            if not allow_special_in_text:
+                control = self.tokenizer.control_tokens(self._template.source)
+                self._control = ControlTokens(control)
+                # What the model itself writes, and clients send back.
+                self._control_of_model = ControlTokens(control - {*self._dialect.markers})
 
     @property
     def has_chat_template(self) -> bool:
@@ -114,9 +125,28 @@ class Frontend:
     ) -> str:
         """The prompt of a conversation in which tools may be offered.
 
-        variables: what else the template reads. Raises RequestError if the template refuses.
+        variables: what else the template reads. Control tokens in any of it are marked, to be
+        encoded as text. Raises RequestError if the template refuses.
         """
+        if self._control is not None:
+            messages = [self._hidden(message) for message in messages]
+            tools = [
+                replace(
+                    tool,
+                    description=self._control.hide(tool.description),
+                    parameters=self._control.hide(tool.parameters),
+                )
+                for tool in tools
+            ]
+            variables = self._control.hide(variables or {})
         return render(self.template, self.dialect, messages, tools, variables)
+
+    def _hidden(self, message: Message) -> Message:
+        from_model = message.get("role") == "assistant"
+        control = self._control_of_model if from_model else self._control
+        assert control is not None
+        hidden: Message = control.hide(message)
+        return hidden
 
     @property
     def template(self) -> ChatTemplate:

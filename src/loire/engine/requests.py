@@ -13,6 +13,7 @@ from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
+from loire.text.control_tokens import without_marks
 from loire.text.form_checker import FormChecker
 from loire.text.tokenizer import Tokenizer
 
@@ -78,6 +79,7 @@ class RequestBuilder:
         if text is not None:
             self._check_characters(len(text))
             token_ids = tuple(self.tokenizer.encode(text, add_special_tokens))
+            text = without_marks(text)
         else:
             token_ids = values.token_ids("prompt", prompt)
         self._check_prompt(token_ids, params.max_tokens)

@@ -63,6 +63,7 @@ class Engine:
             self.config.max_model_len,
             self.config.seed,
             recommended=self.config.generation_config == "auto",
+            allow_special_in_text=self.config.allow_special_in_text,
         )
 
     @property

@@ -15,6 +15,12 @@ class Dialect:
     knows_tools: bool
     reasoning: ReasoningMarks | None
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Texts with a meaning of their own in what the model writes."""
+        marks = self.reasoning
+        return self.tool_format.markers + (() if marks is None else (marks.opening, marks.closing))
+
 
 def read_dialect(template: str, variables: Set[str]) -> Dialect:
     """The dialect of a template, from its source and the variables that it reads."""

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint, TokenizerSource
+from loire.text.control_tokens import encode_marked, has_marks
 from loire.text.gguf_tokenizer import build_from_gguf
 from loire.text.token_bytes import TokenBytes
 from loire.text.tokenizer_limits import check_bounds, errors_of_the_library
@@ -44,11 +45,14 @@ class Tokenizer:
         return max(map(len, self.rust.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens written in it count as such.
+        """Token ids of a text; special tokens written in it count as such, unless they are marked
+        (control_tokens.py).
 
         Other threads go on meanwhile: the library keeps Python's lock in encode() (seen: 1.9 s for
         1 MB), but not in its functions for several texts, which are quicker, too.
         """
+        if has_marks(text):
+            return encode_marked(self.rust, text)
         [ids] = self.encode_batch([text], add_special_tokens)
         return ids
 
@@ -71,6 +75,15 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token as text; parts of characters show as U+FFFD."""
         return self._bytes[token_id].decode("utf-8", "replace")
+
+    def control_tokens(self, template: str) -> set[str]:
+        """Texts of the special tokens, and of the added ones that a chat template writes."""
+        added = self.rust.get_added_tokens_decoder().values()
+        return {
+            token.content
+            for token in added
+            if token.special or (token.content in template and not token.content.isspace())
+        }
 
     def id_of(self, token: str) -> int | None:
         """Id of a token by its name in the vocabulary."""

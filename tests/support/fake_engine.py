@@ -24,6 +24,7 @@ from loire.engine.frontend import Frontend
 from loire.engine.ledger import RequestLedger
 from loire.engine.requests import Submission
 from loire.server.host.app import create_app
+from loire.server.host.connections import GuardedProtocol
 from loire.server.host.run import bind
 from loire.server.serving.served import ServedModel
 
@@ -58,6 +59,8 @@ class FakeEngine:
         self.closed = False
         self.gate: asyncio.Event | None = None
         self.pause: asyncio.Event | None = None
+        self.delay_s = 0.0
+        """Before the first token."""
         self.failure: str | None = None
         self.death: Exception | None = None
         self.running: list[str] = []
@@ -122,6 +125,7 @@ class FakeEngine:
             self.began.set()
             if self.gate is not None:
                 await self.gate.wait()
+            await asyncio.sleep(self.delay_s)
             ledger = RequestLedger(submission, self.frontend.tokenizer)
             for number, update in enumerate(self._updates(submission)):
                 if number == 1 and self.pause is not None:
@@ -269,7 +273,8 @@ def serving(engine: FakeEngine) -> Iterator[str]:
     """The address of the app, served on a thread: for clients that bring their own HTTP."""
     listener = bind("127.0.0.1", 0)
     app = create_app(ServedModel([NAME], engine))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+    config = uvicorn.Config(app, log_config=None, lifespan="on", http=GuardedProtocol, ws="none")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -45,6 +45,19 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         help="a stream that has nothing to send sends a comment or ping that often [10]",
     )
     group.add_argument(
+        "--idle-connection",
+        dest="idle_connection_s",
+        type=int,
+        metavar="SECONDS",
+        help="a connection is kept that long between requests [120]",
+    )
+    group.add_argument(
+        "--max-connections",
+        type=int,
+        metavar="N",
+        help="connections at a time [what the limit on open files leaves]",
+    )
+    group.add_argument(
         "--step-timeout",
         dest="step_timeout_s",
         type=float,

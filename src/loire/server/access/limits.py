@@ -15,6 +15,9 @@ class ServerLimits:
         request_timeout_s: most seconds from a request's arrival to its end, waiting included.
         grace_period_s: how long running requests may go on when the server is told to stop.
         keep_alive_s: a stream is silent for no longer; comments or pings fill the time.
+        idle_connection_s: how long a connection may be idle between requests; longer than the
+            pools of common proxies and clients keep theirs (60 s), so that none is closed in use.
+        max_connections: most at a time; None is what the limit on descriptors leaves.
         step_timeout_s: see loire.engine.supervisor.SupervisorOptions.
 
     Raises ConfigError for a limit that cannot work.
@@ -25,6 +28,8 @@ class ServerLimits:
     request_timeout_s: float | None = None
     grace_period_s: float = 30.0
     keep_alive_s: float = 10.0
+    idle_connection_s: int = 120
+    max_connections: int | None = None
     step_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:

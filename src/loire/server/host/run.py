@@ -21,6 +21,11 @@ from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import SupervisorOptions
 from loire.server.access.admission import Admission
 from loire.server.host.app import create_app
+from loire.server.host.connections import (
+    GuardedProtocol,
+    most_connections,
+    note_loop_trouble,
+)
 from loire.server.host.logs import log_to_stderr
 from loire.server.host.metrics_port import MetricsServer
 from loire.server.host.settings import ServerSettings
@@ -104,6 +109,8 @@ async def _serve(
     settings: ServerSettings,
     launched: Launched | None,
 ) -> None:
+    asyncio.get_running_loop().set_exception_handler(note_loop_trouble)
+    GuardedProtocol.max_connections = settings.limits.max_connections or most_connections()
     server = Server(
         uvicorn.Config(
             app,
@@ -113,6 +120,9 @@ async def _serve(
             lifespan="on",
             backlog=BACKLOG,
             timeout_graceful_shutdown=FLUSH_S,
+            timeout_keep_alive=settings.limits.idle_connection_s,
+            http=GuardedProtocol,
+            ws="none",
         )
     )
     metrics = MetricsServer(served.observer.metrics)

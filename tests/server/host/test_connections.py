@@ -1,0 +1,162 @@
+"""Connections that are slow, many, half closed or abandoned."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from loire.server.host import connections
+from loire.server.host.connections import GuardedProtocol, RareLog
+from loire.server.web import body_limit
+from support.fake_engine import NAME, FakeEngine, serving
+
+BODY = f'{{"model": "{NAME}", "prompt": "a"}}'.encode()
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+ASK = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+LONG_S = 20.0
+
+
+@contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=LONG_S) as link:
+        yield link
+
+
+def until_closed(link: socket.socket) -> bytes:
+    received = b""
+    while piece := link.recv(65536):
+        received += piece
+    return received
+
+
+def asked(link: socket.socket) -> bytes:
+    """A whole answer, so that the next one can follow."""
+    link.sendall(ASK)
+    received = b""
+    while b'"system_fingerprint"' not in received:
+        received += link.recv(65536)
+    return received
+
+
+@pytest.fixture
+def engine(tiny_llama: Path) -> FakeEngine:
+    return FakeEngine(tiny_llama)
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: "])
+def test_a_head_that_does_not_come_ends_the_connection(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "head_s", 0.2)
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(beginning)
+        assert until_closed(link) == b""
+
+
+def test_an_answer_may_take_longer_than_a_head(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "head_s", 0.2)
+    engine.delay_s = 0.6
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        assert b" 200 " in until_closed(link)
+
+
+def test_a_body_that_does_not_come_is_a_408(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_limit, "FIRST_S", 0.2)
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+        assert b" 408 " in link.recv(65536)
+
+
+def test_bodies_have_a_bound_together(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_limit, "MAX_HELD_BYTES", 1_000)
+    with serving(engine) as url, connected(url) as first, connected(url) as second:
+        first.sendall(POST + b"Content-Length: 900\r\n\r\n" + b" " * 800)
+        deadline = time.monotonic() + LONG_S
+        while time.monotonic() < deadline:
+            second.sendall(POST + b"Content-Length: 300\r\n\r\n" + b" " * 300)
+            answer = second.recv(65536)
+            if b" 503 " in answer:
+                break
+            time.sleep(0.05)  # the first one's bytes have not been seen yet
+        assert b" 503 " in answer
+        first.close()
+        deadline = time.monotonic() + LONG_S
+        while b" 503 " in answer and time.monotonic() < deadline:
+            with connected(url) as third:
+                third.sendall(ASK)
+                answer = third.recv(65536)
+        assert b" 200 " in answer
+
+
+def test_more_connections_than_allowed_are_told(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "max_connections", 2)
+    with serving(engine) as url, connected(url) as first, connected(url):
+        assert b" 200 " in asked(first)
+        with connected(url) as third:
+            assert b" 503 " in until_closed(third)
+        assert b" 200 " in asked(first)
+
+
+def test_a_client_that_closes_its_side_gets_its_answer(engine: FakeEngine) -> None:
+    engine.delay_s = 0.3
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(ASK)
+        link.shutdown(socket.SHUT_WR)
+        answer = until_closed(link)
+    assert answer.startswith(b"HTTP/1.1 102 ")
+    assert b"HTTP/1.1 200 " in answer
+    assert answer.rstrip().endswith(b"}")
+
+
+def test_a_client_that_has_gone_ends_its_request(engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    engine.gate = gate
+    with serving(engine) as url:
+        with connected(url) as link:
+            link.sendall(ASK)
+            deadline = time.monotonic() + LONG_S
+            while not engine.running and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert engine.running
+        while engine.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not engine.running
+
+
+def test_what_happens_often_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="loire.server.connections")
+    rare = RareLog(every_s=3600.0)
+    for _ in range(1_000):
+        rare.warn("no descriptors")
+        rare.warn("something else")
+    assert len(caplog.records) == 2
+
+
+def test_descriptors_that_run_out_are_no_flood_of_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_rare", RareLog())
+    loop = asyncio.new_event_loop()
+    error = OSError(24, "Too many open files")
+    for _ in range(100):
+        context = {"message": "socket.accept() out of system resource", "exception": error}
+        connections.note_loop_trouble(loop, context)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a connection could not be accepted: Too many open files"
+    ]
+    connections.note_loop_trouble(loop, {"message": "another thing"})
+    assert "another thing" in caplog.text
+    loop.close()

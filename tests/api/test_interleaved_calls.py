@@ -39,6 +39,21 @@ class Harm:
         return pending
 
 
+class Fails:
+    """A step that fails at its nth call."""
+
+    def __init__(self, step: Any, nth: int, fail: Any) -> None:
+        self.step = step
+        self.nth = nth
+        self.fail = fail
+
+    def __call__(self) -> Any:
+        self.nth -= 1
+        if self.nth == 0:
+            self.fail()
+        return self.step()
+
+
 @pytest.fixture(params=[1, 2], ids=["depth1", "depth2"])
 def llm(tiny_llama: Path, request: pytest.FixtureRequest) -> Iterator[LLM]:
     options = {"dtype": "float32", "kv_cache_memory_bytes": 8_000_000, "num_threads": 1}
@@ -94,6 +109,45 @@ def test_an_interrupted_stream_can_be_followed_by_others(llm: LLM) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(stream)
     assert streamed(llm, PROMPTS[0]) == expected
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), EngineError("no engine")])
+@pytest.mark.parametrize("nth", [1, 4])
+def test_a_failed_step_ends_its_calls_and_no_others(llm: LLM, error: Exception, nth: int) -> None:
+    expected = tokens(llm.generate(PROMPTS, GREEDY))
+
+    def fail() -> None:
+        raise error
+
+    core = llm.engine.core
+    core.step, step = Fails(core.step, nth, fail), core.step  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=str(error)) as failed:
+        llm.generate(PROMPTS[::-1], replace(GREEDY, max_tokens=400))
+    assert failed.value.__cause__ is error
+    core.step = step  # type: ignore[method-assign]
+    assert tokens(llm.generate(PROMPTS, GREEDY)) == expected
+
+
+def test_memory_that_is_short_in_a_step_ends_its_calls(llm: LLM) -> None:
+    expected = tokens(llm.generate(PROMPTS, GREEDY))
+
+    def fail() -> None:
+        raise MemoryError("no room")
+
+    harm(llm, 3, fail)
+    with pytest.raises(EngineError, match="no room"):
+        streamed(llm, PROMPTS[0])
+    assert tokens(llm.generate(PROMPTS, GREEDY)) == expected
+
+
+def test_a_step_that_fails_once_costs_nobody_anything(llm: LLM) -> None:
+    expected = tokens(llm.generate(PROMPTS, GREEDY))
+
+    def fail() -> None:
+        raise ZeroDivisionError("for the test")
+
+    harm(llm, 3, fail)
+    assert tokens(llm.generate(PROMPTS, GREEDY)) == expected
 
 
 def test_streams_of_one_llm_side_by_side(llm: LLM) -> None:

@@ -7,7 +7,7 @@ import pytest
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.base.step import TokenLogprobs
-from loire.engine.journal import Journal
+from loire.engine.journal import MIN_PROOF, Journal
 
 
 def request(request_id: str, n: int = 1) -> EngineRequest:
@@ -31,6 +31,12 @@ def send(journal: Journal) -> list[str]:
 def give(journal: Journal, request_id: str, *token_ids: int, choice: int = 0) -> None:
     update = SequenceUpdate(request_id, choice, token_ids, num_cached_tokens=2)
     assert journal.accept(update) == update
+
+
+def prove(journal: Journal, request_id: str, choice: int = 0) -> None:
+    """What a request gives that was in work when an engine died, until it is cleared."""
+    for token_id in range(MIN_PROOF):
+        give(journal, request_id, token_id, choice=choice)
 
 
 def crash(journal: Journal) -> str | None:
@@ -101,6 +107,8 @@ def test_nothing_is_told_twice() -> None:
         assert told is not None
         assert told.prompt_logprobs == (logprobs(3) if cached == 16 else ())
         assert told.num_cached_tokens == 0
+        for _ in range(MIN_PROOF):
+            kept.accept(SequenceUpdate("r", 0, (5,), num_cached_tokens=cached))
     last = SequenceUpdate("r", 0, (9,), prompt_logprobs=logprobs(4), num_cached_tokens=0)
     assert kept.accept(last) == last
 
@@ -113,15 +121,15 @@ def test_one_kill_costs_nobody_anything() -> None:
     assert crash(kept) is None
     assert send(kept) == ["a", "b"], "first those that gave tokens"
     assert send(kept) == []
-    give(kept, "a", 2)
+    prove(kept, "a")
     assert send(kept) == []
-    give(kept, "b", 2)
+    prove(kept, "b")
     assert send(kept) == ["c"], "then each suspect alone"
     kept.add(request("e"))
     assert send(kept) == []
-    give(kept, "c", 1)
+    prove(kept, "c")
     assert send(kept) == ["d"]
-    give(kept, "d", 1)
+    prove(kept, "d")
     assert send(kept) == ["e"], "then everything else"
 
 
@@ -132,7 +140,7 @@ def test_what_had_not_begun_is_no_suspect() -> None:
     assert send(kept) == ["a", "b"]
 
 
-def test_the_only_suspect_of_two_deaths_is_failed() -> None:
+def test_a_request_in_work_at_two_deaths_is_not_sent_again() -> None:
     kept = journal("a", "b", "poison")
     assert send(kept) == ["a", "b", "poison"]
     for request_id in ("a", "b"):
@@ -140,11 +148,40 @@ def test_the_only_suspect_of_two_deaths_is_failed() -> None:
     assert crash(kept) is None
     assert send(kept) == ["a", "b"]
     for request_id in ("a", "b"):
-        give(kept, request_id, 1)
+        prove(kept, request_id)
     assert send(kept) == ["poison"]
     assert crash(kept) == "poison"
     assert "poison" not in kept
     assert send(kept) == ["a", "b"]
+
+
+def test_a_request_that_kills_at_a_certain_token_is_found() -> None:
+    """It gives some tokens each time, up to the one that does harm; so do those beside it."""
+    kept = journal("a", "poison")
+    send(kept)
+    for _ in range(20):
+        give(kept, "a", 1)
+        give(kept, "poison", 1)
+    assert crash(kept) is None
+    assert send(kept) == ["a", "poison"]
+    give(kept, "a", 1)
+    give(kept, "poison", 1)
+    assert crash(kept) is None, "either of the two"
+    assert send(kept) == ["a"]
+    prove(kept, "a")
+    assert send(kept) == ["poison"]
+    give(kept, "poison", 1)
+    assert crash(kept) == "poison"
+    assert send(kept) == ["a"]
+
+
+def test_two_kills_of_engines_that_work_cost_nobody_anything() -> None:
+    kept = journal("a", "b")
+    for _ in range(5):
+        assert send(kept) == ["a", "b"]
+        prove(kept, "a")
+        prove(kept, "b")
+        assert crash(kept) is None
 
 
 def test_company_of_the_poison_is_cleared() -> None:
@@ -152,16 +189,33 @@ def test_company_of_the_poison_is_cleared() -> None:
     send(kept)
     assert crash(kept) is None, "any of the three"
     assert send(kept) == ["a"]
-    give(kept, "a", 1)
-    assert send(kept) == ["poison"]
-    assert crash(kept) is None, "the first death whose only suspect it is"
-    assert send(kept) == ["a"]
-    give(kept, "a", 1)
+    prove(kept, "a")
     assert send(kept) == ["poison"], "suspects come before the rest"
-    assert crash(kept) == "poison"
+    assert crash(kept) == "poison", "it was in work at both"
     assert send(kept) == ["a"]
-    give(kept, "a", 1)
+    prove(kept, "a")
     assert send(kept) == ["b"], "still a suspect of the first death"
+
+
+def test_what_a_request_brings_is_kept() -> None:
+    kept = Journal()
+    brought = replace(request("r", n=3), output_token_ids=((4, 5), (6,)))
+    kept.add(brought)
+    assert kept.next_to_send()[0].to_send().output_token_ids == ((4, 5), (6,), ())
+    give(kept, "r", 7)
+    give(kept, "r", 8, choice=2)
+    crash(kept)
+    [entry] = kept.next_to_send()
+    assert entry.to_send() == replace(brought, output_token_ids=((4, 5, 7), (6,), (8,)))
+
+
+def test_what_was_encoded_is_let_go_with_the_engine_that_would_have_got_it() -> None:
+    kept = Journal()
+    kept.add(request("r"), b"encoded")
+    [entry] = kept.next_to_send()
+    assert entry.encoded == b"encoded"
+    crash(kept)
+    assert entry.encoded is None
 
 
 @pytest.mark.parametrize("end", ["abort", "finish"])

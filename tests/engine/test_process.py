@@ -16,8 +16,10 @@ from loire import LLM, SamplingParams
 from loire.base.config import EngineOptions
 from loire.base.errors import EngineError, ModelError, RequestError, RequestTimeoutError
 from loire.base.outputs import RequestOutput
+from loire.engine import restarts, supervisor
 from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import NUM_RECORDS, SupervisorOptions
+from loire.engine.wire import Load, Submit, frame
 
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -205,6 +207,9 @@ def test_an_exception_in_a_step_fails_its_request_alone(tiny_llama: Path) -> Non
     async def test() -> None:
         async with engine(tiny_llama, supervision=HARMFUL) as supervised:
             pid = supervised.link.pid
+            first = Reader(supervised, "a \x03 raises before there is any step", SAMPLED)
+            with pytest.raises(EngineError, match="computing it failed"):
+                await first.task
             bystander = Reader(supervised, PROMPTS[1], SAMPLED)
             await bystander.begun.wait()
             raising = Reader(supervised, "a \x03 raises", SAMPLED)
@@ -245,6 +250,42 @@ def test_a_process_that_cannot_start_is_given_up_with_its_last_lines(tiny_llama:
     run(test)
 
 
+def test_an_engine_that_dies_whenever_it_is_ready_is_given_up(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "MAX_SHORT_LIVES", 2)
+    monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.01)
+    command = (sys.executable, str(HARMFUL_WORKER.with_name("short_lived_worker.py")))
+
+    async def test() -> None:
+        ended = asyncio.get_running_loop().create_future()
+        supervision = SupervisorOptions(command=command)
+        arguments = {"supervision": supervision, "on_failure": ended.set_result}
+        async with engine(tiny_llama, **arguments) as supervised:
+            assert "2 times within its first 32 steps" in str(await ended)
+            assert "no life for me" in str(await ended)
+            assert not supervised.link.alive
+
+    run(test)
+
+
+def test_a_request_is_encoded_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    framed: list[object] = []
+
+    def count(message: Any) -> bytes:
+        framed.append(message)
+        return frame(message)
+
+    monkeypatch.setattr(supervisor, "frame", count)
+
+    async def test() -> None:
+        async with engine(tiny_llama) as supervised:
+            await Reader(supervised, PROMPTS[0], SAMPLED).task
+
+    run(test)
+    assert [type(message) for message in framed] == [Load, Submit]
+
+
 def test_time_of_a_request_is_limited(tiny_llama: Path) -> None:
     async def test() -> None:
         async with engine(tiny_llama, supervision=HARMFUL, request_timeout_s=0.5) as supervised:
@@ -275,6 +316,7 @@ def test_the_engine_ends_with_its_supervisor(tiny_llama: Path) -> None:
 import asyncio, os, signal
 from loire import SamplingParams
 from loire.base.config import EngineOptions
+from loire.engine import restarts, supervisor
 from loire.engine.supervised import SupervisedEngine
 
 async def main():

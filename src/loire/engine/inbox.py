@@ -49,7 +49,7 @@ class LoopInbox:
         await self._ready.wait()
         updates, self._updates = self._updates, []
         if not updates and self._failure is not None:
-            raise self._failure
+            raise _own(self._failure)
         # After a failure the event stays set, so that the next call raises.
         if self._failure is None:
             self._ready.clear()
@@ -75,7 +75,7 @@ class ThreadInbox:
         """Wait for updates; those of one step. Raises what fail() was given."""
         news = self._news.get()
         if isinstance(news, EngineError):
-            raise news
+            raise _own(news)
         return news
 
 
@@ -114,6 +114,13 @@ class Inboxes:
         """End all requests with this error, once what came before is taken."""
         for inbox in dict.fromkeys(tuple(self._of_request.values())):
             _call_on(inbox.loop, [partial(inbox.fail, error)])
+
+
+def _own(error: EngineError) -> EngineError:
+    """An error that many readers are given, for one of them: each adds its traceback."""
+    own = type(error)(str(error))
+    own.__cause__ = error.__cause__
+    return own
 
 
 def _call_on(loop: asyncio.AbstractEventLoop | None, calls: Sequence[Callable[[], None]]) -> None:

@@ -5,10 +5,12 @@ tokens it had given; sampling is a pure function of (seed, choice, position), so
 as if nothing had happened.
 
 One of those requests may be what killed the engine. Suspects are those that the dead engine had
-begun, but that had given nothing yet; a request that gives tokens in the new engine is cleared.
-Suspects are sent one at a time, while nothing else is unproven: first the requests that had been
-giving tokens, then each suspect alone, then all others. A request that was the only suspect of two
-deaths is failed, alone. One kill from outside therefore costs nobody an answer.
+begun, but that had proven nothing in it. The first engine that a request runs in proves it with its
+first token; one that was in work at a death must give some more in the next engine than it may have
+given again and again just before the harm. Suspects are sent one at a time, while nothing else is
+unproven: first the requests that had been giving tokens, then each suspect alone, then all others.
+A request that was in work at two deaths, and the only suspect of the second, is failed, alone, and
+not sent a third time. One kill from outside therefore costs nobody an answer.
 """
 
 from collections.abc import Iterable
@@ -17,7 +19,9 @@ from dataclasses import dataclass, field, replace
 from loire.base.messages import EngineRequest, SequenceUpdate
 
 MAX_STRIKES = 2
-"""Engines that a request may kill before it is failed."""
+"""Engines that may die with a request in work before it is failed."""
+MIN_PROOF = 4
+"""Updates of one choice that prove a request which was in work when an engine died."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,18 +33,20 @@ class Entry:
         ended: choices that have ended.
         sent: whether the engine that runs now has it.
         begun: whether that engine has computed, or is about to compute, anything of it.
-        proven: whether it has given anything in that engine.
-        strikes: deaths whose only suspect it was.
+        num_given: updates that engine has given, per choice.
+        strikes: deaths in a row with it in work; it has not proven itself between them.
+        encoded: the message that sends it, until it is sent or an engine dies.
     """
 
     request: EngineRequest
     outputs: list[list[int]]
+    num_given: list[int]
+    encoded: bytes | None = None
     ended: set[int] = field(default_factory=set)
     num_prompt_logprobs: int = 0
     num_cached_tokens: int | None = None
     sent: bool = False
     begun: bool = False
-    proven: bool = False
     suspect: bool = False
     strikes: int = 0
     num_to_skip: int = 0
@@ -50,6 +56,11 @@ class Entry:
     def resumes(self) -> bool:
         """Whether it has given tokens, and nothing speaks against it."""
         return any(self.outputs) and not self.suspect
+
+    @property
+    def proven(self) -> bool:
+        """Whether it has given enough in the engine that runs now."""
+        return max(self.num_given) >= (MIN_PROOF if self.strikes else 1)
 
     @property
     def num_tokens(self) -> int:
@@ -99,11 +110,17 @@ class Journal:
         """Tokens that the engine has to compute before all requests it has have given one."""
         return sum(entry.num_tokens for entry in self._unproven.values())
 
-    def add(self, request: EngineRequest) -> None:
-        """Remember a new request; next_to_send() gives it out."""
+    def add(self, request: EngineRequest, encoded: bytes | None = None) -> None:
+        """Remember a new request, perhaps with what it gave elsewhere; next_to_send() gives it out.
+
+        encoded: see Entry.
+        """
         if request.request_id in self._entries:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        entry = Entry(request, [[] for _ in range(request.params.n)])
+        n = request.params.n
+        outputs = [list(token_ids) for token_ids in request.output_token_ids]
+        outputs += [[] for _ in range(n - len(outputs))]
+        entry = Entry(request, outputs, [0] * n, encoded)
         self._entries[request.request_id] = entry
         self._held[request.request_id] = entry
         self._count_waiting(entry, 1)
@@ -144,9 +161,10 @@ class Journal:
         if entry is None or update.choice in entry.ended:
             return None
         self.begin((update.request_id,))
-        entry.proven = True
-        self._unproven.pop(update.request_id, None)
-        self._clear(entry)
+        entry.num_given[update.choice] += 1
+        if entry.proven:
+            self._unproven.pop(update.request_id, None)
+            self._clear(entry)
         entry.outputs[update.choice] += update.token_ids
         if update.finish_reason is not None:
             entry.ended.add(update.choice)
@@ -183,6 +201,7 @@ class Journal:
         for entry in self._entries.values():
             if entry.begun:
                 self._count_waiting(entry, 1)
+                entry.strikes = 1 if entry.proven else entry.strikes + 1
             self._reset(entry)
         for entry in suspects:
             self._num_suspects += not entry.suspect
@@ -192,7 +211,6 @@ class Journal:
         self._unproven.clear()
         if len(suspects) == 1:
             [culprit] = suspects
-            culprit.strikes += 1
             if culprit.strikes >= MAX_STRIKES:
                 self.remove(culprit.request.request_id)
                 return culprit
@@ -251,7 +269,9 @@ class Journal:
     def _reset(self, entry: Entry) -> None:
         """Another engine will have it."""
         entry.num_to_skip = entry.num_prompt_logprobs
-        entry.sent = entry.begun = entry.proven = False
+        entry.sent = entry.begun = False
+        entry.num_given = [0] * len(entry.num_given)
+        entry.encoded = None
 
     def _remove_if_ended(self, entry: Entry) -> None:
         if len(entry.ended) == len(entry.outputs):

@@ -14,9 +14,7 @@ from loire.base.python_process import python_command, python_environment
 from loire.engine.wire import (
     FrameReader,
     FromEngine,
-    ToEngine,
     WireError,
-    frame,
     read_from_engine,
 )
 
@@ -105,13 +103,12 @@ class EngineProcess:
         """Id of the process."""
         return self._process.pid
 
-    def send(self, *messages: ToEngine) -> None:
-        """Send messages together. Raises WireError if one cannot cross."""
+    def send(self, *frames: bytes) -> None:
+        """Send messages together."""
         assert self._transport is not None
-        data = b"".join(map(frame, messages))
         # Otherwise it has died: wait() tells, and what was to be sent goes to the next one.
         if not self._transport.is_closing():
-            self._transport.write(data)
+            self._transport.writelines(frames)
 
     def kill(self) -> None:
         """End it at once."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
 from loire.base.executor import StepExecutor
@@ -15,6 +15,8 @@ from loire.scheduling.presets import build_scheduler
 
 if TYPE_CHECKING:
     from loire.execution.constraints import ConstraintFactory
+
+MakeCore: TypeAlias = "Callable[[EngineConfig, StepExecutor, ConstraintFactory], EngineCore]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def load_engine(
     *,
     name: str,
     progress: Callable[[float], None] | None = None,
+    make_core: MakeCore | None = None,
 ) -> Engine:
     """Load a checkpoint that was opened, and put an idle engine around it. Raises as above."""
     import time
@@ -112,16 +115,10 @@ def load_engine(
     started = time.perf_counter()
     built = build_runner(checkpoint, options, name=name, progress=progress)
     config = built.config
-    core = EngineCore(
-        build_scheduler(config),
-        built.runner,
-        depth=config.pipeline_depth,
-        form_ready=built.runner.constraints.ready,
-    )
     return Engine(
         config=config,
         checkpoint=checkpoint,
-        core=core,
+        core=(make_core or _core)(config, built.runner, built.runner.constraints),
         executor=built.runner,
         constraints=built.runner.constraints,
         weight_bytes=built.weight_bytes,
@@ -130,6 +127,17 @@ def load_engine(
         available_bytes=built.available_bytes,
         kernels=built.runner.decoder.backend.name,
         load_s=time.perf_counter() - started,
+    )
+
+
+def _core(
+    config: EngineConfig, executor: StepExecutor, constraints: "ConstraintFactory"
+) -> EngineCore:
+    return EngineCore(
+        build_scheduler(config),
+        executor,
+        depth=config.pipeline_depth,
+        form_ready=constraints.ready,
     )
 
 

@@ -16,6 +16,7 @@ from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 from loire.engine.journal import Entry, Journal
 from loire.engine.process import COMMAND, EngineProcess, Launched, launch
+from loire.engine.restarts import Restarts
 from loire.engine.wire import (
     Abort,
     Begun,
@@ -31,11 +32,6 @@ from loire.engine.wire import (
 )
 
 log = logging.getLogger("loire.engine")
-
-MAX_STARTS = 3
-"""Tries to bring an engine to Ready before giving up."""
-FIRST_DELAY_S = 0.5
-"""Pause before the second try; it doubles with each more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +102,7 @@ class EngineSupervisor:
         self._closing = False
         self._first_ready: asyncio.Future[Ready] | None = None
         self._run: asyncio.Task[None] | None = None
-        self._last_words: tuple[str, ...] = ()
+        self._restarts = Restarts()
         self._started_s = 0.0
         self._last_news_s = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -120,11 +116,6 @@ class EngineSupervisor:
     def pid(self) -> int | None:
         """The process that runs now."""
         return None if self._process is None else self._process.pid
-
-    @property
-    def last_words(self) -> tuple[str, ...]:
-        """The last lines that an engine which died wrote to its stderr."""
-        return self._last_words
 
     @property
     def num_requests(self) -> int:
@@ -151,13 +142,12 @@ class EngineSupervisor:
             raise EngineError(str(self._failure))
         if self._closing:
             raise EngineError("the engine was closed: it takes no more requests")
-        for request in requests:
-            try:
-                frame(Submit(request))
-            except WireError as error:
-                raise RequestError(str(error)) from error
-        for request in requests:
-            self._journal.add(request)
+        try:
+            frames = [frame(Submit(request)) for request in requests]
+        except WireError as error:
+            raise RequestError(str(error)) from error
+        for request, encoded in zip(requests, frames, strict=True):
+            self._journal.add(request, encoded)
         self._flush_soon()
 
     def abort(self, request_id: str) -> None:
@@ -191,7 +181,7 @@ class EngineSupervisor:
         assert self._process is not None
         assert self._first_ready is not None
         self._load = load
-        self._process.send(load)
+        self._process.send(frame(load))
         return await self._first_ready
 
     async def close(self) -> None:
@@ -210,38 +200,32 @@ class EngineSupervisor:
         self._started_s = launched.since_s
         self._process = await EngineProcess.attach(launched, self._take)
         if self._load is not None:
-            self._process.send(self._load)
+            self._process.send(frame(self._load))
 
     async def _keep_running(self) -> None:
         """Replace each engine that dies, until one cannot be brought up."""
-        num_failed_starts = 0
         while True:
             assert self._process is not None
             end = await self._process.wait()
-            was_ready, self.ready = self.ready is not None, None
+            self.ready = None
             if self._failed is not None:
                 known = getattr(errors, self._failed.kind, EngineError)
                 return self._give_up(known(self._failed.message))
-            num_failed_starts = 0 if was_ready else num_failed_starts + 1
-            self._last_words = tuple(self._process.last_lines)
-            if num_failed_starts >= MAX_STARTS:
-                return self._give_up(
-                    EngineError(
-                        f"the engine's process ended {num_failed_starts} times before it was "
-                        f"ready ({end}); the last lines it wrote:\n" + "\n".join(self._last_words)
-                    )
-                )
-            self._after_death(end)
-            if num_failed_starts:
-                await asyncio.sleep(FIRST_DELAY_S * 2 ** (num_failed_starts - 1))
+            try:
+                pause_s = self._restarts.died(end, tuple(self._process.last_lines))
+            except EngineError as error:
+                return self._give_up(error)
+            self._after_death(end, pause_s)
+            await asyncio.sleep(pause_s)
             self.num_restarts += 1
             await self._start_process()
 
-    def _after_death(self, end: str) -> None:
+    def _after_death(self, end: str, pause_s: float) -> None:
         log.error(
-            "the engine (process %s) died: %s; starting another, %d requests will go on in it",
+            "the engine (process %s) died: %s; starting another%s, %d requests will go on in it",
             self.pid,
             end,
+            f" in {pause_s:g} s" if pause_s else "",
             len(self._journal),
         )
         self._aborts.clear()
@@ -302,6 +286,8 @@ class EngineSupervisor:
             self.records.append(news.record)
             for listener in tuple(self.step_listeners):
                 listener(news.record)
+        if news.updates:
+            self._restarts.did_step()
         accepted = [self._journal.accept(update) for update in news.updates]
         self._on_updates([update for update in accepted if update is not None])
         if self._journal.num_held:
@@ -309,6 +295,7 @@ class EngineSupervisor:
 
     def _take_ready(self, ready: Ready) -> None:
         self.ready = ready
+        self._restarts.became_ready()
         log.info("engine ready (%.1f s)", self._last_news_s - self._started_s)
         assert self._first_ready is not None
         if not self._first_ready.done():
@@ -326,12 +313,9 @@ class EngineSupervisor:
         if self.ready is None or self._process is None:
             return
         aborts, self._aborts = self._aborts, []
-        submits = [
-            Submit(entry.to_send(), tuple(sorted(entry.ended)))
-            for entry in self._journal.next_to_send()
-        ]
+        submits = [_encoded(entry) for entry in self._journal.next_to_send()]
         if aborts or submits:
-            self._process.send(*aborts, *submits)
+            self._process.send(*map(frame, aborts), *submits)
         if submits and self._watchdog is None:
             self._last_news_s = time.monotonic()
             self._watch()
@@ -364,3 +348,11 @@ class EngineSupervisor:
             return
         loop = asyncio.get_running_loop()
         self._watchdog = loop.call_later(limit_s - silent_s, self._watch)
+
+
+def _encoded(entry: Entry) -> bytes:
+    """The message that sends a request, as it was encoded when it came, if that is still true."""
+    encoded, entry.encoded = entry.encoded, None
+    if encoded is None or entry.ended:
+        encoded = frame(Submit(entry.to_send(), tuple(sorted(entry.ended))))
+    return encoded

@@ -14,7 +14,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from loire.base.config import EngineConfig
 from loire.base.errors import EngineError, LoireError
 from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
@@ -37,6 +39,9 @@ from loire.engine.wire import (
     frame,
     read_to_engine,
 )
+
+if TYPE_CHECKING:
+    from loire.execution.constraints import ConstraintFactory
 
 log = logging.getLogger("loire.engine")
 
@@ -73,7 +78,7 @@ class EngineWorker:
             core,
             on_step=lambda updates: self._tell_news(core, updates),
             on_failure=_die,
-            on_rest=lambda: self._tell_news(core, None),
+            on_rest=lambda: self._tell_news(core, ()),
         )
         while messages := self._receive():
             thread.send([_command(message) for message in messages])
@@ -85,7 +90,6 @@ class EngineWorker:
         from loire.checkpoint.open import open_checkpoint
         from loire.engine.start import load_engine
         from loire.execution import build  # noqa: F401
-        from loire.scheduling.presets import build_scheduler
 
         load, *self._early = self._receive()
         if not isinstance(load, Load):
@@ -95,21 +99,29 @@ class EngineWorker:
             from pathlib import Path
 
             checkpoint = open_checkpoint(Path(load.path))
-            engine = load_engine(checkpoint, load.options, name=load.name)
+            engine = load_engine(
+                checkpoint, load.options, name=load.name, make_core=self._make_core
+            )
         except LoireError as error:
             self.send(Failed(type(error).__name__, str(error)))
             return None
         engine.constraints.prepare()
-        core = EngineCore(
-            build_scheduler(engine.config),
-            self._around(engine.executor),
-            depth=engine.config.pipeline_depth,
+        self.send(Ready(engine.config, engine.plan_lines, engine.kernels))
+        return engine.core
+
+    def _make_core(
+        self, config: EngineConfig, executor: StepExecutor, constraints: "ConstraintFactory"
+    ) -> EngineCore:
+        from loire.scheduling.presets import build_scheduler
+
+        return EngineCore(
+            build_scheduler(config),
+            self._around(executor),
+            depth=config.pipeline_depth,
             num_records=1,  # the supervisor keeps them
             on_begin=lambda request_ids: self.send(Begun(tuple(request_ids))),
-            form_ready=engine.constraints.ready,
+            form_ready=constraints.ready,
         )
-        self.send(Ready(engine.config, engine.plan_lines, engine.kernels))
-        return core
 
     def send(self, message: FromEngine) -> None:
         """Send a message; blocks while the supervisor does not read. Ends the process with it."""
@@ -120,13 +132,13 @@ class EngineWorker:
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
 
-    def _tell_news(self, core: EngineCore, updates: Sequence[SequenceUpdate] | None) -> None:
-        """updates: of a step, or None when there was none."""
+    def _tell_news(self, core: EngineCore, updates: Sequence[SequenceUpdate]) -> None:
+        """updates: of a step, if there was one. Its record is told once; a failed step has none."""
         scheduler = core.scheduler
         self.send(
             News(
-                tuple(updates or ()),
-                None if updates is None else core.records[-1],
+                tuple(updates),
+                core.records.pop() if core.records else None,
                 scheduler.num_requests,
                 scheduler.allocator.counts.in_use,
             )

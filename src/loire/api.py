@@ -11,8 +11,8 @@ process. Names and arguments follow vLLM's where it has them.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,9 +21,11 @@ from loire.base.errors import EngineError, RequestError
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import Pooling, SamplingParams
 from loire.base.step import StepRecord
+from loire.engine.chat_options import ChatOptions, ToolChoice
 from loire.engine.client import EngineClient
+from loire.engine.dialogue import Turn, begin_turn
 from loire.engine.frontend import Frontend, Message
-from loire.engine.requests import Submission
+from loire.engine.requests import Origin, Submission
 from loire.engine.start import Engine, start_engine
 from loire.engine.thread import EngineThread, client_of
 
@@ -33,6 +35,10 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 Messages = Sequence[Message]
 """A conversation."""
+
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that a model may call: {"type": "function", "function": {"name": ...,
+"description": ..., "parameters": JSON schema, "strict": ...}}."""
 
 
 class _LocalEngine:
@@ -109,22 +115,24 @@ class _LocalEngine:
         client.link.close()
         client.fail_all(EngineError("the engine was closed"))
 
-    def _submission(self, prompt: Prompt | Messages, params: SamplingParams | None) -> Submission:
-        """A request from a prompt or a conversation. Raises RequestError."""
-        if _is_conversation(prompt):
-            return self._conversation(cast("Messages", prompt), params)
-        return self._prompt(cast("Prompt", prompt), params)
-
     def _prompt(self, prompt: Prompt, params: SamplingParams | None) -> Submission:
         client = self._client
         content, salt = _content_and_salt(prompt)
         return client.frontend.prompt(
-            client.next_id(), content, params or SamplingParams(), cache_salt=salt
+            client.next_id(), content, params or SamplingParams(), origin=Origin(cache_salt=salt)
         )
 
-    def _conversation(self, messages: Messages, params: SamplingParams | None) -> Submission:
+    def _turn(
+        self, messages: Messages, params: SamplingParams | None, options: ChatOptions
+    ) -> Turn:
+        """A conversation as a request, and how its answer is to be read. Raises RequestError."""
         client = self._client
-        return client.frontend.chat(client.next_id(), messages, params or SamplingParams())
+        return begin_turn(
+            client.frontend,
+            client.next_id(),
+            options.conversation(messages),
+            options.params(params or SamplingParams()),
+        )
 
 
 class LLM(_LocalEngine):
@@ -161,21 +169,51 @@ class LLM(_LocalEngine):
         self,
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation or many, through the model's chat template."""
+        """Answer one conversation or many, through the model's chat template.
+
+        The options are OpenAI's. In the outputs, `text` is what the model says, `reasoning` what
+        it thought before, and `tool_calls` what it calls. Raises RequestError.
+        """
+        options = ChatOptions(tools, tool_choice, response_format, chat_template_kwargs)
         many = _as_conversations(messages)
         each = _spread(sampling_params, len(many))
-        return self._run(list(map(self._conversation, many, each)))
+        turns = [self._turn(*one, options) for one in zip(many, each, strict=True)]
+        outputs = self._run([turn.submission for turn in turns])
+        return [turn.outputs().read(output) for turn, output in zip(turns, outputs, strict=True)]
 
     def stream(
-        self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None
-    ) -> Iterator[RequestOutput]:
-        """Complete one prompt, or answer one conversation, giving each piece as it comes.
+        self,
+        prompt: Prompt | Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Complete one prompt, or answer one conversation as chat() does, giving each piece as it
+        comes.
 
         Each output holds what is new. Closing the iterator early ends the request.
         """
+        options = ChatOptions(tools, tool_choice, response_format, chat_template_kwargs)
         client = self._client
-        return client.run(client.ledgers([self._submission(prompt, sampling_params)]))
+        if _is_conversation(prompt):
+            turn = self._turn(cast("Messages", prompt), sampling_params, options)
+            return _read(turn, client.run(client.ledgers([turn.submission])))
+        if options.given:
+            raise RequestError(
+                "tools, response_format and chat_template_kwargs are for conversations: give a "
+                "list of messages instead of a prompt",
+                param="prompt",
+            )
+        return client.run(client.ledgers([self._prompt(cast("Prompt", prompt), sampling_params)]))
 
     def close(self) -> None:
         """Free the weights and the KV memory. Closing twice is fine."""
@@ -228,9 +266,31 @@ class AsyncLLM(_LocalEngine):
         self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, or answer a conversation, giving each piece as it comes."""
-        async with aclosing(self.stream(self._submission(prompt, sampling_params))) as outputs:
+        if _is_conversation(prompt):
+            outputs = self.chat(cast("Messages", prompt), sampling_params)
+        else:
+            outputs = self.stream(self._prompt(cast("Prompt", prompt), sampling_params))
+        async with aclosing(outputs):
             async for output in outputs:
                 yield output
+
+    async def chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        response_format: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Answer a conversation as LLM.chat() does, giving each piece as it comes."""
+        options = ChatOptions(tools, tool_choice, response_format, chat_template_kwargs)
+        turn = self._turn(messages, sampling_params, options)
+        reader = turn.outputs()
+        async with aclosing(self.stream(turn.submission)) as outputs:
+            async for output in outputs:
+                yield reader.read(output)
 
     async def close(self) -> None:
         """Stop the engine after the step in progress; open streams end with EngineError."""
@@ -250,6 +310,15 @@ def _content_and_salt(prompt: Prompt) -> tuple[str | Sequence[int], str]:
         )
     content = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
     return content, prompt.get("cache_salt", "")
+
+
+def _read(
+    turn: Turn, outputs: Generator[RequestOutput, None, None]
+) -> Generator[RequestOutput, None, None]:
+    reader = turn.outputs()
+    with closing(outputs):
+        for output in outputs:
+            yield reader.read(output)
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

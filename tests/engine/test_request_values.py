@@ -13,6 +13,7 @@ from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.frontend import Frontend
+from loire.engine.requests import Origin
 from loire.engine.wire import Submit, frame, read_to_engine
 
 NUM_TOKENS = 259
@@ -98,7 +99,7 @@ def build(frontend: Frontend, fields: dict[str, Any]) -> Any:
     outer = {name: fields.pop(name) for name in ("cache_salt", "priority") if name in fields}
     prompt = fields.pop("prompt", "Hello")
     params = SamplingParams(**{"max_tokens": 4, **fields})
-    return frontend.prompt("r", prompt, params, **outer).request
+    return frontend.prompt("r", prompt, params, origin=Origin(**outer)).request
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def llm(smollm2: Path) -> Iterator[LLM]:
 def prompts(llm: LLM) -> list[tuple[int, ...]]:
     params = SamplingParams()
     return [
-        llm.frontend.chat(str(i), [{"role": "user", "content": question}], params)
+        llm.frontend.rendered(
+            str(i), llm.frontend.render([{"role": "user", "content": question}]), params
+        )
         .request.prompt_token_ids
         for i, question in enumerate(QUESTIONS)
     ]  # fmt: skip

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+"""tool_calls: of an answer in a conversation that calls tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,20 @@ PositionLogprobs = dict[int, Logprob]
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. arguments: a JSON object as text; cut off if the answer was too long."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """One of the n completions of a request.
 
-    While a request streams, ``text`` and ``token_ids`` are what came since the last output
-    ("delta") or all so far ("cumulative"), as asked for.
+    While a request streams, everything in it is what came since the last output. In an answer of
+    a conversation, ``text`` is without thoughts and calls, which have fields of their own.
     """
 
     index: int
@@ -36,6 +46,9 @@ class CompletionOutput:
     """The stop token id or stop string that ended it; None for the model's own end token."""
     logprobs: tuple[PositionLogprobs, ...] | None = None
     error: str | None = None
+    reasoning: str = ""
+    """What the model thought before it answered."""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

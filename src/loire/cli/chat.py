@@ -3,11 +3,18 @@
 import argparse
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from loire.api import LLM
 from loire.base.errors import ConfigError, RequestError
-from loire.base.outputs import RequestOutput
+from loire.base.outputs import RequestOutput, ToolCall
 from loire.base.sampling import SamplingParams
+from loire.cli.form_options import (
+    add_form_options,
+    add_tool_options,
+    structured_outputs,
+    tool_options,
+)
 from loire.cli.loading import load_llm
 from loire.cli.options import (
     DEFAULT_MODEL,
@@ -34,13 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `loire chat`."""
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
     parser.add_argument("--system", help="system message")
+    add_form_options(parser)
+    add_tool_options(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
-    params = sampling_params(args)
+    params = sampling_params(args, structured_outputs=structured_outputs(args))
+    tools = tool_options(args)
     # One conversation at a time: a small batch leaves the memory to the window.
     options = {"max_num_seqs": 4, **engine_options(args)}
     with load_llm(args.model, options) as llm:
@@ -50,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 f"`loire run --raw`"
             )
         print(f"Chat with {args.model}. /help lists what you can do.")
-        Conversation(llm, params, system=args.system).loop()
+        Conversation(llm, params, args.system, options=tools).loop()
     return 0
 
 
@@ -62,7 +72,9 @@ class Conversation:
     params: SamplingParams
     system: str | None = None
     stats: bool = False
-    turns: list[dict[str, str]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of LLM.stream: the tools."""
+    turns: list[dict[str, Any]] = field(default_factory=list)
 
     def loop(self) -> None:
         """Read and answer until the end of input."""
@@ -77,7 +89,8 @@ class Conversation:
                     return
             elif message.strip():
                 self.turns.append({"role": "user", "content": message})
-                self._answer()
+                while self._answer():
+                    pass
 
     def _command(self, line: str) -> bool:
         """Carry out a command; False to leave."""
@@ -87,7 +100,8 @@ class Conversation:
         if name == "/reset":
             self.turns.clear()
         elif name == "/retry" and self._drop_answer():
-            self._answer()
+            while self._answer():
+                pass
         elif name == "/undo":
             self._drop_answer()
             del self.turns[-1:]
@@ -101,37 +115,82 @@ class Conversation:
         return True
 
     def _drop_answer(self) -> bool:
-        """Drop the last answer; False if there is no message to answer."""
-        if self.turns and self.turns[-1]["role"] == "assistant":
+        """Drop what followed the last message; False if there is no message to answer."""
+        while self.turns and self.turns[-1]["role"] != "user":
             self.turns.pop()
         return bool(self.turns)
 
-    def _answer(self) -> None:
+    def _answer(self) -> bool:
+        """Give an answer. Whether it called tools whose results were typed: then comes another."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        pieces: list[str] = []
-        last: RequestOutput | None = None
         try:
-            stream = self.llm.stream([*system, *self.turns], self.params)
+            stream = self.llm.stream([*system, *self.turns], self.params, **self.options)
         except RequestError as error:
             print(f"{error}\n(/reset starts over, /undo takes the last message back)")
-            return
-        num_tokens = 0
+            return False
+        answer = _Printed()
         try:
-            for last in stream:
-                completion = last.outputs[0]
-                print(completion.text, end="", flush=True)
-                pieces.append(completion.text)
-                num_tokens += len(completion.token_ids)
-                if completion.error is not None:
-                    print(f"\nthe request failed: {completion.error}", end="")
+            for output in stream:
+                answer.add(output)
         except KeyboardInterrupt:
             print(" [stopped]", end="")
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
         print()
-        self.turns.append({"role": "assistant", "content": "".join(pieces)})
-        if self.stats and last is not None:
-            _print_stats(last, num_tokens)
+        self.turns.append(answer.message())
+        if self.stats and answer.last is not None:
+            _print_stats(answer.last, answer.num_tokens)
+        return bool(answer.calls) and all(map(self._take_result, answer.calls))
+
+    def _take_result(self, call: ToolCall) -> bool:
+        """What a tool gave, from whoever sits there; False at the end of input."""
+        result = _read_message(f"result of {call.name}> ")
+        self.turns.append({"role": "tool", "tool_call_id": call.id, "content": result or ""})
+        return result is not None
+
+
+@dataclass(slots=True)
+class _Printed:
+    """An answer that is printed as it comes."""
+
+    pieces: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    num_tokens: int = 0
+    last: RequestOutput | None = None
+
+    def add(self, output: RequestOutput) -> None:
+        """Print what is new."""
+        self.last = output
+        completion = output.outputs[0]
+        if completion.reasoning:
+            print(_faint(completion.reasoning), end="", flush=True)
+        print(completion.text, end="", flush=True)
+        for call in completion.tool_calls:
+            print(f"\n[calls {call.name}: {call.arguments}]", end="", flush=True)
+        if completion.error is not None:
+            print(f"\nthe request failed: {completion.error}", end="")
+        self.pieces.append(completion.text)
+        self.calls += completion.tool_calls
+        self.num_tokens += len(completion.token_ids)
+
+    def message(self) -> dict[str, Any]:
+        """The answer as a turn of the conversation."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.pieces)}
+        if self.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.calls
+            ]
+        return message
+
+
+def _faint(text: str) -> str:
+    """Thoughts, paler than the answer on a terminal."""
+    return f"\x1b[2m{text}\x1b[22m" if sys.stdout.isatty() else text
 
 
 def _print_stats(output: RequestOutput, num_tokens: int) -> None:
@@ -144,10 +203,10 @@ def _print_stats(output: RequestOutput, num_tokens: int) -> None:
     )
 
 
-def _read_message() -> str | None:
+def _read_message(prompt: str = "> ") -> str | None:
     """One message from the terminal; None at the end of input."""
     try:
-        line = input("> ")
+        line = input(prompt)
         if not line.startswith('"""'):
             return line
         lines = [line.removeprefix('"""')]

@@ -1,7 +1,9 @@
-"""Flags that hold an answer to a form. They are the words of StructuredOutputs."""
+"""Flags that hold an answer to a form, or offer tools. They are the words of the Python API."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
@@ -17,6 +19,36 @@ def add_form_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--choice", metavar="TEXT", help="one of these texts (repeatable)", action="append"
     )
+
+
+def add_tool_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of tools."""
+    group = parser.add_argument_group("tools")
+    group.add_argument(
+        "--tools", metavar="FILE", help="functions that the model may call: a JSON list as OpenAI's"
+    )
+    group.add_argument(
+        "--tool-choice",
+        default="auto",
+        metavar="auto|none|required|NAME",
+        help="whether, or which of them, it must call [auto]",
+    )
+
+
+def tool_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of LLM.stream from the flags. Raises RequestError."""
+    if args.tools is None:
+        return {}
+    choice = args.tool_choice
+    if choice not in ("auto", "none", "required"):
+        choice = {"type": "function", "function": {"name": choice}}
+    try:
+        tools = json.loads(Path(args.tools).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(
+            f"--tools {args.tools} cannot be read: {error}", param="tools"
+        ) from error
+    return {"tools": tools, "tool_choice": choice}
 
 
 def structured_outputs(args: argparse.Namespace) -> StructuredOutputs | None:

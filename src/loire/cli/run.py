@@ -4,10 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from loire.base.errors import RequestError
 from loire.base.outputs import RequestOutput
-from loire.cli.form_options import add_form_options, structured_outputs
+from loire.cli.form_options import (
+    add_form_options,
+    add_tool_options,
+    structured_outputs,
+    tool_options,
+)
 from loire.cli.loading import load_llm
 from loire.cli.options import (
     DEFAULT_MODEL,
@@ -32,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no plan")
     add_form_options(parser)
+    add_tool_options(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
 
@@ -42,13 +49,15 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, structured_outputs=structured_outputs(args))
     with load_llm(args.model, engine_options(args), quiet=args.quiet) as llm:
         raw = args.raw or not llm.frontend.has_chat_template
-        if raw and args.system:
-            raise RequestError("--system needs a chat template and no --raw", param="system")
+        for flag in ("system", "tools"):
+            if raw and getattr(args, flag):
+                raise RequestError(f"--{flag} needs a chat template and no --raw", param=flag)
         if raw:
             outputs = llm.stream(prompt, params)
         else:
             system = [{"role": "system", "content": args.system}] if args.system else []
-            outputs = llm.stream([*system, {"role": "user", "content": prompt}], params)
+            messages = [*system, {"role": "user", "content": prompt}]
+            outputs = llm.stream(messages, params, **tool_options(args))
         if args.json:
             print(json.dumps(_collect(outputs), ensure_ascii=False))
         else:
@@ -57,9 +66,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(outputs: Iterator[RequestOutput]) -> None:
+    """The answer on stdout, each call a line of JSON; thoughts on stderr."""
     for output in outputs:
         completion = output.outputs[0]
+        print(completion.reasoning, end="", file=sys.stderr, flush=True)
         print(completion.text, end="", flush=True)
+        for call in completion.tool_calls:
+            print(json.dumps(asdict(call), ensure_ascii=False))
         if completion.finish_reason == "error":
             raise RequestError(f"the request failed: {completion.error}")
     print()
@@ -68,10 +81,14 @@ def _show(outputs: Iterator[RequestOutput]) -> None:
 def _collect(outputs: Iterator[RequestOutput]) -> dict[str, object]:
     """The whole answer as one JSON-ready object."""
     text: list[str] = []
+    reasoning: list[str] = []
+    calls: list[dict[str, str]] = []
     token_ids: list[int] = []
     last: RequestOutput | None = None
     for last in outputs:
         text.append(last.outputs[0].text)
+        reasoning.append(last.outputs[0].reasoning)
+        calls += map(asdict, last.outputs[0].tool_calls)
         token_ids += last.outputs[0].token_ids
     assert last is not None, "a request gives at least one output"
     completion = last.outputs[0]
@@ -79,6 +96,8 @@ def _collect(outputs: Iterator[RequestOutput]) -> dict[str, object]:
         raise RequestError(f"the request failed: {completion.error}")
     return {
         "text": "".join(text),
+        "reasoning": "".join(reasoning),
+        "tool_calls": calls,
         "token_ids": token_ids,
         "finish_reason": completion.finish_reason,
         "usage": {

@@ -4,7 +4,7 @@ The engine may be a thread of this process or a process of its own; both are an 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Generic, Protocol, TypeVar
@@ -107,7 +107,7 @@ class EngineClient(Generic[Link]):
             if timer is not None:
                 timer.cancel()
 
-    def run(self, ledgers: Sequence[RequestLedger]) -> Iterator[RequestOutput]:
+    def run(self, ledgers: Sequence[RequestLedger]) -> Generator[RequestOutput, None, None]:
         """Run requests from a thread, together; outputs hold what is new, the ledgers everything.
 
         Leaving the iterator ends the requests and frees their blocks. Raises EngineError if the

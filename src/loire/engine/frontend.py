@@ -8,7 +8,7 @@ from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.engine.requests import RequestBuilder, Submission
+from loire.engine.requests import HERE, Origin, RequestBuilder, Submission
 from loire.text.chat_template import ChatTemplate
 from loire.text.control_tokens import ControlTokens
 from loire.text.dialect import Dialect, read_dialect
@@ -69,24 +69,10 @@ class Frontend:
         prompt: str | Sequence[int],
         params: SamplingParams,
         *,
-        cache_salt: str = "",
-        priority: int = 0,
+        origin: Origin = HERE,
     ) -> Submission:
         """A request from plain text, or from token ids as they are."""
-        return self._builder.build(
-            request_id, prompt, params, cache_salt=cache_salt, priority=priority
-        )
-
-    def chat(
-        self,
-        request_id: str,
-        messages: Sequence[Message],
-        params: SamplingParams,
-        *,
-        cache_salt: str = "",
-    ) -> Submission:
-        """A request from a conversation, through the model's chat template."""
-        return self.rendered(request_id, self.render(messages), params, cache_salt=cache_salt)
+        return self._builder.build(request_id, prompt, params, origin=origin)
 
     def rendered(
         self,
@@ -94,8 +80,7 @@ class Frontend:
         prompt: str,
         params: SamplingParams,
         *,
-        cache_salt: str = "",
-        priority: int = 0,
+        origin: Origin = HERE,
         shown_ids: frozenset[int] = frozenset(),
     ) -> Submission:
         """A request from a prompt that a chat template wrote, special tokens included."""
@@ -103,8 +88,7 @@ class Frontend:
             request_id,
             prompt,
             params,
-            cache_salt=cache_salt,
-            priority=priority,
+            origin=origin,
             add_special_tokens=False,
             shown_ids=shown_ids,
         )

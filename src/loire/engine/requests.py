@@ -35,6 +35,23 @@ class Submission:
     """Special tokens that stay visible in the text, such as the marks around a call."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from.
+
+    cache_salt: only requests of equal salt share prefixes. priority: lower is earlier; above 0 it
+    is background work. tenant: on whose behalf; tenants are served the same number of tokens.
+    """
+
+    cache_salt: str = ""
+    priority: int = 0
+    tenant: str = ""
+
+
+HERE = Origin()
+"""Of whoever does not say."""
+
+
 class RequestBuilder:
     """Makes submissions for one model and window. Holds no state but the source of seeds.
 
@@ -64,8 +81,7 @@ class RequestBuilder:
         prompt: str | Sequence[int],
         params: SamplingParams,
         *,
-        cache_salt: str = "",
-        priority: int = 0,
+        origin: Origin = HERE,
         add_special_tokens: bool = True,
         shown_ids: frozenset[int] = frozenset(),
     ) -> Submission:
@@ -93,8 +109,9 @@ class RequestBuilder:
             params=params,
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             stop_token_ids=self._stop_token_ids(params),
-            cache_salt=_salt(cache_salt),
-            priority=values.whole("priority", priority, -MAX_PRIORITY, MAX_PRIORITY),
+            cache_salt=_salt(origin.cache_salt),
+            priority=values.whole("priority", origin.priority, -MAX_PRIORITY, MAX_PRIORITY),
+            tenant=origin.tenant,
         )
         return Submission(request=request, prompt=text, arrival_s=arrival_s, shown_ids=shown_ids)
 

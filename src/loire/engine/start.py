@@ -105,7 +105,7 @@ def load_engine(
     *,
     name: str,
     progress: Callable[[float], None] | None = None,
-    make_core: MakeCore | None = None,
+    make_core: "MakeCore | None" = None,
 ) -> Engine:
     """Load a checkpoint that was opened, and put an idle engine around it. Raises as above."""
     import time

@@ -12,6 +12,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from loire.base.errors import PromptTooLongError, RequestError
+from loire.base.sampling import SamplingParams
+from loire.engine.dialogue import Turn, begin_turn, prompt_of
 from loire.server.anthropic.messages_protocol import (
     AnswerBlock,
     CountRequest,
@@ -20,10 +22,8 @@ from loire.server.anthropic.messages_protocol import (
     MessagesUsage,
     TokenCount,
 )
-from loire.server.serving.client import admit
-from loire.server.serving.conversation import Started, prompt_of, submit
+from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Choice, Generation
-from loire.server.serving.request_client import RequestClient
 from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
 from loire.server.web.errors import error_text
@@ -75,11 +75,11 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     """The next message of a conversation; with "stream": true as events."""
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    started = await asyncio.to_thread(_submit, client, body)
-    for name in started.ignored:
+    turn = await asyncio.to_thread(_submit, client, body)
+    for name in turn.ignored:
         note_ignored(name)
-    generation = Generation(client, [started.submission], prompt_only=body.max_tokens == 0)
-    answer = MessagesAnswer(body.model, started, generation)
+    generation = Generation(client, [turn.submission], prompt_only=body.max_tokens == 0)
+    answer = MessagesAnswer(body.model, turn, generation)
     if body.stream:
         return EventStream(answer.events(), done=b"", failure=_failure)
     await while_connected(request.receive, answer.generation.run())
@@ -100,18 +100,28 @@ async def count_tokens(body: CountRequest, served: Served) -> TokenCount:
     return TokenCount(input_tokens=await asyncio.to_thread(count))
 
 
-def _submit(client: RequestClient, body: MessagesRequest) -> Started:
+def _submit(client: CallClient, body: MessagesRequest) -> Turn:
     params = body.sampling_params()
     # The field is compulsory, so clients send what the largest models take.
     most = client.config.max_model_len
     if params.max_tokens is not None and params.max_tokens >= most:
         params = replace(params, max_tokens=None)
+
+    def begin(params: SamplingParams) -> Turn:
+        return begin_turn(
+            client.frontend,
+            client.next_id(),
+            body.conversation(),
+            params,
+            origin=client.origin(),
+        )
+
     try:
-        return submit(client, body.conversation(), params)
+        return begin(params)
     except PromptTooLongError as error:
         if error.param != "max_tokens":
             raise _renamed(error) from error
-        return submit(client, body.conversation(), replace(params, max_tokens=None))
+        return begin(replace(params, max_tokens=None))
     except RequestError as error:
         raise _renamed(error) from error
 
@@ -133,10 +143,10 @@ def _with_nulls(text: str) -> str:
 class MessagesAnswer:
     """Puts what the engine generates into the form of Anthropic's API."""
 
-    def __init__(self, model: str, started: Started, generation: Generation) -> None:
+    def __init__(self, model: str, turn: Turn, generation: Generation) -> None:
         self.generation = generation
         self._model = model
-        self._reader = started.reader()
+        self._reader = turn.reader()
         self._id = f"msg_{uuid.uuid4().hex}"
 
     def whole(self) -> Message:

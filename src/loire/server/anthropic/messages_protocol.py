@@ -8,7 +8,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
-from loire.server.serving.conversation import Conversation
+from loire.engine.dialogue import Conversation
 from loire.server.web.client_tools import TOOL_HINTS, HostedTool, without_hosted
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.ignored import note_ignored

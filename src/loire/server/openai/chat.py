@@ -9,6 +9,9 @@ from fastapi import APIRouter, Request, Response
 
 from loire.base.errors import RequestError
 from loire.base.outputs import PositionLogprobs
+from loire.base.outputs import ToolCall as CallOfTool
+from loire.engine.answers import collect
+from loire.engine.dialogue import Turn, begin_turn
 from loire.server.openai.answers import AnswerHead, ChunkWriter, finite, likeliest, usage_of
 from loire.server.openai.chat_protocol import (
     AnswerMessage,
@@ -27,10 +30,8 @@ from loire.server.openai.custom_tools import (
     input_text,
 )
 from loire.server.openai.tools_protocol import CustomCall, CustomToolCall, FunctionCall, ToolCall
-from loire.server.serving.client import admit
-from loire.server.serving.conversation import Call, Started, collect, submit
+from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Choice, Generation
-from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
 from loire.server.web.ignored import note_ignored
@@ -61,24 +62,24 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     """The next message of a conversation."""
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    started = await asyncio.to_thread(_submit, client, body)
-    for name in started.ignored:
+    turn = await asyncio.to_thread(_submit, client, body)
+    for name in turn.ignored:
         note_ignored(name)
-    answer = ChatAnswer(body, started, Generation(client, [started.submission]))
+    answer = ChatAnswer(body, turn, Generation(client, [turn.submission]))
     if body.stream:
         return EventStream(answer.events())
     await while_connected(request.receive, answer.generation.run())
     return json_response(answer.whole())
 
 
-def _submit(client: RequestClient, body: ChatCompletionRequest) -> Started:
+def _submit(client: CallClient, body: ChatCompletionRequest) -> Turn:
     try:
-        return submit(
-            client,
+        return begin_turn(
+            client.frontend,
+            client.next_id(),
             body.conversation(),
             body.sampling_params(),
-            cache_salt=body.cache_salt,
-            priority=body.priority,
+            origin=client.origin(body.cache_salt, body.priority),
         )
     except RequestError as error:
         error.param = _OPENAI_NAMES.get(error.param or "", error.param)
@@ -92,13 +93,11 @@ def _submit(client: RequestClient, body: ChatCompletionRequest) -> Started:
 class ChatAnswer:
     """Puts what the engine generates into the form of the chat API."""
 
-    def __init__(
-        self, body: ChatCompletionRequest, started: Started, generation: Generation
-    ) -> None:
+    def __init__(self, body: ChatCompletionRequest, turn: Turn, generation: Generation) -> None:
         self.generation = generation
-        self._readers = [started.reader() for _ in generation.choices]
+        self._readers = [turn.reader() for _ in generation.choices]
         self._custom = [CustomCalls(body.custom_names) for _ in generation.choices]
-        tokenizer, at_once = generation.frontend.tokenizer, started.thinking == "none"
+        tokenizer, at_once = generation.frontend.tokenizer, turn.thinking == "none"
         self._positions = [
             ContentPositions(tokenizer, begins_at_once=at_once) for _ in generation.choices
         ]
@@ -130,7 +129,7 @@ class ChatAnswer:
         reader = self._readers[choice.index]
         events = reader.read(text, choice.finish_reason)
         answer = collect(events)
-        calls = [self._whole_call(call) for call in answer.calls]
+        calls = [self._whole_call(call) for call in answer.tool_calls]
         logprobs = self._logprobs(choice, positions, events)
         return ChatChoice(
             index=choice.index,
@@ -143,7 +142,7 @@ class ChatAnswer:
             finish_reason=reader.finish_reason(choice.finish_reason),
         )
 
-    def _whole_call(self, call: Call) -> ToolCall | CustomToolCall:
+    def _whole_call(self, call: CallOfTool) -> ToolCall | CustomToolCall:
         if call.name in self._body.custom_names:
             custom = CustomCall(name=call.name, input=input_text(call.arguments))
             return CustomToolCall(id=call.id, custom=custom)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
+from loire.engine.answers import AnswerFinish
+from loire.engine.dialogue import Conversation
 from loire.server.openai.protocol import ACCOUNTING, GenerationRequest, Usage
 from loire.server.openai.structured_protocol import ResponseFormat
 from loire.server.openai.tools_protocol import (
@@ -18,7 +20,6 @@ from loire.server.openai.tools_protocol import (
     ToolChoice,
     tool_use,
 )
-from loire.server.serving.conversation import AnswerFinish, Conversation
 from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import (
     MAX_INT,

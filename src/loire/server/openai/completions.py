@@ -18,9 +18,8 @@ from loire.server.openai.completions_protocol import (
     CompletionChunk,
     CompletionRequest,
 )
-from loire.server.serving.client import admit
+from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Choice, Generation
-from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
 from loire.server.web.json_body import JsonRoute
@@ -49,8 +48,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return json_response(answer.whole())
 
 
-def _submit(client: RequestClient, body: CompletionRequest) -> list[Submission]:
-    params = body.sampling_params()
+def _submit(client: CallClient, body: CompletionRequest) -> list[Submission]:
+    params, origin = body.sampling_params(), client.origin(body.cache_salt, body.priority)
     submissions = []
     for number, given in enumerate(body.prompts):
         try:
@@ -62,8 +61,7 @@ def _submit(client: RequestClient, body: CompletionRequest) -> list[Submission]:
                     client.next_id(),
                     prompt,
                     params,
-                    cache_salt=body.cache_salt,
-                    priority=body.priority,
+                    origin=origin,
                 )
             )
         except RequestError as error:

@@ -15,9 +15,8 @@ from loire.base.sampling import Pooling, SamplingParams
 from loire.engine.requests import Submission
 from loire.server.openai.completions_protocol import MAX_PROMPTS, Prompts, as_prompts
 from loire.server.openai.protocol import ACCOUNTING
-from loire.server.serving.client import admit
+from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Generation
-from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.json_body import JsonRoute
@@ -99,13 +98,14 @@ async def create_embeddings(body: EmbeddingsRequest, request: Request) -> Respon
     )
 
 
-def _submit(client: RequestClient, body: EmbeddingsRequest) -> list[Submission]:
+def _submit(client: CallClient, body: EmbeddingsRequest) -> list[Submission]:
     params = SamplingParams(max_tokens=1, pooling=body.pooling)
+    origin = client.origin(priority=body.priority)
     submissions = []
     for number, prompt in enumerate(as_prompts(body.input)):
         try:
             submissions.append(
-                client.frontend.prompt(client.next_id(), prompt, params, priority=body.priority)
+                client.frontend.prompt(client.next_id(), prompt, params, origin=origin)
             )
         except RequestError as error:
             error.param = f"input[{number}]"

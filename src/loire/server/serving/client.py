@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import cast
 
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from loire.base.config import EngineConfig
 from loire.base.errors import LoireError
 from loire.base.outputs import RequestOutput
 from loire.engine.frontend import Frontend
-from loire.engine.requests import Submission
+from loire.engine.requests import Origin, Submission
 from loire.server.access.admission import Ticket, get_ticket
 from loire.server.access.caller import Caller, get_caller
 from loire.server.serving.request_client import EngineClient
@@ -66,15 +65,13 @@ class CallClient:
         """An id that no request of this engine has had."""
         return self._engine.next_id()
 
-    def admit(self, submissions: Sequence[Submission]) -> None:
-        """Let all requests of the call into the queue, and take their tokens from its limits.
+    def origin(self, cache_salt: str = "", priority: int = 0) -> Origin:
+        """Where the call's requests come from: its tenant, under its salt and its least priority.
 
-        Raises ApiError: 429 if the queue or the tenant's share of it has no room for them, or if
-        they have more tokens than the tenant has left; 403 if they would go before those of other
-        tenants.
+        Raises ApiError: 403 if they would go before those of other tenants.
         """
-        hasty = any(submission.request.priority < 0 for submission in submissions)
-        if hasty and self._caller.tenant and not self._caller.admin:
+        caller = self._caller
+        if priority < 0 and caller.tenant and not caller.admin:
             raise ApiError(
                 403,
                 "a priority below 0 goes before the requests of all tenants, and needs an admin "
@@ -82,6 +79,19 @@ class CallClient:
                 param="priority",
                 code="admin_key_needed",
             )
+        least = caller.least_priority
+        return Origin(
+            cache_salt=tenant_salt(caller.tenant, cache_salt),
+            priority=priority if least is None else max(priority, least),
+            tenant=caller.tenant,
+        )
+
+    def admit(self, submissions: Sequence[Submission]) -> None:
+        """Let all requests of the call into the queue, and take their tokens from its limits.
+
+        Raises ApiError: 429 if the queue or the tenant's share of it has no room for them, or if
+        they have more tokens than the tenant has left.
+        """
         self.take_place(len(submissions))
         num_tokens = sum(len(submission.request.prompt_token_ids) for submission in submissions)
         self._caller.meter.take_prompt(num_tokens)
@@ -93,17 +103,10 @@ class CallClient:
         self._admission.admit(self._ticket, self._engine, tenant, waiting, num_requests)
 
     async def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
-        """Run a request under its tenant's salt and at its expense; outputs hold what is new."""
-        request = submission.request
-        salt = tenant_salt(self._caller.tenant, request.cache_salt)
-        least = self._caller.least_priority
-        priority = request.priority if least is None else max(request.priority, least)
-        tenant = self._caller.tenant
-        request = replace(request, cache_salt=salt, priority=priority, tenant=tenant)
-        salted = replace(submission, request=request)
-        outputs = cast("AsyncGenerator[RequestOutput, None]", self._engine.stream(salted))
+        """Run a request of `origin` at its tenant's expense; outputs hold what is new."""
+        outputs = cast("AsyncGenerator[RequestOutput, None]", self._engine.stream(submission))
         self._ticket.joins_queue()
-        watch = self._observer.watch(salted, self._call)
+        watch = self._observer.watch(submission, self._call)
         try:
             async with aclosing(outputs):
                 async for output in outputs:

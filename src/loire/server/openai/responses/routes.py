@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
 from loire.base.errors import RequestError
+from loire.engine.dialogue import Conversation, Turn, begin_turn
 from loire.server.access.caller import get_caller
 from loire.server.openai.answers import usage_of
 from loire.server.openai.responses.events import ResponseOutput
@@ -27,10 +28,8 @@ from loire.server.openai.responses.protocol import (
     as_messages,
 )
 from loire.server.openai.responses.store import ResponseStore, StoredResponse
-from loire.server.serving.client import admit
-from loire.server.serving.conversation import Conversation, Started, submit
+from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Generation
-from loire.server.serving.request_client import RequestClient
 from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.errors import ApiError
@@ -63,10 +62,10 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     items = await asyncio.to_thread(_resolved, body.items(), store, tenant)
     messages = [*earlier, *as_messages(items)]
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    started = await asyncio.to_thread(_submit, client, body, messages)
-    for name in started.ignored:
+    turn = await asyncio.to_thread(_submit, client, body, messages)
+    for name in turn.ignored:
         note_ignored(name)
-    answer = ResponseAnswer(body, started, Generation(client, [started.submission]))
+    answer = ResponseAnswer(body, turn, Generation(client, [turn.submission]))
 
     async def keep(final: ResponseBody) -> None:
         if body.store:
@@ -201,14 +200,20 @@ def _stored(
     return StoredResponse(tenant, text, whole, outputs, given)
 
 
-def _submit(client: RequestClient, body: ResponsesRequest, messages: Messages) -> Started:
+def _submit(client: CallClient, body: ResponsesRequest, messages: Messages) -> Turn:
     if body.instructions:
         messages = [{"role": "system", "content": body.instructions}, *messages]
     try:
         conversation = Conversation(
             messages=messages, tools=body.tool_use(), effort=body.reasoning.effort
         )
-        return submit(client, conversation, body.sampling_params())
+        return begin_turn(
+            client.frontend,
+            client.next_id(),
+            conversation,
+            body.sampling_params(),
+            origin=client.origin(),
+        )
     except RequestError as error:
         error.param = _NAMES.get(error.param or "", error.param)
         if error.param == "structured_outputs":
@@ -219,10 +224,10 @@ def _submit(client: RequestClient, body: ResponsesRequest, messages: Messages) -
 class ResponseAnswer:
     """Puts what the engine generates into the form of the responses API."""
 
-    def __init__(self, body: ResponsesRequest, started: Started, generation: Generation) -> None:
+    def __init__(self, body: ResponsesRequest, turn: Turn, generation: Generation) -> None:
         self.generation = generation
         self._body = body
-        self._reader = started.reader()
+        self._reader = turn.reader()
         self._output = ResponseOutput(body.custom_names)
         self._id = f"resp_{uuid.uuid4().hex}"
         self._created = int(time.time())

@@ -1,52 +1,34 @@
-"""A conversation with tools, whatever API it came through, and its answer in parts.
+"""A conversation on its way to the engine, and how its answer is to be read.
 
-For a route (chat completions, responses, Anthropic's messages):
+    turn = begin_turn(frontend, request_id, conversation, params)   # RequestError; not for the loop
+    ... run turn.submission ...
+    reader = turn.reader()                                          # one for each of the n answers
+    events = reader.read(text, finish_reason)                       # as often as there is news
 
-    conversation = Conversation(messages=..., tools=ToolUse(...) or None, variables=...)
-    started = submit(client, conversation, params)       # RequestError: a 400; off the event loop
-    generation = Generation(client, [started.submission])
-    readers = [started.reader() for _ in generation.choices]
-
-and then, for each choice that has news (generation.news(), or once after generation.run()):
-
-    events = readers[choice.index].read(text, choice.finish_reason)     # text from choice.take()
-
-The events are those of loire.text.tools.events, in order; `collect` joins them for answers that do
-not stream. Messages have the keys that chat templates expect: role (system, user, assistant,
-tool), content (text), tool_calls (with arguments as JSON text), tool_call_id, reasoning_content.
+The events are those of loire.text.tools.events, in order; `turn.outputs()` puts them into the
+outputs of loire.base.outputs instead. Messages have the keys that chat templates expect: role
+(system, user, assistant, tool), content (text), tool_calls (with arguments as JSON text),
+tool_call_id, reasoning_content.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
+from loire.engine.answers import AnswerReader, OutputReader
 from loire.engine.frontend import Frontend
-from loire.engine.requests import Submission
-from loire.server.serving.generation import FinishReason
-from loire.server.serving.request_client import RequestClient
+from loire.engine.requests import HERE, Origin, Submission
 from loire.text.answer_parser import AnswerParser
 from loire.text.dialect import Dialect
 from loire.text.effort import FLAGS, Effort, effort_variables
 from loire.text.reasoning import ReasoningSplitter
 from loire.text.reasoning_grammar import Thinking, Thoughts
 from loire.text.tools.definitions import ToolUse
-from loire.text.tools.events import (
-    AnswerEvent,
-    ArgumentsDelta,
-    CallBroken,
-    CallEnded,
-    CallStarted,
-    ContentDelta,
-    ReasoningDelta,
-)
 from loire.text.tools.grammar import CallGrammar
 from loire.text.tools.parser import ToolParser
-
-AnswerFinish = Literal["stop", "length", "tool_calls"]
 
 RESERVED_VARIABLES = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -68,7 +50,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Turn:
     """A conversation that was accepted. is_json: an answer without calls must be JSON.
 
     ignored: what of it has no effect with this model: effort, or flags of its template.
@@ -81,7 +63,7 @@ class Started:
     is_json: bool
     ignored: Sequence[str] = ()
 
-    def reader(self) -> "AnswerReader":
+    def reader(self) -> AnswerReader:
         """Reads one of the answers."""
         splitter = parser = None
         if self.dialect.reasoning is not None and self.thinking != "none":
@@ -93,104 +75,24 @@ class Started:
         must_call = self.tools is not None and self.tools.mode == "required"
         return AnswerReader(AnswerParser(splitter, parser), must_call, self.is_json)
 
-
-class AnswerReader:
-    """Turns the text of one answer into events.
-
-    must_call, is_json: what the answer has to be. One that a stop string ended before it was that
-    is told as one that was too long.
-    """
-
-    def __init__(self, parser: AnswerParser, must_call: bool, is_json: bool) -> None:
-        self._parser = parser
-        self._must_call = must_call
-        self._is_json = is_json
-        self._content = ""
-        """Of an answer that has to be JSON."""
-        self._cut = False
-
-    def read(self, text: str, finish_reason: FinishReason | None) -> list[AnswerEvent]:
-        """What is certain after more text, and, with a finish reason, after all of it."""
-        events = self._parser.push(text)
-        if finish_reason is not None:
-            self._cut = self._must_call and (self._parser.in_call or not self._parser.num_calls)
-            events += self._parser.finish(truncated=finish_reason == "length" or self._cut)
-        if self._is_json:
-            texts = (event.text for event in events if isinstance(event, ContentDelta))
-            self._content += "".join(texts)
-            if finish_reason is not None and not self._parser.num_calls:
-                self._cut = not _is_json(self._content)
-        return events
-
-    def finish_reason(self, finish_reason: FinishReason) -> AnswerFinish:
-        """How the answer ended, once everything was read."""
-        if finish_reason == "length" or self._cut:
-            return "length"
-        return "tool_calls" if self._parser.num_calls else "stop"
+    def outputs(self) -> OutputReader:
+        """Reads all n answers, as outputs."""
+        return OutputReader([self.reader() for _ in range(self.submission.request.params.n)])
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-@dataclass(slots=True)
-class Call:
-    """A call of a tool. arguments: a JSON object as text; cut off if the answer was too long."""
-
-    id: str
-    name: str
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class Answer:
-    """A whole answer."""
-
-    reasoning: str = ""
-    content: str = ""
-    calls: list[Call] = field(default_factory=list)
-
-
-def collect(events: Iterable[AnswerEvent]) -> Answer:
-    """An answer from its events."""
-    answer = Answer()
-    calls: dict[int, Call] = {}
-    for event in events:
-        match event:
-            case ReasoningDelta(text):
-                answer.reasoning += text
-            case ContentDelta(text):
-                answer.content += text
-            case CallStarted(index, call_id, name):
-                calls[index] = Call(call_id, name)
-            case ArgumentsDelta(index, text):
-                calls[index].arguments += text
-            case CallBroken(index):
-                del calls[index]
-            case CallEnded():
-                pass
-    answer.calls += calls.values()
-    return answer
-
-
-def submit(
-    client: RequestClient,
+def begin_turn(
+    frontend: Frontend,
+    request_id: str,
     conversation: Conversation,
     params: SamplingParams,
     *,
-    cache_salt: str = "",
-    priority: int = 0,
-) -> Started:
+    origin: Origin = HERE,
+) -> Turn:
     """Accept a conversation: render and tokenize it, and enforce the form of calls if asked to.
 
     Takes a while for long conversations: not for the event loop. Raises RequestError.
     """
-    frontend, use = client.frontend, conversation.tools
-    dialect = frontend.dialect
+    use, dialect = conversation.tools, frontend.dialect
     variables, ignored = _variables(frontend, conversation)
     prompt = _render(frontend, conversation, variables)
     thinking = _thinking(dialect, prompt)
@@ -200,11 +102,10 @@ def submit(
     enforced = use is not None and use.enforced
     try:
         submission = frontend.rendered(
-            client.next_id(),
+            request_id,
             prompt,
             params,
-            cache_salt=cache_salt,
-            priority=priority,
+            origin=origin,
             shown_ids=_marker_ids(frontend, dialect, with_tools=use is not None),
         )
     except RequestError as error:
@@ -212,7 +113,7 @@ def submit(
             raise _about_tools(frontend, use, error) from error
         raise
     is_json = form is not None and form.is_json
-    return Started(submission, use, dialect, thinking, is_json, ignored)
+    return Turn(submission, use, dialect, thinking, is_json, ignored)
 
 
 def prompt_of(frontend: Frontend, conversation: Conversation) -> str:

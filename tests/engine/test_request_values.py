@@ -74,8 +74,9 @@ WRONG = [
             *("temperature", "top_p", "min_p", "repetition_penalty"),
             *("frequency_penalty", "presence_penalty"),
         )
-        for value in (True, "0.5", None, float("nan"), float("inf"), -float("inf"), 10**400)
+        for value in (True, "0.5", float("nan"), float("inf"), -float("inf"), 10**400)
     ),
+    *((name, {name: None}) for name in ("frequency_penalty", "presence_penalty")),
     *(("logit_bias", {"logit_bias": {5: value}}) for value in ("y", float("nan"), 101, None)),
     ("logit_bias", {"logit_bias": [5]}),
     # Other than true or false.

@@ -151,13 +151,19 @@ def test_what_is_accepted_can_cross(frontend: Frontend, fields: dict[str, Any]) 
     assert read_to_engine(frame(message)[4:]) == message
 
 
-def test_the_end_token_may_be_one_that_the_model_lacks(model: Path) -> None:
+def test_the_end_token_may_be_one_that_the_model_lacks(model: Path, tmp_path: Path) -> None:
     """min_tokens forbids the tokens that end an output: only those that have a logit."""
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "eos_token_id": [2, BEYOND]}))
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    for name, changes in (
+        ("config.json", {"eos_token_id": None}),
+        ("tokenizer_config.json", {"eos_token": "<|beyond|>"}),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, **changes}))
     greedy = SamplingParams(temperature=0, max_tokens=8, min_tokens=8)
-    with LLM(str(model), kv_cache_memory_bytes=8_000_000, num_threads=1) as llm:
-        assert BEYOND in llm.frontend.tokenizer.eos_token_ids
+    with LLM(str(folder), kv_cache_memory_bytes=8_000_000, num_threads=1) as llm:
+        assert llm.frontend.tokenizer.eos_token_ids == (BEYOND,)
         [output] = llm.generate("Hello", greedy)
     assert len(output.outputs[0].token_ids) == 8
 

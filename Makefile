@@ -2,7 +2,8 @@
 
 PROMPT ?= What is the capital of France?
 
-.PHONY: run setup setup-test test quick lowest audit fuzz lint types tests test-slow test-load clean
+.PHONY: run setup setup-test test quick lowest audit fuzz lint types tests test-slow test-load test-ray
+.PHONY: clean
 
 run: setup
 	.venv/bin/loire run "$(PROMPT)"
@@ -48,6 +49,12 @@ test-slow: setup-test
 
 test-load: setup-test
 	.venv/bin/python -m pytest -m load
+
+# Ray listens beyond loopback: a network without any other interface. RAY_PYTHON has loire[ray].
+RAY_PYTHON ?= .venv/bin/python
+test-ray:
+	unshare --net --pid --fork --mount-proc --kill-child=SIGKILL sh -c \
+	  'ip link set lo up; exec $(RAY_PYTHON) -m pytest -m ray tests/fleet/ray'
 
 clean:
 	rm -rf .venv .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ from pathlib import Path
 import loire
 
 ROOT = Path(loire.__file__).parent
+RAY = ROOT / "fleet/ray"
 LAYERS = (
     *("base", "checkpoint", "memory", "scheduling", "text", "planning"),
     *("kernels", "models", "execution", "engine", "tracing", "api", "workloads"),
@@ -88,8 +89,22 @@ def test_rooms_without_torch_name_it_nowhere() -> None:
     assert wrong == []
 
 
+def test_ray_is_in_one_folder() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for _, path in modules()
+        if RAY not in path.parents and any(name.split(".")[0] == "ray" for name in imported(path))
+    ]
+    assert wrong == []
+
+
 def test_importing_those_rooms_brings_no_torch() -> None:
-    names = [dotted(path) for layer, path in modules() if layer in WITHOUT_TORCH]
+    # Ray is an extra; what is of it is in one folder.
+    names = [
+        dotted(path)
+        for layer, path in modules()
+        if layer in WITHOUT_TORCH and RAY not in path.parents
+    ]
     names += ["loire", "loire.cli.main", "loire.engine.ledger", "loire.engine.frontend"]
     program = f"""
 import importlib, sys

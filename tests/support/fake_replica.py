@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
+from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
@@ -35,8 +36,8 @@ HARMFUL = 63
 def config(name: str = "m", window: int = WINDOW) -> EngineConfig:
     return EngineConfig(
         model=name, dtype="float32", kv_cache_dtype="float32", device="cpu", max_model_len=window,
-        max_num_seqs=8, max_num_batched_tokens=64, block_size=BLOCK_SIZE, num_blocks=256,
-        kv_bytes_per_token=1, enable_prefix_caching=True, policy="paged", reserve="max-tokens",
+        max_num_seqs=8, max_num_batched_tokens=64, geometry=one_group(BLOCK_SIZE), num_blocks=256,
+        enable_prefix_caching=True, policy="paged", reserve="max-tokens",
         pipeline_depth=1, seed=None,
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ class FakeReplica:
         """A new engine is there."""
         self.core = EngineCore(
             build_scheduler(self.joined.config, clock=self._clock),
-            FakeExecutor(self.joined.config.num_blocks, BLOCK_SIZE),
+            FakeExecutor(self.joined.config.num_blocks, one_group(BLOCK_SIZE)),
             on_begin=lambda ids: self.say(Begun(tuple(ids))),
         )
         self.say(self.joined)

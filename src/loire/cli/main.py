@@ -11,6 +11,7 @@ VERBS: dict[str, str] = {
     "run": "answer one prompt, streamed to the terminal",
     "chat": "talk with a model in the terminal",
     "serve": "serve the OpenAI API over HTTP",
+    "deploy": "write the file with which Ray Serve keeps replicas of a model",
     "pull": "fetch a model into the local store",
     "models": "list the models of the store",
     "plan": "what fits into a memory, and how fast it can be",

@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", action="append", help="name in the API (repeatable) [the model's]"
     )
     parser.add_argument(
+        "--replicas",
+        type=parse_replicas,
+        metavar="ray[:N[:MAX]]",
+        help="engines that Ray Serve keeps, in the cluster of RAY_ADDRESS or one started here; "
+        "needs loire[ray] [one engine here]",
+    )
+    parser.add_argument(
         "--metrics-port", type=int, metavar="PORT", help="/metrics there as well, without a key"
     )
     parser.add_argument(
@@ -27,6 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_limit_options(parser)
     add_log_options(parser)
     add_engine_options(parser)
+
+
+def parse_replicas(text: str) -> tuple[int, int | None]:
+    """(replicas, most replicas) of `ray`, `ray:4` or `ray:2:8`, as an argparse type."""
+    kind, *counts = text.split(":")
+    valid = kind == "ray" and len(counts) <= 2 and all(c.isdecimal() for c in counts)
+    numbers = [int(c) for c in counts] if valid else []
+    if not valid or any(n < 1 for n in numbers) or sorted(numbers) != numbers:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of `ray`, `ray:4` (so many) and `ray:2:8` (from 2 to 8, by what "
+            f"waits)"
+        )
+    return (numbers or [1])[0], numbers[1] if len(numbers) == 2 else None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,15 +63,17 @@ def run(args: argparse.Namespace) -> int:
         access=access_options(args),
         limits=server_limits(args),
         log=log_options(args),
+        replicas=args.replicas,
         metrics_port=args.metrics_port,
         data_dir=args.data_dir,
     )
     # Both sides import for a second or two: side by side.
-    launched = launch()
+    launched = launch() if settings.replicas is None else None
     try:
         with long_lived():
             from loire.server.host.run import serve
 
         return serve(settings, host=args.host, port=args.port, launched=launched)
     finally:
-        launched.abandon()
+        if launched is not None:
+            launched.abandon()

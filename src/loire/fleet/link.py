@@ -76,6 +76,11 @@ class FleetLink:
         return tuple(member.joined for member in members if member.joined is not None)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All that are followed."""
+        return tuple(self._members)
+
+    @property
     def num_requests(self) -> int:
         """Unfinished ones of this front."""
         return sum(len(journal) for journal in self._journals())
@@ -161,6 +166,17 @@ class FleetLink:
             del self._members[channel.name]
             self._lose(member, "it is gone")
 
+    def drain(self, name: str) -> None:
+        """A replica will stop, as its keeper says: as if it had said so itself."""
+        member = self._members.get(name)
+        if member is not None and not member.draining:
+            self._drain(member)
+
+    def num_requests_of(self, name: str) -> int:
+        """Requests of this front that a replica has."""
+        member = self._members.get(name)
+        return 0 if member is None else len(member.journal)
+
     def _take(self, member: Member, message: FromReplica) -> None:
         name = member.channel.name
         match message:
@@ -225,7 +241,7 @@ class FleetLink:
         self._placement.leave(member.channel.name)
         was_there, num_requests = member.joined is not None, len(member.journal)
         culprit = member.lose()
-        if was_there and not self._closed:
+        if was_there and not self._closed and not member.draining:
             self.num_losses += 1
             log.warning(
                 "replica %s is lost: %s; %d requests move",

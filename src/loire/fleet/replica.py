@@ -97,6 +97,11 @@ class EngineReplica:
         return self
 
     @property
+    def joined(self) -> Joined | None:
+        """What fronts are told of the engine; None while there is none."""
+        return self._joined
+
+    @property
     def num_requests(self) -> int:
         """Of all fronts."""
         return self.supervisor.num_requests

@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -31,6 +31,9 @@ from loire.server.host.metrics_port import MetricsServer
 from loire.server.host.settings import ServerSettings
 from loire.server.observe.spans import Spans
 from loire.server.serving.served import ServedModel
+
+if TYPE_CHECKING:
+    from loire.fleet.ray.front import RayFleetClient
 
 log = logging.getLogger("loire.server")
 
@@ -221,18 +224,40 @@ async def _load(
         if not lost.done():
             lost.set_result(error)
 
-    client = await SupervisedEngine.create(
-        settings.model,
-        settings.options,
-        supervision=SupervisorOptions(step_timeout_s=settings.limits.step_timeout_s),
-        launched=launched,
-        request_timeout_s=settings.limits.request_timeout_s,
-        on_failure=lose,
-    )
+    client: SupervisedEngine | RayFleetClient
+    if settings.replicas is not None:
+        client = await _join_fleet(settings, settings.replicas)
+    else:
+        client = await SupervisedEngine.create(
+            settings.model,
+            settings.options,
+            supervision=SupervisorOptions(step_timeout_s=settings.limits.step_timeout_s),
+            launched=launched,
+            request_timeout_s=settings.limits.request_timeout_s,
+            on_failure=lose,
+        )
     served.set_ready(client)
     for line in client.plan_lines:
         log.info("%s", line)
     log.info("ready after %.1f s, as %s", time.monotonic() - started_s, ", ".join(served.names))
+
+
+async def _join_fleet(
+    settings: ServerSettings, replicas: tuple[int, int | None]
+) -> "RayFleetClient":
+    from loire.fleet.ray.auth import require_token
+
+    require_token()
+    try:
+        from loire.fleet.ray.front import join_fleet
+    except ImportError as error:
+        raise ConfigError(
+            f"replicas on Ray need an extra, pip install 'loire[ray]': {error}"
+        ) from error
+    from loire.fleet.ray.args import from_options
+
+    args = from_options(settings.model, settings.options, replicas)
+    return await join_fleet(args, settings.limits.request_timeout_s)
 
 
 def _url(listener: socket.socket) -> str:

@@ -20,6 +20,7 @@ class ServerSettings:
         options: of the engine.
         access: who may use it.
         log: what it writes to stderr.
+        replicas: engines that Ray keeps, at the start and at most; None is one engine here.
         metrics_port: of /metrics for everybody, beside the main one, which has it, too.
         data_dir: for files and batches; by default data in LOIRE_HOME.
     """
@@ -30,5 +31,6 @@ class ServerSettings:
     access: AccessOptions = field(default_factory=AccessOptions)
     limits: ServerLimits = field(default_factory=ServerLimits)
     log: LogOptions = field(default_factory=LogOptions)
+    replicas: tuple[int, int | None] | None = None
     metrics_port: int | None = None
     data_dir: Path | None = None

@@ -1,0 +1,195 @@
+"""A front of a fleet on Ray: it follows the replicas that Ray keeps, and attaches to each."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from loire.base.errors import ConfigError, EngineError
+from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.store import resolve_model
+from loire.engine.frontend import Frontend
+from loire.fleet.client import FleetClient
+from loire.fleet.messages import (
+    WIRE_VERSION,
+    FromReplica,
+    Joined,
+    ToReplica,
+    encode,
+    read_from_replica,
+)
+from loire.fleet.model_digest import model_digest
+from loire.fleet.ray.app import DEPLOYMENT, build
+from loire.fleet.ray.args import APP, Args
+from loire.fleet.ray.cluster import connect
+
+log = logging.getLogger("loire.fleet")
+
+_GONE = (RayError, RayServeException)
+"""What calls raise of replicas that are not there, or all of them."""
+
+LOOK_S = 1.0
+"""Between two looks at which replicas there are."""
+ANSWER_S = 5.0
+"""A look that takes longer is given up: some replica hangs, and Ray will see to it."""
+
+
+class RayChannel:
+    """One stream from a replica, and calls to it, one after the other."""
+
+    def __init__(self, handle: Any, name: str, front: str) -> None:
+        self.name = name
+        self._handle = handle
+        self._front = front
+        self._outbox: list[ToReplica] = []
+        self._filled = asyncio.Event()
+
+    def send(self, *messages: ToReplica) -> None:
+        """See ReplicaChannel."""
+        self._outbox += messages
+        self._filled.set()
+
+    async def messages(self) -> AsyncIterator[FromReplica]:
+        """See ReplicaChannel. Ends when the replica is gone."""
+        attach = self._handle.options(stream=True, method_name="attach")
+        stream = attach.remote(self._front, WIRE_VERSION, to=self.name)
+        sending = asyncio.create_task(self._send(stream))
+        try:
+            async for data in stream:
+                for message in read_from_replica(data):
+                    yield message
+        except _GONE as error:
+            log.info("replica %s: %s", self.name, type(error).__name__)
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            stream.cancel()
+
+    async def _send(self, stream: Any) -> None:
+        deliver = self._handle.options(method_name="deliver")
+        try:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                messages, self._outbox = self._outbox, []
+                await deliver.remote(self._front, encode(messages), to=self.name)
+        except _GONE as error:
+            log.info("replica %s takes nothing more: %s", self.name, type(error).__name__)
+            stream.cancel()  # so that messages() ends: what was not delivered goes elsewhere
+
+
+class RayFleetClient(FleetClient):
+    """A FleetClient whose replicas are those of Ray's deployment."""
+
+    def attach(self, handle: Any, *, owns_cluster: bool) -> None:
+        """Begin to follow the deployment. owns_cluster: close() ends Ray, too."""
+        self.handle = handle
+        self._owns_cluster = owns_cluster
+        self._follows: dict[str, asyncio.Task[None]] = {}
+        self._looking = asyncio.create_task(self._look())
+
+    @property
+    def plan_lines(self) -> tuple[str, ...]:
+        """How memory is used in a replica, in two lines."""
+        return self._first.plan_lines
+
+    async def close(self) -> None:
+        """Leave the replicas; open streams end with EngineError."""
+        await super().close()
+        tasks = [self._looking, *self._follows.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._owns_cluster:
+            await asyncio.to_thread(ray.shutdown)
+
+    async def _look(self) -> None:
+        while True:
+            try:
+                names = await self._names()
+                if names is not None:
+                    self._follow(names)
+            except Exception:
+                log.exception("looking for replicas failed")
+            await asyncio.sleep(LOOK_S)
+
+    async def _names(self) -> set[str] | None:
+        """The replicas that Ray would send calls to; None if that cannot be told now."""
+        try:
+            return set(await asyncio.wait_for(broadcast(self.handle, "name"), ANSWER_S))
+        except (*_GONE, asyncio.TimeoutError) as error:
+            log.info("replicas were not told: %s", type(error).__name__)
+            return None
+
+    def _follow(self, names: set[str]) -> None:
+        for name, task in tuple(self._follows.items()):
+            if task.done():
+                del self._follows[name]
+                if not task.cancelled() and (error := task.exception()):
+                    log.error("replica %s was left: %s", name, error)
+            elif name not in names:
+                # Ray sends nothing there any more: it stops, or is being replaced.
+                self.link.drain(name)
+                if not self.link.num_requests_of(name):
+                    task.cancel()
+        for name in names - set(self._follows):
+            channel = RayChannel(self.handle, name, self.link.name)
+            self._follows[name] = asyncio.create_task(self.link.follow(channel))
+
+
+async def broadcast(handle: Any, method: str) -> list[Any]:
+    """Every replica's answer. Raises RayError or RayServeException if one, or all, have none."""
+    answers: list[Any] = await handle.broadcast(method).results_async()
+    return answers
+
+
+async def join_fleet(args: Args, request_timeout_s: float | None = None) -> RayFleetClient:
+    """Join or start a cluster, deploy the replicas if nobody has, and attach to them.
+
+    Raises ConfigError if Ray cannot be had, or serves another model there; LoireError if the model
+    cannot be loaded.
+    """
+    owns_cluster = await asyncio.to_thread(connect)
+    try:
+        path = await asyncio.to_thread(resolve_model, args.model)
+        handle = await asyncio.to_thread(_deployed, args)
+        first = await _first_joined(handle)
+        checkpoint = await asyncio.to_thread(open_checkpoint, path)
+        if await asyncio.to_thread(model_digest, checkpoint) != first.model:
+            raise ConfigError(
+                f"the replicas serve {first.config.model}, which is not {args.model} as it is here"
+            )
+        config = first.config
+        frontend = await asyncio.to_thread(Frontend, checkpoint, config.max_model_len, config.seed)
+    except BaseException:
+        if owns_cluster:
+            await asyncio.to_thread(ray.shutdown)
+        raise
+    client = RayFleetClient(frontend, first, request_timeout_s=request_timeout_s)
+    client.attach(handle, owns_cluster=owns_cluster)
+    return client
+
+
+def _deployed(args: Args) -> Any:
+    """The handle of the replicas; deploys them if there is no application of that name."""
+    if APP not in serve.status().applications:
+        log.info("deploying %d replicas of %s", args.replicas, args.model)
+        try:
+            return serve.run(build(args), name=APP, route_prefix=None)
+        except RuntimeError as error:
+            raise EngineError(f"Ray could not start the replicas: {error}") from error
+    return serve.get_deployment_handle(DEPLOYMENT, APP)
+
+
+async def _first_joined(handle: Any) -> Joined:
+    while True:
+        data = await handle.options(method_name="describe").remote()
+        for message in read_from_replica(data):
+            if isinstance(message, Joined):
+                return message
+        await asyncio.sleep(LOOK_S)

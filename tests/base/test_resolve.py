@@ -53,6 +53,15 @@ def test_the_pool_takes_half_of_what_is_available_or_what_is_asked_for() -> None
     assert config.kv_pool_bytes <= 1_000_000
 
 
+def test_the_tensors_of_a_step_are_reserved_before_the_pool() -> None:
+    facts = MachineFacts(device="cpu", available_memory_bytes=8_000_000, activation_bytes=2_000_000)
+    config = resolve(EngineOptions(), "bfloat16", MODEL, facts)
+    assert config.num_blocks == 3_000_000 // BLOCK_BYTES
+    tight = MachineFacts(device="cpu", available_memory_bytes=10**6, activation_bytes=10**6)
+    with pytest.raises(CapacityError, match=r"1.0 MiB are available, .* take 1.0 MiB"):
+        resolve(EngineOptions(), "bfloat16", MODEL, tight)
+
+
 def test_the_default_window_shrinks_to_what_fits_and_an_asked_one_does_not() -> None:
     small = 2 * 50 * BLOCK_BYTES
     assert settled(available=small).max_model_len == 50 * 16

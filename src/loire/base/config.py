@@ -92,6 +92,8 @@ class MachineFacts:
     device: str
     available_memory_bytes: int
     """Memory that could be taken now without pushing anything out."""
+    activation_bytes: int = 0
+    """Of the largest tensors of a step: reserved before the KV pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +165,8 @@ def resolve(
 ) -> EngineConfig:
     """Settle the configuration: pure, and the only place that decides.
 
-    The KV pool takes ``kv_cache_memory_bytes`` if given, else KV_MEMORY_SHARE of the available
-    memory, but never more than max_num_seqs full windows need.
+    The KV pool takes ``kv_cache_memory_bytes`` if given, else KV_MEMORY_SHARE of the memory that is
+    available beside the tensors of a step, but never more than max_num_seqs full windows need.
 
     Raises ConfigError for values that cannot work and CapacityError if one request of
     max_model_len does not fit into the pool alone.
@@ -182,7 +184,8 @@ def resolve(
     if options.kv_cache_memory_bytes is not None:
         num_blocks = options.kv_cache_memory_bytes // page
     else:
-        affordable = int(machine.available_memory_bytes * KV_MEMORY_SHARE) // page
+        left = max(machine.available_memory_bytes - machine.activation_bytes, 0)
+        affordable = int(left * KV_MEMORY_SHARE) // page
         num_blocks = min(affordable, num_needed * options.max_num_seqs)
     if num_blocks < 1:
         raise CapacityError(
@@ -191,7 +194,8 @@ def resolve(
             + (
                 f"kv_cache_memory_bytes is {_mib(options.kv_cache_memory_bytes)}"
                 if options.kv_cache_memory_bytes is not None
-                else f"{_mib(machine.available_memory_bytes)} are available, half of them for KV"
+                else f"{_mib(machine.available_memory_bytes)} are available, of which a step's "
+                f"tensors take {_mib(machine.activation_bytes)} and KV half of the rest"
             )
         )
     if num_blocks < num_needed:

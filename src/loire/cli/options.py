@@ -58,7 +58,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
         dest="kv_cache_memory_bytes",
         type=argument_type(parse_bytes),
         metavar="SIZE",
-        help="size of the KV pool, such as 2GB [half of the memory available]",
+        help="size of the KV pool, such as 2GB [half of what weights and a step leave]",
     )
     add("--policy", choices=("sequential", "static", "orca", "paged"), help="[paged]")
     add("--reserve", choices=("max-tokens", "window"), help="what orca and static reserve")

@@ -8,6 +8,7 @@ import torch
 
 from loire.base.cache_geometry import LayerNeed
 from loire.base.config import (
+    DTYPE_BYTES,
     EngineConfig,
     EngineOptions,
     MachineFacts,
@@ -29,6 +30,7 @@ from loire.execution.kv_cache import KVCache
 from loire.execution.runner import ModelRunner
 from loire.kernels.select import select_backend
 from loire.models.loading import load_decoder
+from loire.planning.capacity import activation_reserve
 from loire.text.tokenizer import checkpoint_tokenizer
 
 Progress = Callable[[float], None]
@@ -77,9 +79,18 @@ def build_runner(
         ),
     )
 
+    activations = activation_reserve(
+        description,
+        element_bytes=DTYPE_BYTES[dtype],
+        num_tokens=options.max_num_batched_tokens,
+        num_rows=options.max_num_seqs,
+    )
+
     def settle() -> tuple[EngineConfig, int]:
         available = available_memory(device)
-        machine = MachineFacts(device=str(device), available_memory_bytes=available)
+        machine = MachineFacts(
+            device=str(device), available_memory_bytes=available, activation_bytes=activations
+        )
         return resolve(options, dtype, facts, machine), available
 
     # What has no room before the weights are read has none after; and tables of positions are made

@@ -53,6 +53,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         "pull": ["smollm2"],
         "models": [],
         "plan": [str(model)],
+        "show": [str(model)],
         "compare": [
             *[str(model), "--policies", "static,paged", "--requests", "2", "--prompt", "4"],
             *["--output", "2", "--cap", "4", "--max-model-len", "64", "--num-threads", "1"],

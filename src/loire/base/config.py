@@ -4,7 +4,8 @@ EngineOptions is the request, ModelFacts and MachineFacts are the circumstances,
 the frozen answer. Nothing changes a setting after resolve().
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
@@ -47,6 +48,9 @@ class EngineOptions:
         pipeline_depth: 2 schedules a step while the one before it computes; 1 does not.
         generation_config: "auto" samples requests that say nothing of it as the model's makers
             recommend, "none" by the plain distribution.
+        override_generation_config: other values for what they recommend, by the names of
+            SamplingParams.
+        chat_template: a Jinja template in place of the model's own.
         seed: from which the seeds of unseeded requests are drawn; random by default.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
             so that the text can begin a turn of its own; by default they are text.
@@ -68,6 +72,8 @@ class EngineOptions:
     num_threads: int | None = None
     pipeline_depth: Literal[1, 2] = 1
     generation_config: GenerationConfig = "auto"
+    override_generation_config: Mapping[str, float] = field(default_factory=dict)
+    chat_template: str | None = None
     seed: int | None = None
     allow_special_in_text: bool = False
 
@@ -115,7 +121,6 @@ class EngineConfig:
     reserve: Reserve
     pipeline_depth: int
     seed: int | None
-    generation_config: GenerationConfig = "auto"
     allow_special_in_text: bool = False
 
     @property
@@ -224,7 +229,6 @@ def resolve(
         policy=options.policy,
         reserve=options.reserve,
         pipeline_depth=options.pipeline_depth,
-        generation_config=options.generation_config,
         seed=options.seed,
         allow_special_in_text=options.allow_special_in_text,
     )

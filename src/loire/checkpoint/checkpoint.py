@@ -18,9 +18,10 @@ the MLP, as in Llama.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loire.base.config import EngineOptions
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.formats import WeightFormat
 
@@ -64,6 +65,15 @@ class Checkpoint:
     chat_template: str | Mapping[str, str] | None = None
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     """Parameters of sampling that the model's makers recommend, by SamplingParams' names."""
+
+    def with_options(self, options: EngineOptions) -> "Checkpoint":
+        """With the chat template and the recommendations that the user wants instead."""
+        recommended = self.sampling_defaults if options.generation_config == "auto" else {}
+        return replace(
+            self,
+            chat_template=options.chat_template or self.chat_template,
+            sampling_defaults={**recommended, **options.override_generation_config},
+        )
 
     @property
     def num_parameters(self) -> int:

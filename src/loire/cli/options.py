@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Callable, Collection
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from loire.base.config import BLOCK_SIZES, EngineOptions
 from loire.base.errors import ConfigError
-from loire.base.sampling import SamplingParams
+from loire.base.sampling import NEUTRAL, SamplingParams
 from loire.base.units import parse_bytes, parse_tokens
 
 DEFAULT_MODEL = "smollm2"
@@ -27,6 +28,17 @@ def argument_type(parse: Callable[[str], int]) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
+
+
+def template_file(name: str) -> str:
+    """The text of a file, as an argparse type."""
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{name} cannot be read: {error}") from error
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{name} is empty")
+    return text
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
@@ -82,6 +94,12 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
         default=None,
         help="control tokens written in a conversation count as such",
     )
+    add(
+        "--chat-template",
+        metavar="FILE",
+        type=template_file,
+        help="a Jinja template in place of the model's own",
+    )
     add("--engine-seed", dest="engine_seed", type=int, help="makes unseeded requests repeatable")
 
 
@@ -91,6 +109,33 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     if getattr(args, "engine_seed", None) is not None:
         given["seed"] = args.engine_seed
+    return given
+
+
+def _add_truncation_options(group: argparse._ArgumentGroup, defaults: dict[str, Any]) -> None:
+    """The sampling flags that a model's makers may recommend values for."""
+    for flag, kind, what in (
+        ("--temperature", float, "0 takes the likeliest token"),
+        ("--top-k", int, "keep the k likeliest tokens"),
+        ("--top-p", float, "keep the likeliest tokens that reach this probability"),
+        ("--min-p", float, "keep tokens at least this likely, relative to the likeliest"),
+        ("--repetition-penalty", float, "above 1 discourages tokens that occurred"),
+    ):
+        default = defaults.get(flag.removeprefix("--").replace("-", "_"))
+        shown = "[as the model's makers recommend]" if default is None else f"[{default}]"
+        group.add_argument(flag, type=kind, help=f"{what} {shown}", default=default)
+
+
+def add_default_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The same flags, for requests to a server that say nothing of them."""
+    title = "sampling, of requests that say nothing of it"
+    _add_truncation_options(parser.add_argument_group(title), {})
+
+
+def default_sampling(args: argparse.Namespace) -> dict[str, float]:
+    """What those flags say. Raises RequestError for values out of range."""
+    given = {name: getattr(args, name) for name in NEUTRAL if getattr(args, name) is not None}
+    SamplingParams(**given)
     return given
 
 
@@ -105,11 +150,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, **defaults: Any) -> No
         group.add_argument(name, type=type_, help=help_ + shown, default=default, **more)
 
     add("--max-tokens", int, "most tokens to generate [as many as fit]")
-    add("--temperature", float, "0 takes the likeliest token")
-    add("--top-k", int, "keep the k likeliest tokens")
-    add("--top-p", float, "keep the likeliest tokens that reach this probability")
-    add("--min-p", float, "keep tokens at least this likely, relative to the likeliest")
-    add("--repetition-penalty", float, "above 1 discourages tokens that occurred")
+    _add_truncation_options(group, defaults)
     add("--frequency-penalty", float, "subtracted per occurrence in the output")
     add("--presence-penalty", float, "subtracted once for tokens in the output")
     add("--min-tokens", int, "no end before that many tokens")

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(flag, type=parse, default=default, metavar="N", help=reserve)
     reserve = "per device, instead of the formula [0 with --params]"
     add("--activation-reserve", type=size, metavar="SIZE", help=reserve)
+    add("--measure", action="store_true", help="measure this machine first, and remember it")
     add("--what-if", action="store_true", help="several plans side by side")
     add("--json", action="store_true", help="one JSON object on stdout")
 
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status, 1 if the model does not fit."""
     from loire.planning.choices import answer, usual_variations
 
+    if args.measure:
+        _measure()
     question = _question(args)
     choices = _choices(args)
     if not args.what_if:
@@ -77,6 +80,21 @@ def run(args: argparse.Namespace) -> int:
         choices = usual_variations(question, choices[0])
     _show_several([(choice, answer(question, choice)) for choice in choices], as_json=args.json)
     return 0
+
+
+def _measure() -> None:
+    """Measure what this machine can do, for this plan and later ones."""
+    from loire.checkpoint.store import loire_home
+    from loire.planning.this_machine import MEASUREMENT_FILE, save_measurement
+    from loire.workloads.measure import measure_machine
+
+    machine = measure_machine()
+    save_measurement(loire_home() / MEASUREMENT_FILE, machine)
+    print(
+        f"measured: {machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s, "
+        f"{machine.flops / 1e9:.1f} GFLOP/s (bfloat16)",
+        file=sys.stderr,
+    )
 
 
 def _show_one(question: "Question", choice: "Choice", *, as_json: bool) -> int:

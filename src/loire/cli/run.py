@@ -23,11 +23,22 @@ from loire.cli.options import (
     engine_options,
     sampling_params,
 )
+from loire.cli.piped import prompt_with_input
+
+_EPILOG = """\
+  loire run "Why is the sky blue?"
+  git diff | loire run "Write a commit message"
+  loire run - < question.txt
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `loire run`."""
-    parser.add_argument("prompt", help="the prompt; - reads it from standard input")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "prompt", nargs="?", help="the prompt; text that is piped in comes before it"
+    )
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=MODEL_HELP)
     parser.add_argument("--system", help="a system message before the prompt")
     parser.add_argument(
@@ -45,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = prompt_with_input(args.prompt)
     params = sampling_params(args, structured_outputs=structured_outputs(args))
     with load_llm(args.model, engine_options(args), quiet=args.quiet) as llm:
         raw = args.raw or not llm.frontend.has_chat_template

@@ -6,7 +6,14 @@ from pathlib import Path
 from loire.cli.access_options import access_options, add_access_options
 from loire.cli.limit_options import add_limit_options, server_limits
 from loire.cli.log_options import add_log_options, log_options
-from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, engine_options
+from loire.cli.options import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    add_default_sampling_options,
+    add_engine_options,
+    default_sampling,
+    engine_options,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_access_options(parser)
     add_limit_options(parser)
     add_log_options(parser)
+    add_default_sampling_options(parser)
     add_engine_options(parser)
 
 
@@ -59,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     settings = ServerSettings(
         model=args.model,
         names=args.served_model_name or (args.model,),
-        options=EngineOptions(**engine_options(args)),
+        options=EngineOptions(
+            **engine_options(args), override_generation_config=default_sampling(args)
+        ),
         access=access_options(args),
         limits=server_limits(args),
         log=log_options(args),

@@ -30,18 +30,16 @@ class Frontend:
         seed: int | None = None,
         *,
         tokenizer: Tokenizer | None = None,
-        recommended: bool = True,
         allow_special_in_text: bool = False,
     ) -> None:
         """tokenizer: the checkpoint's, if it was made already.
 
-        recommended: requests that say nothing of it are sampled as the model's makers recommend.
         allow_special_in_text: control tokens written in messages count as such.
         """
         self.tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
         num_tokens = checkpoint.description.vocab_size
-        self.sampling_defaults = dict(checkpoint.sampling_defaults) if recommended else {}
+        self.sampling_defaults = dict(checkpoint.sampling_defaults)
         self._builder = RequestBuilder(
             self.tokenizer, max_model_len, num_tokens, seed, self.sampling_defaults
         )

@@ -64,7 +64,6 @@ class Engine:
             self.checkpoint,
             self.config.max_model_len,
             self.config.seed,
-            recommended=self.config.generation_config == "auto",
             allow_special_in_text=self.config.allow_special_in_text,
         )
 
@@ -117,7 +116,7 @@ def load_engine(
     config = built.config
     return Engine(
         config=config,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint.with_options(options),
         core=(make_core or _core)(config, built.runner, built.runner.constraints),
         executor=built.runner,
         constraints=built.runner.constraints,

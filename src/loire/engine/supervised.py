@@ -70,11 +70,10 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
             raise
         config = ready.config
         frontend = Frontend(
-            checkpoint,
+            checkpoint.with_options(options),
             config.max_model_len,
             config.seed,
             tokenizer=tokenizer,
-            recommended=config.generation_config == "auto",
             allow_special_in_text=config.allow_special_in_text,
         )
         self = cls(supervisor, inboxes, frontend, config, request_timeout_s)

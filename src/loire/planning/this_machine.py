@@ -56,15 +56,21 @@ def memory_bytes() -> int:
 
 
 def save_measurement(path: Path, measurement: Measurement) -> None:
-    """Write a measurement for later plans; replaces an older one as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a measurement for later plans; replaces an older one as a whole.
+
+    Raises ConfigError if it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     values = {
         "bandwidth_bytes_per_s": measurement.bandwidth_bytes_per_s,
         "flops": measurement.flops,
     }
-    partial.write_text(json.dumps(values) + "\n")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(values) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def load_measurement(path: Path) -> Measurement:

@@ -33,13 +33,14 @@ def seconds_per_step(batch: int, context: int) -> dict[str, float]:
     from loire.base.messages import EngineRequest
     from loire.base.sampling import SamplingParams
     from loire.base.step import RowResult, StepPlan, StepResult
-    from loire.execution.inputs import flat_batch, flat_token_ids
+    from loire.execution.inputs import host_batch
     from loire.execution.tables import BlockTables
+    from loire.kernels.reference_transfers import ReferenceTransfers
     from loire.memory.paged import PagedAllocator
     from loire.scheduling.batching import Continuous
     from loire.scheduling.scheduler import Scheduler
 
-    cpu = torch.device("cpu")
+    transfers, latest = ReferenceTransfers(), torch.zeros(1, dtype=torch.int64)
     blocks_each = context // BLOCK_SIZE + NUM_STEPS
     scheduler = Scheduler(
         PagedAllocator(batch * blocks_each, one_group(BLOCK_SIZE), prefix_caching=True),
@@ -61,8 +62,7 @@ def seconds_per_step(batch: int, context: int) -> dict[str, float]:
             for update in row.tables:
                 tables.replace(row.seq_id, update.first, update.block_ids)
         of_rows = tables.of([row.seq_id for row in plan.rows])
-        flat_batch(plan, of_rows, BLOCK_SIZE, cpu)
-        torch.from_numpy(flat_token_ids(plan.rows, lambda seq_id: 7))
+        transfers.upload(host_batch(plan, of_rows, BLOCK_SIZE, lambda seq_id: 0), latest)
 
     spent = {"schedule": 0.0, "flat_batch": 0.0, "commit": 0.0}
     for step in range(-2, NUM_STEPS):

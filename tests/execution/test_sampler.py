@@ -1,7 +1,6 @@
 """Sampling: each parameter does what it says, and a row never depends on its neighbours."""
 
 import math
-from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -30,7 +29,17 @@ def _no_tokenizer() -> Tokenizer:
 CONSTRAINTS = ConstraintFactory(_no_tokenizer, VOCAB)
 CPU = torch.device("cpu")
 PENALTIES = PenaltyTable(VOCAB, CPU)
-sample = partial(sampler.sample, kernels=ReferenceBackend().sampling, penalties=PENALTIES)
+BACKEND = ReferenceBackend()
+
+
+def sample(
+    logits: torch.Tensor, states: list[SamplingState], positions: list[int]
+) -> list[sampler.Draw]:
+    sampled = sampler.sample(logits, states, positions, BACKEND, PENALTIES)
+    draws = sampled.draws()
+    tokens = sampled.tokens.tolist()
+    assert all(draw.token_id in (None, token) for draw, token in zip(draws, tokens, strict=True))
+    return draws
 
 
 def _state(

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import StepPlan, StepRow
-from loire.execution.inputs import flat_batch
+from loire.execution.inputs import host_batch
 from loire.kernels.interface import AttentionShape, FlatBatch, LayerCache
+from loire.kernels.reference_transfers import ReferenceTransfers
 
 CPU = torch.device("cpu")
 
@@ -51,7 +52,8 @@ def make_batch(rows: Sequence[Row], tables: Sequence[Sequence[int]], block_size:
         )
         for index, row in enumerate(rows)
     )
-    return flat_batch(StepPlan(0, step_rows), as_array(tables), block_size, CPU)
+    host = host_batch(StepPlan(0, step_rows), as_array(tables), block_size, lambda _: 0)
+    return ReferenceTransfers().upload(host, torch.zeros(1, dtype=torch.int64))[1]
 
 
 def empty_cache(num_blocks: int, shape: AttentionShape, block_size: int, dtype: torch.dtype,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loire.base.step import StepPlan, StepRow
-from loire.execution.inputs import flat_batch, wanted_tokens
+from loire.execution.inputs import host_batch, wanted_tokens
 from loire.kernels.interface import LayerCache
 from loire.models.decoder import Decoder
 
@@ -75,8 +75,10 @@ class PagedDriver:
         tables = np.zeros((len(rows), max(len(s.blocks) for s, _ in rows)), dtype=np.int32)
         for index, (sequence, _) in enumerate(rows):
             tables[index, : len(sequence.blocks)] = sequence.blocks
-        batch = flat_batch(StepPlan(0, tuple(step_rows)), tables, self.block_size, CPU)
-        token_ids = torch.tensor([token for row in step_rows for token in row.token_ids])
+        plan_of_step = StepPlan(0, tuple(step_rows))
+        host = host_batch(plan_of_step, tables, self.block_size, lambda _: 0)
+        nothing = torch.zeros(1, dtype=torch.int64)
+        token_ids, batch = self.decoder.backend.transfers.upload(host, nothing)
         plan = self.decoder.backend.attention.plan(batch, self.block_size)
         wanted = None
         if counts is not None:

@@ -1,4 +1,4 @@
-"""From a StepPlan to the tensors of a flat batch."""
+"""From a StepPlan to the arrays and tensors of a flat batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -9,48 +9,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
-from loire.kernels.interface import AdapterRows, Backend, FlatBatch, Wanted
+from loire.kernels.interface import AdapterRows, Backend, FlatBatch, HostBatch, Wanted
 
 
-def flat_token_ids(
-    rows: Sequence[StepRow], last_sampled: Callable[[int], int]
-) -> NDArray[np.int64]:
-    """The rows' tokens, int64 [T]; pending ones are those that the step before sampled."""
-    count = sum(len(row.token_ids) for row in rows)
-    flat = chain.from_iterable(row.token_ids for row in rows)
-    tokens = np.fromiter(flat, dtype=np.int64, count=count)
-    end = 0
-    for row in rows:
-        end += len(row.token_ids)
-        if row.token_ids[-1] == PENDING_TOKEN:
-            tokens[end - 1] = last_sampled(row.seq_id)
-    return tokens
+def host_batch(
+    plan: StepPlan,
+    block_tables: NDArray[np.int32],
+    block_size: int,
+    place: Callable[[int], int],
+) -> HostBatch:
+    """Tokens, positions, slots and block tables of all rows, one after another without padding.
 
-
-def flat_batch(
-    plan: StepPlan, block_tables: NDArray[np.int32], block_size: int, device: torch.device
-) -> FlatBatch:
-    """Positions, slots and block tables of all rows, one after another without padding.
-
-    block_tables: int32 [R, M], in the order of the rows.
+    block_tables: int32 [R, M], in the order of the rows. place: of a sequence's newest token, which
+    stands where a row's last one is pending.
     """
-    query_lens = tuple(len(row.token_ids) for row in plan.rows)
-    lens = np.array(query_lens, dtype=np.int64)
-    starts = np.array([row.start for row in plan.rows], dtype=np.int64)
+    rows = plan.rows
+    lens = np.fromiter((len(row.token_ids) for row in rows), dtype=np.int64, count=len(rows))
+    starts = np.fromiter((row.start for row in rows), dtype=np.int64, count=len(rows))
     ends = np.cumsum(lens)
-    rows = np.repeat(np.arange(len(lens)), lens)
+    flat = chain.from_iterable(row.token_ids for row in rows)
+    token_ids = np.fromiter(flat, dtype=np.int64, count=int(ends[-1]))
+    row_of = np.repeat(np.arange(len(lens)), lens)
     positions = np.arange(ends[-1]) + np.repeat(starts - (ends - lens), lens)
     blocks, offsets = np.divmod(positions, block_size)
-    context_lens = starts + lens
-    return FlatBatch(
-        positions=torch.from_numpy(positions).to(device),
-        slots=torch.from_numpy(block_tables[rows, blocks] * block_size + offsets).to(device),
-        block_tables=torch.from_numpy(block_tables).to(device),
-        query_starts=_starts(ends).to(device),
-        context_lens=torch.from_numpy(context_lens.astype(np.int32)).to(device),
-        host_query_lens=query_lens,
-        host_context_lens=tuple(context_lens.tolist()),
+    return HostBatch(
+        token_ids=token_ids,
+        pending=_pending(rows, ends, place),
+        positions=positions,
+        slots=block_tables[row_of, blocks] * block_size + offsets,
+        block_tables=block_tables,
+        query_starts=_starts(ends),
+        context_lens=(starts + lens).astype(np.int32),
     )
+
+
+def _pending(
+    rows: Sequence[StepRow], ends: NDArray[np.int64], place: Callable[[int], int]
+) -> NDArray[np.int64] | None:
+    """int64 [T]: the places of pending tokens, -1 elsewhere; None where there are none."""
+    waiting = [index for index, row in enumerate(rows) if row.token_ids[-1] == PENDING_TOKEN]
+    if not waiting:
+        return None
+    pending = np.full(ends[-1], -1, dtype=np.int64)
+    pending[ends[waiting] - 1] = [place(rows[index].seq_id) for index in waiting]
+    return pending
 
 
 def wanted_tokens(
@@ -84,7 +86,7 @@ def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatc
         positions=batch.positions[index],
         slots=batch.slots[index],
         block_tables=batch.block_tables[kept],
-        query_starts=_starts(np.cumsum(lens)).to(device),
+        query_starts=torch.from_numpy(_starts(np.cumsum(lens))).to(device),
         context_lens=batch.context_lens[kept],
         host_query_lens=lens,
         host_context_lens=tuple(batch.host_context_lens[row] for row in rows),
@@ -94,8 +96,8 @@ def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatc
     )
 
 
-def _starts(ends: NDArray[np.int64]) -> Tensor:
-    """int32 [R + 1]: where each row starts, and where the last one ends."""
+def _starts(ends: NDArray[np.int64]) -> NDArray[np.int32]:
+    """[R + 1]: where each row starts, and where the last one ends."""
     starts = np.zeros(len(ends) + 1, dtype=np.int32)
     starts[1:] = ends
-    return torch.from_numpy(starts)
+    return starts

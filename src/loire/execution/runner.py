@@ -11,8 +11,9 @@ from torch import Tensor
 from loire.base.executor import ComputedStep
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.constraints import ConstraintFactory
-from loire.execution.inputs import flat_batch, flat_token_ids, wanted_tokens
+from loire.execution.inputs import host_batch, wanted_tokens
 from loire.execution.kv_cache import KVCache
+from loire.execution.latest_tokens import LatestTokens
 from loire.execution.penalty_table import PenaltyTable
 from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
 from loire.execution.sampling_state import SamplingState
@@ -48,6 +49,7 @@ class ModelRunner:
         self._penalties = PenaltyTable(constraints.vocab_size, device)
         self._states: dict[int, SamplingState] = {}
         self._tables = BlockTables()
+        self._latest = LatestTokens(device)
 
     def launch(self, plan: StepPlan) -> ComputedStep:
         """One forward pass over the plan's rows, and a token for each row that samples."""
@@ -59,9 +61,9 @@ class ModelRunner:
         self._update_states(plan)
         self.cache.copy_blocks(plan.copies)
         tables = self._tables.of([row.seq_id for row in plan.rows])
-        batch = flat_batch(plan, tables, self.cache.block_size, self.device)
+        host = host_batch(plan, tables, self.cache.block_size, self._latest.place)
+        tokens, batch = self.decoder.backend.transfers.upload(host, self._latest.tokens)
         attention = self.decoder.backend.attention.plan(batch, self.cache.block_size)
-        tokens = torch.from_numpy(flat_token_ids(plan.rows, self._last_sampled)).to(self.device)
         counts, wanted = self._wanted(plan.rows, batch)
         hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers, wanted)
         draws = self._sample(plan.rows, hidden, counts)
@@ -76,6 +78,7 @@ class ModelRunner:
         for seq_id in plan.ended:
             self._end(seq_id)
             self._tables.drop(seq_id)
+            self._latest.drop(seq_id)
         for new in plan.new_sequences:
             self._end(new.seq_id)
             self._states[new.seq_id] = SamplingState(new, self.constraints, self._penalties)
@@ -88,11 +91,6 @@ class ModelRunner:
         state = self._states.pop(seq_id, None)
         if state is not None:
             state.end()
-
-    def _last_sampled(self, seq_id: int) -> int:
-        token_id = self._states[seq_id].last_token_id
-        # A sequence whose last draw failed has no token; its row is dropped when results return.
-        return 0 if token_id is None else token_id
 
     def _wanted(
         self, rows: Sequence[StepRow], batch: FlatBatch
@@ -122,8 +120,10 @@ class ModelRunner:
         states = [self._states[rows[index].seq_id] for index in sampling]
         positions = [rows[index].start + len(rows[index].token_ids) for index in sampling]
         logits = self.decoder.logits(last)
-        chosen = sample(logits, states, positions, self.decoder.backend.sampling, self._penalties)
-        for index, state, draw in zip(sampling, states, chosen, strict=True):
+        sampled = sample(logits, states, positions, self.decoder.backend, self._penalties)
+        # Of a row that failed it is any token: the next step's row of it is dropped.
+        self._latest.put([rows[index].seq_id for index in sampling], sampled.tokens)
+        for index, state, draw in zip(sampling, states, sampled.draws(), strict=True):
             draws[index] = draw
             if draw.token_id is not None:
                 state.record(draw.token_id)

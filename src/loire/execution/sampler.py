@@ -7,7 +7,7 @@ is one operation of the backend, and its results come back at once.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from loire.execution.constraints import Bits
 from loire.execution.penalty_table import PenaltyTable
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
-from loire.kernels.interface import LogitEdits, Penalties, SamplingKernels, SamplingRows
+from loire.kernels.interface import Backend, LogitEdits, Penalties, SamplingRows
 
 NOT_FINITE = "the model gave logits that are not finite (NaN or infinity)"
 
@@ -33,13 +33,23 @@ class Draw:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step has sampled, perhaps not computed yet."""
+
+    tokens: Tensor
+    """int64 [L], where the logits were; of a row that failed: any."""
+    draws: Callable[[], list[Draw]]
+    """Each row's outcome; waits for it."""
+
+
 def sample(
     logits: Tensor,
     states: Sequence[SamplingState],
     positions: Sequence[int],
-    kernels: SamplingKernels,
+    backend: Backend,
     penalties: PenaltyTable,
-) -> list[Draw]:
+) -> Sampled:
     """Choose one token per row.
 
     logits: float32 [L, V], overwritten. positions: of the token to choose, per row. penalties: the
@@ -48,20 +58,22 @@ def sample(
     before = _logprobs_asked_for(logits, states)
     allowed, errors = _allowed(states, logits.shape[1])
     rows = _sampling_rows(logits, states, positions, allowed, penalties)
-    chosen = kernels.choose(logits, rows)
-    tokens, finite = chosen.tokens.tolist(), chosen.finite.tolist()
-    entries = dict[int, TokenLogprobs]()
-    for num_top, (members, logprobs) in before.items():
-        found = gather_logprobs(logprobs, chosen.tokens[members], num_top)
-        entries |= zip(members.tolist(), found, strict=True)
-    return [
-        Draw(error=NOT_FINITE)
-        if not finite[row]
-        else Draw(error=errors[row])
-        if row in errors
-        else Draw(tokens[row], entries.get(row))
-        for row in range(len(states))
-    ]
+    chosen = backend.sampling.choose(logits, rows)
+    fetched = backend.transfers.fetch(chosen.tokens, chosen.finite)
+
+    def draws() -> list[Draw]:
+        tokens, finite = (result.tolist() for result in fetched())
+        entries = dict[int, TokenLogprobs]()
+        for num_top, (members, logprobs) in before.items():
+            found = gather_logprobs(logprobs, chosen.tokens[members], num_top)
+            entries |= zip(members.tolist(), found, strict=True)
+        problems = errors | {row: NOT_FINITE for row, good in enumerate(finite) if not good}
+        return [
+            Draw(error=problems[row]) if row in problems else Draw(token, entries.get(row))
+            for row, token in enumerate(tokens)
+        ]
+
+    return Sampled(chosen.tokens, draws)
 
 
 def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:

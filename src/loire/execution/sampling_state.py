@@ -18,7 +18,6 @@ class SamplingState:
         self.choice = new.choice
         self.prompt_token_ids = new.prompt_token_ids
         self.stop_token_ids = new.stop_token_ids
-        self.last_token_id: int | None = None
         params = new.params
         self.constraint: SequenceConstraint | None = None
         if params.structured_outputs is not None:
@@ -68,6 +67,5 @@ class SamplingState:
 
     def record(self, token_id: int) -> None:
         """Go on behind a token that was sampled."""
-        self.last_token_id = token_id
         if self.constraint is not None:
             self.constraint.record(token_id)

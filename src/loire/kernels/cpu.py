@@ -28,6 +28,7 @@ from loire.kernels.reference_attention import (
 )
 from loire.kernels.reference_linear import ReferenceLinearKernels, TorchLinear
 from loire.kernels.reference_pointwise import ReferencePointwise
+from loire.kernels.reference_transfers import ReferenceTransfers
 from loire.kernels.sampling import ReferenceSampling
 
 
@@ -155,6 +156,7 @@ class CpuBackend(Backend):
             attention=CpuAttention(),
             pointwise=CpuPointwise(),
             sampling=ReferenceSampling(),
+            transfers=ReferenceTransfers(),
             capture=no_capture,
         )
 

@@ -6,6 +6,7 @@ from loire.kernels.interface import Backend, ComputeStep
 from loire.kernels.reference_attention import ReferenceAttention
 from loire.kernels.reference_linear import ReferenceLinearKernels
 from loire.kernels.reference_pointwise import ReferencePointwise
+from loire.kernels.reference_transfers import ReferenceTransfers
 from loire.kernels.sampling import ReferenceSampling
 
 
@@ -25,5 +26,6 @@ class ReferenceBackend(Backend):
             attention=ReferenceAttention(),
             pointwise=ReferencePointwise(),
             sampling=ReferenceSampling(),
+            transfers=ReferenceTransfers(),
             capture=no_capture,
         )

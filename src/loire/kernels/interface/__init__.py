@@ -21,7 +21,7 @@ from loire.kernels.interface.attention import (
     RotaryTable,
 )
 from loire.kernels.interface.backend import Backend
-from loire.kernels.interface.batch import AdapterRows, FlatBatch
+from loire.kernels.interface.batch import AdapterRows, FlatBatch, HostBatch
 from loire.kernels.interface.capture import ComputeStep, GraphCapture, Wanted
 from loire.kernels.interface.linear import (
     MOST_ADAPTERS,
@@ -39,6 +39,7 @@ from loire.kernels.interface.sampling import (
     SamplingKernels,
     SamplingRows,
 )
+from loire.kernels.interface.transfers import Transfers
 
 __all__ = [
     "MOST_ADAPTERS",
@@ -52,6 +53,7 @@ __all__ = [
     "FlatBatch",
     "GraphCapture",
     "HeadNorms",
+    "HostBatch",
     "LayerCache",
     "Linear",
     "LinearKernels",
@@ -62,6 +64,7 @@ __all__ = [
     "RotaryTable",
     "SamplingKernels",
     "SamplingRows",
+    "Transfers",
     "Wanted",
     "Weight",
     "parts_of",

@@ -9,6 +9,7 @@ from loire.kernels.interface.capture import GraphCapture
 from loire.kernels.interface.linear import LinearKernels
 from loire.kernels.interface.pointwise import PointwiseKernels
 from loire.kernels.interface.sampling import SamplingKernels
+from loire.kernels.interface.transfers import Transfers
 
 
 @dataclass(eq=False)
@@ -23,6 +24,7 @@ class Backend:
     attention: AttentionKernels
     pointwise: PointwiseKernels
     sampling: SamplingKernels
+    transfers: Transfers
     capture: GraphCapture
     batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
     """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""

@@ -2,7 +2,29 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A step's tokens and rows as the host knows them: what Transfers.upload() takes."""
+
+    token_ids: NDArray[np.int64]
+    """[T]; anything where a token is pending."""
+    pending: NDArray[np.int64] | None
+    """[T]: the place in `latest` of the token that stands there, or -1; None: none is pending."""
+    positions: NDArray[np.int64]
+    """[T], and what follows as in FlatBatch."""
+    slots: NDArray[np.int64]
+    """[T]."""
+    block_tables: NDArray[np.int32]
+    """[R, M]."""
+    query_starts: NDArray[np.int32]
+    """[R + 1]."""
+    context_lens: NDArray[np.int32]
+    """[R]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from loire.kernels.native.linear import NativeLinearKernels
 from loire.kernels.native.pointwise import NativePointwise
 from loire.kernels.native.recording import NativeCapture
 from loire.kernels.native.sampling import NativeSampling
+from loire.kernels.reference_transfers import ReferenceTransfers
 
 BATCH_INVARIANT_DTYPES = frozenset(TYPES)
 """All that the kernels compute in."""
@@ -52,6 +53,7 @@ class NativeBackend(Backend):
             attention=NativeAttention(context),
             pointwise=NativePointwise(context),
             sampling=NativeSampling(context),
+            transfers=ReferenceTransfers(),
             capture=NativeCapture(context),
             batch_invariant_dtypes=BATCH_INVARIANT_DTYPES,
             torch_threads=1,  # it has threads of its own

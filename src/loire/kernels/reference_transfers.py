@@ -1,0 +1,39 @@
+"""Between the host and a device, by torch's own copies: the definition."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loire.kernels.interface import FlatBatch, HostBatch
+
+
+class ReferenceTransfers:
+    """See kernels.interface.Transfers. Where the host computes, nothing is copied."""
+
+    def upload(self, host: HostBatch, latest: Tensor) -> tuple[Tensor, FlatBatch]:
+        """Token ids [T] and the batch, where latest is."""
+
+        def there(values: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(values).to(latest.device)
+
+        token_ids = there(host.token_ids)
+        if host.pending is not None:
+            pending = there(host.pending)
+            token_ids = torch.where(pending < 0, token_ids, latest[pending.clamp_min(0)])
+        return token_ids, FlatBatch(
+            positions=there(host.positions),
+            slots=there(host.slots),
+            block_tables=there(host.block_tables),
+            query_starts=there(host.query_starts),
+            context_lens=there(host.context_lens),
+            host_query_lens=tuple(np.diff(host.query_starts).tolist()),
+            host_context_lens=tuple(host.context_lens.tolist()),
+        )
+
+    def fetch(self, *results: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        """At once: a copy waits for what is computed."""
+        fetched = tuple(result.cpu() for result in results)
+        return lambda: fetched

@@ -1,0 +1,62 @@
+"""From plans to batches: pending tokens come from where the model computes."""
+
+import numpy as np
+import torch
+
+from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
+from loire.execution.inputs import host_batch
+from loire.execution.latest_tokens import FEWEST_PLACES, LatestTokens
+from loire.kernels.reference import ReferenceBackend
+
+CPU = torch.device("cpu")
+
+
+def row(seq_id: int, tokens: tuple[int, ...], start: int) -> StepRow:
+    return StepRow(seq_id=seq_id, token_ids=tokens, start=start, samples=True)
+
+
+def test_rows_one_after_another() -> None:
+    plan = StepPlan(0, (row(4, (7, 8, 9), 15), row(2, (5,), 0), row(9, (1, 2), 33)))
+    tables = np.array([[3, 6, 0], [1, 0, 0], [9, 8, 2]], dtype=np.int32)
+    host = host_batch(plan, tables, 16, lambda _: 0)
+    assert host.pending is None
+    assert host.token_ids.tolist() == [7, 8, 9, 5, 1, 2]
+    assert host.positions.tolist() == [15, 16, 17, 0, 33, 34]
+    assert host.slots.tolist() == [63, 96, 97, 16, 33, 34]
+    assert host.query_starts.tolist() == [0, 3, 4, 6]
+    assert host.context_lens.tolist() == [18, 1, 35]
+    tokens, batch = ReferenceBackend().transfers.upload(host, torch.zeros(1, dtype=torch.int64))
+    assert tokens.tolist() == host.token_ids.tolist()
+    assert (batch.host_query_lens, batch.host_context_lens) == ((3, 1, 2), (18, 1, 35))
+    kinds = [batch.positions, batch.slots, batch.block_tables, batch.query_starts]
+    assert [x.dtype for x in kinds] == [torch.int64, torch.int64, torch.int32, torch.int32]
+
+
+def test_pending_tokens_are_those_sampled_last() -> None:
+    latest = LatestTokens(CPU)
+    latest.put([4, 2], torch.tensor([40, 20]))
+    latest.put([2], torch.tensor([21]))
+    plan = StepPlan(
+        0, (row(2, (PENDING_TOKEN,), 5), row(7, (3,), 0), row(4, (8, PENDING_TOKEN), 9))
+    )
+    tables = np.zeros((3, 1), dtype=np.int32)
+    host = host_batch(plan, tables, 16, latest.place)
+    tokens, _ = ReferenceBackend().transfers.upload(host, latest.tokens)
+    assert tokens.tolist() == [21, 3, 8, 40]
+
+
+def test_places_are_given_back_and_grow() -> None:
+    latest = LatestTokens(CPU)
+    many = list(range(3 * FEWEST_PLACES))
+    latest.put(many, torch.tensor(many) + 1000)
+    assert latest.tokens[[latest.place(seq_id) for seq_id in many]].tolist() == [
+        seq_id + 1000 for seq_id in many
+    ]
+    size = len(latest.tokens)
+    for seq_id in many[:100]:
+        latest.drop(seq_id)
+    latest.drop(10**6)
+    latest.put(range(5000, 5100), torch.arange(100))
+    assert len(latest.tokens) == size
+    assert latest.tokens[latest.place(150)] == 1150
+    assert len({latest.place(seq_id) for seq_id in (*many[100:], *range(5000, 5100))}) == len(many)

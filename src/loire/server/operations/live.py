@@ -18,8 +18,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from loire.base.step import StepRecord
-from loire.server.serving.request_client import EngineClient
 from loire.server.serving.served import Served, ServedModel
+from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.descriptions import ERROR_RESPONSES, stream_description
 from loire.server.web.sse import EventStream, event
 
@@ -202,7 +202,7 @@ def _totals(records: Sequence[StepRecord]) -> LiveTotals:
     )
 
 
-def describe(client: EngineClient) -> LiveEngine:
+def describe(client: ServedEngine) -> LiveEngine:
     """What the first event says."""
     config = client.config
     return LiveEngine(

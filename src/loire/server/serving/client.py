@@ -19,8 +19,8 @@ from loire.engine.frontend import Frontend
 from loire.engine.requests import Origin, Submission
 from loire.server.access.admission import Ticket, get_ticket
 from loire.server.access.caller import Caller, get_caller
-from loire.server.serving.request_client import EngineClient
 from loire.server.serving.served import ServedModel
+from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.call import Call, get_call
 from loire.server.web.errors import ApiError
 
@@ -42,7 +42,7 @@ class CallClient:
     """
 
     def __init__(
-        self, engine: EngineClient, served: ServedModel, caller: Caller, ticket: Ticket, call: Call
+        self, engine: ServedEngine, served: ServedModel, caller: Caller, ticket: Ticket, call: Call
     ) -> None:
         self._engine = engine
         self._admission = served.admission

@@ -11,7 +11,7 @@ from loire.server.access.admission import Admission
 from loire.server.observe.engine_state import EngineState
 from loire.server.observe.metrics import Metrics
 from loire.server.observe.request_watch import Observer
-from loire.server.serving.request_client import EngineClient
+from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.errors import ApiError
 
 State: TypeAlias = Literal["loading", "ready", "draining", "stopped"]
@@ -27,7 +27,7 @@ class ServedModel:
     def __init__(
         self,
         names: Sequence[str],
-        engine: EngineClient | None = None,
+        engine: ServedEngine | None = None,
         admission: Admission | None = None,
         *,
         log_prompts: bool = False,
@@ -38,7 +38,7 @@ class ServedModel:
         """Whether the server is stopping: no new requests are taken."""
         self.admission = admission or Admission()
         self.observer = Observer(Metrics(self._engine_state), log_prompts=log_prompts)
-        self._engine: EngineClient | None = None
+        self._engine: ServedEngine | None = None
         if engine is not None:
             self.set_ready(engine)
 
@@ -58,13 +58,13 @@ class ServedModel:
         """Requests in the engine, waiting or running."""
         return 0 if self._engine is None else self._engine.num_requests
 
-    def set_ready(self, engine: EngineClient) -> None:
+    def set_ready(self, engine: ServedEngine) -> None:
         """From now on, requests are taken."""
         self._engine = engine
         engine.watch_steps(self.observer.add_step)
 
     @property
-    def engine(self) -> EngineClient:
+    def engine(self) -> ServedEngine:
         """The engine, for what joins no queue; client.admit() is for what does.
 
         Raises ApiError (503) while it loads, while the server drains, and after it has stopped.
@@ -81,7 +81,7 @@ class ServedModel:
             )
         return self._engine
 
-    def engine_for(self, name: str) -> EngineClient:
+    def engine_for(self, name: str) -> ServedEngine:
         """The engine of a model, as `engine`. Raises ApiError: 404 if there is no such model."""
         if name not in self.names:
             known = ", ".join(repr(known) for known in self.names)

@@ -1,4 +1,4 @@
-"""What routes and the server need of an engine."""
+"""What the server needs of an engine."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
@@ -11,8 +11,11 @@ from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
 
 
-class RequestClient(Protocol):
-    """Builds submissions with `frontend` and `next_id`, and runs them with `stream`."""
+class ServedEngine(Protocol):
+    """One engine (engine.supervised.SupervisedEngine), or many as one (fleet.client.FleetClient).
+
+    Requests are made with `frontend` and `next_id`, and run with `stream`.
+    """
 
     @property
     def config(self) -> EngineConfig:
@@ -31,10 +34,6 @@ class RequestClient(Protocol):
     def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
         """Run a request; each output holds what is new. Closing the iterator ends it."""
         ...
-
-
-class EngineClient(RequestClient, Protocol):
-    """What the server needs of an engine. `engine.supervised.SupervisedEngine` gives it."""
 
     @property
     def alive(self) -> bool:

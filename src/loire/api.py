@@ -232,7 +232,7 @@ class LLM(_LocalEngine):
 
     def _run(self, submissions: Sequence[Submission]) -> list[RequestOutput]:
         client = self._client
-        ledgers = client.ledgers(submissions)
+        ledgers = client.ledgers(submissions, keep=True)
         for _ in client.run(ledgers):
             pass
         return [ledger.so_far() for ledger in ledgers]

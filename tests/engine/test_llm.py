@@ -227,10 +227,24 @@ def test_updates_of_ended_requests_are_dropped(llm: LLM) -> None:
     from loire.engine.ledger import RequestLedger
 
     submission = llm.frontend.prompt("r", PROMPT, replace(GREEDY, stop=("x",)))
-    ledger = RequestLedger(submission, llm.frontend.tokenizer)
+    ledger = RequestLedger(submission, llm.frontend.tokenizer, keeps=True)
     x = llm.frontend.tokenizer.encode("x", False)[0]
     news = ledger.apply(SequenceUpdate("r", 0, token_ids=(x,)))
     assert news is not None
     assert news[1], "the engine must be told"
     assert ledger.apply(SequenceUpdate("r", 0, token_ids=(x,))) is None
     assert ledger.so_far().outputs[0].token_ids == (x,)
+
+
+def test_the_ledger_of_a_stream_holds_no_tokens(llm: LLM) -> None:
+    """Its reader has them: they are not kept twice."""
+    from loire.engine.ledger import RequestLedger
+
+    params = replace(GREEDY, logprobs=2, max_tokens=30)
+    submission = llm.frontend.prompt(llm._client.next_id(), PROMPT, params)
+    ledger = RequestLedger(submission, llm.frontend.tokenizer)
+    outputs = list(llm._client.run([ledger]))
+    [completion] = ledger.completions
+    assert completion.num_tokens == 30 == sum(len(o.outputs[0].token_ids) for o in outputs)
+    assert (completion.token_ids, completion.logprobs, completion.text) == ([], [], "")
+    assert outputs[-1].timing.tpot_s is not None

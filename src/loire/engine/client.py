@@ -108,7 +108,7 @@ class EngineClient(Generic[Link]):
                 timer.cancel()
 
     def run(self, ledgers: Sequence[RequestLedger]) -> Generator[RequestOutput, None, None]:
-        """Run requests from a thread, together; outputs hold what is new, the ledgers everything.
+        """Run requests from a thread, together; outputs hold what is new.
 
         Leaving the iterator ends the requests and frees their blocks. Raises EngineError if the
         engine stops.
@@ -118,9 +118,12 @@ class EngineClient(Generic[Link]):
             while requests.num_open:
                 yield from requests.enter(inbox.take())
 
-    def ledgers(self, submissions: Sequence[Submission]) -> list[RequestLedger]:
-        """A ledger for each request, empty yet."""
-        return [RequestLedger(submission, self.frontend.tokenizer) for submission in submissions]
+    def ledgers(
+        self, submissions: Sequence[Submission], *, keep: bool = False
+    ) -> list[RequestLedger]:
+        """A ledger for each request, empty yet. keep: whether it shall hold everything."""
+        tokenizer = self.frontend.tokenizer
+        return [RequestLedger(submission, tokenizer, keeps=keep) for submission in submissions]
 
     def fail_all(self, error: EngineError) -> None:
         """End every request with this error."""
@@ -174,7 +177,7 @@ class _OpenRequests:
 
 
 def _timed_out(ledger: RequestLedger, timeout_s: float) -> RequestTimeoutError:
-    num_tokens = sum(len(completion.token_ids) for completion in ledger.completions)
+    num_tokens = sum(completion.num_tokens for completion in ledger.completions)
     return RequestTimeoutError(
         f"request {ledger.request_id} was not finished within {timeout_s:g} s, waiting included: "
         f"it had generated {num_tokens} tokens; ask for fewer, or try again when there is less load"

@@ -24,11 +24,17 @@ from loire.text.tokenizer import Tokenizer
 
 
 class CompletionLedger:
-    """One of the n completions: its tokens, its text, and how it ended."""
+    """One of the n completions: its tokens, its text, and how it ended.
 
-    def __init__(self, index: int, submission: Submission, tokenizer: Tokenizer) -> None:
+    keeps: whether it holds what has come, for so_far().
+    """
+
+    def __init__(
+        self, index: int, submission: Submission, tokenizer: Tokenizer, *, keeps: bool
+    ) -> None:
         request = submission.request
         self.index = index
+        self.num_tokens = 0
         self.token_ids: list[int] = []
         self.logprobs: list[PositionLogprobs] = []
         self.finish_reason: FinishReason | None = None
@@ -36,6 +42,9 @@ class CompletionLedger:
         self.error: str | None = None
         self._text: list[str] = []
         self._params = request.params
+        form = request.params.structured_outputs
+        self._keeps = keeps
+        self._is_json = form is not None and form.is_json
         self._stop_token_ids = frozenset(request.stop_token_ids)
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(
@@ -53,16 +62,19 @@ class CompletionLedger:
 
     def apply(self, update: SequenceUpdate) -> CompletionOutput:
         """Enter what has come; the output is what is new."""
-        first = len(self.token_ids)
+        first = self.num_tokens
+        self.num_tokens += len(update.token_ids)
         logprobs = [position_logprobs(entry, self._tokenizer) for entry in update.logprobs]
-        self.token_ids += update.token_ids
-        self.logprobs += logprobs
+        if self._keeps:
+            self.token_ids += update.token_ids
+            self.logprobs += logprobs
         text = self._new_text(update, first)
         if self.finish_reason is None and update.finish_reason is not None:
             self.finish_reason = update.finish_reason
             self.stop_reason = update.stop_reason
             self.error = update.error
-        self._text.append(text)
+        if self._keeps or self._is_json:
+            self._text.append(text)
         if self.finish_reason == "stop" and self._is_cut():
             self.finish_reason, self.stop_reason = "length", None
         return CompletionOutput(
@@ -77,8 +89,7 @@ class CompletionLedger:
 
     def _is_cut(self) -> bool:
         """Whether the output should be JSON, but ended inside it (a stop string can do that)."""
-        spec = self._params.structured_outputs
-        if spec is None or not spec.is_json:
+        if not self._is_json:
             return False
         try:
             json.loads(self.text)
@@ -114,7 +125,7 @@ class CompletionLedger:
             if self.finish_reason is not None:
                 return released
         if update.finish_reason is not None:
-            released += self._match(self._detokenizer.flush(), len(self.token_ids))
+            released += self._match(self._detokenizer.flush(), self.num_tokens)
             if self.finish_reason is None:
                 released += self._matcher.flush()
         return released
@@ -130,12 +141,17 @@ class CompletionLedger:
 
 
 class RequestLedger:
-    """One request, from submission to end."""
+    """One request, from submission to end.
 
-    def __init__(self, submission: Submission, tokenizer: Tokenizer) -> None:
+    keeps: whether it holds all that has come, for so_far(); a stream's reader has it already.
+    """
+
+    def __init__(
+        self, submission: Submission, tokenizer: Tokenizer, *, keeps: bool = False
+    ) -> None:
         self.submission = submission
         self.completions = [
-            CompletionLedger(index, submission, tokenizer)
+            CompletionLedger(index, submission, tokenizer, keeps=keeps)
             for index in range(submission.request.params.n)
         ]
         self.num_cached_tokens = 0
@@ -173,13 +189,6 @@ class RequestLedger:
         must_abort = delta.finish_reason is not None and update.finish_reason is None
         return self._output((delta,)), must_abort
 
-    def end(self, reason: FinishReason, error: str | None = None) -> RequestOutput:
-        """End what has not ended, such as when the user aborts or the engine dies."""
-        for completion in self.completions:
-            if completion.finish_reason is None:
-                completion.finish_reason, completion.error = reason, error
-        return self.so_far()
-
     def so_far(self) -> RequestOutput:
         """The request with everything that has come."""
         return self._output(tuple(completion.so_far() for completion in self.completions))
@@ -210,7 +219,7 @@ class RequestLedger:
         first, last = self._first_token_s, self._last_token_s
         if first is None or last is None:
             return RequestTiming()
-        longest = max(len(completion.token_ids) for completion in self.completions)
+        longest = max(completion.num_tokens for completion in self.completions)
         return RequestTiming(
             queue_s=None if self._first_scheduled_s is None else self._first_scheduled_s - arrival,
             ttft_s=first - arrival,

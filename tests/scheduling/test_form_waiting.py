@@ -2,6 +2,7 @@
 
 import pytest
 
+from loire.base.cache_geometry import one_group
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
@@ -39,13 +40,13 @@ class Forms:
 
 def engine(forms: Forms, slots: int = 2) -> EngineCore:
     scheduler = Scheduler(
-        PagedAllocator(32, 4, prefix_caching=True),
+        PagedAllocator(32, one_group(4), prefix_caching=True),
         Continuous(slots),
         max_num_batched_tokens=64,
         max_model_len=WINDOW,
         background_tokens=8,
     )
-    return EngineCore(scheduler, FakeExecutor(32, 4), form_ready=forms.ready)
+    return EngineCore(scheduler, FakeExecutor(32, one_group(4)), form_ready=forms.ready)
 
 
 def ended(core: EngineCore, steps: int) -> list[str]:

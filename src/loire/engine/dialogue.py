@@ -27,8 +27,8 @@ from loire.text.effort import FLAGS, Effort, effort_variables
 from loire.text.reasoning import ReasoningSplitter
 from loire.text.reasoning_grammar import Thinking, Thoughts
 from loire.text.tools.definitions import ToolUse
+from loire.text.tools.families import call_parser
 from loire.text.tools.grammar import CallGrammar
-from loire.text.tools.parser import ToolParser
 
 RESERVED_VARIABLES = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -70,8 +70,11 @@ class Turn:
             inside = self.thinking == "inside"
             splitter = ReasoningSplitter(self.dialect.reasoning, inside=inside)
         if self.tools is not None:
-            names = {tool.name for tool in self.tools.callable_tools}
-            parser = ToolParser(self.dialect.tool_format, names, max_calls=self.tools.max_calls)
+            parser = call_parser(
+                self.dialect.tool_format,
+                self.tools.callable_tools,
+                max_calls=self.tools.max_calls,
+            )
         must_call = self.tools is not None and self.tools.mode == "required"
         return AnswerReader(AnswerParser(splitter, parser), must_call, self.is_json)
 

@@ -2,13 +2,13 @@
 
 from loire.text.reasoning import ReasoningSplitter
 from loire.text.tools.events import AnswerEvent, ContentDelta, ReasoningDelta
-from loire.text.tools.parser import ToolParser
+from loire.text.tools.families import CallParser
 
 
 class AnswerParser:
     """Reads one answer, in pieces of any size. None for what the answer cannot hold."""
 
-    def __init__(self, splitter: ReasoningSplitter | None, tools: ToolParser | None) -> None:
+    def __init__(self, splitter: ReasoningSplitter | None, tools: CallParser | None) -> None:
         self._splitter = splitter
         self._tools = tools
 

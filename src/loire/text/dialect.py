@@ -4,7 +4,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from loire.text.reasoning import MISTRAL_THINK, THINK, ReasoningMarks
-from loire.text.tools.formats import GENERIC, ToolFormat, choose_format
+from loire.text.tools.families import choose_format
+from loire.text.tools.formats import GENERIC, ToolFormat
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,6 +258,15 @@ def _is_list_of(value: Any, kind: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
+def resolve(root: Mapping[str, Any], schema: Schema) -> Schema:
+    """A schema within another, references to it followed."""
+    for _ in range(8):
+        if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
+            break
+        schema = _at(root, schema["$ref"])
+    return schema
+
+
 def _parts(schema: Schema, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All schemas within a schema, with their paths."""
     if not isinstance(schema, Mapping):

@@ -1,7 +1,8 @@
-"""How the families of models write tool calls, and which of these forms a chat template teaches."""
+"""How the families of models write tool calls: forms of JSON; others have files of their own."""
 
-import re
 from dataclasses import dataclass
+
+from loire.text.tools.blocks import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class ToolFormat:
         name_end: stands between the name and the arguments of a named call.
         arguments_key: key of the arguments in the call's object.
         id_length: characters of a call's id, if the template insists on a number.
+        block: how calls are written that are no JSON object; what concerns these is not used then.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ToolFormat:
     name_end: str = ""
     arguments_key: str = "arguments"
     id_length: int | None = None
+    block: Block | None = None
     before: str
     between: str
     after: str
@@ -39,9 +42,15 @@ class ToolFormat:
     @property
     def markers(self) -> tuple[str, ...]:
         """Texts with a meaning of their own, which a tokenizer may hold as special tokens."""
-        return tuple(
-            marker for marker in (self.opening, self.closing, "[ARGS]", "[CALL_ID]") if marker
-        )
+        own = (self.opening, self.closing, "[ARGS]", "[CALL_ID]")
+        block = () if self.block is None else (*self.block.tokens, *self.block.around)
+        return tuple(marker for marker in (*own, *block) if marker)
+
+    @property
+    def first_mark(self) -> str:
+        """What stands before the first call of an answer."""
+        around = () if self.block is None else self.block.around
+        return around[0] if around else self.opening
 
 
 HERMES = ToolFormat(
@@ -102,18 +111,31 @@ GENERIC = ToolFormat(
 """For templates that know nothing of tools: explained in the system prompt (prompt.py). Small
 models often leave the marks out, so an object alone is taken as a call too."""
 
-_NAME_AFTER_MARK = re.compile(r"\[TOOL_CALLS\]['\"]\s*[+~]\s*\w+[.\[]['\"]?(?:function|name)")
+NEMOTRON = ToolFormat(
+    name="nemotron",
+    opening="<TOOLCALL>",
+    closing="</TOOLCALL>",
+    before="<TOOLCALL>[",
+    between=", ",
+    after="]</TOOLCALL>",
+)
+"""Nemotron Nano v2 and its elders: a list between tags."""
 
+GRANITE = ToolFormat(
+    name="granite",
+    opening="<|tool_call|>",
+    before="<|tool_call|>[",
+    between=", ",
+    after="]",
+)
+"""Granite 3: a list after a mark. Granite 4 writes as Hermes does."""
 
-def choose_format(template: str) -> ToolFormat:
-    """The form that a chat template's source teaches; GENERIC if it is none of those known."""
-    if "[TOOL_CALLS]" in template:
-        if "[ARGS]" in template or _NAME_AFTER_MARK.search(template):
-            return MISTRAL_NAMED
-        return MISTRAL
-    # Qwen3-Coder and GLM use the same mark around XML of their own.
-    if "<tool_call>" in template and "<function=" not in template and "<arg_key>" not in template:
-        return HERMES
-    if '"parameters": ' in template and ("<|python_tag|>" in template or "ipython" in template):
-        return LLAMA
-    return GENERIC
+PHI = ToolFormat(
+    name="phi",
+    opening="<|tool_call|>",
+    closing="<|/tool_call|>",
+    before="<|tool_call|>[",
+    between=", ",
+    after="]<|/tool_call|>",
+)
+"""Phi-4-mini: a list between marks."""

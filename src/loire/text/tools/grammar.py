@@ -42,6 +42,8 @@ class CallGrammar:
         self._special_id = thoughts.special_id
         self._form = form
         self._check = check
+        self._until: dict[str, str] = {}
+        """Names of the rules for texts that end with one, by that."""
         self._markers = re.compile("(" + "|".join(map(re.escape, tool_format.markers)) + ")")
 
     def write(self, use: ToolUse) -> str:
@@ -52,15 +54,18 @@ class CallGrammar:
         limit = MAX_CALLS if use.max_calls is None else use.max_calls
         more = f" (between call){{0,{limit - 1}}}" if limit > 1 else ""
         rules += [
-            f"calls: {self._text(self._format.before)} first_calls",
-            f"first_calls: call{more} {self._text(self._format.after)}",
-            f"between: {self._text(self._format.between)}",
+            f"calls: {self.text(self._format.before)} first_calls",
+            f"first_calls: call{more} {self.text(self._format.after)}",
+            f"between: {self.text(self._format.between)}",
         ]
         names = [f"call_{number}" for number in range(len(use.callable_tools))]
         rules.append(f"call: {' | '.join(names)}")
         for name, tool in zip(names, use.callable_tools, strict=True):
             exact = tool.strict or use.mode == "required"
             rules.append(f"{name}: {self._call(tool, use.tools.index(tool), exact=exact)}")
+        for closing, name in self._until.items():
+            end = re.escape(closing).replace("/", r"\/").replace("\n", "n")
+            rules.append(rf"{name}[lazy]: /(.|\n)*{end}/")
         return "\n".join(rules) + "\n"
 
     def _free_answer(self, rules: list[str]) -> str:
@@ -72,21 +77,24 @@ class CallGrammar:
         # Where calls need no mark, what begins with a brace would be taken for one.
         text = r"/\s*([^{\s](.|\n)*)?/" if form.bare else r"/(.|\n)*/"
         rules.append(f"TEXT: {text}")
-        token = self._special_id(form.opening)
+        mark = form.first_mark
+        token = self._special_id(mark)
         if token is None:
-            rules.append(f"lead[lazy]: TEXT {json.dumps(form.opening)}")
+            rules.append(f"lead[lazy]: TEXT {json.dumps(mark, ensure_ascii=False)}")
         else:
             rules.append(f"lead: TEXT <[{token}]>")
-        rest = self._text(form.before.removeprefix(form.opening))
+        rest = self.text(form.before.removeprefix(mark))
         alone = " | calls" if form.bare and not form.before else ""
         return f"(TEXT | lead {rest} first_calls{alone})"
 
     def _call(self, tool: Tool, number: int, *, exact: bool) -> str:
         schema = self._schema(tool, number) if exact else ANY_OBJECT
-        arguments = f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN}, ensure_ascii=False)}"
         form = self._format
+        if form.block is not None:
+            return form.block.write(tool.name, schema, self)
+        arguments = self.json(schema)
         if form.name_end:
-            return f"{self._text(tool.name + form.name_end)} {arguments}"
+            return f"{self.text(tool.name + form.name_end)} {arguments}"
         head = f'{{"name": {json.dumps(tool.name)}, "{form.arguments_key}": '
         return f'{json.dumps(head, ensure_ascii=False)} {arguments} "}}"'
 
@@ -112,7 +120,21 @@ class CallGrammar:
             ) from error
         return schema
 
-    def _text(self, text: str) -> str:
+    def json(self, schema: Mapping[str, Any]) -> str:
+        """A JSON value, written as chat templates write it."""
+        return f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN}, ensure_ascii=False)}"
+
+    def until(self, closing: str) -> str:
+        """Any text, up to a closing text and with it."""
+        mark, *rest = filter(None, self._markers.split(closing))
+        token = self._special_id(mark)
+        if token is not None:
+            return f"/(.|\\n)*/ <[{token}]> {self.text(''.join(rest))}"
+        if closing not in self._until:
+            self._until[closing] = f"until_{len(self._until)}"
+        return self._until[closing]
+
+    def text(self, text: str) -> str:
         """A fixed text, its special tokens by their ids."""
         parts = (part for part in self._markers.split(text) if part)
         return " ".join(fixed_text(part, self._special_id) for part in parts) or '""'

@@ -61,6 +61,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         "trace": [],
         "bench": [str(model), "--workload", str(workload), *SMALL],
         "env": [],
+        "keys": ["add", "alice", "--file", str(folder / "keys")],
     }[verb]
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from loire.server.access.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
+from loire.server.access.key_sources import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
 from loire.server.access.options import AccessOptions
 from loire.server.access.rates import Limits
 
@@ -17,7 +17,8 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="API keys, one a line, as NAME:KEY or NAME:sha256:HEX (repeatable)",
+        help="API keys, one a line, as NAME:KEY or NAME:sha256:HEX; read again when it changes "
+        "(repeatable; `loire keys` writes it)",
     )
     group.add_argument(
         "--admin-key-file",

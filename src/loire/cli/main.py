@@ -12,6 +12,7 @@ VERBS: dict[str, str] = {
     "run": "answer one prompt, streamed to the terminal",
     "chat": "talk with a model in the terminal",
     "serve": "serve the OpenAI API over HTTP",
+    "keys": "add, revoke and list the API keys of a file",
     "deploy": "write the file with which Ray Serve keeps replicas of a model",
     "pull": "fetch a model into the local store",
     "models": "list the models that are on this machine, and those that can be fetched",

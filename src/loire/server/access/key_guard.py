@@ -15,7 +15,7 @@ from loire.server.web.routes import route_of
 class KeyGuard:
     """ASGI middleware: 401 without a key that is known, 403 for admin routes without an admin key.
 
-    With an empty ring everything is open.
+    With a ring that needs no key everything is open.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -23,10 +23,8 @@ class KeyGuard:
         self._ring = access.ring
         self._open = ("everybody", "scrapers") if access.public_metrics else ("everybody",)
         self._nobody = Caller(meter=TenantMeter(limits=access.limits))
-        self._callers = {
-            key.name: Caller(key.name, key.admin, TenantMeter(key.name, key.limits))
-            for key in access.ring.keys
-        }
+        self._callers: dict[str, tuple[ApiKey, Caller]] = {}
+        """Of each tenant that came, with the key that it has."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
@@ -41,10 +39,21 @@ class KeyGuard:
                 await refusal(scope, error)(scope, receive, send)
                 return
             if key is not None:
-                caller = self._callers[key.name]
+                caller = self._caller(key)
         set_caller(scope, caller)
         get_call(scope).tenant = caller.tenant
         await self._app(scope, receive, send)
+
+    def _caller(self, key: ApiKey) -> Caller:
+        """Who has a key. A new key of the same name and limits goes on with what was used."""
+        known = self._callers.get(key.name)
+        if known is not None and known[0] == key:
+            return known[1]
+        goes_on = known is not None and known[0].limits == key.limits
+        meter = known[1].meter if known and goes_on else TenantMeter(key.name, key.limits)
+        caller = Caller(key.name, key.admin, meter)
+        self._callers[key.name] = key, caller
+        return caller
 
     def _presented(self, scope: Scope) -> ApiKey | None:
         """The key in `Authorization: Bearer KEY` or, as Anthropic has it, in `x-api-key`."""

@@ -9,19 +9,12 @@ that people think up.
 
 import hashlib
 import hmac
-import os
 import re
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 from loire.base.errors import ConfigError
 from loire.server.access.rates import NO_LIMITS, Limits
-
-KEY_VARIABLE = "LOIRE_API_KEY"
-ADMIN_VARIABLE = "LOIRE_ADMIN_KEY"
-"""Environment variables with keys, separated by commas."""
 
 SHORTEST_KEY = 16
 """Characters; a shorter key could be found by trying."""
@@ -44,25 +37,36 @@ class ApiKey:
 
 
 class KeyRing:
-    """All keys of a server; without any, everybody may ask.
+    """All keys of a server; made without any, everybody may ask.
 
     Raises ConfigError if two have the same name, or are the same.
     """
 
     def __init__(self, keys: Sequence[ApiKey] = ()) -> None:
-        self.keys = tuple(keys)
+        self.keys: tuple[ApiKey, ...] = ()
+        self.replace(keys)
+        self._closed = bool(self.keys)
+
+    def replace(self, keys: Sequence[ApiKey]) -> None:
+        """From now on these are the keys; any thread may say so. Raises as the constructor does,
+        and then changes nothing.
+
+        A server that has lost its last key lets nobody in; one that began without any stays open.
+        """
         names: set[str] = set()
         digests: dict[bytes, str] = {}
-        for key in self.keys:
+        for key in keys:
             if key.name in names:
                 raise ConfigError(f"two keys have the name {key.name!r}: each needs its own")
             if key.digest in digests:
                 raise ConfigError(f"{digests[key.digest]!r} and {key.name!r} have the same key")
             names.add(key.name)
             digests[key.digest] = key.name
+        self.keys = tuple(keys)
 
     def __bool__(self) -> bool:
-        return bool(self.keys)
+        """Whether a key is needed."""
+        return self._closed
 
     def find(self, presented: bytes) -> ApiKey | None:
         """The key that was presented. Takes as long for a wrong key as for any right one."""
@@ -74,65 +78,28 @@ class KeyRing:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class KeySources:
-    """Where keys come from.
-
-    key_files, admin_key_files: text files, one key a line; empty lines and lines that begin with #
-    are skipped. keys: as given on the command line.
-    """
-
-    key_files: Sequence[Path] = ()
-    admin_key_files: Sequence[Path] = ()
-    keys: Sequence[str] = ()
-
-    def read(
-        self, environment: Mapping[str, str] = os.environ, limits: Limits = NO_LIMITS
-    ) -> KeyRing:
-        """All keys. Raises ConfigError, which names the place and never repeats a key.
-
-        limits: of keys that say nothing about theirs.
-        """
-        sources = (
-            *(_lines(path, admin=False) for path in self.key_files),
-            *(_lines(path, admin=True) for path in self.admin_key_files),
-            _variable(environment, KEY_VARIABLE, admin=False),
-            _variable(environment, ADMIN_VARIABLE, admin=True),
-            [("--api-key", text, False) for text in self.keys],
-        )
-        keys: list[ApiKey] = []
-        for source in sources:
-            for place, text, admin in source:
-                unnamed = f"admin-{len(keys) + 1}" if admin else f"key-{len(keys) + 1}"
-                keys.append(
-                    parse_key(text, place=place, admin=admin, unnamed=unnamed, limits=limits)
-                )
-        return KeyRing(keys)
-
-
 def parse_key(
     text: str,
     *,
     place: str,
     admin: bool = False,
-    unnamed: str = "key",
     limits: Limits = NO_LIMITS,
 ) -> ApiKey:
     """A key from KEY, NAME:KEY or NAME:sha256:HEX, with limits after it.
 
-    place: for error messages, which never repeat the key. unnamed: the name of one without a name.
-    limits: what it has where the text says nothing. Raises ConfigError.
+    place: for error messages, which never repeat the key. limits: what it has where the text
+    says nothing. Raises ConfigError.
+
+    A key without a name gets one from its hash, so that it stays the same tenant whatever keys are
+    beside it.
     """
     words = text.split() or [""]
     limits = _limits(words[1:], limits, place)
     name, colon, rest = words[0].partition(":")
     if not colon:
-        name, rest = unnamed, words[0]
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{place}: the name before the colon must have 1 to 64 letters, digits, '.', '_' or "
-            f"'-', and begin with a letter or digit"
-        )
+        digest = hashlib.sha256(words[0].encode()).hexdigest()
+        name, rest = f"key-{digest[:8]}", words[0]
+    check_name(name, place=place)
     kind, hashed, digest = rest.partition(":")
     if hashed:
         if kind != "sha256" or not _DIGEST.fullmatch(digest):
@@ -154,6 +121,20 @@ def parse_key(
     return ApiKey(name, hashlib.sha256(rest.encode()).digest(), admin, limits)
 
 
+def check_name(name: str, *, place: str) -> None:
+    """Raises ConfigError if a key cannot have that name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{place}: the name before the colon must have 1 to 64 letters, digits, '.', '_' or "
+            f"'-', and begin with a letter or digit"
+        )
+    if name.lower() == "sha256":
+        raise ConfigError(
+            f"{place}: a hash needs the name of its key before it: NAME:sha256:HEX (without one it "
+            f"would be taken for a key itself)"
+        )
+
+
 def _limits(words: Sequence[str], limits: Limits, place: str) -> Limits:
     """The limits, with those that the words give. Raises ConfigError."""
     given: dict[str, int | None] = {}
@@ -172,32 +153,3 @@ def _limits(words: Sequence[str], limits: Limits, place: str) -> Limits:
         return replace(limits, **given)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
-
-
-def _lines(path: Path, *, admin: bool) -> Iterator[tuple[str, str, bool]]:
-    try:
-        text = path.read_text("utf-8")
-        mode = path.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the key file {path} cannot be read: {error}") from error
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"others than its owner can write to the key file {path}, and so let themselves in: "
-            f"run chmod 600 {path}"
-        )
-    count = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        content = line.strip()
-        if content and not content.startswith("#"):
-            count += 1
-            yield f"{path}, line {number}", content, admin
-    if not count:
-        raise ConfigError(f"the key file {path} has no keys: write one a line, as NAME:KEY")
-
-
-def _variable(
-    environment: Mapping[str, str], name: str, *, admin: bool
-) -> Iterator[tuple[str, str, bool]]:
-    for text in environment.get(name, "").split(","):
-        if text.strip():
-            yield name, text.strip(), admin

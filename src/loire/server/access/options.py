@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loire.base.errors import ConfigError
-from loire.server.access.keys import ADMIN_VARIABLE, KEY_VARIABLE, KeyRing, KeySources
+from loire.server.access.key_sources import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
+from loire.server.access.keys import KeyRing
 from loire.server.access.names import KnownNames, known_names
 from loire.server.access.rates import NO_LIMITS, Limits
+from loire.server.storage.file_watch import FileWatch
 
 log = logging.getLogger("loire.server")
 
@@ -20,13 +22,14 @@ class Access:
     """Who may use a server, and how much of it.
 
     limits: of all callers together where there are no keys. public_metrics: /metrics needs no key.
-    names: what Host and Origin headers may say.
+    names: what Host and Origin headers may say. key_watch: keeps the ring as its files say.
     """
 
     ring: KeyRing = field(default_factory=KeyRing)
     limits: Limits = NO_LIMITS
     public_metrics: bool = False
     names: KnownNames = field(default_factory=KnownNames)
+    key_watch: FileWatch | None = None
 
 
 OPEN_ACCESS = Access()
@@ -59,7 +62,8 @@ class AccessOptions:
         Raises ConfigError if a key is wrong, or if other machines could reach the server and no
         key would keep them out.
         """
-        ring = self.keys.read(environment, self.limits)
+        ring = KeyRing(self.keys.read(environment, self.limits))
+        self.keys.warn_of_readers()
         if ring:
             log.info("%d API keys: every route but /health needs one", len(ring.keys))
         elif is_loopback(host):
@@ -80,7 +84,11 @@ class AccessOptions:
             self.allowed_hosts, self.allowed_origins, has_keys=bool(ring), listens_on=host
         )
         return Access(
-            ring=ring, limits=self.limits, public_metrics=self.public_metrics, names=names
+            ring=ring,
+            limits=self.limits,
+            public_metrics=self.public_metrics,
+            names=names,
+            key_watch=self.keys.watch(ring, environment, self.limits),
         )
 
 

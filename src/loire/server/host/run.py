@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from loire.server.host.metrics_port import MetricsServer
 from loire.server.host.settings import ServerSettings
 from loire.server.observe.spans import Spans
 from loire.server.serving.served import ServedModel
+from loire.server.storage.file_watch import FileWatch
 
 if TYPE_CHECKING:
     from loire.fleet.ray.front import RayFleetClient
@@ -70,8 +72,9 @@ def serve(
         settings.names, admission=Admission(settings.limits), log_prompts=settings.log.prompts
     )
     app = create_app(served, access, settings.data_dir, spans)
+    watches = [] if access.key_watch is None else [access.key_watch]
     try:
-        asyncio.run(_serve(listener, scraped, app, served, settings, launched))
+        asyncio.run(_serve(listener, scraped, app, served, settings, launched, watches))
     finally:
         listener.close()
         if scraped is not None:
@@ -111,6 +114,7 @@ async def _serve(
     served: ServedModel,
     settings: ServerSettings,
     launched: Launched | None,
+    watches: Sequence[FileWatch],
 ) -> None:
     asyncio.get_running_loop().set_exception_handler(note_loop_trouble)
     GuardedProtocol.max_connections = settings.limits.max_connections or most_connections()
@@ -132,6 +136,7 @@ async def _serve(
     if scraped is not None:
         log.info("metrics on %s/metrics", _url(scraped))
         scraping = asyncio.create_task(metrics.serve([scraped]))
+    watching = [asyncio.create_task(watch.run()) for watch in watches]
     lost: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
     log.info("listening on %s, loading %s", _url(listener), settings.model)
     loading = asyncio.create_task(_load(served, settings, launched, lost))
@@ -146,8 +151,8 @@ async def _serve(
         draining = asyncio.create_task(drain(served, settings.limits.grace_period_s))
         await asyncio.wait({draining, *(ends - {stopping})}, return_when=asyncio.FIRST_COMPLETED)
         draining.cancel()
-    loading.cancel()
-    stopping.cancel()
+    for task in (loading, stopping, *watching):
+        task.cancel()
     # A load that was interrupted leaves no process behind before this ends.
     [outcome] = await asyncio.gather(loading, return_exceptions=True)
     server.leave()

@@ -17,10 +17,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Make or replace a file in one go; when this returns, it is on the disk. Raises OSError."""
+    """Make or replace a file in one go; when this returns, it is on the disk. Raises OSError.
+
+    Nobody but its owner can read it.
+    """
     part = path.with_name(path.name + PART)
     try:
-        with part.open("wb") as file:
+        with open(part, "wb", opener=open_private) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +32,11 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_private(path: str, flags: int) -> int:
+    """An opener for open(): a file that is made has rights for its owner only."""
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:

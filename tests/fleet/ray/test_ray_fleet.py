@@ -142,12 +142,12 @@ def test_streams_survive_whatever_is_killed(tiny_llama: Path) -> None:
 
 def test_streams_move_when_replicas_leave(tiny_llama: Path) -> None:
     async def test() -> None:
-        from ray import serve
-
-        from loire.fleet.ray.app import build
-        from loire.fleet.ray.args import APP
-
         async with fleet(tiny_llama, replicas=3) as here:
+            from ray import serve
+
+            from loire.fleet.ray.app import build
+            from loire.fleet.ray.args import APP
+
             undisturbed = await here.texts("once upon a time")
 
             def deploy(num_replicas: int, **more: Any) -> None:

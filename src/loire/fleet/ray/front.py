@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.open import open_checkpoint
@@ -39,6 +39,10 @@ ANSWER_S = 5.0
 """A look that takes longer is given up: some replica hangs, and Ray will see to it."""
 
 
+LEAVE_S = 3.0
+"""For streams to end when the front stops."""
+
+
 class RayChannel:
     """One stream from a replica, and calls to it, one after the other."""
 
@@ -58,7 +62,9 @@ class RayChannel:
         """See ReplicaChannel. Ends when the replica is gone."""
         attach = self._handle.options(stream=True, method_name="attach")
         stream = attach.remote(self._front, WIRE_VERSION, to=self.name)
-        sending = asyncio.create_task(self._send(stream))
+        sending = asyncio.create_task(self._send())
+        # However sending ends, the stream does, too: what was not delivered goes elsewhere.
+        sending.add_done_callback(lambda task: stream.cancel())
         try:
             async for data in stream:
                 for message in read_from_replica(data):
@@ -68,9 +74,8 @@ class RayChannel:
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-            stream.cancel()
 
-    async def _send(self, stream: Any) -> None:
+    async def _send(self) -> None:
         deliver = self._handle.options(method_name="deliver")
         try:
             while True:
@@ -80,7 +85,6 @@ class RayChannel:
                 await deliver.remote(self._front, encode(messages), to=self.name)
         except _GONE as error:
             log.info("replica %s takes nothing more: %s", self.name, type(error).__name__)
-            stream.cancel()  # so that messages() ends: what was not delivered goes elsewhere
 
 
 class RayFleetClient(FleetClient):
@@ -104,7 +108,10 @@ class RayFleetClient(FleetClient):
         tasks = [self._looking, *self._follows.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # A stream from a replica that stops, too, may not hear that it was cancelled.
+        _, pending = await asyncio.wait(tasks, timeout=LEAVE_S)
+        if pending:
+            log.info("%d streams did not end in %g s: left as they are", len(pending), LEAVE_S)
         if self._owns_cluster:
             await asyncio.to_thread(ray.shutdown)
 
@@ -120,9 +127,17 @@ class RayFleetClient(FleetClient):
 
     async def _names(self) -> set[str] | None:
         """The replicas that Ray would send calls to; None if that cannot be told now."""
+        asking = asyncio.create_task(broadcast(self.handle, "name"))
+        # Not wait_for(), which would wait for as long as Ray takes to notice that it was cancelled.
+        await asyncio.wait({asking}, timeout=ANSWER_S)
+        if not asking.done() or asking.cancelled():
+            asking.cancel()  # Ray cancels it where a replica leaves meanwhile
+            return None
         try:
-            return set(await asyncio.wait_for(broadcast(self.handle, "name"), ANSWER_S))
-        except (*_GONE, asyncio.TimeoutError) as error:
+            return set(asking.result())
+        except DeploymentUnavailableError:
+            return set()  # all of them stop, or start
+        except _GONE as error:
             log.info("replicas were not told: %s", type(error).__name__)
             return None
 
@@ -137,6 +152,8 @@ class RayFleetClient(FleetClient):
                 self.link.drain(name)
                 if not self.link.num_requests_of(name):
                     task.cancel()
+            elif self.link.is_draining(name):
+                task.cancel()  # it stays after all: attach anew
         for name in names - set(self._follows):
             channel = RayChannel(self.handle, name, self.link.name)
             self._follows[name] = asyncio.create_task(self.link.follow(channel))

@@ -8,6 +8,7 @@ from native_cases import Row, backend, make_batch, needs_library
 from torch import Tensor
 
 from loire.kernels.interface import AttentionShape, Backend, FlatBatch, LayerCache, RotaryTable
+from loire.kernels.reference import ReferenceBackend
 from loire.kernels.select import available_backends, select_backend
 
 BACKENDS = [info.name for info in available_backends() if info.usable]
@@ -28,36 +29,23 @@ class Page:
     behind: int
 
 
-PAGES = [Page(0, 0), Page(4096, 8192), Page(64, 28)]
+PAGES = [Page(0, 0), Page(4096, 32), Page(64, 28)]
 """The last one is no multiple of anything that a block consists of."""
 
 
 def layer_in_pool(
     num_blocks: int, shape: AttentionShape, block_size: int, dtype: torch.dtype, page: Page
 ) -> LayerCache:
-    """A layer whose keys, values and scales follow one another in each page; all else is 0xff."""
-    vectors = shape.num_kv_heads * block_size
-    part_bytes = vectors * shape.head_dim * dtype.itemsize
-    scale_bytes = 4 * vectors if dtype is torch.int8 else 0
-    page_bytes = page.before + 2 * (part_bytes + scale_bytes) + page.behind
+    """A layer as the kernels lay it into a page; all else is 0xff."""
+    sizes = (shape.num_kv_heads, block_size, shape.head_dim, dtype)
+    attention = ReferenceBackend().attention
+    num_bytes = attention.layer_bytes(*sizes)
+    page_bytes = page.before + num_bytes + page.behind
     pool = torch.full((num_blocks, page_bytes), 0xFF, dtype=torch.uint8)
-
-    def view(start: int, num_bytes: int, kind: torch.dtype, *inner: int) -> Tensor:
-        return pool[:, start : start + num_bytes].view(kind).view(num_blocks, *inner)
-
-    size = (shape.num_kv_heads, block_size, shape.head_dim)
-    start = page.before
-    keys = view(start, part_bytes, dtype, *size)
-    values = view(start + part_bytes, part_bytes, dtype, *size)
-    if not scale_bytes:
-        return LayerCache(keys, values)
-    start += 2 * part_bytes
-    return LayerCache(
-        keys,
-        values,
-        view(start, scale_bytes, torch.float32, *size[:2]),
-        view(start + scale_bytes, scale_bytes, torch.float32, *size[:2]),
-    )
+    cache = attention.layer_cache(pool, page.before, *sizes)
+    with pytest.raises(ValueError, match=f"{num_bytes} bytes of a layer at {page.before + 64}"):
+        attention.layer_cache(pool, page.before + 64, *sizes)
+    return cache
 
 
 def dense_layer(
@@ -185,3 +173,21 @@ def test_blocks_with_gaps_within_are_refused() -> None:
         backend().attention.attend(
             queries, LayerCache(codes, codes, scales, torch.zeros(8, 2, size)[::2]), plan, shape
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_layers_of_a_page_do_not_overlap(dtype: torch.dtype) -> None:
+    """Two layers with blocks of different sizes fill their pages side by side."""
+    attention = ReferenceBackend().attention
+    sizes = [(2, 16, 32), (1, 80, 64)]
+    bytes_of = [attention.layer_bytes(*size, dtype) for size in sizes]
+    pages = torch.zeros(3, sum(bytes_of), dtype=torch.uint8)
+    for index, size in enumerate(sizes):
+        cache = attention.layer_cache(pages, sum(bytes_of[:index]), *size, dtype)
+        assert cache.keys.shape == (3, *size)
+        assert (cache.key_scales is None) == (dtype is not torch.int8)
+        for part in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+            if part is not None:
+                assert not part.any(), "nobody else has written there"
+                part.fill_(1)
+    assert pages.flatten().count_nonzero() > 0

@@ -8,7 +8,8 @@ is one operation of the backend, and its results come back at once.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -101,7 +102,8 @@ def _logprobs_asked_for(
     result = {}
     for num_top, members in groups.items():
         rows = torch.tensor(members, device=logits.device)
-        result[num_top] = rows, torch.log_softmax(logits[rows], dim=1)
+        asked = logits if len(members) == len(logits) else logits[rows]
+        result[num_top] = rows, torch.log_softmax(asked, dim=1)
     return result
 
 
@@ -133,8 +135,31 @@ def _sampling_rows(
     allowed: dict[int, Bits],
     penalties: PenaltyTable,
 ) -> SamplingRows:
+    device = logits.device
+    if all(state.params.greedy for state in states):
+        rows = _greedy_rows(*logits.shape, device)
+    else:
+        rows = _drawn_rows(logits, states, positions)
+    edits = _edits(states, positions, allowed, device)
+    lines = _penalties(states, penalties, device)
+    if edits is None and lines is None and not allowed:
+        return rows
+    mask = _mask(allowed, logits) if allowed else None
+    return replace(rows, edits=edits, penalties=lines, allowed=mask)
+
+
+@lru_cache(maxsize=32)
+def _greedy_rows(num_rows: int, vocab_size: int, device: torch.device) -> SamplingRows:
+    """Of rows that take the likeliest: always the same, and most steps are such."""
+    zeros = torch.zeros(num_rows, device=device)
+    top_k = torch.full((num_rows,), vocab_size, device=device)
+    return SamplingRows(zeros, zeros, top_k, torch.ones_like(zeros), zeros.double())
+
+
+def _drawn_rows(
+    logits: Tensor, states: Sequence[SamplingState], positions: Sequence[int]
+) -> SamplingRows:
     params = [state.params for state in states]
-    vocab_size = logits.shape[1]
     draws = uniform([state.seed for state in states], [state.choice for state in states], positions)
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -143,12 +168,9 @@ def _sampling_rows(
     return SamplingRows(
         temperature=column([0.0 if p.greedy else p.temperature for p in params]),
         min_p=column([p.min_p for p in params]),
-        top_k=column([p.top_k or vocab_size for p in params], torch.int64),
+        top_k=column([p.top_k or logits.shape[1] for p in params], torch.int64),
         top_p=column([p.top_p for p in params]),
         draw=torch.from_numpy(draws).to(logits.device),
-        edits=_edits(states, positions, allowed, logits.device),
-        penalties=_penalties(states, penalties, logits.device),
-        allowed=_mask(allowed, logits) if allowed else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The command line as somebody at a terminal, or in a pipe, meets it."""
 
+import argparse
 import json
 import os
 import sys
@@ -12,9 +13,10 @@ import pytest
 from loire.api import LLM
 from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
-from loire.cli import chat
+from loire.cli import chat, serve
 from loire.cli.columns import aligned
 from loire.cli.main import VERBS, main
+from loire.cli.options import default_sampling, engine_options
 from loire.cli.piped import prompt_with_input
 
 SMALL = ["--kv-cache-memory", "8MB", "--num-threads", "1", "-q"]
@@ -188,3 +190,15 @@ def test_another_chat_template(
     with pytest.raises(SystemExit, match="2"):
         main(["run", "Hello", *flags, "--chat-template", str(tmp_path / "nowhere")])
     assert "nowhere cannot be read" in capsys.readouterr().err
+
+
+def test_sampling_flags_of_a_server(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    args = parser.parse_args(
+        ["--temperature", "0.3", "--top-k", "20", "--generation-config", "none"]
+    )
+    assert default_sampling(args) == {"temperature": 0.3, "top_k": 20}
+    assert engine_options(args) == {"generation_config": "none"}
+    with pytest.raises(RequestError, match="temperature must be"):
+        default_sampling(parser.parse_args(["--temperature", "-1"]))

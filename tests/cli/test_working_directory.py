@@ -50,10 +50,12 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         "run": ["Hello", "-m", str(model), "--max-tokens", "2", *SMALL],
         "chat": [str(model), "--max-tokens", "2", *SMALL],
         "serve": [str(model), "--port", "0", "--data-dir", str(folder / "data"), *SMALL],
+        "deploy": [str(model)],
         "pull": ["smollm2"],
         "models": [],
         "plan": [str(model)],
         "show": [str(model)],
+        "simulate": ["agents", "--sessions", "2"],
         "compare": [
             *[str(model), "--policies", "static,paged", "--requests", "2", "--prompt", "4"],
             *["--output", "2", "--cap", "4", "--max-model-len", "64", "--num-threads", "1"],
@@ -76,8 +78,13 @@ def taken_by_python_m(folder: Path) -> set[str]:
     return {"loire", "warnings", *done.stdout.split()}
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("entry", "verb"),
+    [
+        *(("command", verb) for verb in VERBS),
+        *(("module", verb) for verb in ("run", "serve", "env")),
+    ],
+)
 def test_no_verb_runs_code_of_the_working_directory(
     entry: str, verb: str, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from loire.base.config import EngineOptions
 from loire.base.messages import EngineRequest
@@ -21,37 +19,11 @@ from loire.base.sampling import SamplingParams
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.start import load_engine
 from loire.kernels.native.backend import NativeBackend
-from support.tiny_models import save_tokenizer
+from support.recorded_models import MODELS, save
 
 usable, why = NativeBackend.available()
 pytestmark = pytest.mark.skipif(not usable, reason=why)
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-MODELS = {
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(num_hidden_layers=2, tie_word_embeddings=False, **SIZES)
-    ),
-    "gemma3": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            num_hidden_layers=6,
-            sliding_window=24,
-            query_pre_attn_scalar=16,
-            layer_types=[*["sliding_attention"] * 5, "full_attention"],
-            **SIZES,
-        )
-    ),
-}
 FORMATS: dict[str, dict[str, Any]] = {
     "bfloat16": {},
     "int8": {"quantization": "int8"},
@@ -68,20 +40,6 @@ RECORDED = {
     "gemma3 int4": "0b5c892ad4d2",
     "gemma3 kv-int8": "e5dc51bd2491",
 }
-
-
-def save(kind: str, directory: Path) -> Path:
-    """Weights that are the same on every machine: torch's generators round by processor."""
-    model = MODELS[kind]()
-    random = np.random.default_rng(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            whole = torch.from_numpy(random.integers(-128, 129, parameter.shape) / 128)
-            scale = 0.1 if "embed" in name and kind == "gemma3" else 0.4
-            parameter.copy_(1 + whole / 4 if "norm" in name else whole * scale)
-    model.save_pretrained(directory)
-    save_tokenizer(directory)
-    return directory
 
 
 def requests() -> list[EngineRequest]:

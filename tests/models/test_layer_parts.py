@@ -11,6 +11,7 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loire.base.cache_geometry import cache_geometry
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.mixers import AttentionDescription
@@ -97,11 +98,13 @@ def test_a_part_that_is_absent_adds_nothing(
 
 def test_only_layers_that_keep_something_have_a_cache(qwen3: Path) -> None:
     description = one_part_each(open_checkpoint(qwen3).description)
-    cache = KVCache(description, 4, 16, torch.float32, CPU)
+    geometry = cache_geometry(description.cache_needs("float32"), 16)
+    kernels = ReferenceBackend().attention
+    cache = KVCache(description, geometry, 4, torch.float32, kernels, CPU)
     assert [layer.keys.numel() > 0 for layer in cache.layers] == [False, True, True]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == 4 * 16 * description.kv_bytes_per_token("float32")
-    cache.copy_blocks([(0, 1)])
+    cache.copy([(0, 1)])
 
 
 def last_reads_first(description: ModelDescription) -> ModelDescription:

@@ -1,7 +1,7 @@
 """A step that is replayed gives the same bits as one that is computed call by call."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def small_step() -> tuple[NativeBackend, Callable[[ComputeStep, int], Tensor]]:
 
     def step(captured: ComputeStep, seed: int) -> Tensor:
         token_ids = torch.tensor([seed, seed + 1])
-        return captured(token_ids, batch, backend.attention.plan(batch, 16), None)
+        return captured(token_ids, [batch], [backend.attention.plan(batch, 16)], None)
 
     return backend, step
 
@@ -119,9 +119,9 @@ def test_tokens_and_steps_have_adapters_of_their_own() -> None:
         down = torch.randn(2, 32, generator=generator)
         return [LowRank(down, torch.randn(24, 2, generator=generator))]
 
-    def compute(token_ids: Tensor, batch: FlatBatch, *_: Any) -> Tensor:
+    def compute(token_ids: Tensor, batches: Sequence[FlatBatch], *_: Any) -> Tensor:
         x, _ = backend.pointwise.embed(token_ids, table, 1.0, weight, 1e-5)
-        return linear(x, batch)
+        return linear(x, batches[0])
 
     captured = backend.capture(compute)
     token_ids = torch.tensor([1, 2])
@@ -130,7 +130,7 @@ def test_tokens_and_steps_have_adapters_of_their_own() -> None:
         adapters = None if numbers is None else AdapterRows(torch.tensor(numbers).int())
         batch = replace(plain, adapters=adapters)
         plan = backend.attention.plan(batch, 16)
-        return captured(token_ids, batch, plan, None), compute(token_ids, batch)
+        return captured(token_ids, [batch], [plan], None), compute(token_ids, [batch])
 
     linear.adapt(0, low_rank(0))
     linear.adapt(1, low_rank(1))

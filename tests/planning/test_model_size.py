@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loire.base.cache_geometry import cache_geometry
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.formats import FORMATS
@@ -107,17 +108,21 @@ def test_planned_weights_are_the_loaded_ones(
 def test_planned_kv_is_the_allocated_one(tmp_path: Path, dtype: str) -> None:
     from loire.execution.device import KV_CACHE_DTYPES
     from loire.execution.kv_cache import KVCache
+    from loire.kernels.reference_attention import ReferenceAttention
 
     checkpoint = write_model(tmp_path / "model", tied=True)
     size = size_of_checkpoint(
         checkpoint, "m", dtype="bfloat16", quantization=None, kv_dtype=dtype, on_cpu=True
     )
-    cache = KVCache(checkpoint.description, 4, 16, KV_CACHE_DTYPES[dtype], torch.device("cpu"))
+    geometry = cache_geometry(checkpoint.description.cache_needs(dtype), 16)
+    kernels = ReferenceAttention()
+    cpu = torch.device("cpu")
+    cache = KVCache(checkpoint.description, geometry, 4, KV_CACHE_DTYPES[dtype], kernels, cpu)
     held = 0
     for layer in cache.layers:
         tensors = (layer.keys, layer.values, layer.key_scales, layer.value_scales)
         held += sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    assert size.kv_bytes_per_token * 4 * 16 == held
+    assert size.kv_bytes_per_token * 4 * 16 == held == cache.pages.nbytes
 
 
 def test_the_default_model_if_it_is_here() -> None:

@@ -83,7 +83,7 @@ class PagedDriver:
         wanted = None
         if counts is not None:
             wanted = wanted_tokens(batch, counts, self.decoder.backend, self.block_size)
-        hidden = self.decoder.forward(token_ids, batch, plan, self.caches, wanted)
+        hidden = self.decoder.forward(token_ids, [batch], [plan], self.caches, wanted)
         return list(self.decoder.logits(hidden).split(list(counts or batch.host_query_lens)))
 
     def greedy(

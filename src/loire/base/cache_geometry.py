@@ -192,6 +192,7 @@ def _fit(
         )
         for (kind, window), layers in cut
     ]
+    page_bytes = max(_aligned_bytes(needs, group) for group in groups)
     if states:
         groups.append(
             CacheGroup(
@@ -202,6 +203,12 @@ def _fit(
             )
         )
     return CacheGeometry(tuple(groups), page_bytes, finest)
+
+
+def _aligned_bytes(needs: Sequence[LayerNeed | None], group: CacheGroup) -> int:
+    """Of a block, each layer's part of it aligned."""
+    sizes = [group.block_size * n.bytes_per_token for i in group.layers if (n := needs[i])]
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 def pack_states(sizes: Sequence[int], page_bytes: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from loire.base.cache_geometry import LayerNeed
 from loire.checkpoint.feed_forward import (
     Activation,
     FeedForwardDescription,
@@ -143,6 +144,13 @@ class ModelDescription:
     def caches(self) -> tuple[CacheNeed | None, ...]:
         """What each layer keeps; None for one that keeps nothing."""
         return tuple(None if x.mixer is None else x.mixer.cache for x in self.layers)
+
+    def cache_needs(self, dtype: str) -> tuple[LayerNeed | None, ...]:
+        """The same in bytes, in a cache of dtype."""
+        return tuple(
+            None if need is None else LayerNeed(need.kind, need.bytes_per_token(dtype), need.window)
+            for need in self.caches
+        )
 
     @property
     def cache_owners(self) -> tuple[int, ...]:

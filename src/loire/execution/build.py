@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from loire.base.cache_geometry import LayerNeed
 from loire.base.config import (
     DTYPE_BYTES,
     EngineConfig,
@@ -73,10 +72,7 @@ def build_runner(
         name=name,
         max_positions=description.max_positions,
         default_window=description.default_window,
-        cache_needs=tuple(
-            None if cache is None else LayerNeed("full", cache.bytes_per_token(kv_dtype))
-            for cache in description.caches
-        ),
+        cache_needs=description.cache_needs(kv_dtype),
     )
 
     activations = activation_reserve(
@@ -108,7 +104,12 @@ def build_runner(
     config, available = settle()
     config = replace(config, max_model_len=min(config.max_model_len, window))
     cache = KVCache(
-        description, config.num_blocks, config.block_size, KV_CACHE_DTYPES[kv_dtype], device
+        description,
+        config.geometry,
+        config.num_blocks,
+        KV_CACHE_DTYPES[kv_dtype],
+        backend.attention,
+        device,
     )
     constraints = ConstraintFactory(
         partial(checkpoint_tokenizer, checkpoint), description.vocab_size

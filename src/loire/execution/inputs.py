@@ -1,6 +1,7 @@
 """From a StepPlan to the arrays and tensors of a flat batch."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -41,6 +42,38 @@ def host_batch(
         query_starts=_starts(ends),
         context_lens=(starts + lens).astype(np.int32),
     )
+
+
+def group_batches(
+    host: HostBatch,
+    first: FlatBatch,
+    block_tables: Sequence[NDArray[np.int32]],
+    block_sizes: Sequence[int],
+) -> tuple[FlatBatch, ...]:
+    """The batch as each cache group has it: first, made of host, and one for each further group.
+
+    block_tables, block_sizes: of the further groups; a size of 0 is that of a state, whose table
+    holds the pages of slots, and whose tokens have no slots of their own.
+    """
+    if not block_tables:
+        return (first,)
+    lens = np.diff(host.query_starts)
+    row_of = np.repeat(np.arange(len(lens)), lens)
+    device = first.positions.device
+    batches = [first]
+    for table, size in zip(block_tables, block_sizes, strict=True):
+        slots = np.zeros(0, dtype=np.int64)
+        if size:
+            blocks, offsets = np.divmod(host.positions, size)
+            slots = table[row_of, blocks] * np.int64(size) + offsets
+        batches.append(
+            replace(
+                first,
+                slots=torch.from_numpy(slots).to(device),
+                block_tables=torch.from_numpy(table).to(device),
+            )
+        )
+    return tuple(batches)
 
 
 def _pending(

@@ -1,19 +1,18 @@
-"""The KV tensors, made once at start."""
+"""The KV memory, made once at start: a pool of pages, and the layers' views of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from loire.base.cache_geometry import ALIGNMENT, CacheGeometry, CacheGroup, pack_states
 from loire.checkpoint.description import ModelDescription
-from loire.checkpoint.mixers import CacheNeed
-from loire.kernels.interface import LayerCache
+from loire.kernels.interface import AttentionKernels, LayerCache
 
 
 class KVCache:
-    """Keys and values of all layers, each [num_blocks, num_kv_heads, block_size, head_dim].
-
-    A layer that reads another's has that one's, a layer that keeps nothing has empty ones. dtype:
-    int8 keeps codes, with a float32 scale per token and head.
+    """Pages of one size; a layer's keys and values lie in those of its cache group.
 
     The memory is not written at start: on a CPU the operating system gives its pages as blocks
     are first used.
@@ -22,35 +21,50 @@ class KVCache:
     def __init__(
         self,
         description: ModelDescription,
-        num_blocks: int,
-        block_size: int,
+        geometry: CacheGeometry,
+        num_pages: int,
         dtype: torch.dtype,
+        kernels: AttentionKernels,
         device: torch.device,
     ) -> None:
-        self.block_size = block_size
+        """dtype: of keys and values; int8 keeps codes, with a float32 scale per token and head."""
+        self.geometry = geometry
+        size = (num_pages, geometry.page_bytes)
+        self.pages = torch.empty(size, dtype=torch.uint8, device=device)
+        """uint8 [num_pages, page_bytes]."""
+        caches: dict[int, LayerCache] = {}
+        for index, group in enumerate(geometry.groups):
+            offset = 0
+            for layer in group.layers if group.kind != "state" else ():
+                need = description.caches[layer]
+                assert need is not None, "a layer without a cache is in a group"
+                heads, dim = need.num_vectors // 2, need.vector_size
+                shape = (heads, group.block_size, dim, dtype)
+                cache = kernels.layer_cache(self.pages, offset, *shape)
+                caches[layer] = replace(cache, group=index)
+                offset += kernels.layer_bytes(*shape)
+        nothing = LayerCache(torch.empty(0, device=device), torch.empty(0, device=device))
+        self.layers = tuple(caches.get(layer, nothing) for layer in range(description.num_layers))
+        """By layer; of one that keeps nothing, nothing."""
 
-        def layer(need: CacheNeed) -> LayerCache:
-            shape = (num_blocks, need.num_vectors // 2, block_size, need.vector_size)
-            keys = torch.empty(shape, dtype=dtype, device=device)
-            values = torch.empty(shape, dtype=dtype, device=device)
-            if dtype is not torch.int8:
-                return LayerCache(keys, values)
-            scales = torch.empty((2, *shape[:-1]), device=device)
-            return LayerCache(keys, values, scales[0], scales[1])
+    def states(self, group: CacheGroup, sizes: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """Of each layer of a state group, whose states take so many bytes: which page of a slot it
+        lies in, and its bytes in every page, uint8 [num_pages, size]."""
+        views: list[tuple[int, Tensor]] = []
+        for number, members in enumerate(pack_states(sizes, self.geometry.page_bytes)):
+            offset = 0
+            for layer in members:
+                views.append((number, self.pages[:, offset : offset + sizes[layer]]))
+                offset += -(-sizes[layer] // ALIGNMENT) * ALIGNMENT
+        return views
 
-        nothing = LayerCache(torch.empty(0), torch.empty(0))
-        own = [nothing if need is None else layer(need) for need in description.caches]
-        self._kept = [cache for cache in own if cache is not nothing]
-        self.layers = tuple(own[owner] for owner in description.cache_owners)
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy (source, target) pages, all sources read before any target is written."""
+        if copies:
+            sources, targets = torch.tensor(copies, device=self.pages.device).unbind(1)
+            self.pages[targets] = self.pages[sources]
 
-    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, all sources read before any target is written."""
-        if not copies:
-            return
-        device = self._kept[0].keys.device
-        sources = torch.tensor([source for source, _ in copies], device=device)
-        targets = torch.tensor([target for _, target in copies], device=device)
-        for layer in self._kept:
-            for tensor in (layer.keys, layer.values, layer.key_scales, layer.value_scales):
-                if tensor is not None:
-                    tensor[targets] = tensor[sources]
+    def zero(self, pages: Sequence[int]) -> None:
+        """Fill pages with zeros."""
+        if pages:
+            self.pages[torch.tensor(pages, device=self.pages.device)] = 0

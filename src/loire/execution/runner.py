@@ -11,7 +11,7 @@ from torch import Tensor
 from loire.base.executor import ComputedStep
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.constraints import ConstraintFactory
-from loire.execution.inputs import host_batch, wanted_tokens
+from loire.execution.inputs import group_batches, host_batch, wanted_tokens
 from loire.execution.kv_cache import KVCache
 from loire.execution.latest_tokens import LatestTokens
 from loire.execution.penalty_table import PenaltyTable
@@ -48,7 +48,9 @@ class ModelRunner:
         self.constraints = constraints
         self._penalties = PenaltyTable(constraints.vocab_size, device)
         self._states: dict[int, SamplingState] = {}
-        self._tables = BlockTables()
+        self._block_sizes = [group.block_size for group in cache.geometry.groups]
+        self._tables = [BlockTables() for _ in self._block_sizes]
+        self._last_group = cache.layers[decoder.last_cache].group
         self._latest = LatestTokens(device)
 
     def launch(self, plan: StepPlan) -> ComputedStep:
@@ -59,13 +61,18 @@ class ModelRunner:
     def _execute(self, plan: StepPlan) -> StepResult:
         started = time.perf_counter()
         self._update_states(plan)
-        self.cache.copy_blocks(plan.copies)
-        tables = self._tables.of([row.seq_id for row in plan.rows])
-        host = host_batch(plan, tables, self.cache.block_size, self._latest.place)
-        tokens, batch = self.decoder.backend.transfers.upload(host, self._latest.tokens)
-        attention = self.decoder.backend.attention.plan(batch, self.cache.block_size)
-        counts, wanted = self._wanted(plan.rows, batch)
-        hidden = self.decoder.forward(tokens, batch, attention, self.cache.layers, wanted)
+        self.cache.copy(plan.copies)
+        self.cache.zero(plan.zeroed)
+        seq_ids = [row.seq_id for row in plan.rows]
+        tables, sizes = [tables.of(seq_ids) for tables in self._tables], self._block_sizes
+        host = host_batch(plan, tables[0], sizes[0], self._latest.place)
+        tokens, first = self.decoder.backend.transfers.upload(host, self._latest.tokens)
+        batches = group_batches(host, first, tables[1:], sizes[1:])
+        kernels = self.decoder.backend.attention
+        plans = [kernels.plan(batch, size) for batch, size in zip(batches, sizes, strict=True)]
+        counts, wanted = self._wanted(plan.rows, batches[self._last_group])
+        hidden = self.decoder.forward(tokens, batches, plans, self.cache.layers, wanted)
+        self.cache.copy(plan.snapshots)
         draws = self._sample(plan.rows, hidden, counts)
         results = []
         offset = 0
@@ -77,15 +84,17 @@ class ModelRunner:
     def _update_states(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
             self._end(seq_id)
-            self._tables.drop(seq_id)
             self._latest.drop(seq_id)
+            for tables in self._tables:
+                tables.drop(seq_id)
         for new in plan.new_sequences:
             self._end(new.seq_id)
             self._states[new.seq_id] = SamplingState(new, self.constraints, self._penalties)
         for row in plan.rows:
             assert not row.num_drafts, "drafted tokens are not verified here yet"
             for update in row.tables:
-                self._tables.replace(row.seq_id, update.first, update.block_ids)
+                tables = self._tables[update.group]
+                tables.replace(row.seq_id, update.first, update.block_ids)
 
     def _end(self, seq_id: int) -> None:
         state = self._states.pop(seq_id, None)
@@ -99,7 +108,8 @@ class ModelRunner:
         counts = [self._num_wanted(row) for row in rows]
         if sum(batch.host_query_lens) - sum(counts) < FEWEST_SPARED:
             return batch.host_query_lens, None
-        return counts, wanted_tokens(batch, counts, self.decoder.backend, self.cache.block_size)
+        size = self._block_sizes[self._last_group]
+        return counts, wanted_tokens(batch, counts, self.decoder.backend, size)
 
     def _num_wanted(self, row: StepRow) -> int:
         state = self._states[row.seq_id]

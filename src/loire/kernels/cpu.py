@@ -23,6 +23,7 @@ from loire.kernels.reference import no_capture
 from loire.kernels.reference_attention import (
     ReferenceAttention,
     attend_row,
+    first_seen,
     gather_context,
     visible,
 )
@@ -195,22 +196,28 @@ def _attend_group(
     queries: Tensor, cache: LayerCache, group: DecodeGroup, shape: AttentionShape
 ) -> Tensor:
     num_blocks, size = group.blocks.shape[1], cache.keys.shape[2]
+    first = 0
+    if shape.window is not None:
+        first = max(int(group.positions.min()) - shape.window + 1, 0) // size
+    tables = group.blocks[:, first:]
 
     def gather(blocks: Tensor, scales: Tensor | None) -> Tensor:
-        found = _gather_heads(blocks, group.blocks)
+        found = _gather_heads(blocks, tables)
         if scales is not None:
-            found = found * _gather_heads(scales, group.blocks)[..., None]
+            found = found * _gather_heads(scales, tables)[..., None]
         return found.flatten(2, 3).to(queries.dtype)
 
     keys = gather(cache.keys, cache.key_scales)
     values = gather(cache.values, cache.value_scales)
-    # What lies past a row's context may be anything, NaN included: 0 * NaN would reach the row.
-    keys[group.tail_rows, :, group.tail_slots] = 0
-    values[group.tail_rows, :, group.tail_slots] = 0
-    slots = torch.arange(num_blocks * size)[None]
+    slots = torch.arange(first * size, num_blocks * size)[None]
     mask = slots <= group.positions
+    rows, unseen = group.tail_rows, group.tail_slots
     if shape.window is not None:
         mask &= slots > group.positions - shape.window
+        rows, unseen = (~mask).nonzero(as_tuple=True)
+    # What a row does not see may be anything, NaN included: 0 * NaN would reach it.
+    keys[rows, :, unseen] = 0
+    values[rows, :, unseen] = 0
     grouped = queries.unflatten(1, (shape.num_kv_heads, -1))
     if shape.softcap is None:
         attended = F.scaled_dot_product_attention(
@@ -242,10 +249,11 @@ def _gather_heads(blocks: Tensor, tables: Tensor) -> Tensor:
 def _attend_prefill(
     queries: Tensor, cache: LayerCache, row: PrefillRow, plan: CpuPlan, shape: AttentionShape
 ) -> Tensor:
-    gathered = gather_context(cache, row.block_table, row.context_len)
+    first = first_seen(row.query_len, row.context_len, shape.window, cache.keys.shape[2])
+    gathered = gather_context(cache, row.block_table, row.context_len, first)
     keys, values = (tensor.to(queries.dtype) for tensor in gathered)
     if shape.softcap is not None:
-        return attend_row(queries, keys, values, shape)
+        return attend_row(queries, keys, values, shape, row.context_len)
     whole = row.query_len == row.context_len and (
         shape.window is None or shape.window >= row.context_len
     )
@@ -255,6 +263,7 @@ def _attend_prefill(
         mask = plan.masks.get(key)
         if mask is None:
             mask = plan.masks[key] = visible(*key, queries.device)
+        mask = mask[:, first:]
     attended = F.scaled_dot_product_attention(
         queries.transpose(0, 1)[None],
         keys[None],

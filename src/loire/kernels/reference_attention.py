@@ -111,9 +111,10 @@ class ReferenceAttention:
         for row, (query_len, context_len) in enumerate(
             zip(batch.host_query_lens, batch.host_context_lens, strict=True)
         ):
-            keys, values = gather_context(cache, batch.block_tables[row], context_len)
+            seen = first_seen(query_len, context_len, shape.window, plan.block_size)
+            keys, values = gather_context(cache, batch.block_tables[row], context_len, seen)
             row_queries = queries[first : first + query_len]
-            outputs.append(attend_row(row_queries, keys, values, shape))
+            outputs.append(attend_row(row_queries, keys, values, shape, context_len))
             first += query_len
         return torch.cat(outputs).flatten(1)
 
@@ -144,29 +145,48 @@ def store(blocks: Tensor, scales: Tensor | None, slots: Tensor, new: Tensor) -> 
     blocks[slots // size, :, slots % size] = new
 
 
+def first_seen(query_len: int, context_len: int, window: int | None, block_size: int) -> int:
+    """Position at which the first block begins that any of the last Q positions sees."""
+    if window is None:
+        return 0
+    return max(context_len - query_len - window + 1, 0) // block_size * block_size
+
+
 def gather_context(
-    cache: LayerCache, block_table: Tensor, context_len: int
+    cache: LayerCache, block_table: Tensor, context_len: int, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [K, context, D] of one row, nothing past its context; codes as float32."""
-    num_blocks = -(-context_len // cache.keys.shape[2])
-    used = block_table[:num_blocks].long()
+    """Keys and values [K, context - first, D] of one row from position first on, where a block
+    begins, nothing past its context; codes as float32."""
+    size = cache.keys.shape[2]
+    used = block_table[first // size : -(-context_len // size)].long()
 
     def gather(blocks: Tensor, scales: Tensor | None) -> Tensor:
         found = blocks[used] if scales is None else blocks[used] * scales[used][..., None]
-        return found.transpose(0, 1).flatten(1, 2)[:, :context_len]
+        return found.transpose(0, 1).flatten(1, 2)[:, : context_len - first]
 
     return gather(cache.keys, cache.key_scales), gather(cache.values, cache.value_scales)
 
 
-def attend_row(queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape) -> Tensor:
-    """Queries [Q, H, D], the last Q positions of the context, over keys [K, C, D]; [Q, H, D]."""
-    query_len, context_len = queries.shape[0], keys.shape[1]
+def attend_row(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    shape: AttentionShape,
+    context_len: int | None = None,
+) -> Tensor:
+    """Queries [Q, H, D], the last Q positions of the context, over keys [K, C, D]; [Q, H, D].
+
+    context_len: of which keys and values are the last; by default they are all.
+    """
+    query_len, num_keys = queries.shape[0], keys.shape[1]
+    context_len = num_keys if context_len is None else context_len
     group = shape.num_heads // shape.num_kv_heads
     grouped = queries.float().transpose(0, 1).unflatten(0, (shape.num_kv_heads, group))
     scores = grouped @ keys.float()[:, None].transpose(-1, -2) * shape.scale
     if shape.softcap is not None:
         scores = shape.softcap * torch.tanh(scores / shape.softcap)
     mask = visible(query_len, context_len, shape.window, queries.device)
+    mask = mask[:, context_len - num_keys :]
     weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
     output = weights @ values.float()[:, None]
     return output.flatten(0, 1).transpose(0, 1).to(queries.dtype)

@@ -124,8 +124,8 @@ class LayerStack:
         self,
         caches: Sequence[LayerCache],
         token_ids: Tensor,
-        batch: FlatBatch,
-        plan: AttentionPlan,
+        batches: Sequence[FlatBatch],
+        plans: Sequence[AttentionPlan],
         wanted: Wanted | None,
     ) -> Tensor:
         """Hidden states of all tokens [T, E], or of the wanted.
@@ -151,16 +151,18 @@ class LayerStack:
         for index, layer in enumerate(self.layers):
             if layer.mixer is not None and layer.mixer_norms is not None:
                 cache = caches[layer.cache_of]
+                batch, plan = batches[cache.group], plans[cache.group]
                 remembered = layer.mixer.remember(x, backend, batch, cache)
                 if wanted is not None and index == last_mixer:
                     if wanted.batch is None or wanted.plan is None:
                         return x[:0]
                     remembered, residual = remembered[wanted.tokens], residual[wanted.tokens]
                     batch, plan = wanted.batch, wanted.plan
+                    batches = [wanted.batch] * len(batches)
                 x = layer.mixer.recall(remembered, backend, batch, plan, cache)
                 x, residual = add(x, residual, layer.mixer_norms)
             if layer.feed_forward is not None and layer.feed_forward_norms is not None:
-                x = layer.feed_forward(x, batch)
+                x = layer.feed_forward(x, batches[0])
                 x, residual = add(x, residual, layer.feed_forward_norms)
         return x
 
@@ -189,6 +191,11 @@ class Decoder:
         )
         self._captured: tuple[Sequence[LayerCache], ComputeStep] | None = None
 
+    @property
+    def last_cache(self) -> int:
+        """Whose cache the last mixer uses, by layer."""
+        return [layer.cache_of for layer in self.layers if layer.mixer is not None][-1]
+
     def bytes_per_step(self, num_tokens: int = 1) -> int:
         """Bytes of weights that a step of so many tokens reads: all but the embedding, of which it
         reads rows."""
@@ -206,15 +213,18 @@ class Decoder:
     def forward(
         self,
         token_ids: Tensor,
-        batch: FlatBatch,
-        plan: AttentionPlan,
+        batches: Sequence[FlatBatch],
+        plans: Sequence[AttentionPlan],
         caches: Sequence[LayerCache],
         wanted: Wanted | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, [T, E] of token_ids (int64 [T]) or of the wanted."""
+        """Hidden states after the final norm, [T, E] of token_ids (int64 [T]) or of the wanted.
+
+        batches, plans: one per cache group. caches: by layer, for those that keep something.
+        """
         if self._captured is None or self._captured[0] is not caches:
             self._captured = caches, self.backend.capture(partial(self._stack, caches))
-        return self._captured[1](token_ids, batch, plan, wanted)
+        return self._captured[1](token_ids, batches, plans, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [L, V] of hidden states [L, E]."""

@@ -27,6 +27,8 @@ class LayerCache:
     """float32 [N, K, S]: of codes."""
     value_scales: Tensor | None = None
     """float32 [N, K, S]: of codes."""
+    group: int = 0
+    """Its cache group: which of a step's batches and plans go with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Steps as a whole, and doing the same one again with less effort."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,14 +20,20 @@ class Wanted:
     tokens: Tensor
     """int64 [W]: indices of tokens in the flat batch, ascending."""
     batch: FlatBatch | None
-    """Of these alone, in rows of their own; None where there are none."""
+    """Of these alone, in rows of their own, as the last mixer's cache group has it; None where
+    there are none."""
     plan: AttentionPlan | None
     """For attend() of these alone; None where there are none."""
 
 
-ComputeStep = Callable[[Tensor, FlatBatch, AttentionPlan, Wanted | None], Tensor]
-"""From token ids (int64 [T]), the batch and its plan to the last hidden states [T, E], or [W, E] of
-the wanted."""
+ComputeStep = Callable[
+    [Tensor, Sequence[FlatBatch], Sequence[AttentionPlan], Wanted | None], Tensor
+]
+"""From token ids (int64 [T]), and the batch with its plan as each cache group has them, to the last
+hidden states [T, E], or [W, E] of the wanted.
+
+The batches of the groups differ in slots and block tables alone.
+"""
 
 
 class GraphCapture(Protocol):

@@ -3,10 +3,12 @@
 Calling an operation from Python takes 4 to 10 microseconds, which is a sixth of a decode step of a
 small model. A step of T tokens always calls the same operations in the same order, so the first one
 is recorded, with the memory it used, and the next ones are run from the recording: their inputs are
-copied into that memory, and only the attention plan is another. (CUDA graphs do the same.)
+copied into that memory, and only the attention plans are others. (CUDA graphs do the same.)
 """
 
 import weakref
+from collections.abc import Sequence
+from ctypes import Array, c_void_p
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -25,7 +27,7 @@ class _Step:
 
     handle: int
     token_ids: Tensor
-    batch: FlatBatch
+    batches: tuple[FlatBatch, ...]
     kept: list[Tensor]
     out: Tensor
 
@@ -42,48 +44,67 @@ class RecordedSteps:
         self._steps: dict[tuple[int, bool], _Step] = {}
 
     def __call__(
-        self, token_ids: Tensor, batch: FlatBatch, plan: AttentionPlan, wanted: Wanted | None
+        self,
+        token_ids: Tensor,
+        batches: Sequence[FlatBatch],
+        plans: Sequence[AttentionPlan],
+        wanted: Wanted | None,
     ) -> Tensor:
         """Hidden states [T, E], or [W, E] of the wanted."""
         tokens = len(token_ids)
         if tokens > MOST_TOKENS or wanted is not None:
-            return self._compute(token_ids, batch, plan, wanted)
-        key = tokens, batch.adapters is not None
+            return self._compute(token_ids, batches, plans, wanted)
+        key = tokens, batches[0].adapters is not None
         step = self._steps.get(key)
         if step is None:
-            step = self._steps[key] = self._record(token_ids, batch, plan)
+            step = self._steps[key] = self._record(token_ids, batches, plans)
             return step.out.clone()
         step.token_ids.copy_(token_ids)
-        step.batch.positions.copy_(batch.positions)
-        step.batch.slots.copy_(batch.slots)
-        if step.batch.adapters is not None and batch.adapters is not None:
-            step.batch.adapters.numbers.copy_(batch.adapters.numbers)
-        assert isinstance(plan, NativePlan)
-        if self._context.library.replay(self._context.handle, step.handle, plan.handle):
+        step.batches[0].positions.copy_(batches[0].positions)
+        for mine, given in zip(step.batches, batches, strict=True):
+            mine.slots.copy_(given.slots)
+        mine, given = step.batches[0], batches[0]
+        if mine.adapters is not None and given.adapters is not None:
+            mine.adapters.numbers.copy_(given.adapters.numbers)
+        if self._context.library.replay(self._context.handle, step.handle, _handles(plans)):
             raise self._context.error()
         return step.out.clone()
 
-    def _record(self, token_ids: Tensor, batch: FlatBatch, plan: AttentionPlan) -> _Step:
+    def _record(
+        self,
+        token_ids: Tensor,
+        given: Sequence[FlatBatch],
+        plans: Sequence[AttentionPlan],
+    ) -> _Step:
         token_ids, kept = token_ids.clone(), list[Tensor]()
-        adapters = batch.adapters
-        batch = replace(
-            batch,
-            positions=batch.positions.clone(),
-            slots=batch.slots.clone(),
-            adapters=None if adapters is None else AdapterRows(adapters.numbers.clone()),
+        positions, adapters = given[0].positions.clone(), given[0].adapters
+        if adapters is not None:
+            adapters = AdapterRows(adapters.numbers.clone())
+        batches = tuple(
+            replace(batch, positions=positions, slots=batch.slots.clone(), adapters=adapters)
+            for batch in given
         )
         library, context = self._context.library, self._context.handle
-        handle = library.record(context)
+        handle = library.record(context, _handles(plans), len(plans))
         if handle is None:
             raise self._context.error()
         weakref.finalize(self, library.free_recording, handle)
         self._context.results.keep_in(kept)
         try:
-            out = self._compute(token_ids, batch, plan, None)
+            out = self._compute(token_ids, batches, plans, None)
         finally:
             self._context.results.keep_in(None)
             library.end_recording(context)
-        return _Step(handle, token_ids, batch, kept, out)
+        return _Step(handle, token_ids, batches, kept, out)
+
+
+def _handles(plans: Sequence[AttentionPlan]) -> "Array[c_void_p]":
+    """Of plans, in an array for the library."""
+    handles = []
+    for plan in plans:
+        assert isinstance(plan, NativePlan)
+        handles.append(plan.handle)
+    return (c_void_p * len(handles))(*handles)
 
 
 class NativeCapture:

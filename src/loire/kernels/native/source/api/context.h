@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../kernels/operations.h"
@@ -25,10 +27,22 @@ namespace loire {
 // What the last function that failed on this thread found wrong.
 extern thread_local std::string message;
 
-// Operations as they were called, to be run again with another plan.
+// Operations as they were called, to be run again with other plans.
 struct Recording {
+    struct Operation {
+        std::function<void(AttentionPlan*)> run;
+        size_t plan;  // which of the plans it was given; behind the last one: none
+    };
+
     const std::thread::id thread = std::this_thread::get_id();  // only its calls
-    std::vector<std::function<void(AttentionPlan*)>> operations;
+    const std::vector<AttentionPlan*> plans;  // one per cache group, while it is made
+    std::vector<Operation> operations;
+
+    explicit Recording(std::vector<AttentionPlan*> plans) : plans(std::move(plans)) {}
+
+    size_t index_of(const AttentionPlan* plan) const {
+        return size_t(std::find(plans.begin(), plans.end(), plan) - plans.begin());
+    }
 };
 
 struct Context {
@@ -95,7 +109,7 @@ int perform(Context* context, AttentionPlan* plan, Body body) {
         body(plan);
         Recording* recording = context->recording;
         if (recording != nullptr && recording->thread == std::this_thread::get_id())
-            recording->operations.push_back(body);
+            recording->operations.push_back({body, recording->index_of(plan)});
     });
 }
 

@@ -13,7 +13,7 @@
 using namespace loire;
 
 // Of what the functions do; layout.cpp says what they are given.
-LOIRE_EXPORT int loire_interface_version() { return 15; }
+LOIRE_EXPORT int loire_interface_version() { return 16; }
 
 LOIRE_EXPORT const char* loire_message() { return message.c_str(); }
 
@@ -34,12 +34,13 @@ LOIRE_EXPORT void* loire_open(const char* instruction_set, int32_t num_threads) 
 LOIRE_EXPORT void loire_close(void* context) { delete static_cast<Context*>(context); }
 
 // From now on notes which operations of a step this thread calls, until loire_end_recording.
-LOIRE_EXPORT void* loire_record(Context* context) {
+// plans: those of the step, one per cache group.
+LOIRE_EXPORT void* loire_record(Context* context, AttentionPlan* const* plans, int64_t count) {
     Recording* recording = nullptr;
     locked(context, [&] {
         if (context->recording != nullptr)
             throw std::logic_error("another thread is recording a step");
-        recording = context->recording = new Recording;
+        recording = context->recording = new Recording({plans, plans + count});
     });
     return recording;
 }
@@ -48,10 +49,14 @@ LOIRE_EXPORT int loire_end_recording(Context* context) {
     return locked(context, [&] { context->recording = nullptr; });
 }
 
-// Runs the operations again, on the memory that they were given then; attention by this plan.
-LOIRE_EXPORT int loire_replay(Context* context, const Recording* recording, AttentionPlan* plan) {
+// Runs the operations again, on the memory that they were given then; attention by these plans, as
+// many as there were then.
+LOIRE_EXPORT int loire_replay(Context* context, const Recording* recording,
+                              AttentionPlan* const* plans) {
     return locked(context, [&] {
-        for (const auto& operation : recording->operations) operation(plan);
+        for (const auto& operation : recording->operations)
+            operation.run(operation.plan < recording->plans.size() ? plans[operation.plan]
+                                                                   : nullptr);
     });
 }
 

@@ -1,0 +1,150 @@
+"""Layers with a window hold no more than that, and nobody's tokens change for it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loire import SamplingParams
+from loire.base.config import EngineOptions
+from loire.base.messages import EngineRequest
+from loire.base.step import StepRecord
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.start import Engine, load_engine
+from loire.kernels.native.backend import NativeBackend
+from support.recorded_models import save
+
+usable, why = NativeBackend.available()
+BACKENDS = [
+    {"kernels": "reference", "dtype": "float32"},
+    {"kernels": "cpu", "dtype": "float32"},
+    {"kernels": "native", "dtype": "bfloat16"},
+    {"kernels": "native", "dtype": "bfloat16", "kv_cache_dtype": "int8"},
+]
+WINDOW, BUDGET = 24, 64
+PAGE_LAYERS = 5
+"""Layers with a window; the one that sees everything has five times the tokens in a block."""
+
+Tokens = dict[str, list[int]]
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers with a window of 24 tokens, one without."""
+    return save("gemma3", tmp_path_factory.mktemp("gemma3"))
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda given: " ".join(given.values()))
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    given: dict[str, Any] = request.param
+    if given["kernels"] == "native" and not usable:
+        pytest.skip(why)
+    return given
+
+
+def requests() -> list[EngineRequest]:
+    """Some share 200 tokens, some are longer than the window, some shorter; siblings, too."""
+    rng = random.Random(3)
+    shared = [rng.randrange(3, 259) for _ in range(200)]
+    prompts = [[rng.randrange(3, 259) for _ in range(n)] for n in (5, 40, 170, 300)]
+    prompts += [shared + [rng.randrange(3, 259) for _ in range(n)] for n in (1, 30, 50)]
+    return [
+        EngineRequest(
+            request_id=str(index),
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(
+                n=1 + 2 * (index == 2),
+                temperature=0.8 * (index % 2),
+                max_tokens=40,
+                ignore_eos=True,
+            ),
+            seed=index,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
+    given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": BUDGET}
+    options = {**backend, **given, "num_threads": 1, **options}
+    return load_engine(open_checkpoint(path), EngineOptions(**options), name="gemma3")
+
+
+def played(
+    engine: Engine, given: list[EngineRequest], then: Sequence[EngineRequest] = ()
+) -> Tokens:
+    """then: requests that come when the first ones have been computed for 16 steps."""
+    tokens: Tokens = {}
+    for request in given:
+        engine.core.add(request)
+    while engine.core.has_work:
+        if len(engine.core.records) == 16:
+            for request in then:
+                engine.core.add(request)
+            then = ()
+        for update in engine.core.step():
+            assert update.error is None
+            name = f"{update.request_id} {update.choice}"
+            tokens.setdefault(name, []).extend(update.token_ids)
+        engine.core.scheduler.allocator.check()
+    assert engine.core.scheduler.allocator.counts.in_use == 0
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def alone(gemma3: Path, backend: dict[str, Any]) -> Tokens:
+    """Each by itself, its prompt in one step, without a cache."""
+    engine = start(gemma3, backend, enable_prefix_caching=False, max_num_batched_tokens=512)
+    return {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_together_and_cached(
+    gemma3: Path, backend: dict[str, Any], alone: Tokens, depth: int
+) -> None:
+    engine = start(gemma3, backend, pipeline_depth=depth)
+    sizes = [(g.kind, len(g.layers), g.block_size) for g in engine.config.geometry.groups]
+    assert sizes == [("window", 5, 16), ("full", 1, 80)]
+    assert played(engine, requests()) == alone
+    first = sum(record.num_prefix_hit_tokens for record in engine.core.records)
+    assert first == 2 * 160, "what the last two share with the one before them, in units of 80"
+    assert played(engine, requests()) == alone
+    hits = sum(record.num_prefix_hit_tokens for record in engine.core.records) - first
+    assert hits == 160 + 240 + 160 + 160 + 240
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("caching", [True, False])
+def test_preempted(
+    gemma3: Path, backend: dict[str, Any], alone: Tokens, depth: int, caching: bool
+) -> None:
+    engine = start(
+        gemma3, backend, enable_prefix_caching=caching, pipeline_depth=depth, max_num_seqs=2
+    )
+    given = requests()
+    late = [replace(request, priority=1) for request in given[2:5]]
+    assert played(engine, late, then=[*given[:2], *given[5:]]) == alone
+    assert sum(record.num_preemptions for record in engine.core.records) >= 2
+
+
+def test_a_window_is_all_that_is_held(gemma3: Path, backend: dict[str, Any]) -> None:
+    """A long request holds its window and what is being computed, beside the layer that sees all;
+    the start's check and the records count so."""
+    page = start(gemma3, backend).config.geometry.page_bytes
+    most = -(-(WINDOW + BUDGET) // 16) + 1
+    needed = most + -(-500 // 80)
+    engine = start(gemma3, backend, kv_cache_memory_bytes=needed * page, max_model_len=500)
+    prompt = tuple(random.Random(5).randrange(3, 259) for _ in range(450))
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    played(engine, [EngineRequest("long", prompt, params, seed=0)])
+    records: list[StepRecord] = list(engine.core.records)
+    assert max(record.blocks_in_use for record in records) <= needed
+    # While it decodes: three blocks of the window at most, and all of the full one.
+    assert records[-2].blocks_in_use <= 3 + 7
+    for record in records:
+        parts = (record.kv_live_tokens, record.kv_fragmented_tokens, record.kv_reserved_tokens)
+        assert sum(parts) + record.kv_idle_tokens == 16 * record.blocks_in_use
+        assert min(parts) >= 0

@@ -1,0 +1,51 @@
+"""Tiny models with the same weights on every machine: torch's generators round by processor."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+from support.tiny_models import save_tokenizer
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(num_hidden_layers=2, tie_word_embeddings=False, **SIZES)
+    ),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            num_hidden_layers=6,
+            sliding_window=24,
+            query_pre_attn_scalar=16,
+            layer_types=[*["sliding_attention"] * 5, "full_attention"],
+            **SIZES,
+        )
+    ),
+}
+
+
+def save(kind: str, directory: Path) -> Path:
+    """Save one of MODELS as a Hugging Face directory, with a byte-level tokenizer."""
+    model = MODELS[kind]()
+    random = np.random.default_rng(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole = torch.from_numpy(random.integers(-128, 129, parameter.shape) / 128)
+            scale = 0.1 if "embed" in name and kind == "gemma3" else 0.4
+            parameter.copy_(1 + whole / 4 if "norm" in name else whole * scale)
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory

@@ -108,7 +108,7 @@ def _show_one(question: "Question", choice: "Choice", *, as_json: bool) -> int:
         print(render(plan, choice, color=_color(), unicode=_unicode()))
     if plan.fits:
         return 0
-    needed = plan.load.peak_tokens * plan.kv_bytes_per_token
+    needed = plan.kv_held_bytes(plan.load.peak_tokens)
     left = max(plan.kv_memory_bytes, 0)
     helping = remedies(question, choice)
     print(

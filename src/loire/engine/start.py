@@ -74,8 +74,8 @@ class Engine:
         return (
             f"{config.model}: weights {_gb(self.weight_bytes)} ({config.dtype}), KV pool "
             f"{_gb(config.kv_pool_bytes)} of {_gb(self.available_bytes)} available: "
-            f"{config.num_blocks:,} blocks of {config.block_size} = "
-            f"{config.kv_pool_tokens:,} tokens at {config.kv_bytes_per_token / 1000:,.1f} kB",
+            f"{_blocks(config)} = {config.kv_pool_tokens:,} tokens at "
+            f"{_kv_bytes_per_token(config) / 1000:,.1f} kB",
             f"fits {config.kv_pool_tokens / config.max_model_len:.1f} requests of "
             f"{config.max_model_len:,} tokens; up to {config.max_num_seqs} sequences and "
             f"{config.max_num_batched_tokens:,} tokens per step, policy {config.policy}, prefix "
@@ -138,6 +138,24 @@ def _core(
         depth=config.pipeline_depth,
         form_ready=constraints.ready,
     )
+
+
+def _blocks(config: EngineConfig) -> str:
+    """The blocks of the pool; where layers have groups, what a page holds of each."""
+    groups = config.geometry.groups
+    if len(groups) == 1:
+        return f"{config.num_blocks:,} blocks of {config.block_size}"
+    parts = [
+        f"{len(group.layers)} layers x {group.block_size}"
+        + (f" of a window of {group.window:,}" if group.window is not None else "")
+        for group in groups
+    ]
+    return f"{config.num_blocks:,} pages ({', '.join(parts)})"
+
+
+def _kv_bytes_per_token(config: EngineConfig) -> float:
+    """In a request of max_model_len: layers with a window hold no more than that."""
+    return config.kv_pool_bytes / max(config.kv_pool_tokens, 1)
 
 
 def _gb(num_bytes: int) -> str:

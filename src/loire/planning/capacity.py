@@ -73,8 +73,9 @@ class CapacityPlan:
 
     @property
     def kv_capacity_tokens(self) -> int:
-        """Tokens of KV that fit."""
-        return max(self.kv_memory_bytes, 0) // self.kv_bytes_per_token
+        """Tokens of KV that fit, in requests that fill their windows."""
+        window = self.load.window
+        return max(self.kv_memory_bytes, 0) * window // self.kv_held_bytes(window)
 
     @property
     def concurrent_requests(self) -> float:
@@ -84,7 +85,12 @@ class CapacityPlan:
     @property
     def max_batch(self) -> int:
         """Whole requests of the load that fit at once, each at its full length."""
-        return self.kv_capacity_tokens // self.load.peak_tokens
+        return max(self.kv_memory_bytes, 0) // self.kv_held_bytes(self.load.peak_tokens)
+
+    def kv_held_bytes(self, num_tokens: int) -> int:
+        """KV memory that a request of that length holds at most."""
+        repeats = self.kv_bytes_per_token // self.model.kv_bytes_per_token
+        return self.model.kv_held_bytes(num_tokens) * repeats
 
     def decode_step_s(self, batch: int) -> float | None:
         """Least time of a decode step of that many sequences at the load's mean context."""

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
+from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import ModelDescription
@@ -63,6 +65,31 @@ class ModelSize:
         per_element = self.kv_bytes_per_token / model.kv_elements_per_token
         read = sum(need.elements_per_token * need.tokens_read(context) for need in needs)
         return per_element * read
+
+    def kv_held_bytes(self, num_tokens: int) -> int:
+        """KV memory that a sequence of that length holds at most, in pages: layers with a window
+        hold the window, and what is being computed in a step of the default size."""
+        geometry = self.geometry
+        if geometry is None:
+            return self.kv_bytes_per_token * num_tokens
+        ahead = EngineOptions().max_num_batched_tokens
+        return geometry.pages_for(num_tokens, ahead) * geometry.page_bytes
+
+    @property
+    def geometry(self) -> CacheGeometry | None:
+        """The cache groups, where layers differ in what they keep; else None."""
+        if self.description is None or self.kv_bytes_per_token == 0:
+            return None
+        per_element = self.kv_bytes_per_token / self.description.kv_elements_per_token
+        needs = [
+            None
+            if need is None
+            else LayerNeed(need.kind, round(need.elements_per_token * per_element), need.window)
+            for need in self.description.caches
+        ]
+        if all(need is None or need.window is None for need in needs):
+            return None
+        return cache_geometry(needs, EngineOptions().block_size)
 
     def decode_flops(self, context: float) -> float:
         """Operations for one token at that context: two per parameter, and attention."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from loire.base.cache_geometry import CacheGeometry
 from loire.base.config import KV_MEMORY_SHARE
 from loire.planning.capacity import CapacityPlan
 from loire.planning.choices import Choice
@@ -70,6 +71,13 @@ def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
     activations = "largest tensors of a step" if plan.activation_bytes else "nothing reserved"
     if plan.kv_memory_bytes > 0:
         kv = f"{plan.kv_capacity_tokens:,} tokens of {_size(plan.kv_bytes_per_token)}"
+        geometry = model.geometry
+        if geometry is not None:
+            window = plan.load.window
+            kv = (
+                f"{plan.kv_capacity_tokens:,} tokens in requests of {window:,}, "
+                f"{_size(plan.kv_held_bytes(window))} each: {_groups(geometry)}"
+            )
     else:
         kv = f"none left: weights and activations exceed the memory by {_gb(-plan.kv_memory_bytes)}"
     parts = [
@@ -84,6 +92,16 @@ def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
         share = size / plan.memory_bytes
         lines.append(f"  {shade} {name:<14}{_gb(size):>12} {share:>7.1%}   {note}")
     return lines
+
+
+def _groups(geometry: CacheGeometry) -> str:
+    """What a page holds of each cache group, and how much of it nothing."""
+    parts = [
+        f"{len(group.layers)} layers x {group.block_size} tokens"
+        + (f" (window {group.window:,})" if group.window is not None else "")
+        for group in geometry.groups
+    ]
+    return f"pages of {' or '.join(parts)}, padding {geometry.padding:.1%}"
 
 
 def _bar(parts: Sequence[tuple[str, int]], color: bool, unicode: bool) -> str:

@@ -123,6 +123,10 @@ class EngineConfig:
     seed: int | None
     allow_special_in_text: bool = False
 
+    computed_by: str = ""
+    """What computes the KV, by content: model, dtypes, quantization, blocks and kernels. Hashes
+    that outlive a process say so."""
+
     @property
     def background_tokens(self) -> int:
         """Most tokens of background work in a step that others wait for.

@@ -17,6 +17,7 @@ from loire.base.config import (
 )
 from loire.base.machine import usable_cores
 from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.digest import model_digest
 from loire.execution.constraints import ConstraintFactory
 from loire.execution.device import (
     KV_CACHE_DTYPES,
@@ -102,7 +103,17 @@ def build_runner(
         progress=progress,
     )
     config, available = settle()
-    config = replace(config, max_model_len=min(config.max_model_len, window))
+    what = (
+        model_digest(checkpoint),
+        config.dtype,
+        config.kv_cache_dtype,
+        options.quantization,
+        config.geometry,
+        backend.numbers,
+    )
+    config = replace(
+        config, max_model_len=min(config.max_model_len, window), computed_by=repr(what)
+    )
     cache = KVCache(
         description,
         config.geometry,

@@ -10,11 +10,15 @@ import struct
 from collections.abc import Sequence
 
 
-def root_hash(cache_salt: str = "", adapter: str = "") -> bytes:
-    """Start of the chain: requests with another salt or adapter share nothing."""
-    salt, name = cache_salt.encode(), adapter.encode()
-    header = struct.pack("<QQ", len(salt), len(name))
-    return hashlib.sha256(b"loire-kv" + header + salt + name).digest()
+def root_hash(cache_salt: str = "", adapter: str = "", computed_by: str = "") -> bytes:
+    """Start of the chain: requests with another salt or adapter share nothing.
+
+    computed_by: what computes the KV (EngineConfig.computed_by): another model, dtype or kernel
+    gives other numbers, and what outlives a process must not be taken for its own.
+    """
+    parts = [part.encode() for part in (cache_salt, adapter, computed_by)]
+    header = struct.pack("<QQQ", *map(len, parts))
+    return hashlib.sha256(b"loire-kv" + header + b"".join(parts)).digest()
 
 
 def extend_chain(

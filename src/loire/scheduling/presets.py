@@ -22,6 +22,7 @@ def build_scheduler(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
         background_tokens=config.background_tokens,
+        computed_by=config.computed_by,
         clock=clock,
     )
 

@@ -61,6 +61,7 @@ class Scheduler:
         background_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         drafter: Drafter | None = None,
+        computed_by: str = "",
     ) -> None:
         """clock: seconds for the times in records and updates; no decision depends on it."""
         self.allocator = allocator
@@ -86,6 +87,7 @@ class Scheduler:
         self._clock = clock
         self._recorder = StepRecorder(clock)
         self._drafter = drafter
+        self._computed_by = computed_by
         self._admitted: Collection[str] | None = None
         self.form_ready: Callable[[StructuredOutputs], bool] = lambda form: True
         """Whether a sequence with such a constraint could sample at once; until then it waits,
@@ -123,7 +125,7 @@ class Scheduler:
         num_now = message.params.n if message.output_token_ids else 1
         request.num_unborn = message.params.n - num_now
         for choice in range(num_now):
-            sequence = request.new_sequence(next(self._seq_ids), choice, self.max_model_len)
+            sequence = self._new_sequence(request, choice)
             self._enqueue(sequence, arrives=True)
 
     def abort(self, request_id: str) -> bool:
@@ -466,8 +468,7 @@ class Scheduler:
 
     def _bear_siblings(self, request: Request, parent: Sequence) -> None:
         for choice in range(1, request.num_unborn + 1):
-            seq_id = next(self._seq_ids)
-            self._enqueue(request.new_sequence(seq_id, choice, self.max_model_len, parent))
+            self._enqueue(self._new_sequence(request, choice, parent))
         request.num_unborn = 0
 
     def _fail_request(self, request: Request, error: str) -> list[SequenceUpdate]:
@@ -491,6 +492,12 @@ class Scheduler:
     def _enqueue(self, sequence: Sequence, *, arrives: bool = False) -> None:
         self._sequences[sequence.seq_id] = sequence
         self.waiting.add(sequence, arrives=arrives)
+
+    def _new_sequence(
+        self, request: Request, choice: int, parent: Sequence | None = None
+    ) -> Sequence:
+        seq_id = next(self._seq_ids)
+        return request.new_sequence(seq_id, choice, self.max_model_len, parent, self._computed_by)
 
     def _end_request(self, request: Request, *, forget: bool = False) -> None:
         request.num_unborn = 0

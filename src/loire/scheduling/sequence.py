@@ -210,9 +210,17 @@ class Request:
         return not self.num_unborn and all(s.status is Status.ENDED for s in self.sequences)
 
     def new_sequence(
-        self, seq_id: int, choice: int, max_model_len: int, parent: Sequence | None = None
+        self,
+        seq_id: int,
+        choice: int,
+        max_model_len: int,
+        parent: Sequence | None = None,
+        computed_by: str = "",
     ) -> Sequence:
-        """Add the sequence of one choice, with the tokens it was resumed with, if any."""
+        """Add the sequence of one choice, with the tokens it was resumed with, if any.
+
+        computed_by: see EngineConfig.
+        """
         message = self.message
         outputs = message.output_token_ids
         resumed = outputs[choice] if choice < len(outputs) else ()
@@ -220,7 +228,7 @@ class Request:
         limit = message.params.max_tokens
         has_siblings = message.params.n > 1 and not outputs and choice == 0
         table = BlockTable(
-            root=root_hash(message.cache_salt, message.adapter),
+            root=root_hash(message.cache_salt, message.adapter, computed_by),
             priority=message.priority,
             reads_cache=choice > 0 or not message.params.reads_whole_prompt,
             marks=message.cache_marks,

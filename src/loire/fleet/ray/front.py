@@ -52,11 +52,18 @@ class RayChannel:
         self._front = front
         self._outbox: list[ToReplica] = []
         self._filled = asyncio.Event()
+        self._reachable = True
+
+    def only_listen(self) -> None:
+        """Ray sends no calls there any more. One that is made all the same waits in its router for
+        ever, and holds up those to other replicas."""
+        self._reachable = False
 
     def send(self, *messages: ToReplica) -> None:
         """See ReplicaChannel."""
-        self._outbox += messages
-        self._filled.set()
+        if self._reachable:
+            self._outbox += messages
+            self._filled.set()
 
     async def messages(self) -> AsyncIterator[FromReplica]:
         """See ReplicaChannel. Ends when the replica is gone."""
@@ -82,7 +89,13 @@ class RayChannel:
                 await self._filled.wait()
                 self._filled.clear()
                 messages, self._outbox = self._outbox, []
-                await deliver.remote(self._front, encode(messages), to=self.name)
+                delivery = deliver.remote(self._front, encode(messages), to=self.name)
+                try:
+                    await asyncio.wait_for(asyncio.shield(_result(delivery)), ANSWER_S)
+                except asyncio.TimeoutError:
+                    delivery.cancel()
+                    log.info("replica %s answers nothing", self.name)
+                    return
         except _GONE as error:
             log.info("replica %s takes nothing more: %s", self.name, type(error).__name__)
 
@@ -95,6 +108,7 @@ class RayFleetClient(FleetClient):
         self.handle = handle
         self._owns_cluster = owns_cluster
         self._follows: dict[str, asyncio.Task[None]] = {}
+        self._channels: dict[str, RayChannel] = {}
         self._looking = asyncio.create_task(self._look())
 
     @property
@@ -144,19 +158,24 @@ class RayFleetClient(FleetClient):
     def _follow(self, names: set[str]) -> None:
         for name, task in tuple(self._follows.items()):
             if task.done():
-                del self._follows[name]
+                del self._follows[name], self._channels[name]
                 if not task.cancelled() and (error := task.exception()):
                     log.error("replica %s was left: %s", name, error)
             elif name not in names:
                 # Ray sends nothing there any more: it stops, or is being replaced.
+                self._channels[name].only_listen()
                 self.link.drain(name)
                 if not self.link.num_requests_of(name):
                     task.cancel()
             elif self.link.is_draining(name):
                 task.cancel()  # it stays after all: attach anew
         for name in names - set(self._follows):
-            channel = RayChannel(self.handle, name, self.link.name)
+            channel = self._channels[name] = RayChannel(self.handle, name, self.link.name)
             self._follows[name] = asyncio.create_task(self.link.follow(channel))
+
+
+async def _result(response: Any) -> Any:
+    return await response
 
 
 async def broadcast(handle: Any, method: str) -> list[Any]:

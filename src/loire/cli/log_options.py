@@ -1,6 +1,7 @@
 """Flags of `loire serve` about its log."""
 
 import argparse
+from pathlib import Path
 
 from loire.server.host.logs import LogOptions
 
@@ -19,8 +20,19 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="send spans to OpenTelemetry, as the variables OTEL_... say",
     )
+    group.add_argument(
+        "--audit-log",
+        type=Path,
+        metavar="FILE",
+        help="note who called what and when, without texts: a JSON object a line",
+    )
 
 
 def log_options(args: argparse.Namespace) -> LogOptions:
     """Settings from the flags that were given."""
-    return LogOptions(format=args.log_format, prompts=args.log_prompts, spans=args.otel)
+    return LogOptions(
+        format=args.log_format,
+        prompts=args.log_prompts,
+        spans=args.otel,
+        audit_file=args.audit_log,
+    )

@@ -251,9 +251,9 @@ def test_the_flags(tmp_path: Path) -> None:
 
     file = tmp_path / "keys"
     arguments = ["serve", "--api-key-file", str(file), "--api-key", ALICE, "--public-metrics"]
-    options = access_options(_parser("serve").parse_args(arguments))
+    options = access_options(_parser("serve")[0].parse_args(arguments))
     assert options.keys.key_files == [file]
     assert options.keys.keys == [ALICE]
     assert options.public_metrics
     assert not options.allow_no_key
-    assert access_options(_parser("serve").parse_args(["serve"])).keys.read({}) == ()
+    assert access_options(_parser("serve")[0].parse_args(["serve"])).keys.read({}) == ()

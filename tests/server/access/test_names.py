@@ -190,7 +190,7 @@ def test_stars_allow_all(engine: FakeEngine) -> None:
 
 def test_the_flags() -> None:
     flags = ["--allowed-host", "a.example", "--allowed-host", "b", "--allowed-origin", "http://c"]
-    options = access_options(_parser("serve").parse_args(["serve", *flags]))
+    options = access_options(_parser("serve")[0].parse_args(["serve", *flags]))
     names = options.settle("127.0.0.1", {}).names
     assert names.hosts == {"127.0.0.1", "a.example", "b"}
     assert names.origins == {"http://c"}

@@ -1,6 +1,7 @@
 """A real `loire serve` process with keys and limits, and the official client before it."""
 
 import json
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from loire.cli.main import main
 from support.server_process import START_S, Server, start, wait_for
 
 ALICE, BOB, ROOT = "alice-key-0123456789", "bob-key-0123456789ab", "root-key-0123456789a"
@@ -19,14 +21,19 @@ TEXT: Any = {"model": "tiny", "prompt": SECRET, "max_tokens": 3, "extra_body": {
 
 
 @pytest.fixture(scope="module")
-def server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_llama: Path, keys: Path) -> Iterator[Server]:
     keys.write_text(f"alice:{ALICE}\nbob:{BOB} requests-per-minute=2\n")
     admins = keys.with_name("admins")
     admins.write_text(f"root:{ROOT}\n")
     running = start(
         tiny_llama, "--served-model-name", "tiny", "--dtype", "float32", "--num-threads", "1",
         "--api-key-file", str(keys), "--admin-key-file", str(admins), "--log-format", "json",
+        "--audit-log", str(keys.with_name("audit")),
     )  # fmt: skip
     try:
         wait_for(lambda: httpx.get(f"{running.url}/health").status_code == 200, START_S)
@@ -68,7 +75,9 @@ def test_the_openai_client_is_told_to_wait(server: Server) -> None:
         with pytest.raises(openai.RateLimitError) as caught:
             bob.completions.create(stream=True, **TEXT)
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
-    metrics = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
+    own = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
+    assert "bob" not in own
+    metrics = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ROOT}).text
     assert 'loire_rejections_total{reason="rate_limit_exceeded"} 1.0' in metrics
     assert 'loire_requests_total{outcome="completed",tenant="bob"} 2.0' in metrics
 
@@ -86,3 +95,22 @@ def test_other_machines_are_not_let_in_without_a_key(tiny_llama: Path) -> None:
     assert done.returncode == 1
     assert "--api-key-file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_keys_and_the_audit_log_of_a_running_server(server: Server, keys: Path) -> None:
+    def status(key: str) -> int:
+        return httpx.get(f"{server.url}/v1/models", headers={"x-api-key": key}).status_code
+
+    assert main(["keys", "add", "carol", "--file", str(keys)]) == 0
+    carol = "carol-key-0123456789"
+    keys.write_text(keys.read_text() + f"dave:{carol}\n")
+    wait_for(lambda: status(carol) == 200, 30)
+    assert main(["keys", "revoke", "dave", "--file", str(keys)]) == 0
+    wait_for(lambda: status(carol) == 401, 30)
+    audit = keys.with_name("audit")
+    wait_for(lambda: '"status": 401' in audit.read_text(), 10)
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert {line["tenant"] for line in lines} >= {"alice", "bob", "dave", None}
+    assert stat.S_IMODE(audit.stat().st_mode) == 0o600
+    for secret in (SECRET, ALICE, carol):
+        assert secret not in audit.read_text()

@@ -34,7 +34,7 @@ async def complete(client: httpx.AsyncClient, key: str, **fields: Any) -> dict[s
 
 
 def scrape(served: ServedModel) -> bytes:
-    return served.observer.metrics.scrape()
+    return served.observer.metrics.scrape(by_tenant=True)
 
 
 def test_salts() -> None:

@@ -179,7 +179,7 @@ def test_an_engine_that_cannot_come_back_ends_the_server(tiny_llama: Path, tmp_p
 )
 def test_limits_that_cannot_work_are_refused(flag: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"{flag[2:].replace('-', '_')} must .* {value}"):
-        run(_parser("serve").parse_args(["serve", "--port", "0", flag, value]))
+        run(_parser("serve")[0].parse_args(["serve", "--port", "0", flag, value]))
 
 
 def test_a_reader_that_stops_delays_nobody(server: Server) -> None:

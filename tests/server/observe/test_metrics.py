@@ -62,7 +62,7 @@ def families(text: str) -> dict[str, Metric]:
 def samples(served: ServedModel) -> dict[str, float]:
     """Every sample of a scrape by its name and labels."""
     found = {}
-    for family in families(served.observer.metrics.scrape().decode()).values():
+    for family in families(served.observer.metrics.scrape(by_tenant=True).decode()).values():
         for sample in family.samples:
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
@@ -90,7 +90,7 @@ def test_names_and_units_follow_the_conventions() -> None:
     metrics = Metrics(lambda: None)
     for name in ("a", "b"):
         metrics.requests.labels(name, "completed").inc()
-    for family in families(metrics.scrape().decode()).values():
+    for family in families(metrics.scrape(by_tenant=True).decode()).values():
         if family.name.startswith("vllm:"):
             continue  # names of others, for routers that know them
         assert re.fullmatch(r"(loire|process)_[a-z_]+", family.name), family.name
@@ -102,7 +102,7 @@ def test_names_and_units_follow_the_conventions() -> None:
             assert names <= {f"{family.name}_total", family.name}
         if family.type == "histogram":
             assert family.name.endswith(("_seconds", "_sequences", "_tokens")), family.name
-    assert not re.search(r"milliseconds|_ms\b|percent", metrics.scrape().decode())
+    assert not re.search(r"milliseconds|_ms\b|percent", metrics.scrape(by_tenant=True).decode())
 
 
 def test_requests_are_counted(engine: FakeEngine) -> None:
@@ -186,6 +186,29 @@ def test_rejections_are_counted_by_reason(engine: FakeEngine) -> None:
     assert found["loire_requests_total{outcome=completed,tenant=alice}"] == 1
 
 
+def test_figures_by_tenant_are_for_admins(engine: FakeEngine) -> None:
+    served = ServedModel([NAME], engine)
+    bob = "bob-key-0123456789ab"
+    keys = [*KEYS.ring.keys, parse_key(f"bob:{bob}", place="")]
+    told: dict[str, str] = {}
+
+    async def visitor(client: httpx.AsyncClient) -> None:
+        for key in (ALICE, ALICE, bob):
+            headers = {"x-api-key": key}
+            await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+        for key in (ALICE, ROOT, ""):
+            headers = {"x-api-key": key} if key else {}
+            told[key] = (await client.get("/metrics", headers=headers)).text
+
+    visit(served, visitor, Access(ring=KeyRing(keys), public_metrics=True))
+    for key in (ALICE, ""):
+        assert 'loire_requests_total{outcome="completed"} 3.0' in told[key]
+        assert "tenant" not in told[key].replace("all tenants", "")
+        assert "bob" not in told[key]
+        assert families(told[key]).keys() == families(told[ROOT]).keys()
+    assert 'loire_requests_total{outcome="completed",tenant="bob"} 1.0' in told[ROOT]
+
+
 def test_steps_are_counted(engine: FakeEngine) -> None:
     served = ServedModel([NAME], engine)
     [listener] = engine.listeners
@@ -219,7 +242,7 @@ def test_every_metric_of_the_dashboard_exists(engine: FakeEngine) -> None:
     visit(served, visitor)
     found = {
         sample.name: set(sample.labels)
-        for family in families(served.observer.metrics.scrape().decode()).values()
+        for family in families(served.observer.metrics.scrape(by_tenant=True).decode()).values()
         for sample in family.samples
     }
     dashboard = json.loads(DASHBOARD.read_text())

@@ -18,7 +18,7 @@ GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
 def router_view(metrics: Metrics) -> dict[str, tuple[dict[str, str], float]]:
     """(labels, value) of each of vLLM's names."""
-    families = text_string_to_metric_families(metrics.scrape().decode())
+    families = text_string_to_metric_families(metrics.scrape(by_tenant=True).decode())
     return {
         sample.name.removeprefix("vllm:"): (sample.labels, sample.value)
         for family in families

@@ -9,9 +9,9 @@ from loire.server.access.rates import TenantMeter
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """tenant: the name of the key; empty where no keys are configured. admin: whether the key is an
-    admin's. meter: of its tenant. least_priority: what its requests have, unless they ask for less
-    urgency (a higher number).
+    """tenant: the name of the key; empty where no keys are configured. admin: whether it may see
+    what belongs to others; so may everybody where no keys are configured. meter: of its tenant.
+    least_priority: what its requests have, unless they ask for less urgency (a higher number).
     """
 
     tenant: str = ""

@@ -1,8 +1,11 @@
 """Lets nobody in without a key: every route is closed but those that the table opens."""
 
+import math
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loire.server.access.caller import Caller, set_caller
+from loire.server.access.key_throttle import KeyThrottle
 from loire.server.access.keys import ApiKey
 from loire.server.access.options import Access
 from loire.server.access.rates import TenantMeter
@@ -15,14 +18,16 @@ from loire.server.web.routes import route_of
 class KeyGuard:
     """ASGI middleware: 401 without a key that is known, 403 for admin routes without an admin key.
 
-    With a ring that needs no key everything is open.
+    429 for keys of an address that sent many wrong ones. With a ring that needs no key everything
+    is open.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._ring = access.ring
         self._open = ("everybody", "scrapers") if access.public_metrics else ("everybody",)
-        self._nobody = Caller(meter=TenantMeter(limits=access.limits))
+        self._nobody = Caller(admin=not access.ring, meter=TenantMeter(limits=access.limits))
+        self._throttle = KeyThrottle()
         self._callers: dict[str, tuple[ApiKey, Caller]] = {}
         """Of each tenant that came, with the key that it has."""
 
@@ -33,8 +38,9 @@ class KeyGuard:
             return
         caller = self._nobody
         if self._ring:
-            key = self._presented(scope)
-            error = self._refusal(scope["path"], key)
+            presented = self._presented(scope)
+            key = None if presented is None else self._ring.find(presented)
+            error = self._refusal(scope, presented, key)
             if error is not None:
                 await refusal(scope, error)(scope, receive, send)
                 return
@@ -55,21 +61,36 @@ class KeyGuard:
         self._callers[key.name] = key, caller
         return caller
 
-    def _presented(self, scope: Scope) -> ApiKey | None:
-        """The key in `Authorization: Bearer KEY` or, as Anthropic has it, in `x-api-key`."""
-        headers = dict(reversed(scope["headers"]))
+    def _presented(self, scope: Scope) -> bytes | None:
+        """What stands in `Authorization: Bearer KEY` or, as Anthropic has it, in `x-api-key`."""
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
-            return self._ring.find(key.strip())
+            return key.strip()
         if b"x-api-key" in headers:
-            return self._ring.find(headers[b"x-api-key"].strip())
+            return headers[b"x-api-key"].strip()
         return None
 
-    def _refusal(self, path: str, key: ApiKey | None) -> ApiError | None:
-        open_to = route_of(path).open_to
+    def _refusal(
+        self, scope: Scope, presented: bytes | None, key: ApiKey | None
+    ) -> ApiError | None:
+        open_to = route_of(scope["path"]).open_to
         if open_to in self._open:
             return None
+        call = get_call(scope)
+        if presented is not None:
+            wait_s = self._throttle.wait_s(call.address, None if key is None else key.name)
+            if wait_s:
+                call.bad_key = "throttled"
+                seconds = math.ceil(wait_s)
+                return ApiError(
+                    429,
+                    f"too many wrong keys came from this address: try again in {seconds} s",
+                    code="too_many_wrong_keys",
+                    headers={"Retry-After": str(seconds)},
+                )
         if key is None:
+            call.bad_key = "missing" if presented is None else "wrong"
             return ApiError(
                 401,
                 "this server needs a key that it knows: send it as 'Authorization: Bearer KEY' "

@@ -21,6 +21,7 @@ from loire.server.batches import routes as batches
 from loire.server.batches.data_folder import DataFolder
 from loire.server.batches.queue import BatchQueue
 from loire.server.host import page
+from loire.server.observe.audit_log import AuditLog
 from loire.server.observe.call_log import CallLog
 from loire.server.observe.spans import Spans
 from loire.server.openai import chat, completions, embeddings, models, tokenize
@@ -39,11 +40,12 @@ def create_app(
     access: Access = OPEN_ACCESS,
     data_dir: Path | None = None,
     spans: Spans | None = None,
+    audit: AuditLog | None = None,
 ) -> FastAPI:
     """The routes for one served model. Shutting the app down stops its engine.
 
-    data_dir: where files and batches are kept; by default data in LOIRE_HOME. spans: told of each
-    call.
+    data_dir: where files and batches are kept; by default data in LOIRE_HOME. spans: and audit:
+    told of each call.
     """
     data_dir = data_dir or loire_home() / "data"
     data = DataFolder(data_dir)
@@ -62,6 +64,8 @@ def create_app(
             stored_responses.close()
             if spans is not None:
                 spans.close()
+            if audit is not None:
+                audit.close()
 
     app = FastAPI(
         title="Loire",
@@ -107,7 +111,7 @@ def create_app(
             expose_headers=["*"],
         )
     app.add_middleware(NameGuard, access.names)
-    app.add_middleware(CallLog, served.observer.metrics, spans)
+    app.add_middleware(CallLog, served.observer.metrics, spans, audit)
     add_error_handlers(app)
     return app
 

@@ -5,6 +5,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 LogFormat: TypeAlias = Literal["text", "json"]
@@ -13,12 +14,13 @@ LogFormat: TypeAlias = Literal["text", "json"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogOptions:
     """What the log looks like. prompts: whether it shows what was asked. spans: whether calls are
-    also told to OpenTelemetry.
+    also told to OpenTelemetry. audit_file: where each call is noted in a line of its own.
     """
 
     format: LogFormat = "text"
     prompts: bool = False
     spans: bool = False
+    audit_file: Path | None = None
 
 
 def log_to_stderr(log_format: LogFormat = "text") -> None:

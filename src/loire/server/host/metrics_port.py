@@ -13,10 +13,10 @@ from loire.server.observe.metrics import CONTENT_TYPE, Metrics
 
 
 def metrics_app(metrics: Metrics) -> Starlette:
-    """An app that answers GET /metrics, to everybody, and nothing else."""
+    """An app that answers GET /metrics, to everybody, and nothing else: no figures by tenant."""
 
     async def scrape(request: Request) -> Response:
-        return Response(metrics.scrape(), media_type=CONTENT_TYPE)
+        return Response(metrics.scrape(by_tenant=False), media_type=CONTENT_TYPE)
 
     return Starlette(routes=[Route("/metrics", scrape)])
 

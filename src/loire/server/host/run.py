@@ -30,6 +30,7 @@ from loire.server.host.connections import (
 from loire.server.host.logs import log_to_stderr
 from loire.server.host.metrics_port import MetricsServer
 from loire.server.host.settings import ServerSettings
+from loire.server.observe.audit_log import AuditLog
 from loire.server.observe.spans import Spans
 from loire.server.serving.served import ServedModel
 from loire.server.storage.file_watch import FileWatch
@@ -71,7 +72,8 @@ def serve(
     served = ServedModel(
         settings.names, admission=Admission(settings.limits), log_prompts=settings.log.prompts
     )
-    app = create_app(served, access, settings.data_dir, spans)
+    audit = None if settings.log.audit_file is None else AuditLog(settings.log.audit_file)
+    app = create_app(served, access, settings.data_dir, spans, audit)
     watches = [] if access.key_watch is None else [access.key_watch]
     try:
         asyncio.run(_serve(listener, scraped, app, served, settings, launched, watches))

@@ -8,11 +8,12 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loire.server.observe.audit_log import AuditLog
 from loire.server.observe.metrics import Metrics
 from loire.server.observe.spans import Spans
 from loire.server.web.call import Call, set_call
 from loire.server.web.errors import error_response
-from loire.server.web.routes import dialect_of
+from loire.server.web.routes import dialect_of, route_of
 
 log = logging.getLogger("loire.server.calls")
 
@@ -23,20 +24,30 @@ class CallLog:
     """ASGI middleware: every response has an `x-request-id`, every call to the API a log line.
 
     The id is the client's own if it sent one of 1 to 128 letters, digits and "._:-". GET calls
-    that succeed, and those for /health, are logged at level DEBUG only: they are many.
+    that succeed, those for /health, and those of who tries keys, are logged at level DEBUG only:
+    they are many. The audit log has every call but those that are open to everybody.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        spans: Spans | None = None,
+        audit: AuditLog | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._spans = spans
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = Call(_call_id(scope), scope["method"], scope["path"])
+        client = scope.get("client")
+        address = client[0] if client else ""
+        call = Call(_call_id(scope), scope["method"], scope["path"], address=address)
         if self._spans is not None:
             call.trace_headers = _trace_headers(scope)
         set_call(scope, call)
@@ -62,6 +73,8 @@ class CallLog:
             self._note_end(call)
             if self._spans is not None and not call.path.startswith("/health"):
                 self._spans.add(call)
+            if self._audit is not None and route_of(call.path).open_to != "everybody":
+                self._audit.add(call)
 
     def _note_end(self, call: Call) -> None:
         assert call.end_s is not None
@@ -75,7 +88,10 @@ class CallLog:
             reason = call.error_code or str(call.status)
             self._metrics.rejections.labels(reason).inc()
             self._metrics.rejection_duration.labels(reason).observe(call.end_s - call.start_s)
-        quiet = asks_health or (call.method == "GET" and (call.status or 500) < 400)
+        if call.bad_key is not None:
+            self._metrics.authentication_failures.labels(call.bad_key).inc()
+        is_flood = call.bad_key == "throttled"
+        quiet = asks_health or is_flood or (call.method == "GET" and (call.status or 500) < 400)
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s",

@@ -57,6 +57,9 @@ class Metrics:
             SECONDS,
             "reason",
         )
+        self.authentication_failures = self._counter(
+            "loire_authentication_failures", "Calls without a key that counted", "reason"
+        )
         self.prompt_tokens = self._counter(
             "loire_prompt_tokens", "Prompt tokens of requests that began", "tenant"
         )
@@ -117,9 +120,13 @@ class Metrics:
         self._decode.inc(num_decode)
         self.preemptions.inc(record.num_preemptions)
 
-    def scrape(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def scrape(self, *, by_tenant: bool) -> bytes:
+        """All metrics in Prometheus' text format. by_tenant: else those of tenants are summed."""
+        if by_tenant:
+            return generate_latest(self.registry)
+        sums = CollectorRegistry(auto_describe=False)
+        sums.register(_Sums(self.registry))
+        return generate_latest(sums)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)
@@ -128,6 +135,29 @@ class Metrics:
         self, name: str, meaning: str, bounds: Iterable[float] = SECONDS, *labels: str
     ) -> Histogram:
         return Histogram(name, meaning, labels, buckets=tuple(bounds), registry=self.registry)
+
+
+class _Sums(Collector):
+    """The metrics of a registry without the label `tenant`: a tenant must not see the others."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        """Each metric, its samples summed over the tenants."""
+        for family in self._registry.collect():
+            values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+            if not any("tenant" in sample.labels for sample in family.samples):
+                yield family
+                continue
+            for sample in family.samples:
+                rest = tuple((k, v) for k, v in sample.labels.items() if k != "tenant")
+                key = sample.name, rest
+                values[key] = values.get(key, 0.0) + sample.value
+            summed = Metric(family.name, family.documentation, family.type)
+            for (name, labels), value in values.items():
+                summed.add_sample(name, dict(labels), value)
+            yield summed
 
 
 class _StateCollector(Collector):

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from loire.server.access.caller import get_caller
 from loire.server.observe.metrics import CONTENT_TYPE
 from loire.server.observe.request_watch import Observer
 
@@ -10,6 +11,8 @@ router = APIRouter()
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """All metrics in Prometheus' text format."""
+    """All metrics in Prometheus' text format; those of each tenant for admins only."""
     observer: Observer = request.app.state.served.observer
-    return Response(observer.metrics.scrape(), media_type=CONTENT_TYPE)
+    return Response(
+        observer.metrics.scrape(by_tenant=get_caller(request.scope).admin), media_type=CONTENT_TYPE
+    )

@@ -67,6 +67,8 @@ class Call:
     method: str = ""
     path: str = ""
     tenant: str = ""
+    address: str = ""
+    """Where it comes from, without the port."""
     start_s: float = field(default_factory=time.monotonic)
     start_unix_s: float = field(default_factory=time.time)
     end_s: float | None = None
@@ -74,6 +76,8 @@ class Call:
     """Of the response; None before it began."""
     error_code: str | None = None
     """Why it was refused or failed."""
+    bad_key: Literal["missing", "wrong", "throttled"] | None = None
+    """Why it was not known who makes it."""
     requests: list[RequestLife] = field(default_factory=list)
     trace_headers: dict[str, str] = field(default_factory=dict)
     """The caller's own trace, by the names of the W3C's headers."""

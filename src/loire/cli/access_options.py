@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from loire.base.errors import ConfigError
 from loire.server.access.key_sources import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
 from loire.server.access.options import AccessOptions
 from loire.server.access.rates import Limits
+from loire.server.host.tls import TlsFiles
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +58,15 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         help="pages of other servers that may ask this one, such as https://chat.example; * for "
         "all (repeatable) [none]",
     )
+    group.add_argument(
+        "--tls-cert",
+        type=Path,
+        metavar="FILE",
+        help="serve HTTPS with this certificate chain (PEM); read again when it changes",
+    )
+    group.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="its key [in the certificate's file]"
+    )
     group.add_argument("--public-metrics", action="store_true", help="/metrics needs no key")
     for flag, what in (
         ("--limit-requests-per-minute", "requests a minute"),
@@ -65,6 +76,15 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag, type=int, metavar="N", help=f"most {what} per key, if the key file says no other"
         )
+
+
+def tls_files(args: argparse.Namespace) -> TlsFiles | None:
+    """Certificate and key from the flags. Raises ConfigError for a key alone."""
+    if args.tls_cert is None:
+        if args.tls_key is not None:
+            raise ConfigError("--tls-key needs the certificate of this key: give --tls-cert, too")
+        return None
+    return TlsFiles(args.tls_cert, args.tls_key)
 
 
 def access_options(args: argparse.Namespace) -> AccessOptions:

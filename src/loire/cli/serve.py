@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from loire.cli.access_options import access_options, add_access_options
+from loire.cli.access_options import access_options, add_access_options, tls_files
 from loire.cli.limit_options import add_limit_options, server_limits
 from loire.cli.log_options import add_log_options, log_options
 from loire.cli.options import (
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             **engine_options(args), override_generation_config=default_sampling(args)
         ),
         access=access_options(args),
+        tls=tls_files(args),
         limits=server_limits(args),
         log=log_options(args),
         replicas=args.replicas,

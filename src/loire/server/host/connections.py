@@ -107,8 +107,9 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # fo
         """The client closed its side, or has gone altogether, which looks the same.
 
         An interim answer tells them apart: the system of one that has gone resets the connection.
+        TLS has no half-closed connections.
         """
-        if not self._is_answering():
+        if not self._is_answering() or self.transport.get_extra_info("ssl_object") is not None:
             return None
         self._half_closed = True
         self._look_for_client(0)

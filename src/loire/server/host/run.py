@@ -30,6 +30,7 @@ from loire.server.host.connections import (
 from loire.server.host.logs import log_to_stderr
 from loire.server.host.metrics_port import MetricsServer
 from loire.server.host.settings import ServerSettings
+from loire.server.host.tls import ServerTls
 from loire.server.observe.audit_log import AuditLog
 from loire.server.observe.spans import Spans
 from loire.server.serving.served import ServedModel
@@ -64,6 +65,7 @@ def serve(
     the engine is lost for good.
     """
     log_to_stderr(settings.log.format)
+    tls = None if settings.tls is None else ServerTls(settings.tls)
     access = settings.access.settle(host)
     spans = Spans.from_environment() if settings.log.spans else None
     listener = bind(host, port)
@@ -74,9 +76,9 @@ def serve(
     )
     audit = None if settings.log.audit_file is None else AuditLog(settings.log.audit_file)
     app = create_app(served, access, settings.data_dir, spans, audit)
-    watches = [] if access.key_watch is None else [access.key_watch]
+    watches = [access.key_watch, None if tls is None else tls.watch]
     try:
-        asyncio.run(_serve(listener, scraped, app, served, settings, launched, watches))
+        asyncio.run(_serve(listener, scraped, app, served, settings, launched, tls, watches))
     finally:
         listener.close()
         if scraped is not None:
@@ -116,31 +118,34 @@ async def _serve(
     served: ServedModel,
     settings: ServerSettings,
     launched: Launched | None,
-    watches: Sequence[FileWatch],
+    tls: ServerTls | None,
+    watches: Sequence[FileWatch | None],
 ) -> None:
     asyncio.get_running_loop().set_exception_handler(note_loop_trouble)
     GuardedProtocol.max_connections = settings.limits.max_connections or most_connections()
-    server = Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=FLUSH_S,
-            timeout_keep_alive=settings.limits.idle_connection_s,
-            http=GuardedProtocol,
-            ws="none",
-        )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=FLUSH_S,
+        timeout_keep_alive=settings.limits.idle_connection_s,
+        http=GuardedProtocol,
+        ws="none",
     )
+    config.load()
+    config.ssl = None if tls is None else tls.context
+    server = Server(config)
     metrics = MetricsServer(served.observer.metrics)
     if scraped is not None:
         log.info("metrics on %s/metrics", _url(scraped))
         scraping = asyncio.create_task(metrics.serve([scraped]))
-    watching = [asyncio.create_task(watch.run()) for watch in watches]
+    watching = [asyncio.create_task(watch.run()) for watch in watches if watch]
     lost: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
-    log.info("listening on %s, loading %s", _url(listener), settings.model)
+    scheme = "http" if tls is None else "https"
+    log.info("listening on %s, loading %s", _url(listener, scheme), settings.model)
     loading = asyncio.create_task(_load(served, settings, launched, lost))
     serving = asyncio.create_task(server.serve([listener]))
     stopping = asyncio.create_task(server.told_to_stop.wait())
@@ -267,6 +272,6 @@ async def _join_fleet(
     return await join_fleet(args, settings.limits.request_timeout_s)
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -8,6 +8,7 @@ from loire.base.config import EngineOptions
 from loire.server.access.limits import ServerLimits
 from loire.server.access.options import AccessOptions
 from loire.server.host.logs import LogOptions
+from loire.server.host.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class ServerSettings:
         access: who may use it.
         log: what it writes to stderr.
         replicas: engines that Ray keeps, at the start and at most; None is one engine here.
+        tls: what it shows of itself; None speaks plain HTTP.
         metrics_port: of /metrics for everybody, beside the main one, which has it, too.
         data_dir: for files and batches; by default data in LOIRE_HOME.
     """
@@ -32,5 +34,6 @@ class ServerSettings:
     limits: ServerLimits = field(default_factory=ServerLimits)
     log: LogOptions = field(default_factory=LogOptions)
     replicas: tuple[int, int | None] | None = None
+    tls: TlsFiles | None = None
     metrics_port: int | None = None
     data_dir: Path | None = None

@@ -183,3 +183,24 @@ def test_a_tokenizer_larger_than_the_embedding_is_loaded(tmp_path: Path) -> None
         [output] = llm.generate("he", SamplingParams(max_tokens=2, temperature=0.0))
         assert len(output.outputs[0].token_ids) == 2
         assert llm.frontend.tokenizer.encode("Hi") == [NUM_TOKENS]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"tokenizer__model": {"type": "Unigram", "unk_id": None, "vocab": []}},
+        {"tokenizer__model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "x"}},
+        {
+            "tokenizer__post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
+    ],
+)
+def test_a_tokenizer_that_cannot_encode(broken: dict[str, Any], tmp_path: Path) -> None:
+    """Some fail with an Exception, some by a panic."""
+    with pytest.raises(CheckpointError, match="cannot encode a plain text"):
+        opened(directory(tmp_path, **broken))

@@ -6,13 +6,15 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from loire.base.errors import CheckpointError
+from loire.base.errors import CheckpointError, RequestError
 from loire.checkpoint.checkpoint import Checkpoint, TokenizerSource
 from loire.text.control_tokens import encode_marked, has_marks
 from loire.text.gguf_tokenizer import build_from_gguf
 from loire.text.token_bytes import TokenBytes
 from loire.text.tokenizer_limits import check_bounds, errors_of_the_library
 
+_PROBE = "Hello, w\u00f6rld 123\n\t\u4f60\u597d \U0001f642"
+"""What any tokenizer must be able to encode."""
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -60,7 +62,10 @@ class Tokenizer:
         self, texts: Sequence[str], add_special_tokens: bool = True
     ) -> list[list[int]]:
         """Token ids of several texts, in parallel."""
-        encodings = self.rust.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        with errors_of_the_library("the tokenizer cannot encode this text", RequestError):
+            encodings = self.rust.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -125,6 +130,8 @@ def load_tokenizer(
     # A length limit or padding in the file is for training; a prompt is never cut silently.
     rust.no_truncation()
     rust.no_padding()
+    with errors_of_the_library("the model's tokenizer cannot encode a plain text"):
+        rust.encode_batch_fast([_PROBE])
     if not eos_token_ids and "eos_token" in names:
         found = rust.token_to_id(names["eos_token"])
         eos_token_ids = () if found is None else (found,)

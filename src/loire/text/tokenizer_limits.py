@@ -5,7 +5,7 @@ how much they can lengthen a text. All real ones stay far below.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,10 @@ MAX_GROWTH = 64
 
 
 @contextmanager
-def errors_of_the_library(what: str) -> Iterator[None]:
-    """Turn what the tokenizers library raises into a CheckpointError that begins with what.
+def errors_of_the_library(
+    what: str, kind: Callable[[str], LoireError] = CheckpointError
+) -> Iterator[None]:
+    """Turn what the tokenizers library raises into an error of a kind that begins with what.
 
     It raises plain Exceptions, and where its code panics, an error that is none.
     """
@@ -30,7 +32,7 @@ def errors_of_the_library(what: str) -> Iterator[None]:
     except (LoireError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise CheckpointError(f"{what}: {error}") from error
+        raise kind(f"{what}: {str(error)[:200]}") from error
 
 
 def check_bounds(rust: RustTokenizer, source: str) -> None:
@@ -44,7 +46,8 @@ def check_bounds(rust: RustTokenizer, source: str) -> None:
     for part in parts:
         pattern = part.get("pattern")
         texts = pattern.values() if isinstance(pattern, Mapping) else ()
-        longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+        written = (*texts, part.get("content"), part.get("prepend"))
+        longest = max((len(text) for text in written if isinstance(text, str)), default=0)
         if longest > MAX_PATTERN_CHARACTERS:
             raise CheckpointError(
                 f"{source} has a pattern of {longest} characters, more than "

@@ -172,7 +172,7 @@ def test_stored_blocks_have_the_bits_of_the_other_sets(
 ) -> None:
     blocks = torch.randint(0, 256, (70, 9, 20), generator=torch.Generator().manual_seed(0))
     blocks[..., 1] = blocks[..., 3] = 0x2C  # scales and minimums of some 0.06
-    stored, x = blocks.to(torch.uint8).flatten(1), random(100, 288)
+    stored, x = blocks.to(torch.uint8).flatten(1), random(100, 288).bfloat16()
     for tokens in (1, 4, 5, 16, 17, 31, 100):
         found, expected = (
             kernels.linear.pack(StoredTensor(Q4_1, stored), dtype=x.dtype)(x[:tokens])

@@ -170,6 +170,33 @@ FAMILIES = [
             "query_pre_attn_scalar": 16,
         },
     ),
+    Family(
+        "mixtral",
+        "Mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 24},
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3Moe",
+        {
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+        },
+    ),
+    Family(
+        "qwen3_moe_mixed",
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+        },
+    ),
     Family("phi3", "Phi3", {"tie_word_embeddings": False}),
     Family("phi3_window", "Phi3", {"sliding_window": 20}),
     Family(

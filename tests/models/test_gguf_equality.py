@@ -37,6 +37,10 @@ PARTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 LLAMA_NORMS = {"post_attention_layernorm": "ffn_norm"}
 GEMMA_NORMS = {
@@ -83,6 +87,10 @@ CASES = [
         "attention.sliding_window": 20,
         "rope.freq_base": 1e6,
     }),
+    Case("mixtral", "llama", {"expert_count": 5, "expert_used_count": 2,
+                              "attention.sliding_window": 24, "rope.freq_base": 1e6}),
+    Case("qwen3_moe", "qwen3moe", {"expert_count": 8, "expert_used_count": 3,
+                                   "expert_feed_forward_length": 48}),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",
@@ -119,6 +127,19 @@ def interleaved(tensor: Tensor, num_heads: int) -> Tensor:
     return tensor[rows]
 
 
+def experts_apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gates and inner matrices of experts, one tensor in transformers, as one each."""
+    found = {}
+    for name, tensor in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = tensor.chunk(2, dim=1)
+            stem = name.removesuffix("gate_up_proj")
+            found |= {f"{stem}gate_proj.weight": gate, f"{stem}up_proj.weight": up}
+        else:
+            found[f"{name}.weight" if name.endswith("experts.down_proj") else name] = tensor
+    return found
+
+
 def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     config: Any = model.config
     writer = gguf.GGUFWriter(path, case.architecture)
@@ -138,7 +159,7 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     state = dict(model.state_dict())
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    for name, tensor in state.items():
+    for name, tensor in experts_apart(state).items():
         if case.architecture == "llama" and "q_proj" in name:
             tensor = interleaved(tensor, config.num_attention_heads)
         if case.architecture == "llama" and "k_proj" in name:

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -14,7 +13,7 @@ from loire.base.config import WeightQuantization
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.formats import FORMATS, WeightFormat
 from loire.checkpoint.open import open_checkpoint
-from loire.kernels.block_formats import UNPACK, StoredTensor
+from loire.kernels.block_formats import UNPACK
 from loire.kernels.interface import Backend
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.reference import ReferenceBackend
@@ -24,6 +23,7 @@ from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
 from loire.models.mixers import Attention
 from loire.models.tensors import TensorReader
+from support.blocks import blocks_of
 from support.layers import attention
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
@@ -33,7 +33,9 @@ TOKENS = list(range(3, 40))
 
 
 class KeepingLinear(ReferenceLinearKernels):
-    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+    def keeps(
+        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
+    ) -> bool:
         """Everything."""
         return True
 
@@ -47,27 +49,6 @@ class Keeping(ReferenceBackend):
 
 
 BACKENDS = [Keeping, NATIVE]
-
-
-def blocks_of(fmt: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Random codes under scales that give numbers of some 0.2."""
-    known = FORMATS[fmt]
-    rows, inputs = shape
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(
-        0, 256, (rows, inputs // known.block_elements, known.block_bytes), dtype=np.uint8
-    )
-    halves = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-              "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": ()}  # fmt: skip
-    for at in halves.get(fmt, (0,)):
-        blocks[..., at : at + 2] = np.array([0.004], "<f2").view(np.uint8)
-    if fmt == "MXFP4":
-        blocks[..., 0] = 122
-    unpacked = StoredTensor(known, torch.from_numpy(blocks).view(rows, -1)).values()
-    factor = 0.2 / float(unpacked.std())
-    for at in halves.get(fmt, (0,)):
-        blocks[..., at : at + 2] = np.array([0.004 * factor], "<f2").view(np.uint8)
-    return blocks
 
 
 def quantized(folder: Path, formats: dict[str, str], default: str = "Q8_0") -> Checkpoint:
@@ -166,13 +147,13 @@ def test_only_what_has_sixteen_bits_or_more_is_rounded(
 
 
 @pytest.mark.parametrize("kernels", BACKENDS)
-@pytest.mark.parametrize("fmt", ["Q4_1", "Q4_K"])
+@pytest.mark.parametrize("fmt", ["Q4_1", "Q4_K", "Q6_K", "Q8_0", "IQ4_XS"])
 def test_in_bfloat16_inputs_are_rounded(tmp_path: Path, kernels: type[Backend], fmt: str) -> None:
     checkpoint = quantized(tmp_path, {}, fmt)
     decoder = load(checkpoint, kernels(), dtype=torch.bfloat16)
-    assert parts(decoder)[0].output.weight_bytes < 256 * 256
+    assert parts(decoder)[0].output.weight_bytes < 2 * 256 * 256
     exact = logits(load(checkpoint, ReferenceBackend(), "none"))
-    assert (logits(decoder) - exact).std() < 0.05 * exact.std()
+    assert (logits(decoder) - exact).std() < 0.1 * exact.std()
 
 
 def test_what_stays_does_not_lie_in_the_file(tmp_path: Path) -> None:

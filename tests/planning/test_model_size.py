@@ -14,7 +14,7 @@ from loire.checkpoint.formats import FORMATS
 from loire.checkpoint.open import open_checkpoint
 from loire.planning.model_size import (
     QUANTIZATIONS,
-    STORED,
+    ModelSize,
     size_by_hand,
     size_of_checkpoint,
 )
@@ -133,7 +133,12 @@ def test_the_default_model_if_it_is_here() -> None:
         pytest.skip("smollm2 is not in the store: loire pull smollm2")
     checkpoint = open_checkpoint(found[0])
     size = size_of_checkpoint(
-        checkpoint, "smollm2", dtype="float32", quantization=None, kv_dtype="bfloat16", on_cpu=True
+        checkpoint,
+        "smollm2",
+        dtype="float32",
+        quantization="none",
+        kv_dtype="bfloat16",
+        on_cpu=True,
     )
     assert size.num_parameters == 134_515_008
     assert size.kv_bytes_per_token == 2 * 30 * 3 * 64 * 2
@@ -188,19 +193,32 @@ def test_quantized_bytes_are_those_of_the_blocks(tmp_path: Path, quantization: s
     assert by_hand.weight_bytes == math.ceil(1001 * bits / 8)
 
 
-def test_stored_is_what_lies_in_the_file(tmp_path: Path) -> None:
-    checkpoint = write_model(tmp_path / "model", tied=False)
-    size = size_of_checkpoint(
-        checkpoint,
-        "m",
-        dtype="float32",
-        quantization=STORED,
-        kv_dtype="bfloat16",
-        on_cpu=True,
-    )
-    assert size.weight_bytes == pytest.approx(checkpoint.weight_bytes, rel=0.01)
-    with pytest.raises(ConfigError, match="stored"):
-        size_by_hand(1000, 1, dtype="float32", quantization=STORED)
+def test_blocks_of_a_file_are_counted_as_they_lie_there(tmp_path: Path) -> None:
+    checkpoint = write_model(tmp_path / "model", tied=True)
+    tensors = {
+        name: replace(info, format=FORMATS["Q6_K"], num_bytes=math.prod(info.shape) // 256 * 210)
+        if len(info.shape) == 2
+        else info
+        for name, info in checkpoint.tensors.items()
+    }
+    in_blocks = replace(checkpoint, tensors=tensors)
+
+    def size(quantization: str | None) -> ModelSize:
+        return size_of_checkpoint(
+            in_blocks,
+            "m",
+            dtype="bfloat16",
+            quantization=quantization,
+            kv_dtype="bfloat16",
+            on_cpu=True,
+        )
+
+    kept = size(None)
+    assert kept.step_weight_bytes == kept.step_parameters * 210 / 256
+    assert kept.repeated_bytes == 0  # rows are looked up in the packed head
+    expanded = size("none")
+    assert expanded.step_weight_bytes == 2 * expanded.step_parameters
+    assert expanded.repeated_bytes > 0
 
 
 def test_rows_that_do_not_fill_blocks_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a decoder-only model is made of: enough to build it, size it and plan for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from loire.base.cache_geometry import LayerNeed
@@ -231,3 +231,12 @@ def dense_layers(
         )
 
     return tuple(map(layer, windows))
+
+
+def with_experts(
+    description: ModelDescription, experts: Sequence[FeedForwardDescription | None]
+) -> ModelDescription:
+    """The same with other feed-forward parts, one for each layer; None leaves a layer its own."""
+    pairs = zip(description.layers, experts, strict=True)
+    layers = (x if other is None else replace(x, feed_forward=other) for x, other in pairs)
+    return replace(description, layers=tuple(layers))

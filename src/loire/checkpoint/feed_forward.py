@@ -1,4 +1,4 @@
-"""The part of a layer that computes on each token alone: today a gated MLP.
+"""The part of a layer that computes on each token alone: a gated MLP, or a choice of experts.
 
 Its description says which weights it has and how much it computes; loire.models.feed_forward
 builds it.
@@ -48,19 +48,79 @@ class GatedMLPDescription:
 
     def weights(self, place: Place) -> GatedMLPWeights:
         """Names as in Hugging Face's Llama."""
-        prefix, size = f"{place.prefix}mlp.", self.intermediate_size
-        return GatedMLPWeights(
-            gate_up=Matrix(
-                name=f"{prefix}gate_up_proj",
-                parts=(f"{prefix}gate_proj", f"{prefix}up_proj"),
-                rows=(size, size),
+        return gated_mlp_weights(
+            f"{place.prefix}mlp.", place.hidden_size, self.intermediate_size, bias=self.bias
+        )
+
+
+def gated_mlp_weights(
+    prefix: str, hidden_size: int, intermediate_size: int, *, bias: bool = False
+) -> GatedMLPWeights:
+    """Of a gated MLP whose names begin with prefix."""
+    return GatedMLPWeights(
+        gate_up=Matrix(
+            name=f"{prefix}gate_up_proj",
+            parts=(f"{prefix}gate_proj", f"{prefix}up_proj"),
+            rows=(intermediate_size, intermediate_size),
+            inputs=hidden_size,
+            bias=bias,
+            gated=True,
+        ),
+        down=Matrix(
+            name=f"{prefix}down_proj", rows=(hidden_size,), inputs=intermediate_size, bias=bias
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsWeights:
+    """Weights of experts and of what chooses among them."""
+
+    router: Matrix
+    experts: tuple[GatedMLPWeights, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsDescription:
+    """Gated MLPs, of which a router chooses some for each token (Shazeer et al. 2017, "The
+    sparsely-gated mixture-of-experts layer").
+
+    Attributes:
+        top_k: experts of a token: those with the largest logits, the first of equals.
+        renormalise: whether their weights, shares in the softmax over all experts, are made to
+            sum to 1.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    """Of one expert."""
+    activation: Activation = "silu"
+    renormalise: bool = True
+
+    @property
+    def activation_elements(self) -> int:
+        """Of all chosen experts of a token: their inputs, gate, up and product."""
+        return 4 * self.top_k * self.intermediate_size
+
+    def share_read(self, num_tokens: int) -> float:
+        """Share of the experts that a step of so many tokens reads, if each expert is as likely."""
+        return 1.0 - (1.0 - self.top_k / self.num_experts) ** num_tokens
+
+    def weights(self, place: Place) -> ExpertsWeights:
+        """Names as in Hugging Face's Qwen3-MoE, each expert by itself."""
+        prefix = f"{place.prefix}mlp."
+        return ExpertsWeights(
+            router=Matrix(
+                name=f"{prefix}gate",
+                rows=(self.num_experts,),
                 inputs=place.hidden_size,
-                bias=self.bias,
+                role="router",
             ),
-            down=Matrix(
-                name=f"{prefix}down_proj",
-                rows=(place.hidden_size,),
-                inputs=size,
-                bias=self.bias,
+            experts=tuple(
+                gated_mlp_weights(
+                    f"{prefix}experts.{index}.", place.hidden_size, self.intermediate_size
+                )
+                for index in range(self.num_experts)
             ),
         )

@@ -12,13 +12,16 @@ from typing import Any
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
-from loire.checkpoint.description import ModelDescription, dense_layers
+from loire.checkpoint.description import ModelDescription, dense_layers, with_experts
+from loire.checkpoint.expert_tensors import taken_apart
+from loire.checkpoint.feed_forward import ExpertsDescription
 from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.gguf_file import GGUFFile, numbers
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.rope_config import longrope_attention_factor
 
-FAMILIES = ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3")
+FAMILIES = ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
+MAX_EXPERTS = 4096
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
 """Tokens that end an answer in the supported families, whether or not the metadata names them."""
 
@@ -41,6 +44,10 @@ _LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
 }
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -103,7 +110,7 @@ def describe(file: GGUFFile) -> ModelDescription:
         attention_softcap=own.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
         norms="around" if is_gemma else "before",
     )
-    return ModelDescription(
+    description = ModelDescription(
         architecture=architecture,
         vocab_size=embedding.shape[0],
         hidden_size=hidden,
@@ -117,6 +124,22 @@ def describe(file: GGUFFile) -> ModelDescription:
         eos_token_ids=_eos(file.metadata),
         dtype="bfloat16",
     )
+    return with_experts(description, _experts(file, own, description))
+
+
+def _experts(
+    file: GGUFFile, own: Fields, description: ModelDescription
+) -> list[ExpertsDescription | None]:
+    """Of the layers that have them (qwen3moe; llama for Mixtral's models)."""
+    count = own.integer("expert_count", 0, low=0, high=MAX_EXPERTS)
+    if not count:
+        return [None] * description.num_layers
+    top_k = own.integer("expert_used_count", high=count)
+    size = own.integer("expert_feed_forward_length", own.integer("feed_forward_length"))
+    # llama.cpp renormalises in these families, whatever the model's makers did.
+    experts = ExpertsDescription(num_experts=count, top_k=top_k, intermediate_size=size)
+    routed = (f"blk.{index}.ffn_gate_inp.weight" for index in range(description.num_layers))
+    return [experts if name in file.tensors else None for name in routed]
 
 
 def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorInfo]:
@@ -140,7 +163,7 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
             num_bytes=tensor.num_bytes,
             interleaved_heads=_interleaved_heads(name, description),
         )
-    return found
+    return taken_apart(found)
 
 
 def _interleaved_heads(name: str, description: ModelDescription) -> int:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
-from loire.checkpoint.description import ModelDescription, dense_layers
-from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.description import ModelDescription, dense_layers, with_experts
+from loire.checkpoint.feed_forward import Activation, ExpertsDescription, GatedMLPDescription
 from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.rope_config import parse_rope
 
 MAX_LAYERS = 10_000
+MAX_EXPERTS = 4096
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -306,6 +307,67 @@ def _phi3(fields: Fields) -> ModelDescription:
     return _dense(common, _uniform_windows(fields))
 
 
+def _experts(
+    fields: Fields, description: ModelDescription, *, count_key: str, top_k: int, **settings: Any
+) -> ExpertsDescription:
+    """Experts in the place of the MLP that every layer of a description has."""
+    mlp = description.layers[0].feed_forward
+    assert isinstance(mlp, GatedMLPDescription)
+    count = fields.integer(count_key, high=MAX_EXPERTS)
+    chosen = fields.integer("num_experts_per_tok", top_k)
+    if chosen > count:
+        raise fields.wrong("num_experts_per_tok", chosen, f"at most {count_key}, {count}")
+    settings = {"intermediate_size": mlp.intermediate_size, **settings}
+    return ExpertsDescription(
+        num_experts=count, top_k=chosen, activation=mlp.activation, **settings
+    )
+
+
+def _mixtral(fields: Fields) -> ModelDescription:
+    fields = _with_defaults(fields, bos_token_id=1, eos_token_id=2, num_local_experts=8)
+    common = _common(fields, "mixtral", max_positions=131072, kv_heads=8, eps=1e-5, theta=1e6)
+    dense = _dense(common, _uniform_windows(fields))
+    experts = _experts(fields, dense, count_key="num_local_experts", top_k=2)
+    return with_experts(dense, [experts] * dense.num_layers)
+
+
+def _qwen3_moe(fields: Fields) -> ModelDescription:
+    bias = fields.flag("attention_bias", False)
+    window = None
+    if fields.flag("use_sliding_window", False):
+        window = _with_defaults(fields, sliding_window=4096).optional_integer("sliding_window")
+    num_layers = _num_layers(fields)
+    dense = _dense(
+        _common(_with_defaults(fields, intermediate_size=6144), "qwen3moe", max_positions=32768,
+                kv_heads=4),
+        (window,) * num_layers,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+    )  # fmt: skip
+    # (num_local_experts is what transformers writes, num_experts what the makers do.)
+    key = "num_local_experts" if "num_local_experts" in fields.values else "num_experts"
+    experts = _experts(
+        _with_defaults(fields, num_experts=128),
+        dense,
+        count_key=key,
+        top_k=8,
+        intermediate_size=fields.integer("moe_intermediate_size", 768),
+        renormalise=fields.flag("norm_topk_prob", False),
+    )
+    step = fields.integer("decoder_sparse_step", 1)
+    dense_layers = fields.values.get("mlp_only_layers") or []
+    if not isinstance(dense_layers, list) or not all(type(i) is int for i in dense_layers):
+        raise fields.wrong("mlp_only_layers", dense_layers, "a list of layers")
+    return with_experts(
+        dense,
+        [
+            None if index in dense_layers or (index + 1) % step else experts
+            for index in range(num_layers)
+        ],
+    )
+
+
 FAMILIES: dict[str, Callable[[Fields], ModelDescription]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -314,5 +376,7 @@ FAMILIES: dict[str, Callable[[Fields], ModelDescription]] = {
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "phi3": _phi3,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
 }
 """model_type of config.json -> how the family differs from Llama."""

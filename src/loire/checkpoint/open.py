@@ -7,6 +7,7 @@ from typing import Any
 
 from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint import (
+    expert_tensors,
     gguf_model,
     huggingface_config,
     safetensors_header,
@@ -158,13 +159,14 @@ def _text_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         common = name.removeprefix("language_model.")
         if common.startswith("model.language_model."):
             common = "model." + common.removeprefix("model.language_model.")
+        common = expert_tensors.common_name(common)
         if common in found:
             raise CheckpointError(
                 f"{tensor.path}: tensors {found[common].name!r} and {name!r} are both the "
                 f"model's {common!r}"
             )
         found[common] = tensor if common == name else replace(tensor, name=common)
-    return found
+    return expert_tensors.taken_apart(found)
 
 
 def _settle_tying(

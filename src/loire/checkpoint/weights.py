@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal
 
-Role = Literal["product", "embedding", "head"]
+Role = Literal["product", "embedding", "head", "router"]
+"""A router chooses experts: it is never rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Matrix:
     """Names of the parts, as many as rows; none where files never have it in parts."""
     bias: bool = False
     role: Role = "product"
+    gated: bool = False
+    """Whether its product is one of two halves, of which the first gates the second."""
 
     @property
     def outputs(self) -> int:

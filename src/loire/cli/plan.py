@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bandwidth", type=_bandwidth, help="of its memory, as 3.35TB/s")
     add("--flops", type=_flops, help="dense matrix throughput, as 989T")
     add("--dtype", type=_names, help="* bfloat16, float16 or float32 [bfloat16]")
-    formats = "* of the matrices: none, q8_0, q4_0, ..., or stored as in the file [none]"
+    formats = "* of the matrices: auto as in the file, none, q8_0, q4_0, ... [auto]"
     add("--quantization", type=_names, metavar="FORMAT", help=formats)
     add("--kv-dtype", type=_names, help="* of the KV cache [as --dtype]")
     add("--tensor-parallel", type=_list_of(_positive), metavar="N", help="* devices [1]")
@@ -181,7 +181,7 @@ def _question(args: argparse.Namespace) -> "Question":
 def _choices(args: argparse.Namespace) -> "list[Choice]":
     """Every combination of the values given."""
     from loire.planning.choices import Choice
-    from loire.planning.model_size import DTYPE_ALIASES, DTYPES, KV_DTYPES, QUANTIZATIONS, STORED
+    from loire.planning.model_size import DTYPE_ALIASES, DTYPES, KV_DTYPES, QUANTIZATIONS
 
     def known(flag: str, name: str, names: tuple[str, ...]) -> str:
         full = DTYPE_ALIASES.get(name, name)
@@ -189,9 +189,9 @@ def _choices(args: argparse.Namespace) -> "list[Choice]":
             raise ConfigError(f"--{flag} {name!r} is not known; it can be {', '.join(names)}")
         return full
 
-    weight_formats = ("none", STORED, *QUANTIZATIONS)
+    weight_formats = ("auto", "none", *QUANTIZATIONS)
     dtypes = [known("dtype", name, tuple(DTYPES)) for name in args.dtype or ["bfloat16"]]
-    formats = [known("quantization", n, weight_formats) for n in args.quantization or ["none"]]
+    formats = [known("quantization", n, weight_formats) for n in args.quantization or ["auto"]]
     kv_dtypes: list[str | None] = [None]
     if args.kv_dtype is not None:
         kv_dtypes = [known("kv-dtype", name, KV_DTYPES) for name in args.kv_dtype]
@@ -199,7 +199,7 @@ def _choices(args: argparse.Namespace) -> "list[Choice]":
         Choice(
             device=_for_dtype(device, dtype, args.flops),
             dtype=dtype,
-            quantization=None if quantization == "none" else quantization,
+            quantization=None if quantization == "auto" else quantization,
             kv_dtype=kv_dtype,
             tensor_parallel=tensor_parallel,
             window=window,

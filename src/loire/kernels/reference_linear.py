@@ -12,9 +12,11 @@ from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import dequantize_on_host
+from loire.kernels.experts import compute_experts
 from loire.kernels.interface import (
     MOST_ADAPTERS,
     AdapterRows,
+    Expert,
     FlatBatch,
     Linear,
     LowRank,
@@ -48,11 +50,11 @@ def check_low_rank(
 class TorchLinear(ABC):
     """What products in torch have in common: adapters."""
 
-    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype | None) -> None:
-        """dtype: of the inputs; None: of whatever comes."""
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype) -> None:
+        """dtype: of the inputs."""
         self.out_features = out_features
         self.in_features = in_features
-        self._dtype = dtype
+        self.dtype = dtype
         self._adapters: dict[int, tuple[LowRank, ...]] = {}
 
     @property
@@ -75,8 +77,7 @@ class TorchLinear(ABC):
 
     def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
         """See Linear.adapt()."""
-        dtype = parts[0].down.dtype if parts and self._dtype is None else self._dtype
-        check_low_rank(number, parts, self.in_features, self.out_features, dtype or torch.float32)
+        check_low_rank(number, parts, self.in_features, self.out_features, self.dtype)
         self._adapters.pop(number, None)
         if parts:
             self._adapters[number] = tuple(parts)
@@ -138,8 +139,8 @@ class ReferenceQuantizedLinear(TorchLinear):
 class ReferenceStoredLinear(TorchLinear):
     """A weight in blocks, multiplied in float32."""
 
-    def __init__(self, weight: StoredTensor, bias: Tensor | None) -> None:
-        super().__init__(weight.shape[0], weight.shape[1], None)
+    def __init__(self, weight: StoredTensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], dtype)
         self.weight = weight
         self._bias = None if bias is None else bias.float()
 
@@ -154,13 +155,17 @@ class ReferenceStoredLinear(TorchLinear):
             return F.linear(x, self.weight.values(), self._bias)
         return multiply_rounded(x, self.weight.values(), self._bias, wide=wide)
 
+    def rows(self, indices: Tensor) -> Tensor:
+        """float32 [T, in] of int64 [T]: rows of the weight."""
+        return StoredTensor(self.weight.format, self.weight.blocks[indices]).values()
+
 
 class StackedLinear(TorchLinear):
     """Products of the same inputs, their results side by side."""
 
-    def __init__(self, parts: Sequence[TorchLinear], dtype: torch.dtype | None) -> None:
-        """dtype: of the inputs."""
-        super().__init__(sum(part.out_features for part in parts), parts[0].in_features, dtype)
+    def __init__(self, parts: Sequence[TorchLinear]) -> None:
+        outputs = sum(part.out_features for part in parts)
+        super().__init__(outputs, parts[0].in_features, parts[0].dtype)
         self._parts = parts
 
     @property
@@ -197,6 +202,7 @@ class GatedLinear:
     def __init__(self, both: Linear, activation: Activation) -> None:
         self._both = both
         self._activation = activation
+        self.dtype = both.dtype
         self.in_features = both.in_features
         self.out_features = both.out_features // 2
 
@@ -230,7 +236,9 @@ class ReferenceLinearKernels:
 
     copies_weights = False
 
-    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+    def keeps(
+        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
+    ) -> bool:
         """None: pack() takes all of them, but takes them apart each time, which is slow."""
         return False
 
@@ -249,14 +257,20 @@ class ReferenceLinearKernels:
         if bias is not None:
             biases = bias.split([part.shape[0] for part in parts])
         pairs = zip(parts, biases, strict=True)
-        linears = [self._one_linear(part, own, quantization) for part, own in pairs]
-        return gated(linears[0] if len(linears) == 1 else StackedLinear(linears, dtype), gate)
+        linears = [self._one_linear(part, own, dtype, quantization) for part, own in pairs]
+        return gated(linears[0] if len(linears) == 1 else StackedLinear(linears), gate)
 
     def _one_linear(
-        self, weight: Weight, bias: Tensor | None, quantization: Quantization | None
+        self,
+        weight: Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype | None,
+        quantization: Quantization | None,
     ) -> TorchLinear:
         if isinstance(weight, StoredTensor):
-            return ReferenceStoredLinear(weight, bias)
+            if dtype is None:
+                raise ValueError("a weight in blocks does not say what dtype its inputs have")
+            return ReferenceStoredLinear(weight, bias, dtype)
         if quantization is not None:
             return ReferenceQuantizedLinear(weight, bias, quantization)
         return self.dense_linear(weight, bias)
@@ -264,6 +278,12 @@ class ReferenceLinearKernels:
     def dense_linear(self, weight: Tensor, bias: Tensor | None) -> TorchLinear:
         """Keep weight [out, in] as it is."""
         return ReferenceLinear(weight, bias)
+
+    def experts(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
+    ) -> Tensor:
+        """[T, E] of x [T, E]: expert by expert."""
+        return compute_experts(x, chosen, weights, experts)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """On the host, whatever device computes the model."""

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from loire.kernels.interface import Table
+from loire.kernels.reference_linear import ReferenceStoredLinear
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., E] normalised in float32, times weight (float32 [E]), in x's dtype."""
@@ -15,10 +18,15 @@ class ReferencePointwise:
     """See kernels.interface.PointwiseKernels."""
 
     def embed(
-        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+        self, token_ids: Tensor, table: Table, scale: float, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """(rms_norm(rows), rows) of a table [V, E]."""
-        residual = table[token_ids].float() * scale
+        if isinstance(table, Tensor):
+            rows = table[token_ids].float()
+        else:
+            assert isinstance(table, ReferenceStoredLinear)
+            rows = table.rows(token_ids)
+        residual = rows * scale
         return self.rms_norm(residual, weight, eps).to(table.dtype), residual
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -20,6 +20,7 @@ from loire.kernels.interface import (
     FlatBatch,
     LayerCache,
     Linear,
+    Table,
     Wanted,
 )
 
@@ -58,6 +59,11 @@ class Mixer(Protocol):
 
 class FeedForward(Protocol):
     """The part of a layer that computes on each token alone."""
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether it always calls the same operations, so that a backend may record them."""
+        ...
 
     def __call__(self, x: Tensor, batch: FlatBatch) -> Tensor:
         """[T, E] of the batch's tokens to [T, E]."""
@@ -113,8 +119,8 @@ class LayerStack:
     """The embedding, all layers and the final norm."""
 
     backend: Backend
-    embedding: Tensor
-    """[V, E] in the model's dtype."""
+    embedding: Table
+    """[V, E]."""
     embedding_scale: float
     layers: tuple[Layer, ...]
     final_norm: Tensor
@@ -174,7 +180,7 @@ class Decoder:
         self,
         description: ModelDescription,
         backend: Backend,
-        embedding: Tensor,
+        embedding: Table,
         layers: Sequence[Layer],
         final_norm: Tensor,
         head: Linear,
@@ -205,8 +211,11 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as held in memory."""
-        shared = getattr(self.head, "weight", None) is self.embedding
-        embedding = 0 if shared else self.embedding.numel() * self.embedding.element_size()
+        table = self.embedding
+        if table is self.head or table is getattr(self.head, "weight", None):
+            embedding = 0
+        else:
+            embedding = table.nbytes if isinstance(table, Tensor) else table.weight_bytes
         parts = (part for layer in self.layers for part in layer.parts)
         return embedding + self.head.weight_bytes + sum(part.weight_bytes for part in parts)
 
@@ -223,7 +232,11 @@ class Decoder:
         batches, plans: one per cache group. caches: by layer, for those that keep something.
         """
         if self._captured is None or self._captured[0] is not caches:
-            self._captured = caches, self.backend.capture(partial(self._stack, caches))
+            compute: ComputeStep = partial(self._stack, caches)
+            feed_forwards = [layer.feed_forward for layer in self.layers]
+            if all(part is None or part.is_replayable for part in feed_forwards):
+                compute = self.backend.capture(compute)
+            self._captured = caches, compute
         return self._captured[1](token_ids, batches, plans, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -55,8 +55,9 @@ class WeightReader:
         found: Tensors = {name: self._reader.read(name, self.dtype) for name in biases}
         # What the backend copies into a form of its own may lie in the mapped file until then.
         on_host = self.device.type == "cpu"
-        may_share = weight.role != "embedding" and self.backend.linear.copies_weights and on_host
         stays = self.stays_as_stored(weight)
+        is_packed = stays or weight.role != "embedding"
+        may_share = is_packed and self.backend.linear.copies_weights and on_host
         for name in names:
             if stays and self._tensors[name].format.block_elements > 1:
                 found[name] = self._reader.read_blocks(name, may_share=may_share)
@@ -68,8 +69,9 @@ class WeightReader:
         """Whether blocks of the file are computed with as they are, in all its parts."""
         formats = [self._tensors[name].format for name in weight.stored_weights(self._tensors)]
         in_blocks = any(fmt.block_elements > 1 for fmt in formats)
-        wanted = self.quantization != "none" and weight.role != "embedding"
-        return in_blocks and wanted and self.backend.linear.keeps(formats, self.dtype)
+        if self.quantization == "none" or not in_blocks:
+            return False
+        return self.backend.linear.keeps(formats, self.dtype, gated=weight.gated)
 
     def linear(
         self,
@@ -81,7 +83,7 @@ class WeightReader:
     ) -> Linear:
         """The product with a weight [outputs, inputs] in parts; gate as in LinearKernels.pack()."""
         rounding: Quantization | None = None
-        if self.quantization in ("int8", "int4"):
+        if self.quantization in ("int8", "int4") and role != "router":
             # The distribution over tokens is what quantization hurts most: 8 bits at least.
             rounding = "int8" if role == "head" else self.quantization
         return self.backend.linear.pack(
@@ -100,6 +102,7 @@ class LayerLoader:
         self, reader: WeightReader, tensors: Tensors, norm_eps: float, rotary: "RotaryTables"
     ) -> None:
         self.norm_eps = norm_eps
+        self.kernels = reader.backend.linear
         self.rotary = rotary
         self._reader = reader
         self._tensors = tensors

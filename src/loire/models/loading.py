@@ -4,16 +4,16 @@ than the final size. Every tensor must be used and every weight be there."""
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
 from loire.checkpoint.weights import each
-from loire.kernels.interface import Backend
+from loire.kernels.interface import Backend, Table
 from loire.models.decoder import Decoder, Layer, Norms
 from loire.models.feed_forward import build_feed_forward
 from loire.models.layer_loader import LayerLoader, RotaryTables, WeightReader
@@ -47,7 +47,12 @@ def load_decoder(
     def loader(given: object) -> LayerLoader:
         return LayerLoader(reader, reader.read(tuple(each(given))), description.norm_eps, rotary)
 
-    embedding = loader(weights.embedding).table(weights.embedding)
+    load = loader(weights.embedding)
+    embedding: Table
+    if reader.stays_as_stored(weights.embedding):
+        embedding = load.linear(weights.embedding)
+    else:
+        embedding = load.table(weights.embedding)
     layers = []
     # Reading and dequantizing run ahead on other threads while a layer is packed: by two layers,
     # as so many more in memory are few and all of them would be a second copy.
@@ -63,10 +68,10 @@ def load_decoder(
     final_norm = loader(weights.final_norm).vector(weights.final_norm)
     if weights.head is not None:
         head = loader(weights.head).linear(weights.head)
-    elif reader.stays_as_stored(tied := replace(weights.embedding, role="head")):
-        head = loader(tied).linear(tied)
-    else:
+    elif isinstance(embedding, Tensor):
         head = reader.linear([embedding], None, role="head")
+    else:
+        head = embedding
     if progress is not None:
         progress(1.0)
     return Decoder(description, backend, embedding, layers, final_norm, head)

@@ -39,6 +39,7 @@ class Choice:
     device: Device
     dtype: str = "bfloat16"
     quantization: str | None = None
+    """None is what the file has."""
     kv_dtype: str | None = None
     """None is the dtype of the model, or what a model given by hand says."""
     tensor_parallel: int = 1

@@ -1,10 +1,10 @@
 """How large a model is: its weights as held, what a step reads of them, its KV per token.
 
 From a checkpoint this is a sum over the weights that its description lists, as loire.models loads
-them: vectors are float32, everything else is in the model's dtype or the format asked for, an
-output head that is tied to the embedding is the same memory. The CPU kernels pack bfloat16 weights
-for matrix multiplication, which the lookup of an embedding cannot read: there a tied embedding is
-held twice. By hand it is parameters times bits.
+them: vectors are float32, everything else is in the model's dtype, in the blocks of its file or in
+the format asked for, an output head that is tied to the embedding is the same memory. The CPU
+kernels pack bfloat16 weights for matrix multiplication, which the lookup of an embedding cannot
+read: there a tied embedding is held twice. By hand it is parameters times bits.
 """
 
 import math
@@ -25,8 +25,8 @@ QUANTIZATIONS: dict[str, WeightFormat] = {
     name.lower(): fmt for name, fmt in FORMATS.items() if fmt.block_elements > 1
 }
 """Block formats, scales included."""
-STORED = "stored"
-"""Quantization that keeps every matrix as it lies in the file."""
+EXPANDED = "none"
+"""Quantization that expands what a file has in blocks. None keeps those, as the engine does."""
 KV_FORMATS: dict[str, WeightFormat] = {
     **DTYPES,
     "fp8": WeightFormat("FP8", 1, 1),  # one scale per tensor: nothing per token
@@ -135,12 +135,7 @@ def size_by_hand(
     for name, value in (("params", num_parameters), ("kv-per-token", kv_bytes_per_token)):
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, but is {value}")
-    if quantization == STORED:
-        raise ConfigError(
-            f"quantization {STORED!r} is the format of a model's file, and there is none with "
-            f"--params; name a format: {', '.join(QUANTIZATIONS)}"
-        )
-    fmt = QUANTIZATIONS[quantization] if quantization else DTYPES[dtype]
+    fmt = DTYPES[dtype] if quantization in (None, EXPANDED) else QUANTIZATIONS[quantization]
     weight_bytes = math.ceil(num_parameters * fmt.block_bytes / fmt.block_elements)
     return ModelSize(
         name=f"{num_parameters / 1e9:g}B parameters",
@@ -174,10 +169,11 @@ def size_of_checkpoint(
         found = (present[name] for name in names if name in present)
         return sum(_held_bytes(weight, tensor, dtype, quantization) for tensor in found)
 
+    names = {weight: weight.stored_names(present) for weight in each(weights)}
     head = weights.embedding if weights.head is None else weights.head
     multiplied = [*matrices(weights.layers), head]
-    packs = on_cpu and dtype == "bfloat16" and quantization is None
-    names = {weight: weight.stored_names(present) for weight in each(weights)}
+    numbers = quantization in (None, EXPANDED) and held(head, names[head]) == 2 * head.num_elements
+    packs = on_cpu and dtype == "bfloat16" and numbers
     repeated = held(head, names[head]) if weights.head is None and packs else 0
     return ModelSize(
         name=name,
@@ -201,10 +197,10 @@ def _held_bytes(weight: Weight, tensor: TensorInfo, dtype: str, quantization: st
     num_elements = math.prod(tensor.shape)
     if isinstance(weight, Vector):
         return F32.num_bytes(num_elements)
-    if len(tensor.shape) != 2 or quantization is None:
-        return DTYPES[dtype].num_bytes(num_elements)
-    if quantization == STORED:
+    if quantization is None and tensor.format.block_elements > 1:
         return tensor.num_bytes
+    if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
+        return DTYPES[dtype].num_bytes(num_elements)
     fmt = QUANTIZATIONS[quantization]
     if tensor.shape[1] % fmt.block_elements:
         smaller = [key for key, other in QUANTIZATIONS.items() if other.block_elements == 32]

@@ -25,9 +25,11 @@ from loire.kernels.interface.batch import AdapterRows, FlatBatch, HostBatch
 from loire.kernels.interface.capture import ComputeStep, GraphCapture, Wanted
 from loire.kernels.interface.linear import (
     MOST_ADAPTERS,
+    Expert,
     Linear,
     LinearKernels,
     LowRank,
+    Table,
     Weight,
     parts_of,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "Backend",
     "Chosen",
     "ComputeStep",
+    "Expert",
     "FlatBatch",
     "GraphCapture",
     "HeadNorms",
@@ -64,6 +67,7 @@ __all__ = [
     "RotaryTable",
     "SamplingKernels",
     "SamplingRows",
+    "Table",
     "Transfers",
     "Wanted",
     "Weight",

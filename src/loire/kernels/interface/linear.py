@@ -33,6 +33,11 @@ class Linear(Protocol):
     out_features: int
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its inputs, and of its results unless they are wide."""
+        ...
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that one multiplication reads of it."""
         ...
@@ -58,12 +63,31 @@ class Linear(Protocol):
         ...
 
 
+class Expert(Protocol):
+    """A gated MLP among others: down(gate_up(x))."""
+
+    @property
+    def gate_up(self) -> Linear:
+        """Gated: [T, E] to [T, I]."""
+        ...
+
+    @property
+    def down(self) -> Linear:
+        """[T, I] to [T, E]."""
+        ...
+
+
 MOST_ADAPTERS = 4096
 """Numbers of adapters are below."""
 
 
 Weight = Tensor | StoredTensor
 """Rows of numbers, or of blocks as a file holds them."""
+
+
+Table = Tensor | Linear
+"""What rows are looked up in: numbers, or what pack() made of one tensor in blocks, without bias
+and gate."""
 
 
 def parts_of(weight: Weight | Sequence[Weight]) -> list[Weight]:
@@ -77,7 +101,9 @@ class LinearKernels(Protocol):
     copies_weights: bool
     """Whether pack() keeps nothing of the tensors it is given, on whatever memory they lie."""
 
-    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+    def keeps(
+        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
+    ) -> bool:
         """Whether pack() does well with a weight of parts in these formats, some of them blocks,
         for inputs of dtype. Where not, numbers of dtype are better."""
         ...
@@ -103,6 +129,17 @@ class LinearKernels(Protocol):
 
         With blocks the inputs are rounded as loire.kernels.quantization says, unless they are
         float32: those are taken as they are.
+        """
+        ...
+
+    def experts(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
+    ) -> Tensor:
+        """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in
+        the order of the experts, in float32, then rounded to x's dtype.
+
+        chosen: int64 [T, k], all different. weights: float32 [T, k]. Each expert is computed once,
+        for all tokens that chose it.
         """
         ...
 

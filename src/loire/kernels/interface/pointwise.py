@@ -4,12 +4,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from loire.kernels.interface.linear import Table
+
 
 class PointwiseKernels(Protocol):
     """Embedding and norms. All return new tensors unless they say otherwise."""
 
     def embed(
-        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+        self, token_ids: Tensor, table: Table, scale: float, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """(rms_norm(rows), rows), both [T, E]: the table's rows (table [V, E]) of token_ids (int64
         [T]) times scale, in float32, and the first layer's input in the table's dtype."""

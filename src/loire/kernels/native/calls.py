@@ -41,6 +41,7 @@ class LinearCall(Call):
         ("out", c_void_p),
         ("adapters", c_void_p),
         ("tokens", c_int64),
+        ("out_stride", c_int64),
         ("wide", c_int32),
     ]
 
@@ -84,6 +85,7 @@ class EmbedCall(Call):
     _fields_ = [
         ("token_ids", c_void_p),
         ("table", c_void_p),
+        ("packed", c_void_p),
         ("weight", c_void_p),
         ("residual", c_void_p),
         ("out", c_void_p),

@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 16
+INTERFACE_VERSION = 17
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -38,6 +38,7 @@ class NativeLibrary:
         self.open = self._function("loire_open", pointer, (c_char_p, c_int32))
         self.close = self._function("loire_close", None, (pointer,))
         self.pack = self._call("loire_pack", calls.PackCall, pointer)
+        self.weight_bytes = self._function("loire_weight_bytes", c_int64, (pointer,))
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
         self.linear = self._call("loire_linear", calls.LinearCall)
         self.adapt = self._call("loire_adapt", calls.AdaptCall)

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Collection, Sequence
 from ctypes import addressof, c_int64, c_void_p
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -11,73 +12,68 @@ from torch import Tensor
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.feed_forward import Activation
-from loire.checkpoint.formats import Q4_1, Q4_K, WeightFormat
-from loire.kernels.block_formats import StoredTensor, unpack
-from loire.kernels.dequantize import dequantize_by_library
-from loire.kernels.interface import FlatBatch, Linear, LowRank, Weight, parts_of
+from loire.checkpoint.formats import WeightFormat
+from loire.kernels.block_formats import StoredTensor
+from loire.kernels.experts import compute_experts
+from loire.kernels.interface import Expert, FlatBatch, Linear, LowRank, Weight, parts_of
 from loire.kernels.native.calls import AdaptCall, DequantizeCall, LinearCall, PackCall
 from loire.kernels.native.context import NativeContext
 from loire.kernels.native.dtypes import TYPES, type_number
 from loire.kernels.native.library import array_of
 from loire.kernels.reference_linear import check_low_rank
 
-FORMATS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
-STORED_FORMAT = 41
-"""Of weights that stay in Q4_1 blocks. All are a WeightFormat of source/runtime/packed_weight.h."""
+NUMBERS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
+BLOCKS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
+          "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "MXFP4": 39}  # fmt: skip
+"""Numbers of GGUF, as in source/kernels/operations.h."""
+FIRST_BLOCKS = 100
+"""What is added to those in a WeightFormat of source/runtime/packed_weight.h."""
+MOST_PARTS = 3
+"""Of a packed weight, as in source/kernels/operations.h."""
 GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
 """As in source/kernels/operations.h."""
-_BLOCK_FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
-                  "Q6_K": 14}  # fmt: skip
-"""Numbers of GGUF, as in source/kernels/operations.h."""
 
 
 class NativeLinear:
-    """A weight in panels. linear.h and linear_quantized.h in source/kernels say how it lies and in
-    which order products are added."""
+    """A weight in panels, its rows all stored in one way. In source/kernels linear.h,
+    linear_quantized.h and packed_blocks.h say how it lies and in which order products are added."""
 
     def __init__(
         self,
         context: NativeContext,
-        parts: Sequence[Tensor],
+        parts: Sequence[Weight],
         bias: Tensor | None,
-        fmt: int,
-        in_features: int,
         dtype: torch.dtype,
+        quantization: Quantization | None,
         gate: Activation | None,
     ) -> None:
-        """parts: rows of numbers, or of blocks. fmt: a WeightFormat of
-        source/runtime/packed_weight.h.
-
-        dtype: of the inputs and, where there are numbers, of those.
-        """
-        self._num_rows = sum(len(part) for part in parts)
-        self.in_features = in_features
-        self.out_features = self._num_rows if gate is None else self._num_rows // 2
-        self._is_gated = gate is not None
+        """dtype: of the inputs and, where there are numbers, of those."""
+        self.num_rows = sum(part.shape[0] for part in parts)
+        """Outputs before a gate."""
+        self.in_features = parts[0].shape[1]
+        self.out_features = self.num_rows if gate is None else self.num_rows // 2
+        self.dtype = dtype
         self._context = context
         self._run = context.library.linear
-        self._dtype = dtype
-        self._format = fmt
         if not self.out_features * self.in_features:
             raise ConfigError(f"a weight of {self.out_features} x {self.in_features} is empty")
-        parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
-        if any(
-            part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype for part in parts
-        ):
+        data = [part.blocks if isinstance(part, StoredTensor) else part for part in parts]
+        data = [part if part.stride(1) == 1 else part.contiguous() for part in data]
+        if any(part.shape[1:] != data[0].shape[1:] or part.dtype != data[0].dtype for part in data):
             raise ValueError("the parts of a weight differ in their inputs or dtypes")
         bias = None if bias is None else bias.to(dtype).contiguous()
-        rows_at = array_of(c_void_p, [part.data_ptr() for part in parts])
-        outputs = array_of(c_int64, [len(part) for part in parts])
-        strides = array_of(c_int64, [part.stride(0) for part in parts])
+        rows_at = array_of(c_void_p, [part.data_ptr() for part in data])
+        outputs = array_of(c_int64, [len(part) for part in data])
+        strides = array_of(c_int64, [part.stride(0) for part in data])
         call = PackCall(
             parts=addressof(rows_at),
             part_outputs=addressof(outputs),
             row_strides=addressof(strides),
             bias=None if bias is None else bias.data_ptr(),
             in_features=self.in_features,
-            num_parts=len(parts),
+            num_parts=len(data),
             type=type_number(dtype),
-            format=fmt,
+            format=_format_number(parts[0], quantization),
             gate=GATES[gate],
         )
         handle = context.library.pack(context.handle, call)
@@ -86,45 +82,44 @@ class NativeLinear:
                 f"a weight of {self.out_features} x {self.in_features} cannot be packed: "
                 f"{context.library.last_message()}"
             )
-        self._handle: int = handle
-        weakref.finalize(self, context.library.free_weight, handle)
-
-    @property
-    def weight_bytes(self) -> int:
+        self.handle: int = handle
+        self.weight_bytes: int = context.library.weight_bytes(handle)
         """Bytes that one multiplication reads of it: whole panels and steps."""
-        steps = -(-self.in_features // 32)
-        outputs = -(-self.out_features // 32) * 32 * (1 + self._is_gated)
-        if self._format == FORMATS[None]:
-            return outputs * steps * 32 * self._dtype.itemsize
-        if self._format == FORMATS["int8"]:
-            return outputs * (steps * 32 + 4)
-        return outputs * steps * (18 if self._format == FORMATS["int4"] else 20)
+        weakref.finalize(self, context.library.free_weight, handle)
 
     def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
         """[T, in] to [T, out]."""
         x = self._context.results.dense(x)
+        dtype = torch.float32 if wide else self.dtype
+        out = self._context.results.new((len(x), self.out_features), dtype)
+        self.put(x, batch, out, 0, wide=wide)
+        return out
+
+    def put(
+        self, x: Tensor, batch: FlatBatch | None, out: Tensor, column: int, *, wide: bool
+    ) -> None:
+        """Of x [T, in] without gaps into columns of out [T, ...], from `column` on. out is float32
+        if wide, else of the inputs' dtype."""
         tokens, size = x.shape
-        if size != self.in_features or x.dtype is not self._dtype:
+        if size != self.in_features or x.dtype is not self.dtype:
             raise ValueError(
                 f"x is {tokens} x {size} {x.dtype}, but the weight takes "
-                f"{self.in_features} {self._dtype}"
+                f"{self.in_features} {self.dtype}"
             )
-        dtype = torch.float32 if wide else self._dtype
-        out = self._context.results.new((tokens, self.out_features), dtype)
         call = LinearCall(
-            weight=self._handle,
+            weight=self.handle,
             x=x.data_ptr(),
-            out=out.data_ptr(),
+            out=out.data_ptr() + column * out.itemsize,
             adapters=None if batch is None else _adapters(batch, tokens),
             tokens=tokens,
+            out_stride=out.shape[1],
             wide=wide,
         )
         self._context.run(self._run, call)
-        return out
 
     def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
         """See Linear.adapt(). Keeps nothing of the given tensors."""
-        check_low_rank(number, parts, self.in_features, self._num_rows, self._dtype)
+        check_low_rank(number, parts, self.in_features, self.num_rows, self.dtype)
         downs = [part.down.contiguous() for part in parts]
         ups = [part.up.contiguous() for part in parts]
         downs_at = array_of(c_void_p, [down.data_ptr() for down in downs])
@@ -133,7 +128,7 @@ class NativeLinear:
         firsts = array_of(c_int64, [part.first for part in parts])
         outputs = array_of(c_int64, [len(up) for up in ups])
         call = AdaptCall(
-            weight=self._handle,
+            weight=self.handle,
             downs=addressof(downs_at),
             ups=addressof(ups_at),
             ranks=addressof(ranks),
@@ -157,6 +152,68 @@ def _adapters(batch: FlatBatch, tokens: int) -> int | None:
     return numbers.data_ptr()
 
 
+def _format_number(part: Weight, quantization: Quantization | None) -> int:
+    if isinstance(part, StoredTensor):
+        return FIRST_BLOCKS + BLOCKS[part.format.name]
+    return NUMBERS[quantization]
+
+
+class StackedNativeLinear:
+    """Products of the same inputs, their results side by side."""
+
+    def __init__(self, context: NativeContext, parts: Sequence[NativeLinear]) -> None:
+        self.in_features = parts[0].in_features
+        self.out_features = sum(part.out_features for part in parts)
+        self.dtype = parts[0].dtype
+        self._context = context
+        self._parts = parts
+        self._columns = tuple(accumulate((part.out_features for part in parts), initial=0))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one multiplication reads of them."""
+        return sum(part.weight_bytes for part in self._parts)
+
+    def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
+        """[T, in] to [T, out]."""
+        x = self._context.results.dense(x)
+        dtype = torch.float32 if wide else self.dtype
+        out = self._context.results.new((len(x), self.out_features), dtype)
+        for part, column in zip(self._parts, self._columns, strict=False):
+            part.put(x, batch, out, column, wide=wide)
+        return out
+
+    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+        """See Linear.adapt(): each product gets the outputs that are its own."""
+        check_low_rank(number, parts, self.in_features, self.out_features, self.dtype)
+        for product, first in zip(self._parts, self._columns, strict=False):
+            end = first + product.out_features
+            own = [
+                LowRank(
+                    part.down,
+                    part.up[max(first - part.first, 0) : max(end - part.first, 0)],
+                    max(part.first - first, 0),
+                )
+                for part in parts
+            ]
+            product.adapt(number, [part for part in own if len(part.up)])
+
+
+def stored_alike(parts: Sequence[Weight]) -> list[list[Weight]]:
+    """Neighbours that are stored alike, as many as can be packed together."""
+
+    def way(part: Weight) -> object:
+        return part.format if isinstance(part, StoredTensor) else None
+
+    found: list[list[Weight]] = []
+    for part in parts:
+        if found and way(found[-1][0]) is way(part) and len(found[-1]) < MOST_PARTS:
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return found
+
+
 class NativeLinearKernels:
     """See kernels.interface.LinearKernels."""
 
@@ -165,9 +222,12 @@ class NativeLinearKernels:
     def __init__(self, context: NativeContext) -> None:
         self._context = context
 
-    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
-        """Q4_1 and Q4_K, whose scales are rounded to Q4_1's, for bfloat16."""
-        return dtype is torch.bfloat16 and all(fmt in (Q4_1, Q4_K) for fmt in formats)
+    def keeps(
+        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
+    ) -> bool:
+        """All that are known; the halves of a gated weight in the same."""
+        known = all(fmt.block_elements == 1 or fmt.name in BLOCKS for fmt in formats)
+        return known and dtype in TYPES and not (gated and len(set(formats)) > 1)
 
     def pack(
         self,
@@ -180,25 +240,36 @@ class NativeLinearKernels:
     ) -> Linear:
         """Pack weight [out, in] into panels; nothing of the given tensors is kept."""
         parts = parts_of(weight)
-        stored = [q4_1_blocks(part) for part in parts if isinstance(part, StoredTensor)]
-        if stored:
-            if len(stored) < len(parts) or dtype is None:
-                raise ValueError("blocks are not packed with numbers, nor without a dtype")
-            size = parts[0].shape[1]
-            return NativeLinear(self._context, stored, bias, STORED_FORMAT, size, dtype, gate)
-        numbers = [part for part in parts if isinstance(part, Tensor)]
-        fmt, size, dtype = FORMATS[quantization], numbers[0].shape[1], numbers[0].dtype
-        return NativeLinear(self._context, numbers, bias, fmt, size, dtype, gate)
+        if dtype is None:
+            numbers = [part.dtype for part in parts if isinstance(part, Tensor)]
+            if not numbers:
+                raise ValueError("a weight in blocks does not say what dtype its inputs have")
+            dtype = numbers[0]
+        groups = stored_alike(parts)
+        if gate is not None and len(groups) > 1:
+            raise ValueError("the halves of a gated weight must be stored alike")
+        biases: Sequence[Tensor | None] = [None] * len(groups)
+        if bias is not None:
+            biases = bias.split([sum(part.shape[0] for part in group) for group in groups])
+        linears = [
+            NativeLinear(self._context, group, own, dtype, quantization, gate)
+            for group, own in zip(groups, biases, strict=True)
+        ]
+        return linears[0] if len(linears) == 1 else StackedNativeLinear(self._context, linears)
+
+    def experts(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
+    ) -> Tensor:
+        """[T, E] of x [T, E]: expert by expert."""
+        return compute_experts(x, chosen, weights, experts)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""
         blocks, rest = divmod(len(data), fmt.block_bytes)
-        if rest or fmt.block_elements == 1:
+        if rest or fmt.name not in BLOCKS:
             raise ValueError(
                 f"{len(data)} bytes are not blocks of {fmt.block_bytes} bytes ({fmt.name})"
             )
-        if fmt.name not in _BLOCK_FORMATS:
-            return dequantize_by_library(data, fmt, dtype)
         kernel_dtype = dtype if dtype in TYPES else torch.float32
         out = torch.empty(blocks * fmt.block_elements, dtype=kernel_dtype)
         call = DequantizeCall(
@@ -206,23 +277,7 @@ class NativeLinearKernels:
             out=out.data_ptr(),
             elements=out.numel(),
             type=TYPES[kernel_dtype],
-            format=_BLOCK_FORMATS[fmt.name],
+            format=BLOCKS[fmt.name],
         )
         self._context.run(self._context.library.dequantize, call)
         return out.to(dtype)
-
-
-def q4_1_blocks(weight: StoredTensor) -> Tensor:
-    """Rows of a weight in Q4_1 or Q4_K as rows of Q4_1 blocks, uint8 [out, bytes of a row].
-
-    The codes are kept. Of Q4_K, scales and minimums are rounded to half precision.
-    """
-    if weight.format is Q4_1:
-        return weight.blocks
-    taken = unpack(weight.blocks, weight.format)
-    assert weight.format is Q4_K
-    assert taken.minimums is not None
-    halves = torch.stack([taken.scales, taken.minimums], dim=2).half().view(torch.uint8)
-    codes = taken.codes.view(torch.uint8)
-    nibbles = codes[..., :16] | codes[..., 16:] << 4
-    return torch.cat([halves, nibbles], dim=2).flatten(1)

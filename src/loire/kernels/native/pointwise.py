@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from loire.kernels.interface import Table
 from loire.kernels.native import calls
 from loire.kernels.native.context import NativeContext, address
 from loire.kernels.native.dtypes import type_number
+from loire.kernels.native.linear import NativeLinear
 
 
 class NativePointwise:
@@ -17,21 +19,29 @@ class NativePointwise:
         self._embed = context.library.embed
 
     def embed(
-        self, token_ids: Tensor, table: Tensor, scale: float, weight: Tensor, eps: float
+        self, token_ids: Tensor, table: Table, scale: float, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """(rms_norm(rows), rows) of a table [V, E]. Raises EngineError for an id outside of it."""
-        [tokens], [vocab_size, size] = token_ids.shape, table.shape
+        [tokens] = token_ids.shape
+        where: dict[str, int | None]
+        if isinstance(table, Tensor):
+            table = self._context.results.dense(table)
+            vocab_size, size = table.shape
+            where = {"table": table.data_ptr(), "packed": None}
+        else:
+            assert isinstance(table, NativeLinear)
+            vocab_size, size = table.out_features, table.in_features
+            where = {"table": None, "packed": table.handle}
         if token_ids.dtype is not torch.int64 or weight.numel() != size:
             raise ValueError(
                 f"{token_ids.dtype} ids and a norm of {weight.numel()} do not fit a table of "
                 f"{vocab_size} x {size}"
             )
-        table = self._context.results.dense(table)
         out = self._context.results.new((tokens, size), table.dtype)
         residual = self._context.results.new((tokens, size), torch.float32)
         call = calls.EmbedCall(
             token_ids=self._context.results.dense(token_ids).data_ptr(),
-            table=table.data_ptr(),
+            **where,
             weight=weight.data_ptr(),
             residual=residual.data_ptr(),
             out=out.data_ptr(),

@@ -14,8 +14,8 @@ class PackedWeight;
 class AttentionPlan;
 
 // The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
-// format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 41 the rows are Q4_1
-// blocks, row_strides bytes apart, and type is that of x and of the bias. gate: a Gate; with one,
+// format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 100 plus a BlockFormat the
+// rows are blocks, row_strides bytes apart, and type is that of x and of the bias. gate: a Gate; with one,
 // results are gate(product with the first half of the rows) * product with the second.
 struct PackCall {
     const void* const* parts;
@@ -30,9 +30,9 @@ struct PackCall {
 struct LinearCall {
     const PackedWeight* weight;
     const void* x;             // [T, in]
-    void* out;                 // [T, out]
+    void* out;                 // [T, out], rows out_stride elements apart
     const int32_t* adapters;   // [T] their numbers, -1 for none; or null
-    int64_t tokens;
+    int64_t tokens, out_stride;
     int32_t wide;
 };
 
@@ -60,7 +60,8 @@ struct NormCall {
 
 struct EmbedCall {
     const int64_t* token_ids;  // [T]
-    const void* table;         // [V, E] of that type
+    const void* table;         // [V, E] of that type, or null
+    const PackedWeight* packed;  // [V, E] in blocks, where there is no table
     const float* weight;       // [E]
     float* residual;           // [T, E]
     void* out;                 // [T, E]

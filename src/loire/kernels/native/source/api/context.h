@@ -65,15 +65,16 @@ struct Context {
         return scales == nullptr ? typed(type).plain_cache : typed(type).int8_cache;
     }
 
-    const LinearOperations& linear(bool is_bfloat16, WeightFormat format) const {
+    // Null for a format that there is not.
+    const LinearOperations* linear(bool is_bfloat16, WeightFormat format) const {
         const TypedOperations& operations = typed(is_bfloat16);
-        switch (format) {
-            case WeightFormat::INT8: return operations.int8;
-            case WeightFormat::INT4: return operations.int4;
-            case WeightFormat::Q4_1: return operations.q4_1;
-            case WeightFormat::DENSE: break;
-        }
-        return operations.dense;
+        if (format == WeightFormat::DENSE) return &operations.dense;
+        if (format == WeightFormat::INT8) return &operations.int8;
+        if (format == WeightFormat::INT4) return &operations.int4;
+        const int32_t number = int32_t(format) - int32_t(WeightFormat::FIRST_BLOCKS);
+        if (number < 0 || number > LAST_BLOCK_FORMAT) return nullptr;
+        const LinearOperations& found = operations.blocks[number];
+        return found.pack == nullptr ? nullptr : &found;
     }
 };
 

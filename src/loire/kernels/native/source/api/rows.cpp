@@ -1,5 +1,8 @@
 // Operations that go row by row: embedding and norms, rotation.
 
+#include <stdexcept>
+
+#include "../runtime/packed_weight.h"
 #include "calls.h"
 #include "context.h"
 
@@ -17,10 +20,19 @@ LOIRE_EXPORT int loire_embed(Context* context, const EmbedCall* call) {
     return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
         for (int64_t t = 0; t < given.tokens; ++t)
             check_range("token id", given.token_ids[t], given.vocab_size);
-        const EmbedArguments arguments{given.token_ids, given.table, given.weight,
+        PieceFunction embed = context->typed(given.type).embed;
+        const void* table = given.table;
+        if (table == nullptr) {
+            const PackedWeight& packed = *given.packed;
+            embed = context->linear(given.type == 1, packed.format)->embed;
+            if (embed == nullptr || packed.is_bfloat16 != (given.type == 1))
+                throw std::invalid_argument("rows of this weight cannot be looked up");
+            table = packed.data;
+        }
+        const EmbedArguments arguments{given.token_ids, table,       given.weight,
                                        given.residual,  given.out,   given.tokens,
                                        given.size,      given.table_scale, given.eps};
-        context->pool.run(row_pieces(given.tokens), context->typed(given.type).embed, &arguments);
+        context->pool.run(row_pieces(given.tokens), embed, &arguments);
     });
 }
 

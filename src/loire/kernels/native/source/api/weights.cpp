@@ -16,8 +16,16 @@ LOIRE_EXPORT PackedWeight* loire_pack(Context* context, const PackCall* call) {
     locked(context, [&] {
         const PackCall& given = *call;
         const int32_t format = given.format;
-        if (format != 0 && format != 8 && format != 4 && format != 41)
+        const bool is_bfloat16 = given.type == 1;
+        const auto kind = WeightFormat(format);
+        const LinearOperations* operations = context->linear(is_bfloat16, kind);
+        if (operations == nullptr)
             throw std::invalid_argument("weights have no format " + std::to_string(format));
+        if (format >= int32_t(WeightFormat::FIRST_BLOCKS) &&
+            given.in_features % operations->step_inputs != 0)
+            throw std::invalid_argument(std::to_string(given.in_features) +
+                                        " inputs do not fill blocks of " +
+                                        std::to_string(operations->step_inputs));
         check_range("number of parts", given.num_parts, MOST_PARTS + 1);
         std::vector<WeightPart> parts;
         int64_t outputs = 0;
@@ -29,14 +37,17 @@ LOIRE_EXPORT PackedWeight* loire_pack(Context* context, const PackCall* call) {
         const auto gate = Gate(given.gate);
         if (gate != Gate::NONE && outputs % 2 != 0)
             throw std::invalid_argument(std::to_string(outputs) + " rows have no two halves");
-        const bool is_bfloat16 = given.type == 1;
-        const auto kind = WeightFormat(format);
-        packed = new PackedWeight(context->pool, context->weights,
-                                  context->linear(is_bfloat16, kind), parts, given.bias,
+        packed = new PackedWeight(context->pool, context->weights, *operations, parts, given.bias,
                                   is_bfloat16, kind, gate, outputs / panels_per_output(gate),
                                   given.in_features);
     });
     return packed;
+}
+
+// What a product reads of it.
+LOIRE_EXPORT int64_t loire_weight_bytes(const PackedWeight* weight) {
+    const int64_t scales = weight->scales == nullptr ? 0 : PANEL * int64_t(sizeof(float));
+    return weight->panels * (weight->panel_bytes + scales);
 }
 
 LOIRE_EXPORT void loire_free_weight(PackedWeight* weight) { delete weight; }
@@ -46,9 +57,10 @@ LOIRE_EXPORT int loire_linear(Context* context, const LinearCall* call) {
         const PackedWeight& weight = *given.weight;
         if (given.wide != 0 && weight.gate != Gate::NONE)
             throw std::invalid_argument("gated results are not wide");
-        multiply(context->linear(weight.is_bfloat16, weight.format), context->pool,
+        multiply(*context->linear(weight.is_bfloat16, weight.format), context->pool,
                  context->activations, context->forecast, weight, given.x, given.out,
-                 given.wide != 0, given.tokens, given.adapters, &context->hidden);
+                 given.out_stride, given.wide != 0, given.tokens, given.adapters,
+                 &context->hidden);
     });
 }
 

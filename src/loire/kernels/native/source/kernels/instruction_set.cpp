@@ -8,6 +8,7 @@
 #include "dequantize.h"
 #include "limits.h"
 #include "linear.h"
+#include "linear_blocks.h"
 #include "linear_quantized.h"
 #include "low_rank.h"
 #include "norm.h"
@@ -29,9 +30,22 @@ constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction p
             pack_activations,
             linear_piece<Format>,
             low_rank_piece<typename Format::Element>,
+            STEP,
+            Format::WEIGHT_BYTES,
             Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),
             block_tokens<Format::MOST_ROWS>,
-            1};
+            1,
+            nullptr};
+}
+
+// Products with the blocks of a file: of rounded inputs, or of float32 as they are.
+template <typename Element, typename Stored>
+constexpr void set_blocks(TypedOperations& operations, BlockFormat format) {
+    using Format = Either<sizeof(Element) == 4, ExactBlocks<Stored>, RoundedBlocks<Stored>>;
+    LinearOperations& own = operations.blocks[int(format)];
+    own = linear_operations<Format>(pack_blocks_piece<Stored>, blocks_activations_piece<Format>);
+    own.step_inputs = Format::INPUTS;
+    own.embed = embed_blocks_piece<Element, Stored>;
 }
 
 template <typename Element, int BITS, Scales SCALES>
@@ -47,7 +61,8 @@ constexpr LinearOperations quantized_operations(PieceFunction pack) {
 
 template <typename Element, typename Format>
 constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops) {
-    return {norm_piece<Element>,
+    TypedOperations result{
+            norm_piece<Element>,
             embed_piece<Element>,
             dequantize_piece<Element>,
             {rotary_piece<Element, Element>, attention_piece<Element, Element>},
@@ -57,7 +72,21 @@ constexpr TypedOperations operations(PieceFunction multiply_limit, int64_t flops
             linear_operations<Format>(pack_dense_piece<Element>, pack_activations_piece<Format>),
             quantized_operations<Element, 8, Scales::PER_OUTPUT>(pack_int8_piece<Element>),
             quantized_operations<Element, 4, Scales::PER_STEP>(pack_int4_piece<Element>),
-            quantized_operations<Element, 4, Scales::AND_MINIMUM>(pack_q4_1_piece)};
+            {}};
+    set_blocks<Element, Q4_0>(result, BlockFormat::Q4_0);
+    set_blocks<Element, Q4_1>(result, BlockFormat::Q4_1);
+    set_blocks<Element, Q5_0>(result, BlockFormat::Q5_0);
+    set_blocks<Element, Q5_1>(result, BlockFormat::Q5_1);
+    set_blocks<Element, Q8_0>(result, BlockFormat::Q8_0);
+    set_blocks<Element, Q2_K>(result, BlockFormat::Q2_K);
+    set_blocks<Element, Q3_K>(result, BlockFormat::Q3_K);
+    set_blocks<Element, Q4_K>(result, BlockFormat::Q4_K);
+    set_blocks<Element, Q5_K>(result, BlockFormat::Q5_K);
+    set_blocks<Element, Q6_K>(result, BlockFormat::Q6_K);
+    set_blocks<Element, IQ4_NL>(result, BlockFormat::IQ4_NL);
+    set_blocks<Element, IQ4_XS>(result, BlockFormat::IQ4_XS);
+    set_blocks<Element, MXFP4>(result, BlockFormat::MXFP4);
+    return result;
 }
 
 constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
@@ -65,9 +94,15 @@ constexpr int64_t FLOPS = LIMIT_CHAINS * 32;
 constexpr TypedOperations bfloat16_operations() {
     TypedOperations result = operations<bfloat16, BFloat16Format>(multiply_bfloat16_piece,
                                                                   FLOPS * BFLOAT16_LINKS);
+    // (Its halves lie as in Q4_1 of packed_blocks.h, and AMX's tiles know this one.)
+    LinearOperations& q4_1 = result.blocks[int(BlockFormat::Q4_1)];
+    const PieceFunction embed = q4_1.embed;
+    q4_1 = quantized_operations<bfloat16, 4, Scales::AND_MINIMUM>(pack_q4_1_piece);
+    q4_1.embed = embed;
 #if defined(LOIRE_AMX)
     result.dense = {pack_dense_piece<bfloat16, false>, pack_tiles_piece, linear_tiles_piece,
-                    low_rank_piece<bfloat16>, TOKEN_STEP_BYTES, tile_tokens, 4};
+                    low_rank_piece<bfloat16>, STEP, PANEL * STEP * 2, TOKEN_STEP_BYTES, tile_tokens,
+                    4, nullptr};
     result.multiply_limit = multiply_tiles_limit_piece;
     result.multiply_limit_flops = TILE_LIMIT_FLOPS;
 #endif

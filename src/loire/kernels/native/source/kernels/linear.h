@@ -268,7 +268,7 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
     const int64_t first_column = panel / panels_per_output(a.gate) * PANEL;
     const int64_t left = a.out_features - first_column, row = panel * PANEL;
     for (int64_t t = 0; t < tokens; ++t, sums += PANEL) {
-        const int64_t at = (first_token + t) * a.out_features + first_column;
+        const int64_t at = (first_token + t) * a.out_stride + first_column;
         const AdaptedToken token = adapted_token(a.adapted, first_token + t);
         for (int64_t column = 0; column < PANEL && column < left; column += 16)
             finish_some<Element>(a, row + column, sums + column, panel_sums, token, at + column,

@@ -50,9 +50,9 @@ struct QuantizedStep {
     float scale;
     int32_t start;  // of the number: minus the zero of the codes times the sum of x
 
-    INLINE void finish(float given_scale, float total) {
+    INLINE void finish(float given_scale, float first_sum, float second_sum) {
         scale = given_scale;
-        start = -ZERO * int32_t(total);
+        start = -ZERO * int32_t(first_sum + second_sum);
     }
     INLINE Int16 first_number() const { return broadcast_int(start); }
 };
@@ -63,9 +63,9 @@ struct SummedStep {
     float scale;
     float sum;  // of x, times the scale
 
-    INLINE void finish(float given_scale, float total) {
+    INLINE void finish(float given_scale, float first_sum, float second_sum) {
         scale = given_scale;
-        sum = total * given_scale;
+        sum = (first_sum + second_sum) * given_scale;
     }
     INLINE Int16 first_number() const { return broadcast_int(0); }
 };
@@ -177,13 +177,13 @@ INLINE void quantize_step(const Vec16 (&x)[2], Step& packed) {
     const float poison = sum(x[0] * none + x[1] * none);
     const float factor = most > 0.0f ? 127.0f / most : 0.0f;
     const Vec16 factors = broadcast(poison == 0.0f && factor < 1e38f ? factor : 0.0f);
-    Vec16 total = zero();  // of whole numbers, so exact
+    float sums[2];  // of whole numbers, so exact
     for (int half = 0; half < 2; ++half) {
         const Int16 whole = to_nearest(x[half] * factors);
         store_bytes(packed.x + half * 16, whole);
-        total = total + to_floats(whole);
+        sums[half] = poison == 0.0f ? sum(to_floats(whole)) : 0.0f;
     }
-    packed.finish(most / 127.0f + poison, poison == 0.0f ? sum(total) : 0.0f);
+    packed.finish(most / 127.0f + poison, sums[0], sums[1]);
 }
 
 // One block of tokens, padded with zeros to whole steps.

@@ -46,7 +46,7 @@ struct NormArguments {
 
 struct EmbedArguments {
     const int64_t* token_ids;  // [T]
-    const void* table;         // [V, E]
+    const void* table;         // [V, E], or a packed weight
     const float* weight;       // [E]
     float* residual;           // [T, E]: rows of the table times table_scale
     void* out;                 // [T, E] in the table's type: those, normalised
@@ -202,6 +202,7 @@ struct LinearArguments {
     bool wide;                // whether out is float32; not with a gate
     Gate gate;
     int64_t tokens, steps, panels, out_features;
+    int64_t out_stride;  // from token to token
     int64_t tokens_per_block;  // of the packed activations
     int64_t tokens_per_piece;  // whole blocks
     int64_t panels_per_piece;  // both of a gated output
@@ -210,8 +211,10 @@ struct LinearArguments {
 
 // Block formats of GGUF, by their numbers there.
 enum class BlockFormat : int32_t {
-    Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14
+    Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13,
+    Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23, MXFP4 = 39
 };
+constexpr int LAST_BLOCK_FORMAT = 39;
 
 constexpr int64_t DEQUANTIZED_PER_PIECE = 16384;
 
@@ -268,9 +271,11 @@ struct PackArguments {
 // How to pack and to multiply with weights of one format.
 struct LinearOperations {
     PieceFunction pack, pack_activations, linear, low_rank;
+    int64_t step_inputs, step_bytes;  // of a step of a panel
     int64_t packed_bytes_per_step;   // of one token's activations
     int64_t (*tokens_per_block)(int64_t tokens);  // of packed activations, for so many in all
     int64_t panels_per_piece;        // at least, where activations leave the L1 cache
+    PieceFunction embed;             // looks rows of the weight up, or null
 };
 
 // Over keys and values of one type.
@@ -283,7 +288,8 @@ struct TypedOperations {
     CacheOperations plain_cache, int8_cache;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;
-    LinearOperations dense, int8, int4, q4_1;
+    LinearOperations dense, int8, int4;
+    LinearOperations blocks[LAST_BLOCK_FORMAT + 1];  // by BlockFormat; unknown ones without functions
 };
 
 struct Operations {

@@ -312,6 +312,32 @@ INLINE Int16 dot(const Int16& sum, const Int16& a, int32_t b) {
     return result;
 }
 
+// The bytes of a table of 16 at indices, each a byte, as dot() takes them: plus 128 unless SIGNED_CODES.
+INLINE Int16 look_up(const int8_t (&table)[16], const Int16& indices) {
+    Int16 result;
+#if defined(LOIRE_AVX512)
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    const __m512i found = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), (__m512i)indices.part[0]);
+    result.part[0] = (Ints)_mm512_xor_si512(found, _mm512_set1_epi8(-128));
+#elif defined(LOIRE_AVX2)
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    const __m256i all = _mm256_xor_si256(_mm256_broadcastsi128_si256(bytes), _mm256_set1_epi8(-128));
+    EACH_PART result.part[p] = (Ints)_mm256_shuffle_epi8(all, (__m256i)indices.part[p]);
+#elif defined(LOIRE_NEON)
+    const int8x16_t bytes = vld1q_s8(table);
+    EACH_PART result.part[p] = (Ints)vqtbl1q_s8(bytes, (uint8x16_t)indices.part[p]);
+#else
+    constexpr uint8_t FLIPPED = SIGNED_CODES ? 0 : 128;
+    EACH_PART {
+        uint8_t found[sizeof(Ints)];
+        __builtin_memcpy(found, &indices.part[p], sizeof(found));
+        for (uint8_t& byte : found) byte = uint8_t(table[byte]) ^ FLIPPED;
+        __builtin_memcpy(&result.part[p], found, sizeof(found));
+    }
+#endif
+    return result;
+}
+
 // Each lane one bfloat16 pair: the float32 values of the upper and of the lower halves.
 INLINE Vec16 upper_halves(const Vec16& pairs) {
     Vec16 result;

@@ -15,8 +15,9 @@ int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 }  // namespace
 
 void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
-              Forecast& forecast, const PackedWeight& weight, const void* x, void* out, bool wide,
-              int64_t tokens, const int32_t* numbers, Scratch* hidden) {
+              Forecast& forecast, const PackedWeight& weight, const void* x, void* out,
+              int64_t out_stride, bool wide, int64_t tokens, const int32_t* numbers,
+              Scratch* hidden) {
     if (tokens == 0) return;
     AdaptedTokens adapted;
     if (numbers != nullptr && !weight.adapters.empty()) {
@@ -49,8 +50,8 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
     panels *= together;
     const LinearArguments arguments{weight.data,   weight.scales, weight.bias,         packing.packed,
                                     out,           wide,          weight.gate,         tokens,
-                                    weight.steps,  weight.panels, weight.out_features, block,
-                                    tokens_per_piece, panels, adapted};
+                                    weight.steps,  weight.panels, weight.out_features, out_stride,
+                                    block,         tokens_per_piece, panels, adapted};
     const int64_t pieces = ceil_div(weight.panels, panels);
     forecast.begins({static_cast<const char*>(weight.data), pieces, panels * weight.panel_bytes});
     // Many tokens take longer to multiply than weights take to come.

@@ -14,16 +14,6 @@ float widen(bfloat16 value) {
     return wide;
 }
 
-int64_t bytes_per_step(WeightFormat format, bool is_bfloat16) {
-    switch (format) {
-        case WeightFormat::INT8: return PANEL * STEP;
-        case WeightFormat::INT4: return PANEL * (STEP / 2 + 2);
-        case WeightFormat::Q4_1: return PANEL * (STEP / 2 + 4);
-        case WeightFormat::DENSE: break;
-    }
-    return PANEL * STEP * (is_bfloat16 ? 2 : 4);
-}
-
 }  // namespace
 
 PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
@@ -36,8 +26,8 @@ PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperati
       out_features(out_features),
       in_features(in_features),
       panels((out_features + PANEL - 1) / PANEL * panels_per_output(gate)),
-      steps((in_features + STEP - 1) / STEP),
-      panel_bytes(steps * bytes_per_step(format, is_bfloat16)),
+      steps((in_features + operations.step_inputs - 1) / operations.step_inputs),
+      panel_bytes(steps * operations.step_bytes),
       adapters(is_bfloat16, gate, out_features, in_features, panels) {
     const size_t rows = size_t(panels * PANEL), data_bytes = size_t(panels * panel_bytes);
     const bool has_scales = format == WeightFormat::INT8;

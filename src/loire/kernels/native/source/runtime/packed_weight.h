@@ -13,8 +13,8 @@
 
 namespace loire {
 
-// Q4_1 takes rows of its blocks instead of numbers, and strides in bytes.
-enum class WeightFormat : int32_t { DENSE = 0, INT8 = 8, INT4 = 4, Q4_1 = 41 };
+// FIRST_BLOCKS plus a BlockFormat takes rows of blocks instead of numbers, and strides in bytes.
+enum class WeightFormat : int32_t { DENSE = 0, INT8 = 8, INT4 = 4, FIRST_BLOCKS = 100 };
 
 class PackedWeight {
   public:

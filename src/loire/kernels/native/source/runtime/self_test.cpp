@@ -93,7 +93,8 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
     Scratch activations;
     std::vector<float> out(size_t(shape.tokens * shape.out_features));
     Forecast forecast;
-    multiply(dense, pool, activations, forecast, packed, x.data(), out.data(), true, shape.tokens);
+    multiply(dense, pool, activations, forecast, packed, x.data(), out.data(), shape.out_features,
+             true, shape.tokens);
     return out;
 }
 
@@ -110,11 +111,11 @@ bool quantized_agrees(const Operations& operations, Pool& pool, Random& random,
     Scratch activations;
     Forecast forecast;
     std::vector<float> together(size_t(TOKENS * OUTPUTS)), alone(together);
-    multiply(quantized, pool, activations, forecast, packed, x.data(), together.data(), true,
-             TOKENS);
+    multiply(quantized, pool, activations, forecast, packed, x.data(), together.data(), OUTPUTS,
+             true, TOKENS);
     for (int64_t token = 0; token < TOKENS; ++token)
         multiply(quantized, pool, activations, forecast, packed, x.data() + token * INPUTS,
-                 alone.data() + token * OUTPUTS, true, 1);
+                 alone.data() + token * OUTPUTS, OUTPUTS, true, 1);
     return std::memcmp(together.data(), alone.data(), alone.size() * sizeof(float)) == 0;
 }
 

@@ -1,0 +1,302 @@
+// The block formats of GGUF (ggml), taken apart: codes, and for every 16 of them a scale and perhaps
+// a minimum. loire/kernels/block_formats.py defines them.
+//
+//     number = value of the code * scale            or            the same + minimum
+//
+// A format is a struct that says how a block is read, what codes stand for, and how many bits they
+// have. Dequantizing, packing and multiplying are written once for all of them.
+
+#pragma once
+
+#include "operations.h"
+#include "vec16.h"
+
+namespace loire {
+namespace {
+
+constexpr int64_t LARGEST_BLOCK = 256, SCALED = 16;
+
+// One block as it lies in a file.
+struct Block {
+    alignas(64) uint8_t codes[LARGEST_BLOCK];
+    uint16_t scale, minimum;  // bits; half precision unless the format says otherwise
+    // Where a format has such: scale and minimum of 16 codes are these times the block's.
+    int8_t scale_codes[LARGEST_BLOCK / SCALED];
+    int8_t minimum_codes[LARGEST_BLOCK / SCALED];
+};
+
+// What the scale of a group is: a number of its own, or a code times the block's number.
+enum class ScaleKind { HALF, BFLOAT16, CODE };
+
+// 32 codes of four bits: the lower halves of 16 bytes, then the upper.
+INLINE void nibbles(const uint8_t* source, uint8_t* codes) {
+    for (int i = 0; i < 16; ++i) {
+        codes[i] = source[i] & 15;
+        codes[16 + i] = source[i] >> 4;
+    }
+}
+
+// The same with a fifth bit, that of code i being bit i.
+INLINE void nibbles_and_bits(const uint8_t* source, const uint8_t* bits, uint8_t* codes) {
+    uint32_t fifth;
+    __builtin_memcpy(&fifth, bits, sizeof(fifth));
+    nibbles(source, codes);
+    for (int i = 0; i < 32; ++i) codes[i] = uint8_t(codes[i] | (fifth >> i & 1) << 4);
+}
+
+INLINE uint16_t two_bytes(const uint8_t* source) {
+    uint16_t bits;
+    __builtin_memcpy(&bits, source, sizeof(bits));
+    return bits;
+}
+
+// What formats have unless they say otherwise.
+template <int64_t GIVEN_BYTES, int64_t GIVEN_ELEMENTS, int GIVEN_BITS, int GIVEN_ZERO>
+struct Layout {
+    static constexpr int64_t BYTES = GIVEN_BYTES, ELEMENTS = GIVEN_ELEMENTS;
+    static constexpr int BITS = GIVEN_BITS;
+    static constexpr int ZERO = GIVEN_ZERO;  // value of a code: code - ZERO, without a table
+    static constexpr ScaleKind SCALE = ELEMENTS == 32 ? ScaleKind::HALF : ScaleKind::CODE;
+    static constexpr int GROUPS = 1;         // scales of 32 codes
+    static constexpr bool HAS_MINIMUM = false, HAS_TABLE = false;
+};
+
+struct Q4_0 : Layout<18, 32, 4, 8> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source);
+        nibbles(source + 2, block.codes);
+    }
+};
+
+struct Q4_1 : Layout<20, 32, 4, 0> {
+    static constexpr bool HAS_MINIMUM = true;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source), block.minimum = two_bytes(source + 2);
+        nibbles(source + 4, block.codes);
+    }
+};
+
+struct Q5_0 : Layout<22, 32, 5, 16> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source);
+        nibbles_and_bits(source + 6, source + 2, block.codes);
+    }
+};
+
+struct Q5_1 : Layout<24, 32, 5, 0> {
+    static constexpr bool HAS_MINIMUM = true;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source), block.minimum = two_bytes(source + 2);
+        nibbles_and_bits(source + 8, source + 4, block.codes);
+    }
+};
+
+struct Q8_0 : Layout<34, 32, 8, 128> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source);
+        for (int i = 0; i < 32; ++i) block.codes[i] = source[2 + i] ^ 128;
+    }
+};
+
+// Q4_K and Q5_K: scale and minimum of 8 groups of 32 are six bits each.
+INLINE void read_group_scales(const uint8_t* source, Block& block) {
+    block.scale = two_bytes(source);
+    block.minimum = two_bytes(source + 2) ^ 0x8000;  // it is subtracted
+    const uint8_t* packed = source + 4;
+    for (int i = 0; i < 8; ++i) {
+        const uint8_t lower = packed[i % 4], upper = packed[4 + i % 4], mixed = packed[8 + i % 4];
+        const int scale = i < 4 ? lower & 63 : (mixed & 15) | (lower >> 2 & 48);
+        const int minimum = i < 4 ? upper & 63 : mixed >> 4 | (upper >> 2 & 48);
+        for (int half = 0; half < 2; ++half) {
+            block.scale_codes[2 * i + half] = int8_t(scale);
+            block.minimum_codes[2 * i + half] = int8_t(minimum);
+        }
+    }
+}
+
+// 32 bytes hold two groups: the lower halves, then the upper.
+INLINE void read_group_codes(const uint8_t* source, Block& block) {
+    for (int pair = 0; pair < 4; ++pair)
+        for (int i = 0; i < 32; ++i) {
+            block.codes[pair * 64 + i] = source[pair * 32 + i] & 15;
+            block.codes[pair * 64 + 32 + i] = source[pair * 32 + i] >> 4;
+        }
+}
+
+struct Q4_K : Layout<144, 256, 4, 0> {
+    static constexpr bool HAS_MINIMUM = true;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        read_group_scales(source, block);
+        read_group_codes(source + 16, block);
+    }
+};
+
+struct Q5_K : Layout<176, 256, 5, 0> {
+    static constexpr bool HAS_MINIMUM = true;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        read_group_scales(source, block);
+        read_group_codes(source + 48, block);
+        const uint8_t* fifth = source + 16;  // of element i of group g: bit g of byte i
+        for (int group = 0; group < 8; ++group)
+            for (int i = 0; i < 32; ++i) {
+                uint8_t& code = block.codes[group * 32 + i];
+                code = uint8_t(code | (fifth[i] >> group & 1) << 4);
+            }
+    }
+};
+
+// Of element i of quarter q of each half of a block: bits 2 q and 2 q + 1 of a byte.
+INLINE int two_bits(const uint8_t* source, int half, int quarter, int i) {
+    return source[half * 32 + i] >> (quarter * 2) & 3;
+}
+
+struct Q6_K : Layout<210, 256, 6, 32> {
+    static constexpr int GROUPS = 2;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        for (int half = 0; half < 2; ++half)
+            for (int quarter = 0; quarter < 4; ++quarter)
+                for (int i = 0; i < 32; ++i) {
+                    const int four =
+                        source[half * 64 + quarter % 2 * 32 + i] >> (quarter / 2 * 4) & 15;
+                    const int two = two_bits(source + 128, half, quarter, i);
+                    block.codes[half * 128 + quarter * 32 + i] = uint8_t(four | two << 4);
+                }
+        __builtin_memcpy(block.scale_codes, source + 192, 16);
+        block.scale = two_bytes(source + 208);
+    }
+};
+
+struct Q3_K : Layout<110, 256, 3, 4> {
+    static constexpr int GROUPS = 2;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        for (int half = 0; half < 2; ++half)
+            for (int quarter = 0; quarter < 4; ++quarter)
+                for (int i = 0; i < 32; ++i) {
+                    const int third = source[i] >> (half * 4 + quarter) & 1;
+                    const int two = two_bits(source + 32, half, quarter, i);
+                    block.codes[half * 128 + quarter * 32 + i] = uint8_t(two | third << 2);
+                }
+        const uint8_t *lower = source + 96, *upper = source + 104;
+        for (int i = 0; i < 16; ++i) {
+            const int four = lower[i % 8] >> (i / 8 * 4) & 15, two = upper[i % 4] >> (i / 4 * 2) & 3;
+            block.scale_codes[i] = int8_t((four | two << 4) - 32);
+        }
+        block.scale = two_bytes(source + 108);
+    }
+};
+
+struct Q2_K : Layout<84, 256, 2, 0> {
+    static constexpr int GROUPS = 2;
+    static constexpr bool HAS_MINIMUM = true;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        for (int half = 0; half < 2; ++half)
+            for (int quarter = 0; quarter < 4; ++quarter)
+                for (int i = 0; i < 32; ++i)
+                    block.codes[half * 128 + quarter * 32 + i] =
+                        uint8_t(two_bits(source + 16, half, quarter, i));
+        for (int i = 0; i < 16; ++i) {
+            block.scale_codes[i] = int8_t(source[i] & 15);
+            block.minimum_codes[i] = int8_t(source[i] >> 4);
+        }
+        block.scale = two_bytes(source + 80);
+        block.minimum = two_bytes(source + 82) ^ 0x8000;
+    }
+};
+
+alignas(16) constexpr int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                               1,    13,   25,  38,  53,  69,  89,  113};
+alignas(16) constexpr int8_t MXFP4_VALUES[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                 0, -1, -2, -3, -4, -6, -8, -12};
+
+struct IQ4_NL : Layout<18, 32, 4, 0> {
+    static constexpr bool HAS_TABLE = true;
+    static constexpr const int8_t (&TABLE)[16] = IQ4_VALUES;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source);
+        nibbles(source + 2, block.codes);
+    }
+};
+
+struct IQ4_XS : Layout<136, 256, 4, 0> {
+    static constexpr bool HAS_TABLE = true;
+    static constexpr const int8_t (&TABLE)[16] = IQ4_VALUES;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source);
+        const uint32_t upper = two_bytes(source + 2);
+        for (int group = 0; group < 8; ++group) {
+            const int four = source[4 + group / 2] >> (group % 2 * 4) & 15;
+            const int code = (four | (upper >> (2 * group) & 3) << 4) - 32;
+            for (int half = 0; half < 2; ++half) block.scale_codes[2 * group + half] = int8_t(code);
+            nibbles(source + 8 + group * 16, block.codes + group * 32);
+        }
+    }
+};
+
+// Its scale is a power of two, here halved, as the values of the codes are doubled. (The two smallest
+// are no normal numbers and count as zero.)
+struct MXFP4 : Layout<17, 32, 4, 0> {
+    static constexpr bool HAS_TABLE = true;
+    static constexpr const int8_t (&TABLE)[16] = MXFP4_VALUES;
+    static constexpr ScaleKind SCALE = ScaleKind::BFLOAT16;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = uint16_t(source[0] < 2 ? 0 : (source[0] - 1) << 7);
+        nibbles(source + 1, block.codes);
+    }
+};
+
+template <ScaleKind KIND>
+INLINE float scale_number(uint16_t bits) {
+    if constexpr (KIND != ScaleKind::BFLOAT16) return half_at(&bits);
+    const uint32_t wide = uint32_t(bits) << 16;
+    float number;
+    __builtin_memcpy(&number, &wide, sizeof(number));
+    return number;
+}
+
+// Scale and minimum of the group of 16 codes.
+template <typename Format>
+INLINE float scale_of(const Block& block, int group) {
+    const float number = scale_number<Format::SCALE>(block.scale);
+    return Format::SCALE == ScaleKind::CODE ? number * float(block.scale_codes[group]) : number;
+}
+
+// Of formats without one it is what changes nothing, not even the sign of a zero.
+template <typename Format>
+INLINE float minimum_of(const Block& block, int group) {
+    if constexpr (!Format::HAS_MINIMUM) return -0.0f;
+    const float number = half_at(&block.minimum);
+    return Format::SCALE == ScaleKind::CODE ? number * float(block.minimum_codes[group]) : number;
+}
+
+// What 16 codes stand for.
+template <typename Format>
+INLINE void values_of(const uint8_t* codes, int8_t (&values)[SCALED]) {
+    for (int i = 0; i < SCALED; ++i) {
+        if constexpr (Format::HAS_TABLE) values[i] = Format::TABLE[codes[i]];
+        else values[i] = int8_t(codes[i] - Format::ZERO);
+    }
+}
+
+// Calls call(Format{}) with the struct of a format.
+template <typename Call>
+INLINE auto with_format(BlockFormat format, Call call) {
+    switch (format) {
+        case BlockFormat::Q4_0: return call(Q4_0{});
+        case BlockFormat::Q4_1: return call(Q4_1{});
+        case BlockFormat::Q5_0: return call(Q5_0{});
+        case BlockFormat::Q5_1: return call(Q5_1{});
+        case BlockFormat::Q8_0: return call(Q8_0{});
+        case BlockFormat::Q2_K: return call(Q2_K{});
+        case BlockFormat::Q3_K: return call(Q3_K{});
+        case BlockFormat::Q4_K: return call(Q4_K{});
+        case BlockFormat::Q5_K: return call(Q5_K{});
+        case BlockFormat::Q6_K: return call(Q6_K{});
+        case BlockFormat::IQ4_NL: return call(IQ4_NL{});
+        case BlockFormat::IQ4_XS: return call(IQ4_XS{});
+        case BlockFormat::MXFP4: return call(MXFP4{});
+    }
+    __builtin_unreachable();
+}
+
+}  // namespace
+}  // namespace loire

@@ -1,0 +1,218 @@
+// How weights in a block format of GGUF are packed: their bits as they are, in another order.
+//
+// Panels of 32 outputs; in a panel, steps of as many inputs as a block has (32 or 256). A step is
+//     where scales are codes: the blocks' scales, and then their minimums, of 32 outputs (halves)
+//     for each 32 inputs: the codes, then scales, then minimums of 32 outputs, for each of the format's
+//     groups: numbers of 16 bits, or codes of 8 bits (which the step's are multiplied with)
+// Codes are in words: lanes of four bytes, one per output. Their bits lie apart:
+//     the lower four   4 words; byte j of word i has in its lower half input 4 i + j, in the upper
+//                      half the input 16 later
+//     two              2 words; in byte j of word i from bit 2 k on input 16 i + 4 k + j
+//     one              1 word; in byte j at bit k input 4 k + j
+//     eight            8 words
+// Five bits are four and one, six are four and two, three are two and one.
+
+#pragma once
+
+#include "block_formats.h"
+#include "norm.h"
+#include "operations.h"
+#include "vec16.h"
+
+namespace loire {
+namespace {
+
+constexpr int64_t LANE = 4, WORD_BYTES = PANEL * LANE;
+
+// Codes of 32 inputs.
+template <int BITS>
+struct PackedCodes {
+    static constexpr bool HAS_EIGHT = BITS == 8, HAS_FOUR = BITS >= 4 && BITS < 8;
+    static constexpr bool HAS_TWO = BITS == 2 || BITS == 3 || BITS == 6;
+    static constexpr bool HAS_ONE = BITS == 3 || BITS == 5;
+    static constexpr int TWO_AT = HAS_FOUR ? 4 : 0, ONE_AT = TWO_AT + (HAS_TWO ? 2 : 0);
+    static constexpr int TWO_SHIFT = HAS_FOUR ? 4 : 0, ONE_SHIFT = HAS_FOUR ? 4 : 2;
+    static constexpr int64_t BYTES = BITS * WORD_BYTES;
+
+    // Of inputs (4 word, .., 4 word + 3) and 16 outputs, whose lanes begin at `lanes`.
+    static INLINE Int16 load(const char* lanes, int word) {
+        if constexpr (HAS_EIGHT) return load_ints(lanes + word * WORD_BYTES);
+        Int16 codes = broadcast_int(0);
+        if constexpr (HAS_FOUR) {
+            const Int16 pairs = load_ints(lanes + word % 4 * WORD_BYTES);
+            EACH_PART codes.part[p] = (Ints)((Words)pairs.part[p] >> (word / 4 * 4)) & 0x0f0f0f0f;
+        }
+        if constexpr (HAS_TWO) {
+            const Int16 twos = load_ints(lanes + (TWO_AT + word / 4) * WORD_BYTES);
+            EACH_PART codes.part[p] |=
+                ((Ints)((Words)twos.part[p] >> (word % 4 * 2)) & 0x03030303) << TWO_SHIFT;
+        }
+        if constexpr (HAS_ONE) {
+            const Int16 ones = load_ints(lanes + ONE_AT * WORD_BYTES);
+            EACH_PART codes.part[p] |=
+                ((Ints)((Words)ones.part[p] >> word) & 0x01010101) << ONE_SHIFT;
+        }
+        return codes;
+    }
+
+    // Of one output, whose lane in the first word is `lane` and has only zeros.
+    static INLINE void put(char* lane, const uint8_t* codes) {
+        for (int i = 0; i < STEP; ++i) {
+            const int word = i / 4, byte = i % 4, code = codes[i];
+            const auto add = [&](int at, int bits) {
+                char& found = lane[at * WORD_BYTES + byte];
+                found = char(found | bits);
+            };
+            if constexpr (HAS_EIGHT) add(word, code);
+            if constexpr (HAS_FOUR) add(word % 4, (code & 15) << (word / 4 * 4));
+            if constexpr (HAS_TWO) add(TWO_AT + word / 4, (code >> TWO_SHIFT & 3) << (word % 4 * 2));
+            if constexpr (HAS_ONE) add(ONE_AT, (code >> ONE_SHIFT & 1) << word);
+        }
+    }
+
+    static INLINE void get(const char* lane, uint8_t* codes) {
+        for (int i = 0; i < STEP; ++i) {
+            const int word = i / 4, byte = i % 4;
+            const auto at = [&](int index) { return int(uint8_t(lane[index * WORD_BYTES + byte])); };
+            int code = 0;
+            if constexpr (HAS_EIGHT) code = at(word);
+            if constexpr (HAS_FOUR) code = at(word % 4) >> (word / 4 * 4) & 15;
+            if constexpr (HAS_TWO) code |= (at(TWO_AT + word / 4) >> (word % 4 * 2) & 3) << TWO_SHIFT;
+            if constexpr (HAS_ONE) code |= (at(ONE_AT) >> word & 1) << ONE_SHIFT;
+            codes[i] = uint8_t(code);
+        }
+    }
+};
+
+template <typename Format>
+struct PackedBlocks {
+    using Codes = PackedCodes<Format::BITS>;
+    static constexpr bool HAS_CODES = Format::SCALE == ScaleKind::CODE;
+    static constexpr int64_t PARTS_OF_STEP = Format::ELEMENTS / STEP, GROUPS = Format::GROUPS;
+    static constexpr int64_t NUMBERS_BYTES = PANEL * 2;  // of 32 outputs
+    static constexpr int64_t SCALE_BYTES = HAS_CODES ? PANEL * GROUPS : NUMBERS_BYTES;
+    static constexpr int64_t SIDES = Format::HAS_MINIMUM ? 2 : 1;
+    static constexpr int64_t HEAD_BYTES = HAS_CODES ? SIDES * NUMBERS_BYTES : 0;
+    static constexpr int64_t PART_BYTES = Codes::BYTES + SIDES * SCALE_BYTES;
+    static constexpr int64_t BYTES = HEAD_BYTES + PARTS_OF_STEP * PART_BYTES;
+
+    static INLINE const char* part(const char* step, int64_t number) {
+        return step + HEAD_BYTES + number * PART_BYTES;
+    }
+
+    // Scales, or (side 1) minimums, of a group of inputs and 16 outputs from `output` on.
+    static INLINE Vec16 beside(const char* step, const char* part, int side, int group,
+                               int64_t output) {
+        const char* found = part + Codes::BYTES + side * SCALE_BYTES;
+        if constexpr (HAS_CODES)
+            return load_halves(step + side * NUMBERS_BYTES + output * 2) *
+                   load(reinterpret_cast<const int8_t*>(found + group * PANEL + output));
+        else if constexpr (Format::SCALE == ScaleKind::HALF)
+            return load_halves(found + output * 2);
+        else
+            return load(reinterpret_cast<const bfloat16*>(found + output * 2));
+    }
+
+    // One output of a step; its bytes have only zeros.
+    static INLINE void put(const Block& block, char* step, int64_t output) {
+        const auto number = [&](char* at, uint16_t bits) {
+            __builtin_memcpy(at + output * 2, &bits, sizeof(bits));
+        };
+        if constexpr (HAS_CODES) {
+            number(step, block.scale);
+            if constexpr (Format::HAS_MINIMUM) number(step + NUMBERS_BYTES, block.minimum);
+        }
+        for (int64_t p = 0; p < PARTS_OF_STEP; ++p) {
+            char* part = step + HEAD_BYTES + p * PART_BYTES;
+            Codes::put(part + output * LANE, block.codes + p * STEP);
+            char* scales = part + Codes::BYTES;
+            if constexpr (HAS_CODES) {
+                for (int64_t group = 0; group < GROUPS; ++group) {
+                    const int64_t given = p * 2 + group, at = group * PANEL + output;
+                    scales[at] = char(block.scale_codes[given]);
+                    if constexpr (Format::HAS_MINIMUM)
+                        scales[SCALE_BYTES + at] = char(block.minimum_codes[given]);
+                }
+            } else {
+                number(scales, block.scale);
+                if constexpr (Format::HAS_MINIMUM) number(scales + SCALE_BYTES, block.minimum);
+            }
+        }
+    }
+
+    static INLINE void get(const char* step, int64_t output, Block& block) {
+        const auto number = [&](const char* at) {
+            return two_bytes(reinterpret_cast<const uint8_t*>(at + output * 2));
+        };
+        const char* numbers = HAS_CODES ? step : part(step, 0) + Codes::BYTES;
+        block.scale = number(numbers);
+        if constexpr (Format::HAS_MINIMUM) block.minimum = number(numbers + NUMBERS_BYTES);
+        for (int64_t p = 0; p < PARTS_OF_STEP; ++p) {
+            Codes::get(part(step, p) + output * LANE, block.codes + p * STEP);
+            if constexpr (HAS_CODES)
+                for (int64_t half = 0; half < 2; ++half) {
+                    const char* scales = part(step, p) + Codes::BYTES;
+                    const int64_t at = (GROUPS == 2 ? half * PANEL : 0) + output;
+                    block.scale_codes[p * 2 + half] = int8_t(scales[at]);
+                    if constexpr (Format::HAS_MINIMUM)
+                        block.minimum_codes[p * 2 + half] = int8_t(scales[SCALE_BYTES + at]);
+                }
+        }
+    }
+};
+
+// Codes of eight bits are kept as dot() can take them.
+template <typename Format>
+INLINE void to_dot_codes(uint8_t* codes) {
+    if constexpr (Format::BITS == 8 && SIGNED_CODES)
+        for (int64_t i = 0; i < Format::ELEMENTS; ++i) codes[i] ^= 128;
+}
+
+template <typename Format>
+void pack_blocks_piece(const void* untyped, int64_t panel, Scratch&) {
+    const auto& a = *static_cast<const PackArguments*>(untyped);
+    using Packed = PackedBlocks<Format>;
+    char* packed = a.packed + panel * a.panel_bytes;
+    __builtin_memset(packed, 0, a.panel_bytes);
+    for (int64_t lane = 0; lane < PANEL; ++lane) {
+        const auto* row = static_cast<const uint8_t*>(a.row(panel * PANEL + lane, 1));
+        if (row == nullptr) continue;
+        for (int64_t step = 0; step < a.steps; ++step) {
+            Block block;
+            Format::read(row + step * Format::BYTES, block);
+            to_dot_codes<Format>(block.codes);
+            Packed::put(block, packed + step * Packed::BYTES, lane);
+        }
+    }
+}
+
+// Rows of a packed weight as numbers, row by row, and normalised: what embed_piece() does with a table.
+template <typename Element, typename Format>
+void embed_blocks_piece(const void* untyped, int64_t piece, Scratch&) {
+    const auto& a = *static_cast<const EmbedArguments*>(untyped);
+    using Packed = PackedBlocks<Format>;
+    const Vec16 table_scale = broadcast(a.table_scale);
+    const int64_t steps = a.size / Format::ELEMENTS, panel_bytes = steps * Packed::BYTES;
+    const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
+    for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
+        const int64_t found = a.token_ids[t];
+        const char* panel = static_cast<const char*>(a.table) + found / PANEL * panel_bytes;
+        float* row = a.residual + t * a.size;
+        for (int64_t step = 0; step < steps; ++step) {
+            Block block;
+            Packed::get(panel + step * Packed::BYTES, found % PANEL, block);
+            to_dot_codes<Format>(block.codes);
+            for (int i = 0; i < Format::ELEMENTS / SCALED; ++i) {
+                int8_t values[SCALED];
+                values_of<Format>(block.codes + i * SCALED, values);
+                const Vec16 number = load(values) * broadcast(scale_of<Format>(block, i)) +
+                                     broadcast(minimum_of<Format>(block, i));
+                store(row + step * Format::ELEMENTS + i * SCALED, number * table_scale);
+            }
+        }
+        normalise(row, a.weight, a.size, a.eps, static_cast<Element*>(a.out) + t * a.size);
+    }
+}
+
+}  // namespace
+}  // namespace loire

@@ -1,0 +1,37 @@
+"""Random weights in the block formats of GGUF."""
+
+import numpy as np
+import torch
+
+from loire.checkpoint.formats import FORMATS
+from loire.kernels.block_formats import StoredTensor
+
+HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+          "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": ()}  # fmt: skip
+"""Where a block has numbers of half precision; (0,) if it is not here."""
+
+
+def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> np.ndarray:
+    """uint8 [rows, blocks, bytes]: any codes, under scales that give numbers of that deviation."""
+    known = FORMATS[fmt]
+    rows, inputs = shape
+    size = (rows, inputs // known.block_elements, known.block_bytes)
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, size, dtype=np.uint8)
+
+    def scaled(factor: float) -> float:
+        for at in HALVES.get(fmt, (0,)):
+            scales = (rng.uniform(0.5, 1.5, size[:2]) * factor).astype("<f2")
+            blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+        if fmt == "MXFP4":
+            blocks[..., 0] = rng.integers(120, 124, size[:2])
+        return float(StoredTensor(known, torch.from_numpy(blocks).view(rows, -1)).values().std())
+
+    scaled(0.004 * std / scaled(0.004))
+    return blocks
+
+
+def stored(fmt: str, shape: tuple[int, ...], seed: int = 0, std: float = 0.2) -> StoredTensor:
+    """The same as a weight."""
+    blocks = torch.from_numpy(blocks_of(fmt, shape, seed, std))
+    return StoredTensor(FORMATS[fmt], blocks.view(shape[0], -1))

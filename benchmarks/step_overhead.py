@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 BATCHES = (1, 64, 256)
-CONTEXTS = (4096,)
+CONTEXTS = (4096, 65536)
 BLOCK_SIZE = 16
 NUM_STEPS = 64
 KEY = "{batch} x {context}"

@@ -53,6 +53,7 @@ class PagedAllocator:
             for index, group in enumerate(geometry.groups)
             if group.kind == "state"
         ]
+        self._gives_back = any(group.window is not None for group in geometry.groups)
         self._unit = geometry.unit
         self._finest = finest
         self._owners = PrefixOwners(finest, self._unit, by_mark=bool(self._states))
@@ -157,10 +158,11 @@ class PagedAllocator:
         self, table: BlockTable, start: int, end: int, num_drafts: int = 0
     ) -> PageOperations | None:
         """See KVAllocator. Copies a block on write that others read or could find."""
-        num_needed = 0
+        num_needed = num_promised = 0
         for index, group in self._tokens:
             mine = table.groups[index]
             num_needed += group.num_missing(mine, end) + group.must_copy(mine, start)
+            num_promised += mine.num_promised
         for index, state in self._states:
             num_needed += state.num_missing(_state(table, index), num_drafts)
         if num_needed > self.pool.num_available:
@@ -168,7 +170,7 @@ class PagedAllocator:
         table.num_scheduled = end
         if num_drafts:
             table.drafted_from = start
-        if not num_needed and not table.num_promised and not self._states:
+        if not num_needed and not num_promised and not self._states:
             return NOTHING
         operations = PageOperations()
         for index, group in self._tokens:
@@ -186,8 +188,10 @@ class PagedAllocator:
 
     def publish(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
         """See KVAllocator. A block whose twin is published already stays private."""
+        num_full = num_computed // self._finest
+        if num_full == table.num_disowned and not self._gives_back and not self._states:
+            return  # as in most steps: no block was filled
         if self.prefix_caching:
-            num_full = num_computed // self._finest
             if len(table.chain) < num_full:
                 extend_chain(table.chain, table.root, token_ids, self._finest)
             for index, group in self._tokens:

@@ -65,6 +65,7 @@ def engine(num_blocks: int = 4 * WINDOW // BLOCK) -> Engine:
         checkpoint=None,  # type: ignore[arg-type]
         core=EngineCore(build_scheduler(settled), ConstantExecutor()),
         executor=Watching(),
+        constraints=None,  # type: ignore[arg-type]
         weight_bytes=1000,
         bytes_per_step=1000,
         head_bytes=0,

@@ -23,15 +23,14 @@ class NativePointwise:
     ) -> tuple[Tensor, Tensor]:
         """(rms_norm(rows), rows) of a table [V, E]. Raises EngineError for an id outside of it."""
         [tokens] = token_ids.shape
-        where: dict[str, int | None]
+        numbers: Tensor | None = None
+        packed: int | None = None
         if isinstance(table, Tensor):
-            table = self._context.results.dense(table)
+            numbers = self._context.results.dense(table)
             vocab_size, size = table.shape
-            where = {"table": table.data_ptr(), "packed": None}
         else:
             assert isinstance(table, NativeLinear)
-            vocab_size, size = table.out_features, table.in_features
-            where = {"table": None, "packed": table.handle}
+            vocab_size, size, packed = table.out_features, table.in_features, table.handle
         if token_ids.dtype is not torch.int64 or weight.numel() != size:
             raise ValueError(
                 f"{token_ids.dtype} ids and a norm of {weight.numel()} do not fit a table of "
@@ -41,7 +40,8 @@ class NativePointwise:
         residual = self._context.results.new((tokens, size), torch.float32)
         call = calls.EmbedCall(
             token_ids=self._context.results.dense(token_ids).data_ptr(),
-            **where,
+            table=address(numbers),
+            packed=packed,
             weight=weight.data_ptr(),
             residual=residual.data_ptr(),
             out=out.data_ptr(),

@@ -12,7 +12,7 @@ from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
 from loire.memory.paged import PagedAllocator
 from loire.scheduling.batching import Continuous
-from loire.scheduling.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT, VirtualCounters
+from loire.scheduling.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT, VirtualCounters, surplus_of
 from loire.scheduling.scheduler import Scheduler
 from support.fake_execution import FakeExecutor, expected_tokens
 
@@ -33,19 +33,27 @@ class Shared:
         )
         self.core = EngineCore(self.scheduler, FakeExecutor(num_blocks, one_group(BLOCK_SIZE)))
         self.requests: dict[str, EngineRequest] = {}
-        self.tokens: dict[str, list[int]] = {}
+        self.tokens: dict[tuple[str, int], list[int]] = {}
         self.served: Counter[str] = Counter()
         """Weighted tokens per tenant."""
         self.ran: list[str] = []
         """Requests in the order in which they first ran."""
         self.ended: list[str] = []
 
-    def add(self, tenant: str, *, prompt: int = 8, max_tokens: int = 4, priority: int = 0) -> str:
+    def add(
+        self,
+        tenant: str,
+        *,
+        prompt: int = 8,
+        max_tokens: int = 4,
+        priority: int = 0,
+        n: int = 1,
+    ) -> str:
         number = len(self.requests)
         request = EngineRequest(
             request_id=f"{tenant}{number}",
             prompt_token_ids=tuple((number * 7 + i) % 12 for i in range(prompt)),
-            params=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            params=SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=True),
             seed=number,
             cache_salt=str(number),
             priority=priority,
@@ -65,7 +73,8 @@ class Shared:
         for update in updates:
             tenant = self.requests[update.request_id].tenant
             self.served[tenant] += OUTPUT_WEIGHT * len(update.token_ids)
-            self.tokens.setdefault(update.request_id, []).extend(update.token_ids)
+            key = update.request_id, update.choice
+            self.tokens.setdefault(key, []).extend(update.token_ids)
             if update.finish_reason is not None:
                 self.ended.append(update.request_id)
 
@@ -75,10 +84,15 @@ class Shared:
                 break
             self.step()
         for request_id, request in self.requests.items():
-            assert self.tokens[request_id] == expected_tokens(request, 0, WINDOW)[0]
+            for choice in range(request.params.n):
+                tokens = self.tokens[request_id, choice]
+                assert tokens == expected_tokens(request, choice, WINDOW)[0]
         assert self.scheduler.allocator.counts.in_use == 0
         assert len(self.scheduler.waiting) == 0
         assert list(self.scheduler.waiting.in_turn()) == []
+
+    def slots_of(self, tenant: str) -> int:
+        return sum(sequence.tenant == tenant for sequence in self.scheduler.running)
 
     def waiting_tenants(self) -> set[str]:
         return {sequence.tenant for sequence in self.scheduler.waiting}
@@ -95,11 +109,104 @@ def test_a_flood_does_not_delay_the_others() -> None:
         before = len(engine.ran)
         while light not in engine.ran:
             engine.step()
-        # Those who run are not stopped, but nobody else goes first.
+        # Nobody else goes first.
         assert len(engine.ran) <= before + 2
         while light not in engine.ended:
             engine.step()
     engine.finish()
+
+
+def test_one_call_with_many_choices_shares_its_slots() -> None:
+    engine = Shared(slots=8)
+    engine.add("greedy", n=32, max_tokens=60)
+    for _ in range(6):
+        engine.step()
+    assert engine.slots_of("greedy") == 8
+    light = engine.add("light", max_tokens=20)
+    for _ in range(2):
+        engine.step()
+    assert light in engine.ran
+    assert (engine.slots_of("greedy"), engine.slots_of("light")) == (7, 1)
+    for _ in range(7):
+        engine.add("light", max_tokens=20)
+    for _ in range(6):
+        engine.step()
+    assert (engine.slots_of("greedy"), engine.slots_of("light")) == (4, 4)
+    engine.finish()
+
+
+def test_alone_a_call_has_all_slots_and_loses_none() -> None:
+    engine = Shared(slots=8)
+    engine.add("greedy", n=32, max_tokens=20)
+    engine.add("greedy", n=3)
+    engine.finish()
+    assert engine.scheduler.num_preemptions == 0
+
+
+def test_slots_are_not_taken_from_the_more_urgent() -> None:
+    engine = Shared(slots=4)
+    engine.add("first", n=4, max_tokens=40, priority=-1)
+    for _ in range(4):
+        engine.step()
+    light = engine.add("light")
+    for _ in range(4):
+        engine.step()
+    assert light not in engine.ran
+    engine.finish()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    slots=st.integers(1, 6),
+    arrivals=st.lists(
+        st.tuples(
+            st.integers(0, 40), st.sampled_from("abc"), st.integers(1, 12), st.integers(1, 20)
+        ),
+        min_size=1,
+        max_size=15,
+    ),
+)
+def test_slots_are_shared_while_somebody_waits(
+    slots: int, arrivals: list[tuple[int, str, int, int]]
+) -> None:
+    """When slots are shared, who comes next finds no tenant that has two more."""
+    engine = Shared(slots=slots, num_blocks=1024)
+    scheduler, share = engine.scheduler, engine.scheduler._share_slots
+
+    def checked() -> None:
+        share()
+        first = next(scheduler.waiting.in_turn(), None)
+        if first is not None and len(scheduler.running) == slots:
+            assert surplus_of(scheduler.running, first) is None
+
+    scheduler._share_slots = checked  # type: ignore[method-assign]
+    for step in range(41):
+        for due, tenant, n, max_tokens in arrivals:
+            if due == step:
+                engine.add(tenant, n=n, max_tokens=max_tokens)
+        if engine.core.has_work:
+            engine.step()
+    engine.finish()
+    # The squares of what the tenants have, summed, are at most slots**2. Who is put out makes them
+    # less by 2 or more; who fills a slot that became free adds at most 2 slots + 1.
+    num_fills = slots + sum(n for _, _, n, _ in arrivals)
+    assert scheduler.num_preemptions <= num_fills * (slots + 1)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_shared_slots_cost_no_token(depth: int) -> None:
+    engine = Shared(slots=4)
+    engine.core = EngineCore(engine.scheduler, engine.core._executor, depth=depth)
+    engine.add("greedy", n=8, max_tokens=40)
+    try:
+        for _ in range(5):
+            engine.step()
+        for _ in range(3):
+            engine.add("light", n=2)
+        engine.finish()
+    finally:
+        engine.core.close()
+    assert engine.scheduler.num_preemptions > 0
 
 
 def test_one_tenant_is_served_in_order() -> None:

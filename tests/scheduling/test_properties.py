@@ -17,6 +17,7 @@ from loire.memory.paged import PagedAllocator
 from loire.memory.reserved import ReservedAllocator
 from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
 from loire.scheduling.budget import ALONE
+from loire.scheduling.fairness import surplus_of
 from loire.scheduling.scheduler import Scheduler
 from loire.scheduling.sequence import Sequence, Status
 from support.fake_execution import (
@@ -236,7 +237,8 @@ class Run:
         first = min(running, key=lambda s: s.order)
         displaced = any(s.priority < victim.priority for s in waiting)
         assert victim is not first or displaced, "the first running sequence was preempted"
-        assert victim is max(running, key=lambda s: s.order)
+        gives_slot = any(surplus_of(running, s) is victim for s in waiting)
+        assert gives_slot or victim is max(running, key=lambda s: s.order)
         self._preempt(victim)
 
     def _schedule_checked(self) -> StepPlan | None:
@@ -401,7 +403,8 @@ def test_historical_policies(case: Case) -> None:
     run = Run(case)
     run.play()
     run.check_end()
-    assert run.scheduler.num_preemptions == 0
+    tenants = {arrival.request.tenant for arrival in case.arrivals}
+    assert run.scheduler.num_preemptions == 0 or len(tenants) > 1
 
 
 @COMMON

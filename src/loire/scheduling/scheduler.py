@@ -4,7 +4,8 @@ The order of sequences is by priority (lower is earlier), then by when they firs
 wait to run for the first time take turns by tenant (loire.scheduling.fairness), and within a
 tenant come by arrival. Rules, in this order:
 1. A waiting sequence enters in the place of running ones of less urgent priorities, if they have
-   the slot or the memory that it needs: the last in order are preempted.
+   the slot or the memory that it needs: the last in order are preempted. So it does, among equal
+   priorities, in the place of a tenant that has at least two slots more.
 2. Every running sequence gets one token of the budget; if the budget is smaller than their
    number, they take turns, the least recently served first. What is left goes to those with more
    to compute (prefill), in order. Background work (loire.scheduling.budget) comes after all others.
@@ -40,6 +41,7 @@ from loire.memory.allocator import Admission, KVAllocator, PageOperations, Refus
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.drafting import Drafter
+from loire.scheduling.fairness import surplus_of
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
 from loire.scheduling.waiting import WaitingQueue
@@ -160,6 +162,7 @@ class Scheduler:
         self._operations = PageOperations()
         self._draft()
         self._admit_urgent()
+        self._share_slots()
         preempted_before = self.num_preemptions
         rows: Rows = []
         # All that are given tokens may be preempted: others can have them then.
@@ -283,6 +286,26 @@ class Scheduler:
                     self._enter(sequence, admission)
                 else:
                     self._preempt(self.running[-1])
+
+    def _share_slots(self) -> None:
+        """Where all slots are taken, let the next in turn in, in the place of a tenant that has at
+        least two more: then it still has no fewer, so that nobody is put out in return."""
+        if self.policy.whole_batches or self.policy.free_slots(len(self.running), 0) > 0:
+            return
+        for sequence in self.waiting.in_turn():
+            if not self._may_enter(sequence):
+                continue
+            while (surplus := surplus_of(self.running, sequence)) is not None:
+                # Asked first: one that waits for a prefix would not use the slot.
+                admission = self._try_admission(sequence)
+                if admission is Refusal.PREFIX_PENDING:
+                    break
+                self._preempt(surplus)
+                if isinstance(admission, Admission):
+                    self._enter(sequence, admission)
+                    break
+            else:
+                return
 
     def _secure_memory(self, grants: dict[Sequence, int]) -> Rows:
         rows: Rows = []

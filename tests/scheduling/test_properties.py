@@ -433,3 +433,24 @@ def test_fork_of_a_block_that_was_copied_in_the_same_step() -> None:
     run = Run(case)
     run.play()
     run.check_end()
+
+
+def test_what_siblings_would_start_from_yields_to_one_that_runs() -> None:
+    """One sequence that fits alone goes on, though the state for its sibling took a page of it."""
+    state = CacheGroup(kind="state", layers=(1,), state_bytes=1, pages_per_state=1)
+    group = CacheGroup(kind="full", layers=(0,), block_size=4, bytes_per_token=1)
+    geometry = CacheGeometry(groups=(group, state), page_bytes=4, block_size=4)
+    case = Case(
+        PagedAllocator(8, geometry, prefix_caching=False),
+        Continuous(1),
+        budget=1,
+        background_tokens=1,
+        max_model_len=27,
+        depth=1,
+        arrivals=[
+            Arrival(EngineRequest("r0", (14, 14), SamplingParams(n=2, max_tokens=None), 0), 0)
+        ],
+    )
+    run = Run(case)
+    run.play()
+    run.check_end()

@@ -131,7 +131,7 @@ class EngineCore:
         """Take back the steps in flight, as one of them failed; the news of a request that is to
         blame. Raises error if no request can be."""
         self._in_flight.clear()
-        suspects = self.scheduler.take_back()
+        suspects, others_ended = self.scheduler.take_back()
         if not isinstance(error, Exception) or isinstance(error, MemoryError):
             raise error
-        return self._search.step_failed(suspects, error)
+        return self._search.step_failed(suspects, error, others_ended=others_ended)

@@ -36,9 +36,12 @@ class FaultSearch:
         """Whether somebody is suspected: then one step is in flight at a time."""
         return bool(self._groups)
 
-    def step_failed(self, suspects: Suspects, error: Exception) -> list[SequenceUpdate]:
+    def step_failed(
+        self, suspects: Suspects, error: Exception, *, others_ended: bool = False
+    ) -> list[SequenceUpdate]:
         """A step with these in it failed; the news of the culprit, if that is certain.
 
+        others_ended: it may have been one that is not here any more.
         Raises EngineError if too many requests in a row are blamed.
         """
         tried = self._groups.pop() if self._groups else {}
@@ -57,6 +60,8 @@ class FaultSearch:
             middle = len(names) // 2
             for half in (names[middle:], names[:middle]):
                 self._groups.append({name: suspects[name] for name in half})
+        elif suspects and others_ended:
+            self._groups.append(suspects)
         elif suspects:
             [name] = suspects
             if self._num_blamed == MOST_BLAMED:

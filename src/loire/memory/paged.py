@@ -166,7 +166,11 @@ class PagedAllocator:
         for index, state in self._states:
             num_needed += state.num_missing(_state(table, index), num_drafts)
         if num_needed > self.pool.num_available:
-            return None
+            # What siblings would start from goes first: they can compute it again.
+            for index, state in self._states:
+                state.drop_fork_state(_state(table, index))
+            if num_needed > self.pool.num_available:
+                return None
         table.num_scheduled = end
         if num_drafts:
             table.drafted_from = start

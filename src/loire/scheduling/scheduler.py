@@ -207,24 +207,30 @@ class Scheduler:
 
     # --- steps that fail --------------------------------------------------------------------
 
-    def take_back(self) -> dict[str, dict[int, int]]:
+    def take_back(self) -> tuple[dict[str, dict[int, int]], bool]:
         """The results of the steps in flight will not come: whoever runs gives up its memory and
         waits to be computed again, as if it were preempted.
 
-        Returns per request how far each of its sequences (by seq_id) would have been computed.
+        Returns per request how far each of its sequences (by seq_id) would have been computed,
+        those that were preempted meanwhile included; and whether others, which have ended since,
+        were in these steps as well.
         """
         ends: dict[str, dict[int, int]] = {}
+        others_ended = False
         for plan in self._in_flight:
             self._retired += plan.ended  # execution may not have heard of it
             for row in plan.rows:
                 sequence = self._sequences.get(row.seq_id)
-                if sequence is not None and sequence.epoch == row.epoch:
-                    end = row.start + len(row.token_ids) - row.num_drafts
-                    ends.setdefault(sequence.request.message.request_id, {})[row.seq_id] = end
+                if sequence is None:
+                    others_ended = True
+                    continue
+                end = row.start + len(row.token_ids) - row.num_drafts
+                of_request = ends.setdefault(sequence.request.message.request_id, {})
+                of_request[row.seq_id] = max(end, of_request.get(row.seq_id, 0))
         self._in_flight.clear()
         for sequence in tuple(self.running):
             self._set_back(sequence)
-        return ends
+        return ends, others_ended
 
     def confine(self, request_ids: Collection[str] | None) -> None:
         """From now on admit sequences of these requests only, or of all; the others that run wait.

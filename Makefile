@@ -1,6 +1,6 @@
 # `make` sets everything up and answers a prompt; `make test` sets up and runs all checks.
 
-PROMPT ?= What is the capital of France?
+PROMPT ?= What is the capital of Japan?
 
 .PHONY: run setup setup-test test quick lowest audit fuzz lint types tests test-slow test-load test-ray
 .PHONY: clean

@@ -159,7 +159,7 @@ struct Product {
         std::vector<uint32_t> out(size());
         std::vector<uint16_t> narrow(wide ? 0 : size());
         multiply(dense, pool, activations, forecast, packed, x.data(),
-                 wide ? static_cast<void*>(out.data()) : narrow.data(), wide, shape.tokens);
+                 wide ? static_cast<void*>(out.data()) : narrow.data(), shape.out_features, wide, shape.tokens);
         if (!wide) std::copy(narrow.begin(), narrow.end(), out.begin());
         return out;
     }
@@ -348,24 +348,27 @@ void gated_products() {
 
 // Whole numbers are exact, so the bits are those of the other instruction sets.
 void quantized_products() {
+    constexpr auto Q4_1 = WeightFormat(int32_t(WeightFormat::FIRST_BLOCKS) + int32_t(BlockFormat::Q4_1));
     constexpr struct {
         const char* name;
         WeightFormat format;
-        LinearOperations TypedOperations::*operations;
-    } FORMATS[] = {{"int8", WeightFormat::INT8, &TypedOperations::int8},
-                   {"int4", WeightFormat::INT4, &TypedOperations::int4},
-                   {"Q4_1", WeightFormat::Q4_1, &TypedOperations::q4_1}};
+    } FORMATS[] = {{"int8", WeightFormat::INT8}, {"int4", WeightFormat::INT4}, {"Q4_1", Q4_1}};
+    const auto operations_of = [](const Operations& set, WeightFormat format) -> const LinearOperations& {
+        const TypedOperations& typed = set.bfloat16;
+        if (format == WeightFormat::INT8) return typed.int8;
+        return format == WeightFormat::INT4 ? typed.int4 : typed.blocks[int(BlockFormat::Q4_1)];
+    };
     constexpr Shape MORE[] = {{12, 330, 70}, {13, 330, 70}, {37, 1100, 130}, {230, 320, 70}};
     Pool two(2);
     Random random;
     std::vector<Shape> shapes(std::begin(SHAPES), std::end(SHAPES));
     shapes.insert(shapes.end(), std::begin(MORE), std::end(MORE));
-    for (const auto& [name, format, operations] : FORMATS) {
+    for (const auto& [name, format] : FORMATS) {
         size_t wrong = 0;
         for (const Gate gate : {Gate::NONE, Gate::SILU})
             for (Shape shape : shapes) {
                 const int64_t rows = shape.out_features * panels_per_output(gate);
-                const bool is_blocks = format == WeightFormat::Q4_1;
+                const bool is_blocks = format == Q4_1;
                 if (is_blocks) shape.in_features += -shape.in_features & 31;
                 const auto x = random.some(shape.tokens * shape.in_features), bias = random.some(rows);
                 // Blocks are a scale and a minimum, numbers like any, and codes, bits like any.
@@ -375,14 +378,15 @@ void quantized_products() {
                     for (size_t i = 0; i < weight.size(); i += 10) weight[i] = {0x2c12}, weight[i + 1] = {0xac34};
                 std::vector<uint16_t> out[2];
                 for (int i = 0; i < 2; ++i) {
-                    const LinearOperations& linear = (i == 0 ? amx : other).bfloat16.*operations;
+                    const LinearOperations& linear = operations_of(i == 0 ? amx : other, format);
                     WeightMemory memory;
                     const PackedWeight packed(two, memory, linear, {{weight.data(), rows, stride}}, bias.data(), true,
                                               format, gate, shape.out_features, shape.in_features);
                     Scratch activations;
                     Forecast forecast;
                     out[i].resize(size_t(shape.tokens * shape.out_features));
-                    multiply(linear, two, activations, forecast, packed, x.data(), out[i].data(), false, shape.tokens);
+                    multiply(linear, two, activations, forecast, packed, x.data(), out[i].data(),
+                             shape.out_features, false, shape.tokens);
                 }
                 for (size_t i = 0; i < out[0].size(); ++i) wrong += out[0][i] != out[1][i];
             }

@@ -87,12 +87,12 @@ def test_kill_9_in_the_middle_of_streams(server: Server) -> None:
         killed = engine_pid(server)
         assert server.num_requests() > 0, "in the middle"
         os.kill(killed, signal.SIGKILL)
-        wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, 5)
+        wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, START_S)
         assert httpx.get(f"{server.url}/health/live").status_code == 200
         assert [answer.result(60) for answer in answers] == expected
     assert engine_pid(server) != killed
-    wait_for(lambda: server.num_requests() == 0, 5)
-    assert httpx.get(f"{server.url}/health/ready").json() == {"status": "ready"}
+    wait_for(lambda: server.num_requests() == 0, START_S)
+    wait_for(lambda: httpx.get(f"{server.url}/health/ready").json() == {"status": "ready"}, START_S)
 
 
 def test_full_queue_is_a_429_at_once(tiny_llama: Path) -> None:
@@ -113,9 +113,9 @@ def test_full_queue_is_a_429_at_once(tiny_llama: Path) -> None:
 def test_sigterm_drains(tiny_llama: Path) -> None:
     with serving(tiny_llama, "--max-num-seqs", "1") as server, ThreadPoolExecutor(4) as pool:
         running = [pool.submit(post, server, prompt="on", n=4) for _ in range(2)]
-        wait_for(lambda: server.num_requests() == 2, 5)
+        wait_for(lambda: server.num_requests() == 2, START_S)
         server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, 5)
+        wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, START_S)
         assert httpx.get(f"{server.url}/health/ready").json() == {"status": "draining"}
         refused = post(server, prompt="x")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
@@ -131,14 +131,14 @@ def test_the_grace_period_ends(tiny_llama: Path, second_signal: bool) -> None:
     flags = ("--max-num-seqs", "1", "--grace-period", grace)
     with serving(tiny_llama, *flags) as server, ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(post, server, prompt="on", n=8) for _ in range(8)]
-        wait_for(lambda: server.num_requests() == 8, 5)
+        wait_for(lambda: server.num_requests() == 8, START_S)
         pid = engine_pid(server)
         server.process.send_signal(signal.SIGTERM)
         if second_signal:
-            wait_for(lambda: "stopping" in "".join(server.log), 5)
+            wait_for(lambda: "stopping" in "".join(server.log), START_S)
             server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), START_S)
         if not second_signal:
             ended = [answer.result(10) for answer in answers]
             cut = [response for response in ended if response.status_code == 503]
@@ -160,7 +160,7 @@ def test_request_timeout_is_a_504(tiny_llama: Path) -> None:
         late = post(server, prompt="on", n=16)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
         assert re.search(r"within 0\.3 s, waiting included", late.json()["error"]["message"])
-        wait_for(lambda: server.num_requests() == 0, 5)
+        wait_for(lambda: server.num_requests() == 0, START_S)
 
 
 def test_an_engine_that_cannot_come_back_ends_the_server(tiny_llama: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_reader_that_stops_delays_nobody(server: Server) -> None:
         reader.settimeout(30)
         reader.connect((host, int(port)))
         reader.sendall(head.encode() + body)
-        wait_for(lambda: server.num_requests() == 1, 5)
+        wait_for(lambda: server.num_requests() == 1, START_S)
         texts(post(server, prompt="x", max_tokens=30))
         wait_for(lambda: server.num_requests() == 0, 30)
         received = bytearray()

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from loire.cli.options import (
     argument_type,
     engine_options,
 )
+from loire.cli.progress import ProgressBars
 
 if TYPE_CHECKING:
     from loire.engine.start import Engine
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     small = _settle_size(args)
     engine = _start(args)
     load = _load(args, engine)
-    with _Progress(quiet=args.json) as progress:
+    with ProgressBars(times="elapsed", quiet=args.json) as progress:
         comparison = compare(
             engine,
             load,
@@ -273,29 +273,3 @@ def _print(comparison: "Comparison", description: str) -> None:
             table.add_row(*(cell(report) for cell in columns.values()))
         console.print()
         console.print(table)
-
-
-class _Progress:
-    """A bar per policy on stderr, where somebody watches."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Progress":
-        if sys.stderr.isatty():
-            self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def update(self, name: str, share: float) -> None:
-        """Move a policy's bar, which appears with its first news."""
-        if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=1.0)
-        self._bars.update(self._tasks[name], completed=share)

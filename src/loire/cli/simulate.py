@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loire.base.errors import ConfigError
 from loire.base.units import parse_tokens
 from loire.cli.options import argument_type
+from loire.cli.progress import ProgressBars
 
 if TYPE_CHECKING:
     from loire.fleet.arrivals import Arrival
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     check_sizes(arrivals, fleets[0])
     objective = Objective(args.ttft, args.tpot)
     series: list[Series] = []
-    with _Progress(quiet=args.json) as bars:
+    with ProgressBars(times="remaining", quiet=args.json) as bars:
         for options in fleets:
             progress = partial(bars.update, options.routing)
             outcome = simulate(arrivals, costs, options, progress=progress)
@@ -204,29 +205,3 @@ def _write(path: Path | None, content: Any) -> None:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     print(f"wrote {path} ({len(text.encode()):,} bytes)", file=sys.stderr)
-
-
-class _Progress:
-    """A bar per fleet on stderr, where somebody watches."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Progress":
-        if sys.stderr.isatty():
-            self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def update(self, name: str, share: float) -> None:
-        """Move a fleet's bar, which appears with its first news."""
-        if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=1.0)
-        self._bars.update(self._tasks[name], completed=share)

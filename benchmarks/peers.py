@@ -4,7 +4,8 @@
         --formats bf16,int8,int4 --prefill 2048 \
         --vllm VENV/bin/python --openvino VENV/bin/python --llama-cpp BUILD/bin --gguf BF16.gguf
 
-Runs Loire and whichever rivals it is given. For each format all engines are loaded, and stopped
+Runs Loire and whichever rivals it is given; --before names another checkout of Loire with its
+.venv, to compare two versions of it. For each format all engines are loaded, and stopped
 but for the one whose turn it is; variant 0 of a workload, cut short, warms each up; then every
 turn runs all of them on the same variant, each time beginning with another. DIR is a Hugging Face
 directory. What the others read in 8 and 4 bits is made from it once (--prepared): W8A8 and W4A16
@@ -97,7 +98,12 @@ def _commands(
         script = str(HERE / f"{name}_child.py")
         commands.append((name, [python, script, *arguments], environment or {}))
 
-    add("loire", sys.executable, [str(args.model), "--format", number_format, *common])
+    loire = [str(args.model), "--format", number_format, *common]
+    add("loire", sys.executable, loire)
+    if args.before:
+        script = args.before / "benchmarks" / "peers" / "loire_child.py"
+        python = args.before / ".venv" / "bin" / "python"
+        commands.append(("before", [str(python), str(script), *loire], {}))
     if args.vllm:
         source = checkpoints.for_vllm(args.model, args.prepared, number_format)
         add(
@@ -157,6 +163,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--formats", type=_formats, default=FORMATS, help="of bf16,int8,int4")
     parser.add_argument("--repeat", type=int, default=1, help="of workloads with one variant")
     parser.add_argument("--prepared", type=Path, help="models made for the others: DIR-peers")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="of Loire, with .venv")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     parser.add_argument(
         "--openvino", type=Path, metavar="PYTHON", help="with optimum-cli beside it"

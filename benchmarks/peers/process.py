@@ -37,7 +37,7 @@ class Peer:
                 start_new_session=True,
             )
         ready = self._answer()
-        self.engine = str(ready["engine"])
+        self.engine = str(ready["engine"]) + (" (before)" if name == "before" else "")
         """Name, version and format, as it says itself."""
         self.weight_bytes = int(ready["weight_bytes"])
         """Of Loire, what a step reads of the weights; 0 of others."""

@@ -24,7 +24,7 @@ def test_rows_one_after_another() -> None:
     assert host.positions.tolist() == [15, 16, 17, 0, 33, 34]
     assert host.slots.tolist() == [63, 96, 97, 16, 33, 34]
     assert host.query_starts.tolist() == [0, 3, 4, 6]
-    assert host.context_lens.tolist() == [18, 1, 35]
+    assert host.context_lens == (18, 1, 35)
     tokens, batch = ReferenceBackend().transfers.upload(host, torch.zeros(1, dtype=torch.int64))
     assert tokens.tolist() == host.token_ids.tolist()
     assert (batch.host_query_lens, batch.host_context_lens) == ((3, 1, 2), (18, 1, 35))

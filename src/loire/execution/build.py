@@ -125,5 +125,6 @@ def build_runner(
     constraints = ConstraintFactory(
         partial(checkpoint_tokenizer, checkpoint), description.vocab_size
     )
-    runner = ModelRunner(decoder, cache, device, constraints)
+    ahead = config.pipeline_depth > 1
+    runner = ModelRunner(decoder, cache, device, constraints, plans_ahead=ahead)
     return BuiltEngine(config, runner, decoder.weight_bytes, available)

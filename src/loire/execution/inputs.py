@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
+from operator import add
 
 import numpy as np
 import torch
@@ -25,22 +25,51 @@ def host_batch(
     stands where a row's last one is pending.
     """
     rows = plan.rows
-    lens = np.fromiter((len(row.token_ids) for row in rows), dtype=np.int64, count=len(rows))
-    starts = np.fromiter((row.start for row in rows), dtype=np.int64, count=len(rows))
-    ends = np.cumsum(lens)
-    flat = chain.from_iterable(row.token_ids for row in rows)
-    token_ids = np.fromiter(flat, dtype=np.int64, count=int(ends[-1]))
-    row_of = np.repeat(np.arange(len(lens)), lens)
-    positions = np.arange(ends[-1]) + np.repeat(starts - (ends - lens), lens)
-    blocks, offsets = np.divmod(positions, block_size)
+    lens = tuple([len(row.token_ids) for row in rows])
+    starts = [row.start for row in rows]
+    flat = [token_id for row in rows for token_id in row.token_ids]
+    find = _decoding_tokens if len(flat) == len(rows) else _tokens_of_rows
+    positions, slots, query_starts = find(starts, lens, block_tables, block_size)
     return HostBatch(
-        token_ids=token_ids,
-        pending=_pending(rows, ends, place),
+        token_ids=np.array(flat, dtype=np.int64),
+        pending=_pending(rows, query_starts, place),
         positions=positions,
-        slots=block_tables[row_of, blocks] * block_size + offsets,
+        slots=slots,
         block_tables=block_tables,
-        query_starts=_starts(ends),
-        context_lens=(starts + lens).astype(np.int32),
+        query_starts=query_starts,
+        query_lens=lens,
+        context_lens=tuple(map(add, starts, lens)),
+    )
+
+
+_Tokens = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
+"""Positions and slots [T], and where each row starts and the last one ends [R + 1]."""
+
+
+def _tokens_of_rows(
+    starts: Sequence[int], lens: Sequence[int], tables: NDArray[np.int32], block_size: int
+) -> _Tokens:
+    begins, sizes = np.array(starts, dtype=np.int64), np.array(lens, dtype=np.int64)
+    ends = np.cumsum(sizes)
+    row_of = np.repeat(np.arange(len(sizes)), sizes)
+    positions = np.arange(ends[-1]) + np.repeat(begins - (ends - sizes), sizes)
+    blocks, offsets = np.divmod(positions, block_size)
+    return positions, tables[row_of, blocks] * np.int64(block_size) + offsets, _starts(ends)
+
+
+def _decoding_tokens(
+    starts: Sequence[int], lens: Sequence[int], tables: NDArray[np.int32], block_size: int
+) -> _Tokens:
+    """The same of rows of one token. Weights have emptied the caches before each step, and then the
+    first call of any function of numpy takes 20 microseconds: lists are faster here."""
+    slots = [
+        tables.item(row, start // block_size) * block_size + start % block_size
+        for row, start in enumerate(starts)
+    ]
+    return (
+        np.array(starts, dtype=np.int64),
+        np.array(slots, dtype=np.int64),
+        np.array(range(len(lens) + 1), dtype=np.int32),
     )
 
 
@@ -57,8 +86,7 @@ def group_batches(
     """
     if not block_tables:
         return (first,)
-    lens = np.diff(host.query_starts)
-    row_of = np.repeat(np.arange(len(lens)), lens)
+    row_of = np.repeat(np.arange(len(host.query_lens)), host.query_lens)
     device = first.positions.device
     batches = [first]
     for table, size in zip(block_tables, block_sizes, strict=True):
@@ -77,14 +105,14 @@ def group_batches(
 
 
 def _pending(
-    rows: Sequence[StepRow], ends: NDArray[np.int64], place: Callable[[int], int]
+    rows: Sequence[StepRow], starts: NDArray[np.int32], place: Callable[[int], int]
 ) -> NDArray[np.int64] | None:
     """int64 [T]: the places of pending tokens, -1 elsewhere; None where there are none."""
     waiting = [index for index, row in enumerate(rows) if row.token_ids[-1] == PENDING_TOKEN]
     if not waiting:
         return None
-    pending = np.full(ends[-1], -1, dtype=np.int64)
-    pending[ends[waiting] - 1] = [place(rows[index].seq_id) for index in waiting]
+    pending = np.full(starts[-1], -1, dtype=np.int64)
+    pending[starts[1:][waiting] - 1] = [place(rows[index].seq_id) for index in waiting]
     return pending
 
 

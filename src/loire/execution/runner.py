@@ -41,7 +41,10 @@ class ModelRunner:
         cache: KVCache,
         device: torch.device,
         constraints: ConstraintFactory,
+        *,
+        plans_ahead: bool = True,
     ) -> None:
+        """plans_ahead: whether a step may come whose tokens the one before it has yet to give."""
         self.decoder = decoder
         self.cache = cache
         self.device = device
@@ -51,7 +54,7 @@ class ModelRunner:
         self._block_sizes = [group.block_size for group in cache.geometry.groups]
         self._tables = [BlockTables() for _ in self._block_sizes]
         self._last_group = cache.layers[decoder.last_cache].group
-        self._latest = LatestTokens(device)
+        self._latest = LatestTokens(device, is_read=plans_ahead)
 
     def launch(self, plan: StepPlan) -> ComputedStep:
         """One forward pass over the plan's rows, and a token for each row that samples."""

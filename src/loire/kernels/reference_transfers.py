@@ -17,7 +17,8 @@ class ReferenceTransfers:
         """Token ids [T] and the batch, where latest is."""
 
         def there(values: NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(values).to(latest.device)
+            tensor = torch.from_numpy(values)
+            return tensor if latest.is_cpu else tensor.to(latest.device)
 
         token_ids = there(host.token_ids)
         if host.pending is not None:
@@ -28,12 +29,12 @@ class ReferenceTransfers:
             slots=there(host.slots),
             block_tables=there(host.block_tables),
             query_starts=there(host.query_starts),
-            context_lens=there(host.context_lens),
-            host_query_lens=tuple(np.diff(host.query_starts).tolist()),
-            host_context_lens=tuple(host.context_lens.tolist()),
+            context_lens=there(np.array(host.context_lens, dtype=np.int32)),
+            host_query_lens=host.query_lens,
+            host_context_lens=host.context_lens,
         )
 
     def fetch(self, *results: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         """At once: a copy waits for what is computed."""
-        fetched = tuple(result.cpu() for result in results)
+        fetched = tuple([result if result.is_cpu else result.cpu() for result in results])
         return lambda: fetched

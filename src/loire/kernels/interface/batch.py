@@ -23,8 +23,8 @@ class HostBatch:
     """[R, M]."""
     query_starts: NDArray[np.int32]
     """[R + 1]."""
-    context_lens: NDArray[np.int32]
-    """[R]."""
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

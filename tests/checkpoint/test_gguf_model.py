@@ -11,7 +11,7 @@ from checkpoint_files import LLAMA, gguf_name, llama_tensors, write_gguf, write_
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.gguf_model import FAMILIES
+from loire.checkpoint.families.registry import BY_ARCHITECTURE
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.open import open_checkpoint
 from support.layers import attention, mlp, windows
@@ -44,7 +44,7 @@ def test_a_llama_is_the_same_model_in_both_formats(tmp_path: Path) -> None:
 
 
 def test_rows_of_queries_and_keys_are_interleaved_in_llama_files_alone(tmp_path: Path) -> None:
-    for family in FAMILIES:
+    for family in BY_ARCHITECTURE:
         tensors = with_tensors()
         if family.startswith("gemma"):
             tensors |= {
@@ -223,7 +223,7 @@ def test_the_chat_template_and_tokenizer_come_from_the_metadata(tmp_path: Path) 
 def test_other_architectures_are_refused_with_the_list(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'mamba' is not supported") as caught:
         opened(tmp_path, "mamba")
-    for family in FAMILIES:
+    for family in BY_ARCHITECTURE:
         assert family in str(caught.value)
 
 

@@ -12,7 +12,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.description import ModelDescription
-from loire.checkpoint.huggingface_config import FAMILIES, describe
+from loire.checkpoint.families.registry import BY_MODEL_TYPE
+from loire.checkpoint.huggingface_config import describe
 from loire.checkpoint.mixers import RopeDescription
 from loire.models.rotary import inverse_frequencies
 from support.layers import attention, mlp, windows
@@ -256,7 +257,7 @@ def test_description_of_an_old_and_a_new_file_are_equal() -> None:
 def test_other_families_are_refused_with_the_list() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'mamba' is not supported") as caught:
         describe({**SIZES, "model_type": "mamba"}, "config.json")
-    for family in FAMILIES:
+    for family in BY_MODEL_TYPE:
         assert family in str(caught.value)
 
 

@@ -14,17 +14,6 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 
 _TOGETHER = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|gate_up|down)_proj)(\.weight)?")
-_MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-
-
-def common_name(name: str) -> str:
-    """The common name of what Mixtral calls otherwise; other names stay."""
-    name = name.replace(".block_sparse_moe.gate.", ".mlp.gate.")
-    return re.sub(
-        r"\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.",
-        lambda match: f".mlp.experts.{match[1]}.{_MIXTRAL[match[2]]}.",
-        name,
-    )
 
 
 def taken_apart(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -34,9 +23,7 @@ def taken_apart(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """
     found: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
-        match = re.fullmatch(
-            r"(.*\.mlp\.experts)\.((?:gate|up|gate_up|down)_proj)(\.weight)?", name
-        )
+        match = _TOGETHER.fullmatch(name)
         if match is None:
             found[name] = info
             continue

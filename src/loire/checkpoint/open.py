@@ -7,7 +7,6 @@ from typing import Any
 
 from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint import (
-    expert_tensors,
     gguf_model,
     huggingface_config,
     safetensors_header,
@@ -15,12 +14,11 @@ from loire.checkpoint import (
 )
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo, TokenizerSource
 from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.families.config_fields import token_ids
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.gguf_file import read_gguf
 from loire.checkpoint.json_file import read_json, read_text
 
-VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
-                   "model.multi_modal_projector.")  # fmt: skip
 GENERATION_CONFIG = "generation_config.json"
 MAX_TEMPLATE = 2**18
 """Characters; the longest known has a fifth of them."""
@@ -100,10 +98,12 @@ def _open_directory(directory: Path) -> Checkpoint:
     config_path = directory / "config.json"
     if not config_path.exists():
         raise CheckpointError(f"{directory} has no config.json{_hint(directory)}")
-    description = huggingface_config.describe(read_json(config_path), str(config_path))
+    config = read_json(config_path)
+    family, _ = huggingface_config.family_of(config, str(config_path))
+    description = huggingface_config.describe(config, str(config_path))
     generation_config = _read_optional(directory / GENERATION_CONFIG)
     description = _with_generation_config(description, generation_config, directory)
-    tensors = _text_tensors(safetensors_header.read_directory(directory))
+    tensors = huggingface_config.tensors(safetensors_header.read_directory(directory), family)
     description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")
@@ -141,32 +141,10 @@ def _with_generation_config(
 ) -> ModelDescription:
     """generation_config.json often lists more end tokens than config.json does."""
     fields = Fields(generation_config, str(directory / GENERATION_CONFIG))
-    more = huggingface_config.token_ids(fields, "eos_token_id")
+    more = token_ids(fields, "eos_token_id")
     return replace(
         description, eos_token_ids=tuple(dict.fromkeys((*description.eos_token_ids, *more)))
     )
-
-
-def _text_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Common names; the parts of a multimodal model that are not its text decoder are left out.
-
-    So are the rotary frequencies that older files hold: they follow from the configuration.
-    """
-    found: dict[str, TensorInfo] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(VISION_PREFIXES) or name.endswith(".rotary_emb.inv_freq"):
-            continue
-        common = name.removeprefix("language_model.")
-        if common.startswith("model.language_model."):
-            common = "model." + common.removeprefix("model.language_model.")
-        common = expert_tensors.common_name(common)
-        if common in found:
-            raise CheckpointError(
-                f"{tensor.path}: tensors {found[common].name!r} and {name!r} are both the "
-                f"model's {common!r}"
-            )
-        found[common] = tensor if common == name else replace(tensor, name=common)
-    return expert_tensors.taken_apart(found)
 
 
 def _settle_tying(

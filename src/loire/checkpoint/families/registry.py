@@ -1,0 +1,34 @@
+"""All families. A new one is a file beside this and a line here."""
+
+from collections.abc import Mapping
+
+from loire.checkpoint.families.family import Family, GGUFFamily
+from loire.checkpoint.families.gemma import GEMMA2, GEMMA3
+from loire.checkpoint.families.llama import LLAMA, MISTRAL
+from loire.checkpoint.families.mixtral import MIXTRAL
+from loire.checkpoint.families.phi import PHI3
+from loire.checkpoint.families.qwen import QWEN2, QWEN3
+from loire.checkpoint.families.qwen_moe import QWEN3_MOE
+
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    MIXTRAL,
+)
+
+BY_MODEL_TYPE: Mapping[str, Family] = {family.model_type: family for family in FAMILIES}
+"""model_type of config.json -> family."""
+BY_WRAPPER: Mapping[str, Family] = {
+    model_type: family for family in FAMILIES for model_type in family.text_of
+}
+"""model_type of a model of text and more -> the family of its text_config."""
+BY_ARCHITECTURE: Mapping[str, GGUFFamily] = {
+    family.gguf.architecture: family.gguf for family in FAMILIES if family.gguf is not None
+}
+"""general.architecture of a GGUF file -> how it is read."""

@@ -16,12 +16,14 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as responses_params
 from typing_extensions import is_typeddict
 
-from loire.server.anthropic import messages_protocol as anthropic_models
+from loire.server.anthropic import blocks, request, tools
 from loire.server.openai import chat_protocol, tools_protocol
 from loire.server.openai.completions_protocol import CompletionRequest
 from loire.server.openai.embeddings import EmbeddingsRequest
 from loire.server.openai.protocol import StreamOptions
-from loire.server.openai.responses import protocol as responses
+from loire.server.openai.responses import items as response_items
+from loire.server.openai.responses import request as responses
+from loire.server.openai.responses import tools as response_tools
 from loire.server.web.strict import StrictModel
 
 BODIES: list[tuple[Any, type[StrictModel]]] = [
@@ -29,8 +31,8 @@ BODIES: list[tuple[Any, type[StrictModel]]] = [
     (completion_params.CompletionCreateParamsBase, CompletionRequest),
     (embedding_params.EmbeddingCreateParams, EmbeddingsRequest),
     (responses_params.ResponseCreateParamsBase, responses.ResponsesRequest),
-    (anthropic_params.MessageCreateParamsBase, anthropic_models.MessagesRequest),
-    (anthropic_beta.MessageCreateParamsBase, anthropic_models.MessagesRequest),
+    (anthropic_params.MessageCreateParamsBase, request.MessagesRequest),
+    (anthropic_beta.MessageCreateParamsBase, request.MessagesRequest),
 ]
 
 
@@ -80,7 +82,7 @@ def field_of(body: Any, name: str) -> Any:
 
 def test_every_kind_of_input_item_is_read_left_out_or_resolved() -> None:
     theirs = kinds(field_of(responses_params.ResponseCreateParamsBase, "input"))
-    assert theirs - set(responses._ITEMS) - responses._FOREIGN == set()
+    assert theirs - set(response_items._ITEMS) - response_items._FOREIGN == set()
 
 
 BLOCKS_REFUSED = {"image", "container_upload"}
@@ -91,7 +93,7 @@ def test_every_kind_of_content_block_is_read_left_out_or_refused() -> None:
     theirs: set[str] = set()
     for message in typed_dicts(anthropic_message.MessageParam):
         theirs |= kinds(get_type_hints(message)["content"])
-    known = set(anthropic_models._BLOCKS) | anthropic_models._FOREIGN | BLOCKS_REFUSED
+    known = set(blocks._BLOCKS) | blocks._FOREIGN | BLOCKS_REFUSED
     assert theirs - known == set()
 
 
@@ -111,9 +113,9 @@ PAIRS: list[tuple[str, Any, type[StrictModel]]] = [
     ("responses reasoning", responses_params.ResponseCreateParamsBase, responses.Reasoning),
     ("responses text", responses_params.ResponseCreateParamsBase, responses.TextOptions),
     ("anthropic output_config", anthropic_beta.MessageCreateParamsBase,
-     anthropic_models.OutputConfig),
-    ("anthropic thinking", anthropic_beta.MessageCreateParamsBase, anthropic_models.Thinking),
-    ("anthropic tool_choice", anthropic_beta.MessageCreateParamsBase, anthropic_models.ToolChoice),
+     request.OutputConfig),
+    ("anthropic thinking", anthropic_beta.MessageCreateParamsBase, request.Thinking),
+    ("anthropic tool_choice", anthropic_beta.MessageCreateParamsBase, tools.ToolChoice),
 ]  # fmt: skip
 
 
@@ -127,9 +129,9 @@ def test_every_field_of_an_option_is_on_one_list(
 
 def test_every_field_of_a_tool_is_on_one_list() -> None:
     ours: dict[str, type[StrictModel]] = {
-        "function": responses.FunctionToolParam,
-        "custom": responses.CustomToolParam,
-        "namespace": responses.NamespaceTool,
+        "function": response_tools.FunctionToolParam,
+        "custom": response_tools.CustomToolParam,
+        "namespace": response_tools.NamespaceTool,
     }
     for theirs in typed_dicts(field_of(responses_params.ResponseCreateParamsBase, "tools")):
         hints = get_type_hints(theirs)
@@ -139,7 +141,7 @@ def test_every_field_of_a_tool_is_on_one_list() -> None:
     for theirs in typed_dicts(field_of(anthropic_beta.MessageCreateParamsBase, "tools")):
         hints = get_type_hints(theirs)
         if "input_schema" in hints:
-            assert set(hints) - decided(anthropic_models.ToolParam) == set(), theirs
+            assert set(hints) - decided(tools.ToolParam) == set(), theirs
     for theirs in typed_dicts(field_of(chat_params.CompletionCreateParamsBase, "tools")):
         for name in set(get_type_hints(theirs)) - {"type"}:
             [definition] = typed_dicts(get_type_hints(theirs)[name])

@@ -14,14 +14,8 @@ from pydantic import BaseModel
 from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.sampling import SamplingParams
 from loire.engine.dialogue import Turn, begin_turn, prompt_of
-from loire.server.anthropic.messages_protocol import (
-    AnswerBlock,
-    CountRequest,
-    Message,
-    MessagesRequest,
-    MessagesUsage,
-    TokenCount,
-)
+from loire.server.anthropic.answer import AnswerBlock, Message, MessagesUsage, TokenCount
+from loire.server.anthropic.request import CountRequest, MessagesRequest
 from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.served import Served

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Set
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.engine.answers import AnswerFinish
 from loire.engine.dialogue import Conversation
 from loire.server.openai.protocol import ACCOUNTING, GenerationRequest, Usage
 from loire.server.openai.structured_protocol import ResponseFormat
+from loire.server.openai.text_parts import Content, joined
 from loire.server.openai.tools_protocol import (
     ChatTool,
     CustomTool,
@@ -20,17 +21,14 @@ from loire.server.openai.tools_protocol import (
     ToolChoice,
     tool_use,
 )
-from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import (
     MAX_INT,
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    UP_TO_PARTS,
     Name,
     StrictModel,
     Text,
     refuse,
 )
+from loire.server.web.unions import Messages, Tools, up_to
 from loire.text.effort import Effort
 from loire.text.tools.definitions import ToolUse
 
@@ -42,41 +40,6 @@ _OLD_CALL = "call_function"
 """The id of a call in the older form, which has none."""
 
 _NO_AUDIO = "this server answers with text; leave it out"
-
-
-class TextPart(StrictModel):
-    """A piece of a message; a refusal that an assistant wrote is text like any other."""
-
-    HINTS: ClassVar[frozenset[str]] = frozenset(("cache_control", "prompt_cache_breakpoint"))
-    DROPS_UNKNOWN: ClassVar[bool] = True
-
-    type: Literal["text"]
-    text: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_media(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if kind == "refusal":
-            return {"type": "text", "text": data.get("refusal")}
-        if isinstance(kind, str) and kind != "text":
-            refuse(
-                f"a content part of type {kind!r} is not supported: this server reads text only",
-                "type",
-                kind="unsupported",
-            )
-        return data
-
-
-def _text_or_parts(value: Any) -> str:
-    return f"{UNION_TAG}parts" if isinstance(value, list) else f"{UNION_TAG}text"
-
-
-Content = Annotated[
-    Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[TextPart], UP_TO_PARTS, Tag(f"{UNION_TAG}parts")],
-    Discriminator(_text_or_parts),
-]
 
 
 class ChatMessage(StrictModel):
@@ -94,11 +57,8 @@ class ChatMessage(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(None, description="required, but of the assistant")
     name: Name = ""
-    tool_calls: list[PastCall] = Field(
-        default_factory=list,
-        max_length=MAX_PAST_CALLS,
-        fail_fast=True,
-        description="what the assistant called",
+    tool_calls: Annotated[list[PastCall], up_to(MAX_PAST_CALLS)] = Field(
+        default_factory=list, description="what the assistant called"
     )
     tool_call_id: Name = Field("", description='which call a message of role "tool" answers')
     reasoning_content: Text = Field("", description='what the assistant thought; or "reasoning"')
@@ -137,11 +97,9 @@ class ChatMessage(StrictModel):
 
     def for_template(self) -> dict[str, object]:
         """The message as chat templates expect it."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
         message: dict[str, object] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": text,
+            "content": joined(self.content or ""),
         }
         for key in ("name", "tool_call_id", "reasoning_content"):
             if value := getattr(self, key):
@@ -164,7 +122,7 @@ class ChatCompletionRequest(GenerationRequest):
     }
     HINTS: ClassVar[frozenset[str]] = ACCOUNTING | {"verbosity", "prediction"}
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    messages: Messages[ChatMessage]
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_INT, description="the older name of max_completion_tokens"
     )
@@ -174,7 +132,7 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: list[ChatTool] = Field(default_factory=list, max_length=MAX_TOOLS, fail_fast=True)
+    tools: Tools[ChatTool] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = Field(True, description="false: at most one call per answer")
     chat_template_kwargs: dict[Name, Any] = Field(

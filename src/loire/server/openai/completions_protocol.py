@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.server.openai.protocol import GenerationRequest, Usage
-from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import MAX_INT, Text, TokenId, refuse
+from loire.server.web.unions import read_as, told_by, up_to
 
 MAX_PROMPTS = 2048
 MAX_CHOICES = 2048
@@ -20,23 +20,22 @@ DEFAULT_MAX_TOKENS = 16
 
 def _prompt_kind(value: Any) -> str:
     if not isinstance(value, list):
-        return f"{UNION_TAG}text"
+        return "text"
     first = value[0] if value else ""
     if isinstance(first, list):
-        return f"{UNION_TAG}token lists"
-    return f"{UNION_TAG}tokens" if isinstance(first, int) else f"{UNION_TAG}texts"
+        return "token lists"
+    return "tokens" if isinstance(first, int) else "texts"
 
 
-# Both fail at the first mistake: a million of them cost no more than one.
-_TOKENS = Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True)
-_PROMPTS = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+_TOKENS = up_to(MAX_PROMPT_TOKENS, least=1)
+_PROMPTS = up_to(MAX_PROMPTS, least=1)
 TokenIds = Annotated[list[TokenId], _TOKENS]
 Prompts = Annotated[
-    Annotated[Text, Tag(f"{UNION_TAG}text")]
-    | Annotated[list[Text], _PROMPTS, Tag(f"{UNION_TAG}texts")]
-    | Annotated[TokenIds, Tag(f"{UNION_TAG}tokens")]
-    | Annotated[list[TokenIds], _PROMPTS, Tag(f"{UNION_TAG}token lists")],
-    Discriminator(_prompt_kind),
+    Annotated[Text, read_as("text")]
+    | Annotated[list[Text], _PROMPTS, read_as("texts")]
+    | Annotated[TokenIds, read_as("tokens")]
+    | Annotated[list[TokenIds], _PROMPTS, read_as("token lists")],
+    told_by(_prompt_kind),
 ]
 
 

@@ -4,14 +4,13 @@ Bounds on sampling parameters are those of SamplingParams.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
 from loire.server.openai.structured_protocol import StructuredFields
-from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import (
     MAX_INT,
     MAX_NAME,
@@ -25,6 +24,7 @@ from loire.server.web.strict import (
     given_sampling,
     refuse,
 )
+from loire.server.web.unions import AS_LIST, AS_TEXT, TEXT_OR_LIST, up_to
 
 ACCOUNTING = frozenset(
     (
@@ -48,17 +48,10 @@ MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 
 
-def _text_or_list(value: Any) -> str:
-    return f"{UNION_TAG}list" if isinstance(value, list) else f"{UNION_TAG}text"
-
-
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 StopStrings = Annotated[
-    Annotated[StopString, Tag(f"{UNION_TAG}text")]
-    | Annotated[
-        list[StopString], Field(max_length=MAX_STOPS, fail_fast=True), Tag(f"{UNION_TAG}list")
-    ],
-    Discriminator(_text_or_list),
+    Annotated[StopString, AS_TEXT] | Annotated[list[StopString], up_to(MAX_STOPS), AS_LIST],
+    TEXT_OR_LIST,
 ]
 
 
@@ -106,9 +99,7 @@ class GenerationRequest(StructuredFields):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
-    stop_token_ids: list[TokenId] = Field(
-        default_factory=list, max_length=MAX_STOP_TOKENS, fail_fast=True
-    )
+    stop_token_ids: Annotated[list[TokenId], up_to(MAX_STOP_TOKENS)] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     cache_salt: Name = Field("", description="only requests of equal salt share cached prefixes")

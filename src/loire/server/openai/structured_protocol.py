@@ -2,26 +2,26 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
-from loire.server.web.errors import UNION_TAG
 from loire.server.web.strict import Name, StrictModel, Text, refuse
+from loire.server.web.unions import read_as, told_by, up_to
 
 MAX_CHOICES = 1_000
 MAX_SCHEMA_NAME = 64
 
 
 def _text_or_object(value: Any) -> str:
-    return f"{UNION_TAG}object" if isinstance(value, dict) else f"{UNION_TAG}text"
+    return "object" if isinstance(value, dict) else "text"
 
 
 SchemaOrText = Annotated[
-    Annotated[dict[str, Any], Tag(f"{UNION_TAG}object")] | Annotated[Text, Tag(f"{UNION_TAG}text")],
-    Discriminator(_text_or_object),
+    Annotated[dict[str, Any], read_as("object")] | Annotated[Text, read_as("text")],
+    told_by(_text_or_object),
 ]
-Choices = Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+Choices = Annotated[list[Text], up_to(MAX_CHOICES, least=1)]
 
 
 class JsonSchemaFormat(StrictModel):

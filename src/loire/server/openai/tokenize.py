@@ -13,6 +13,7 @@ from loire.server.serving.served import Served
 from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.json_body import JsonRoute
 from loire.server.web.strict import MAX_MESSAGES, MAX_NAME, StrictModel, Text, TokenId, refuse
+from loire.server.web.unions import up_to
 
 router = APIRouter(route_class=JsonRoute, responses=ERROR_RESPONSES)
 
@@ -24,9 +25,7 @@ class TokenizeRequest(StrictModel):
 
     model: ModelName = Field("", description="the served model, if absent")
     prompt: Text | None = None
-    messages: list[ChatMessage] = Field(
-        default_factory=list, max_length=MAX_MESSAGES, fail_fast=True
-    )
+    messages: Annotated[list[ChatMessage], up_to(MAX_MESSAGES)] = Field(default_factory=list)
     add_special_tokens: bool = Field(True, description="of a prompt; a template writes its own")
     return_token_strs: bool = Field(False, description="each token as text, too")
 
@@ -50,7 +49,7 @@ class DetokenizeRequest(StrictModel):
     """Token ids of a text."""
 
     model: ModelName = Field("", description="the served model, if absent")
-    tokens: list[TokenId] = Field(max_length=MAX_PROMPT_TOKENS, fail_fast=True)
+    tokens: Annotated[list[TokenId], up_to(MAX_PROMPT_TOKENS)]
 
 
 class Detokenized(BaseModel):

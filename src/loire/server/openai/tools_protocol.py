@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from loire.server.web.client_tools import TOOL_HINTS, ClientTool, HostedTool, without_hosted
-from loire.server.web.errors import UNION_TAG
 from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import MAX_TOOLS, FunctionName, Name, StrictModel, Text, refuse
+from loire.server.web.unions import read_as, told_by, up_to
 from loire.text.tools.definitions import NO_PARAMETERS, Tool, ToolUse
 
 MAX_SCHEMA = 100_000
@@ -135,14 +135,14 @@ def kind_of_tool(value: Any) -> str:
     given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     kind = given or "function"
     known = kind in ("function", "custom", "namespace") or not isinstance(kind, str)
-    return f"{UNION_TAG}{kind if known else 'hosted'}"
+    return str(kind) if known else "hosted"
 
 
 ChatTool = Annotated[
-    Annotated[FunctionTool, Tag(f"{UNION_TAG}function")]
-    | Annotated[CustomTool, Tag(f"{UNION_TAG}custom")]
-    | Annotated[HostedTool, Tag(f"{UNION_TAG}hosted")],
-    Discriminator(kind_of_tool),
+    Annotated[FunctionTool, read_as("function")]
+    | Annotated[CustomTool, read_as("custom")]
+    | Annotated[HostedTool, read_as("hosted")],
+    told_by(kind_of_tool),
 ]
 
 
@@ -177,7 +177,7 @@ class AllowedTools(StrictModel):
     """Some of the tools, and whether one of them must be called."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
+    tools: Annotated[list[NamedTool], up_to(MAX_TOOLS, least=1)]
 
 
 class AllowedToolsChoice(StrictModel):
@@ -187,18 +187,19 @@ class AllowedToolsChoice(StrictModel):
     allowed_tools: AllowedTools
 
 
-def _kind_of_choice(value: Any) -> str:
+def kind_of_choice(value: Any) -> str:
+    """The member of a union of choices that a choice is read as."""
     if isinstance(value, str):
-        return f"{UNION_TAG}word"
+        return "word"
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"{UNION_TAG}allowed" if kind == "allowed_tools" else f"{UNION_TAG}named"
+    return "allowed" if kind == "allowed_tools" else "named"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(f"{UNION_TAG}word")]
-    | Annotated[AllowedToolsChoice, Tag(f"{UNION_TAG}allowed")]
-    | Annotated[NamedTool, Tag(f"{UNION_TAG}named")],
-    Discriminator(_kind_of_choice),
+    Annotated[Literal["none", "auto", "required"], read_as("word")]
+    | Annotated[AllowedToolsChoice, read_as("allowed")]
+    | Annotated[NamedTool, read_as("named")],
+    told_by(kind_of_choice),
 ]
 
 

@@ -35,9 +35,6 @@ MAX_STOP_LENGTH = 512
 MAX_TOOLS = 1_024
 """More than any of the originals takes."""
 
-UP_TO_PARTS = Field(max_length=MAX_PARTS, fail_fast=True)
-"""A list of so many, that fails at the first mistake: a million of them cost no more than one."""
-
 
 def given_sampling(**values: float | None) -> dict[str, Any]:
     """Those parameters of sampling that a body gives: the others are the model's to decide."""

@@ -53,15 +53,47 @@ class ToolFormat:
         return around[0] if around else self.opening
 
 
-HERMES = ToolFormat(
-    name="hermes",
-    opening="<tool_call>",
-    closing="</tool_call>",
-    before="<tool_call>\n",
-    between="\n</tool_call>\n<tool_call>\n",
-    after="\n</tool_call>",
-)
+def _each_marked(name: str, opening: str, closing: str, *, bare: bool = False) -> ToolFormat:
+    """Objects of JSON, each on a line of its own between marks."""
+    return ToolFormat(
+        name=name,
+        opening=opening,
+        closing=closing,
+        bare=bare,
+        separators=",;" if bare else ",",
+        before=f"{opening}\n",
+        between=f"\n{closing}\n{opening}\n",
+        after=f"\n{closing}",
+    )
+
+
+def _listed(name: str, opening: str, closing: str = "") -> ToolFormat:
+    """A list of objects of JSON behind a mark."""
+    return ToolFormat(
+        name=name,
+        opening=opening,
+        closing=closing,
+        before=f"{opening}[",
+        between=", ",
+        after=f"]{closing}",
+    )
+
+
+HERMES = _each_marked("hermes", "<tool_call>", "</tool_call>")
 """Hermes 2 Pro, Qwen 2.5 and 3 and many others."""
+
+GENERIC = _each_marked("generic", "<tool_call>", "</tool_call>", bare=True)
+"""For templates that know nothing of tools: explained in the system prompt (prompt.py). Small
+models often leave the marks out, so an object alone is taken as a call too."""
+
+NEMOTRON = _listed("nemotron", "<TOOLCALL>", "</TOOLCALL>")
+"""Nemotron Nano v2 and its elders."""
+
+GRANITE = _listed("granite", "<|tool_call|>")
+"""Granite 3. Granite 4 writes as Hermes does."""
+
+PHI = _listed("phi", "<|tool_call|>", "<|/tool_call|>")
+"""Phi-4-mini."""
 
 LLAMA = ToolFormat(
     name="llama",
@@ -75,11 +107,14 @@ LLAMA = ToolFormat(
 )
 """Llama 3.1 to 3.3: an object alone."""
 
+_MISTRAL_ID = 9
+"""Letters and digits of a call's id, which Mistral's templates insist on."""
+
 MISTRAL = ToolFormat(
     name="mistral",
     opening="[TOOL_CALLS]",
     named=True,
-    id_length=9,
+    id_length=_MISTRAL_ID,
     before="[TOOL_CALLS] [",
     between=", ",
     after="]",
@@ -91,51 +126,9 @@ MISTRAL_NAMED = ToolFormat(
     opening="[TOOL_CALLS]",
     named=True,
     name_end="[ARGS]",
-    id_length=9,
+    id_length=_MISTRAL_ID,
     before="[TOOL_CALLS]",
     between="[TOOL_CALLS]",
     after="",
 )
 """Mistral's newer models (Magistral, Devstral, Ministral 3): name and arguments, each marked."""
-
-GENERIC = ToolFormat(
-    name="generic",
-    opening="<tool_call>",
-    closing="</tool_call>",
-    bare=True,
-    separators=",;",
-    before="<tool_call>\n",
-    between="\n</tool_call>\n<tool_call>\n",
-    after="\n</tool_call>",
-)
-"""For templates that know nothing of tools: explained in the system prompt (prompt.py). Small
-models often leave the marks out, so an object alone is taken as a call too."""
-
-NEMOTRON = ToolFormat(
-    name="nemotron",
-    opening="<TOOLCALL>",
-    closing="</TOOLCALL>",
-    before="<TOOLCALL>[",
-    between=", ",
-    after="]</TOOLCALL>",
-)
-"""Nemotron Nano v2 and its elders: a list between tags."""
-
-GRANITE = ToolFormat(
-    name="granite",
-    opening="<|tool_call|>",
-    before="<|tool_call|>[",
-    between=", ",
-    after="]",
-)
-"""Granite 3: a list after a mark. Granite 4 writes as Hermes does."""
-
-PHI = ToolFormat(
-    name="phi",
-    opening="<|tool_call|>",
-    closing="<|/tool_call|>",
-    before="<|tool_call|>[",
-    between=", ",
-    after="]<|/tool_call|>",
-)
-"""Phi-4-mini: a list between marks."""

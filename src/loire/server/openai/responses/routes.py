@@ -14,19 +14,17 @@ from loire.base.errors import RequestError
 from loire.engine.dialogue import Conversation, Turn, begin_turn
 from loire.server.access.caller import get_caller
 from loire.server.openai.answers import usage_of
-from loire.server.openai.responses.events import ResponseOutput
-from loire.server.openai.responses.protocol import (
+from loire.server.openai.responses.answer import (
     Deleted,
     IncompleteDetails,
     InputDetails,
     InputItems,
-    Item,
-    ItemReference,
     ResponseBody,
-    ResponsesRequest,
     ResponsesUsage,
-    as_messages,
 )
+from loire.server.openai.responses.events import ResponseOutput
+from loire.server.openai.responses.items import Item, ItemReference, as_messages
+from loire.server.openai.responses.request import ResponsesRequest
 from loire.server.openai.responses.store import ResponseStore, StoredResponse
 from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Generation

@@ -29,8 +29,7 @@ class KVCache:
     ) -> None:
         """dtype: of keys and values; int8 keeps codes, with a float32 scale per token and head."""
         self.geometry = geometry
-        size = (num_pages, geometry.page_bytes)
-        self.pages = torch.empty(size, dtype=torch.uint8, device=device)
+        self.pages = kernels.new_pages(num_pages, geometry.page_bytes, device)
         """uint8 [num_pages, page_bytes]."""
         caches: dict[int, LayerCache] = {}
         for index, group in enumerate(geometry.groups):

@@ -28,6 +28,10 @@ class ReferencePlan:
 class ReferenceAttention:
     """See kernels.interface.AttentionKernels."""
 
+    def new_pages(self, count: int, page_bytes: int, device: torch.device) -> Tensor:
+        """uint8 [count, page_bytes]."""
+        return torch.empty((count, page_bytes), dtype=torch.uint8, device=device)
+
     def layer_bytes(
         self, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
     ) -> int:

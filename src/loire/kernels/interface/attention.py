@@ -75,6 +75,10 @@ class AttentionPlan(Protocol):
 class AttentionKernels(Protocol):
     """What reads and writes the KV cache."""
 
+    def new_pages(self, count: int, page_bytes: int, device: torch.device) -> Tensor:
+        """A pool of pages, uint8 [count, page_bytes], that nothing is written to yet."""
+        ...
+
     def layer_bytes(
         self, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
     ) -> int:

@@ -16,6 +16,7 @@ from loire.kernels.interface import (
 from loire.kernels.native import calls
 from loire.kernels.native.context import NativeContext, address
 from loire.kernels.native.dtypes import type_number
+from loire.kernels.native.workspace import huge_pages
 from loire.kernels.reference_attention import ReferenceAttention
 
 _EVERYTHING = 2**62
@@ -52,6 +53,12 @@ class NativeAttention(ReferenceAttention):
         self._context = context
         self._rotary = context.library.rotary
         self._attend = context.library.attend
+
+    def new_pages(self, count: int, page_bytes: int, device: torch.device) -> Tensor:
+        """In huge pages of the system where it has such: neighbouring blocks of a layer lie a
+        whole page of the pool apart, too far for what a processor remembers of small ones."""
+        num_bytes = count * page_bytes
+        return torch.from_numpy(huge_pages(num_bytes)[:num_bytes]).view(count, page_bytes)
 
     def rotate_and_store(
         self,

@@ -56,7 +56,7 @@ class Workspace:
             free = self._free
             fitting = [index for index, block in enumerate(free) if block.nbytes >= num_bytes]
             if not fitting:
-                return _allocate(num_bytes)
+                return huge_pages(num_bytes)
             best = fitting[-1]  # the largest come first
             self._free = free[:best] + free[best + 1 :]
             return free[best]
@@ -67,8 +67,8 @@ class Workspace:
             self._free = largest_first[:MOST_FREE]
 
 
-def _allocate(num_bytes: int) -> Block:
-    """Whole huge pages, if the system has such."""
+def huge_pages(num_bytes: int) -> Block:
+    """At least so many bytes of new memory: whole huge pages, if the system has such."""
     size = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

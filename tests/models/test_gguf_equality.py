@@ -43,11 +43,15 @@ PARTS = {
     "mlp.experts.down_proj": "ffn_down_exps",
 }
 LLAMA_NORMS = {"post_attention_layernorm": "ffn_norm"}
+SEED_OSS_NORMS = {"post_attention_layernorm": "post_attention_norm"}
 GEMMA_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+NORMS = {"gemma2": GEMMA_NORMS, "gemma3": GEMMA_NORMS, "seed_oss": SEED_OSS_NORMS}
+INTERLEAVED = ("llama", "mistral3", "smollm3", "granite")
+"""Architectures that the converter writes as it writes Llama."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,24 @@ CASES = [
                               "attention.sliding_window": 24, "rope.freq_base": 1e6}),
     Case("qwen3_moe", "qwen3moe", {"expert_count": 8, "expert_used_count": 3,
                                    "expert_feed_forward_length": 48}),
+    Case("ministral3", "mistral3", {
+        "attention.sliding_window": 30,
+        "attention.temperature_scale": 0.4,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 16,
+        "rope.scaling.yarn_beta_fast": 4.0,
+        "rope.scaling.yarn_beta_slow": 1.0,
+        "rope.scaling.yarn_log_multiplier": 1.0,
+    }),
+    Case("smollm3", "smollm3", {"rope.freq_base": 2e6}),
+    Case("granite", "granite", {
+        "attention.scale": 0.4,
+        "embedding_scale": 6.0,
+        "residual_scale": 0.3,
+        "logit_scale": 5.0,
+    }),
+    Case("seed_oss", "seed_oss"),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",
@@ -117,7 +139,7 @@ def gguf_name(name: str, architecture: str) -> str:
         return top[name]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
     assert match is not None, name
-    norms = GEMMA_NORMS if architecture.startswith("gemma") else LLAMA_NORMS
+    norms = NORMS.get(architecture, LLAMA_NORMS)
     return f"blk.{match[1]}.{(PARTS | norms)[match[2]]}.{match[3]}"
 
 
@@ -160,9 +182,9 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     for name, tensor in experts_apart(state).items():
-        if case.architecture == "llama" and "q_proj" in name:
+        if case.architecture in INTERLEAVED and "q_proj" in name:
             tensor = interleaved(tensor, config.num_attention_heads)
-        if case.architecture == "llama" and "k_proj" in name:
+        if case.architecture in INTERLEAVED and "k_proj" in name:
             tensor = interleaved(tensor, config.num_key_value_heads)
         if case.architecture.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + 1

@@ -15,7 +15,7 @@ from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.reference import ReferenceBackend
 from loire.models.loading import load_decoder
-from support.layers import windows, with_attention, with_mlp
+from support.layers import attention, windows, with_attention, with_mlp
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 TOKENS = [3 + (7 * i * i + i) % 125 for i in range(100)]
@@ -72,6 +72,12 @@ CASES: list[tuple[str, str, Change]] = [
     ("llama_yarn", "attention factor", rope(attention_factor=1.0)),
     ("llama_yarn_explicit", "bounds of the ramp", rope(beta_fast=8.0)),
     ("llama_yarn_explicit", "rounding of the ramp", rope(truncate_band=True)),
+    ("ministral3", "growth of queries", attending(query_growth=None)),
+    ("smollm3", "layers without rotation", lambda d: with_attention(d, rope=attention(d).rope)),
+    ("granite", "embedding scale", setting(embedding_scale=1.0)),
+    ("granite", "residual multiplier", setting(residual_multiplier=1.0)),
+    ("granite", "divisor of logits", setting(logit_divisor=1.0)),
+    ("granite", "scale of scores", attending(scale=16**-0.5)),
     ("phi4_mini", "partial rotation", rope(rotary_dim=16)),
     ("phi3_longrope_short", "short factors", rope(original_max_positions=64)),
     ("phi3_longrope_long", "long factors", rope(original_max_positions=4096)),

@@ -14,6 +14,7 @@ from loire.checkpoint.mixers import (
     AttentionDescription,
     CacheNeed,
     MixerDescription,
+    QueryGrowth,
     RopeDescription,
 )
 from loire.checkpoint.weights import Matrix, Place, Vector
@@ -99,6 +100,8 @@ class ModelDescription:
         architecture: family name such as "llama", "qwen3", "gemma2"; for messages and templates.
         norm_offset: added to every RMSNorm weight (1.0 in the Gemma family's own files).
         embedding_scale: token embeddings are multiplied by it.
+        residual_multiplier: what each part of a layer gives is multiplied by it (Granite).
+        logit_divisor: logits are divided by it (Granite).
         logit_softcap: logits x become cap * tanh(x / cap).
         eos_token_ids: tokens that end an output.
         dtype: dtype of the checkpoint's own unquantized weights.
@@ -113,6 +116,8 @@ class ModelDescription:
     norm_offset: float = 0.0
     tied_embeddings: bool = False
     embedding_scale: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_divisor: float = 1.0
     logit_softcap: float | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -200,6 +205,7 @@ def dense_layers(
     output_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    query_growth: QueryGrowth | None = None,
     attention_softcap: float | None = None,
     norms: NormPlacement = "before",
 ) -> tuple[LayerDescription, ...]:
@@ -222,6 +228,7 @@ def dense_layers(
                 qkv_bias=qkv_bias,
                 output_bias=output_bias,
                 qk_norm=qk_norm,
+                query_growth=query_growth,
                 softcap=attention_softcap,
             ),
             feed_forward=GatedMLPDescription(

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from loire.base.config import DTYPE_BYTES
 from loire.checkpoint.weights import Matrix, Place, Vector
 
-RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope"]
+RopeScaling = Literal["none", "linear", "llama3", "yarn", "longrope", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class RopeDescription:
     """Rotary position embedding (Su et al. 2021) and how it is stretched.
 
     Attributes:
+        scaling: off is no rotation at all: every angle is zero (NO_ROPE).
         rotary_dim: leading dimensions of a head that are rotated (all, unless partial).
         factor: by how much the window is stretched (linear, llama3, yarn).
         low_freq_factor, high_freq_factor: llama3's bounds of the band that is interpolated.
@@ -43,6 +44,21 @@ class RopeDescription:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
     frequency_divisors: tuple[float, ...] = ()
+
+
+NO_ROPE = RopeDescription(theta=10000.0, rotary_dim=2, scaling="off")
+"""Of layers that are not told positions (NoPE, Kazemnejad et al. 2023)."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """Queries grow with their position: times 1 + beta * ln(1 + floor(position / period)).
+
+    Nakanishi 2025, "Scalable-softmax"; Llama 4 and Ministral 3.
+    """
+
+    beta: float
+    period: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +143,7 @@ class AttentionDescription:
         scale: scores are multiplied by it; usually head_dim ** -0.5.
         window: how many latest positions a token sees (itself included), or None for all.
         qk_norm: RMSNorm over each head of queries and keys before the rotation.
+        query_growth: what queries are multiplied by after it, if anything.
         softcap: scores x become softcap * tanh(x / softcap).
         cache_of: the earlier layer whose keys and values it reads; None for its own.
     """
@@ -141,6 +158,7 @@ class AttentionDescription:
     output_bias: bool = False
     qk_norm: bool = False
     softcap: float | None = None
+    query_growth: QueryGrowth | None = None
     cache_of: int | None = None
 
     @property

@@ -47,6 +47,12 @@ class Mixer(Protocol):
         """[T, E] of what remember() gave for these tokens, with a batch and a plan of them."""
         ...
 
+    @property
+    def is_replayable(self) -> bool:
+        """Whether it calls the same operations of the backend every time, and does nothing else,
+        so that these may be recorded."""
+        ...
+
     def bytes_per_step(self, num_tokens: int) -> int:
         """Bytes of weights that a step of so many tokens reads."""
         ...
@@ -62,7 +68,7 @@ class FeedForward(Protocol):
 
     @property
     def is_replayable(self) -> bool:
-        """Whether it always calls the same operations, so that a backend may record them."""
+        """As a mixer's."""
         ...
 
     def __call__(self, x: Tensor, batch: FlatBatch) -> Tensor:
@@ -125,6 +131,8 @@ class LayerStack:
     layers: tuple[Layer, ...]
     final_norm: Tensor
     eps: float
+    stream_eps: float
+    """eps of norms of the residual stream, which may be kept in another unit."""
 
     def __call__(
         self,
@@ -145,13 +153,13 @@ class LayerStack:
         # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
         # small model near-ties, and it is no more than E numbers per token.
         x, residual = backend.pointwise.embed(
-            token_ids, self.embedding, self.embedding_scale, norms[0].before, eps
+            token_ids, self.embedding, self.embedding_scale, norms[0].before, self.stream_eps
         )
 
         def add(x: Tensor, residual: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
             if norms.after is not None:
                 x = backend.pointwise.rms_norm(x, norms.after, eps)
-            return backend.pointwise.add_rms_norm(x, residual, next(following), eps)
+            return backend.pointwise.add_rms_norm(x, residual, next(following), self.stream_eps)
 
         last_mixer = max(i for i, layer in enumerate(self.layers) if layer.mixer is not None)
         for index, layer in enumerate(self.layers):
@@ -192,8 +200,17 @@ class Decoder:
         self.head = head
         # Rounded to the model's dtype, as the models were trained with it.
         scale = float(torch.tensor(description.embedding_scale, dtype=embedding.dtype))
+        # Instead of multiplying what every part adds to the stream, the stream is kept divided by
+        # that: nothing sees it but norms, which do not look at its unit if their eps has it too.
+        unit = description.residual_multiplier
         self._stack = LayerStack(
-            backend, embedding, scale, self.layers, final_norm, description.norm_eps
+            backend=backend,
+            embedding=embedding,
+            embedding_scale=scale / unit,
+            layers=self.layers,
+            final_norm=final_norm,
+            eps=description.norm_eps,
+            stream_eps=description.norm_eps / unit**2,
         )
         self._captured: tuple[Sequence[LayerCache], ComputeStep] | None = None
 
@@ -233,8 +250,7 @@ class Decoder:
         """
         if self._captured is None or self._captured[0] is not caches:
             compute: ComputeStep = partial(self._stack, caches)
-            feed_forwards = [layer.feed_forward for layer in self.layers]
-            if all(part is None or part.is_replayable for part in feed_forwards):
+            if all(part.is_replayable for layer in self.layers for part in layer.parts):
                 compute = self.backend.capture(compute)
             self._captured = caches, compute
         return self._captured[1](token_ids, batches, plans, wanted)
@@ -242,6 +258,8 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [L, V] of hidden states [L, E]."""
         logits = self.head(hidden, wide=True)
+        if self.description.logit_divisor != 1.0:
+            logits = logits / self.description.logit_divisor
         cap = self.description.logit_softcap
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)

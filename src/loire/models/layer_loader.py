@@ -147,12 +147,12 @@ class RotaryTables:
     """One table for each rotary embedding, however many layers have it."""
 
     def __init__(self, num_positions: int, device: torch.device) -> None:
-        self._num_positions = num_positions
-        self._device = device
+        self.num_positions = num_positions
+        self.device = device
         self._tables: dict[RopeDescription, RotaryTable] = {}
 
     def __call__(self, rope: RopeDescription) -> RotaryTable:
         """Its table."""
         if rope not in self._tables:
-            self._tables[rope] = rotary_table(rope, self._num_positions, self._device)
+            self._tables[rope] = rotary_table(rope, self.num_positions, self.device)
         return self._tables[rope]

@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from loire.checkpoint.mixers import AttentionDescription, AttentionWeights, MixerDescription
+from loire.checkpoint.mixers import (
+    AttentionDescription,
+    AttentionWeights,
+    MixerDescription,
+    QueryGrowth,
+)
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -28,12 +34,22 @@ class Attention:
     output: Linear
     norms: HeadNorms | None
     rotary: RotaryTable
+    query_factors: Tensor | None = None
+    """What queries are multiplied by, by position: float32 [P, 1, 1]; None for nothing."""
+
+    @property
+    def is_replayable(self) -> bool:
+        """Factors of queries are PyTorch's work."""
+        return self.query_factors is None
 
     def remember(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
         """[T, H, D] of x [T, E], whose keys and values are in the cache afterwards."""
-        return backend.attention.rotate_and_store(
+        queries = backend.attention.rotate_and_store(
             self.qkv(x, batch), self.shape, self.norms, self.rotary, batch, cache
         )
+        if self.query_factors is None:
+            return queries
+        return (queries * self.query_factors[batch.positions]).to(queries.dtype)
 
     def recall(
         self,
@@ -88,4 +104,13 @@ def _attention(
         output=load.linear(weights.output),
         norms=norms,
         rotary=load.rotary(description.rope),
+        query_factors=_factors(description.query_growth, load),
     )
+
+
+def _factors(growth: QueryGrowth | None, load: LayerLoader) -> Tensor | None:
+    if growth is None:
+        return None
+    positions = torch.arange(load.rotary.num_positions, dtype=torch.float32)
+    factors = 1 + growth.beta * torch.log(1 + torch.floor(positions / growth.period))
+    return factors[:, None, None].to(load.rotary.device)

@@ -26,6 +26,8 @@ def inverse_frequencies(rope: RopeDescription, num_positions: int) -> Tensor:
 
     Computed in float32 in the order that transformers uses, so that tokens agree with it.
     """
+    if rope.scaling == "off":
+        return torch.zeros(rope.rotary_dim // 2)
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     plain = 1.0 / (rope.theta**exponents)
     if rope.frequency_divisors:

@@ -5,9 +5,10 @@ Facts about the files come from llama.cpp's converter.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
+from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.common import MAX_EXPERTS, MAX_LAYERS, Common
 from loire.checkpoint.feed_forward import ExpertsDescription
@@ -151,6 +152,15 @@ def experts(source: GGUFSource, description: ModelDescription) -> list[ExpertsDe
     found = ExpertsDescription(num_experts=count, top_k=top_k, intermediate_size=size)
     routed = (source.has(f"blk.{index}.ffn_gate_inp.weight") for index in range(num_layers))
     return [found if has_router else None for has_router in routed]
+
+
+def interleaved_queries_and_keys(
+    tensor: TensorInfo, part: str, description: ModelDescription
+) -> TensorInfo:
+    """Where the converter permutes the rows of queries and keys, biases included."""
+    attention = description.attentions[0]
+    heads = {"attn_q": attention.num_heads, "attn_k": attention.num_kv_heads}
+    return replace(tensor, interleaved_heads=heads.get(part, 0))
 
 
 def rope(source: GGUFSource, head_dim: int) -> RopeDescription:

@@ -1,8 +1,5 @@
 """Llama, and Mistral, whose GGUF files are Llama's."""
 
-from dataclasses import replace
-
-from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription, with_experts
 from loire.checkpoint.families import config_fields, gguf_fields
 from loire.checkpoint.families.common import dense
@@ -37,16 +34,15 @@ def _gguf(source: GGUFSource) -> ModelDescription:
     return with_experts(description, gguf_fields.experts(source, description))
 
 
-def _interleaved(tensor: TensorInfo, part: str, description: ModelDescription) -> TensorInfo:
-    """The converter permutes the rows of queries and keys, biases included."""
-    attention = description.attentions[0]
-    heads = {"attn_q": attention.num_heads, "attn_k": attention.num_kv_heads}
-    return replace(tensor, interleaved_heads=heads.get(part, 0))
-
-
 LLAMA = Family(
     model_type="llama",
     describe=_llama,
-    gguf=GGUFFamily(architecture="llama", describe=_gguf, adjusted=_interleaved),
+    gguf=GGUFFamily(
+        architecture="llama", describe=_gguf, adjusted=gguf_fields.interleaved_queries_and_keys
+    ),
 )
-MISTRAL = Family(model_type="mistral", describe=_mistral)
+MISTRAL = Family(
+    model_type="mistral",
+    text_of=("mistral3",),
+    describe=_mistral,
+)

@@ -4,21 +4,29 @@ from collections.abc import Mapping
 
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA2, GEMMA3
+from loire.checkpoint.families.granite import GRANITE
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
+from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
 from loire.checkpoint.families.phi import PHI3
 from loire.checkpoint.families.qwen import QWEN2, QWEN3
 from loire.checkpoint.families.qwen_moe import QWEN3_MOE
+from loire.checkpoint.families.seed_oss import SEED_OSS
+from loire.checkpoint.families.smollm3 import SMOLLM3
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     MISTRAL,
+    MINISTRAL3,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
     GEMMA2,
     GEMMA3,
     PHI3,
+    SMOLLM3,
+    GRANITE,
+    SEED_OSS,
     MIXTRAL,
 )
 

@@ -1,0 +1,76 @@
+"""Granite 3: Llama with multipliers of embeddings, scores, layers and logits."""
+
+from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.families import config_fields, gguf_fields
+from loire.checkpoint.families.common import Common, dense
+from loire.checkpoint.families.family import Family, GGUFFamily
+from loire.checkpoint.families.gguf_fields import GGUFSource
+from loire.checkpoint.fields import Fields
+
+
+def with_multipliers(
+    common: Common, fields: Fields, *, embedding: str, scores: str, residual: str, logits: str
+) -> Common:
+    """The settings, with those of the multipliers that fields have by these names."""
+
+    def multiplier(key: str) -> float:
+        return fields.number(key, 1.0, low=1e-6, high=1e6)
+
+    common.model.update(
+        embedding_scale=multiplier(embedding),
+        residual_multiplier=multiplier(residual),
+        logit_divisor=multiplier(logits),
+    )
+    common.layer["query_scale"] = multiplier(scores)
+    return common
+
+
+def config_settings(fields: Fields, architecture: str) -> Common:
+    """What Granite's families share in config.json."""
+    fields = config_fields.with_defaults(fields, bos_token_id=1, eos_token_id=2)
+    return with_multipliers(
+        config_fields.common(fields, architecture),
+        fields,
+        embedding="embedding_multiplier",
+        scores="attention_multiplier",
+        residual="residual_multiplier",
+        logits="logits_scaling",
+    )
+
+
+def gguf_settings(source: GGUFSource) -> Common:
+    """The same in GGUF files."""
+    common = gguf_fields.common(source)
+    head_scale = common.layer["head_dim"] ** -0.5
+    return with_multipliers(
+        common,
+        config_fields.with_defaults(source.own, **{"attention.scale": head_scale}),
+        embedding="embedding_scale",
+        scores="attention.scale",
+        residual="residual_scale",
+        logits="logit_scale",
+    )
+
+
+def _granite(fields: Fields) -> ModelDescription:
+    bias = fields.flag("attention_bias", False)
+    return dense(
+        config_settings(fields, "granite"),
+        (None,) * config_fields.num_layers(fields),
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+    )
+
+
+def _gguf(source: GGUFSource) -> ModelDescription:
+    return dense(gguf_settings(source), (None,) * source.num_layers)
+
+
+GRANITE = Family(
+    model_type="granite",
+    describe=_granite,
+    gguf=GGUFFamily(
+        architecture="granite", describe=_gguf, adjusted=gguf_fields.interleaved_queries_and_keys
+    ),
+)

@@ -1,0 +1,88 @@
+"""Of every family: each sequence gets the same tokens alone, in a batch, preempted and cached."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import FAMILIES, Family
+
+from loire import SamplingParams
+from loire.base.config import EngineOptions
+from loire.base.messages import EngineRequest
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.start import Engine, load_engine
+
+NUM_TOKENS = 16
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: str(family.name))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family: Family = request.param
+    directory = tmp_path_factory.mktemp(family.name)
+    family.save(directory)
+    return directory
+
+
+def start(path: Path, **options: Any) -> Engine:
+    given = {"kernels": "auto", "dtype": "float32", "max_model_len": 160, "num_threads": 1}
+    return load_engine(open_checkpoint(path), EngineOptions(**{**given, **options}), name="tiny")
+
+
+def requests() -> list[EngineRequest]:
+    """Some begin alike, one has siblings, one draws at random."""
+    rng = random.Random(1)
+    shared = [rng.randrange(3, 128) for _ in range(112)]
+    prompts = [[rng.randrange(3, 128) for _ in range(n)] for n in (3, 30, 60)]
+    prompts += [shared + [rng.randrange(3, 128) for _ in range(n)] for n in (1, 20)]
+    return [
+        EngineRequest(
+            request_id=str(index),
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(
+                n=1 + (index == 1),
+                temperature=0.8 * (index == 1),
+                max_tokens=NUM_TOKENS,
+                ignore_eos=True,
+            ),
+            seed=index,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def played(
+    engine: Engine, given: list[EngineRequest], then: Sequence[EngineRequest] = ()
+) -> dict[str, list[int]]:
+    """then: requests that come after six steps."""
+    tokens: dict[str, list[int]] = {}
+    for request in given:
+        engine.core.add(request)
+    while engine.core.has_work:
+        if len(engine.core.records) == 6:
+            for request in then:
+                engine.core.add(request)
+            then = ()
+        for update in engine.core.step():
+            assert update.error is None
+            name = f"{update.request_id} {update.choice}"
+            tokens.setdefault(name, []).extend(update.token_ids)
+    engine.core.scheduler.allocator.check()
+    return tokens
+
+
+def test_company_changes_nothing(model: Path) -> None:
+    engine = start(model, enable_prefix_caching=False, kv_cache_memory_bytes=2**21)
+    alone = {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
+    # A budget of 24 tokens cuts most prompts, and what is computed once is found the second time.
+    engine = start(model, max_num_batched_tokens=24, kv_cache_memory_bytes=2**22)
+    assert played(engine, requests()) == alone
+    assert played(engine, requests()) == alone
+    assert sum(record.num_prefix_hit_tokens for record in engine.core.records) >= 96
+    # Who is more urgent takes the place of those that run.
+    engine = start(model, max_num_seqs=2, kv_cache_memory_bytes=2**21)
+    late = [replace(request, priority=1) for request in requests()[2:4]]
+    assert played(engine, late, then=[*requests()[:2], requests()[4]]) == alone
+    assert sum(record.num_preemptions for record in engine.core.records) >= 2

@@ -46,6 +46,8 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
     workload = folder / "workload.json"
     variant = [{"prompt": [5, 6], "out": 2}]
     workload.write_text(json.dumps({"name": "tiny", "variants": [variant, variant]}))
+    text = folder / "text.txt"
+    text.write_text("to be foretold")
     return {
         "run": ["Hello", "-m", str(model), "--max-tokens", "2", *SMALL],
         "chat": [str(model), "--max-tokens", "2", *SMALL],
@@ -62,6 +64,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         ],
         "trace": [],
         "bench": [str(model), "--workload", str(workload), *SMALL],
+        "eval": ["perplexity", str(model), str(text), "--context", "8"],
         "env": [],
         "keys": ["add", "alice", "--file", str(folder / "keys")],
     }[verb]

@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "compare": "run a load through the batching policies, one after another",
     "trace": "draw the batch, slot by slot and step by step",
     "bench": "run loads against the limits of this machine",
+    "eval": "how good a model is: the perplexity of a text",
     "env": "versions, CPU features and which kernels are active",
 }
 """Verb -> one line of help; the verb's module is loire.cli.<verb>."""

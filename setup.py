@@ -1,15 +1,19 @@
 """The optional compiled library; everything else about the package is in pyproject.toml."""
 
+import os
 import platform
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCE = Path("src/loire/kernels/native/source")
-KERNELS = SOURCE / "kernels/instruction_set.cpp"
+PARTS = sorted((SOURCE / "instruction_set").glob("*.cpp"))
+"""Of what each instruction set provides."""
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 # Intrinsics of gcc start from values that they leave unset on purpose.
 FLAGS += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
@@ -32,8 +36,24 @@ elif platform.machine() in ("aarch64", "arm64"):
     }
 
 
+class Job(NamedTuple):
+    """A source to compile, and where to below the folder of what is built."""
+
+    source: Path
+    folder: str
+    macros: list[tuple[str, str | None]]
+    flags: list[str]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class BuildNative(build_ext):
-    """Compiles the kernels once per instruction set, each with its own flags.
+    """Compiles the kernels once per instruction set, each with its own flags, on all cores.
 
     Which of them runs is decided on the machine that runs it, so nothing depends on the machine
     that compiles.
@@ -53,25 +73,33 @@ class BuildNative(build_ext):
         if "amx" in sets and not self.knows_amx():
             self.announce("the compiler does not know AMX: left out", level=3)
             del sets["amx"]
-        objects = self.compiler.compile(
-            ext.sources,
-            output_dir=self.build_temp,
-            macros=[("LOIRE_HAS_AMX", None)] if "amx" in sets else [],
-            extra_postargs=FLAGS,
-        )
-        for name, flags in sets.items():
-            objects += self.compiler.compile(
-                [str(KERNELS)],
-                output_dir=str(Path(self.build_temp) / name),
-                macros=[("LOIRE_TABLE", name), ("LOIRE_NAME", f'"{name}"')],
-                extra_postargs=[*FLAGS, *flags],
-            )
+        jobs = [
+            Job(path, name, [("LOIRE_TABLE", name), ("LOIRE_NAME", f'"{name}"')], flags)
+            for path in PARTS
+            for name, flags in sets.items()
+        ]
+        macros = [("LOIRE_HAS_AMX", None)] if "amx" in sets else []
+        jobs += [Job(Path(path), "", macros, []) for path in ext.sources if Path(path) not in PARTS]
+        for job in jobs:
+            self.mkpath(str(Path(self.build_temp) / job.folder / job.source.parent))
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            objects = list(pool.map(self.compile_one, jobs))
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
             extra_postargs=["-pthread"],
             target_lang="c++",
         )
+
+    def compile_one(self, job: Job) -> str:
+        """The object file of a source."""
+        [found] = self.compiler.compile(
+            [str(job.source)],
+            output_dir=str(Path(self.build_temp) / job.folder),
+            macros=list(job.macros),
+            extra_postargs=[*FLAGS, *job.flags],
+        )
+        return found
 
     def knows_amx(self) -> bool:
         """Whether compiler and assembler know its instructions: g++ 11, clang++ 12."""
@@ -92,8 +120,8 @@ setup(
     ext_modules=[
         Extension(
             "loire.kernels.native.libloire_native",
-            sources=[str(path) for path in sorted(SOURCE.glob("*/*.cpp")) if path != KERNELS],
-            depends=[str(KERNELS), *(str(path) for path in sorted(SOURCE.glob("*/*.h")))],
+            sources=[str(path) for path in sorted(SOURCE.glob("*/*.cpp"))],
+            depends=[str(path) for path in sorted(SOURCE.glob("*/*.h"))],
             language="c++",
             optional=True,
         )

@@ -356,7 +356,7 @@ void quantized_products() {
     const auto operations_of = [](const Operations& set, WeightFormat format) -> const LinearOperations& {
         const TypedOperations& typed = set.bfloat16;
         if (format == WeightFormat::INT8) return typed.int8;
-        return format == WeightFormat::INT4 ? typed.int4 : typed.blocks[int(BlockFormat::Q4_1)];
+        return format == WeightFormat::INT4 ? typed.int4 : *typed.stored(BlockFormat::Q4_1);
     };
     constexpr Shape MORE[] = {{12, 330, 70}, {13, 330, 70}, {37, 1100, 130}, {230, 320, 70}};
     Pool two(2);

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from native_cases import backend, needs_library, same_bits
 
 from loire.base.config import Quantization
+from loire.base.machine import usable_cores
 from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.formats import Q4_1
 from loire.kernels import cpu
@@ -31,7 +33,7 @@ from loire.kernels.native.library import NativeLibrary
 from loire.kernels.select import select_backend
 
 SOURCE = Path(native.__file__).parent / "source"
-KERNELS = SOURCE / "kernels/instruction_set.cpp"
+PARTS = sorted((SOURCE / "instruction_set").glob("*.cpp"))
 TILES = Path(__file__).parent / "emulated_tiles.h"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-w")
@@ -56,12 +58,16 @@ def compile_(*arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("amx")
-    objects = []
+    jobs = []
     for name, flags in (("portable", ()), ("amx", ("-DLOIRE_AMX", *EMULATED))):
-        objects.append(folder / f"{name}.o")
         names = f"-DLOIRE_TABLE={name}", f'-DLOIRE_NAME="{name}"'
-        compile_(*flags, *names, "-c", KERNELS, "-o", objects[-1])
-    others = [path for path in sorted(SOURCE.glob("*/*.cpp")) if path != KERNELS]
+        jobs += [
+            (*flags, *names, "-c", part, "-o", folder / f"{name}_{part.stem}.o") for part in PARTS
+        ]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(lambda job: compile_(*job), jobs))
+    objects = [job[-1] for job in jobs]
+    others = [path for path in sorted(SOURCE.glob("*/*.cpp")) if path not in PARTS]
     compile_(*EMULATED, "-shared", *others, *objects, "-o", folder / "emulated.so")
     return folder / "emulated.so"
 
@@ -255,16 +261,18 @@ def test_the_real_tiles_compile(tmp_path: Path) -> None:
         pytest.skip("the compiler does not know AMX")
     names = ("-DLOIRE_TABLE=amx", '-DLOIRE_NAME="amx"', "-DLOIRE_AMX")
     sets = ("-DLOIRE_AVX512", "-DLOIRE_AVX512_BF16")
-    made = tmp_path / "amx.o"
-    compile_(*flags.split(), *names, *sets, "-c", KERNELS, "-o", made)
-    assert made.stat().st_size > 0
+    for part in ("dense", "quantized"):
+        made = tmp_path / f"{part}.o"
+        source = SOURCE / f"instruction_set/{part}.cpp"
+        compile_(*flags.split(), *names, *sets, "-c", source, "-o", made)
+        assert made.stat().st_size > 0
 
 
 def test_the_checks_of_the_emulated_machine_hold_for_emulated_tiles(library_path: Path) -> None:
     """Those that need no real instructions; so the program compiles with what it tests."""
-    apart = KERNELS.name, "self_test.cpp"
-    others = [path for path in SOURCE.glob("*/*.cpp") if path.name not in apart]
-    kernels = [library_path.with_name(f"{name}.o") for name in ("portable", "amx")]
+    sources = [path for path in SOURCE.glob("*/*.cpp") if path not in PARTS]
+    others = [path for path in sources if path.name != "self_test.cpp"]
+    kernels = list(library_path.parent.glob("*.o"))
     program = library_path.with_name("amx_guest")
     here = Path(__file__).parent / "amx_guest.cpp"
     compile_(*EMULATED, f"-I{SOURCE}", here, *others, *kernels, "-o", program)

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../kernels/operations.h"
+#include "../kernels/table.h"
 #include "../runtime/attention_plan.h"
 #include "../runtime/forecast.h"
 #include "../runtime/memory.h"
@@ -71,10 +71,7 @@ struct Context {
         if (format == WeightFormat::DENSE) return &operations.dense;
         if (format == WeightFormat::INT8) return &operations.int8;
         if (format == WeightFormat::INT4) return &operations.int4;
-        const int32_t number = int32_t(format) - int32_t(WeightFormat::FIRST_BLOCKS);
-        if (number < 0 || number > LAST_BLOCK_FORMAT) return nullptr;
-        const LinearOperations& found = operations.blocks[number];
-        return found.pack == nullptr ? nullptr : &found;
+        return operations.stored(BlockFormat(int32_t(format) - int32_t(WeightFormat::FIRST_BLOCKS)));
     }
 };
 

@@ -283,21 +283,9 @@ struct CacheOperations {
     PieceFunction rotary, attention;
 };
 
-struct TypedOperations {
-    PieceFunction norm, embed, dequantize;
-    CacheOperations plain_cache, int8_cache;
-    PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
-    int64_t multiply_limit_flops;
-    LinearOperations dense, int8, int4;
-    LinearOperations blocks[LAST_BLOCK_FORMAT + 1];  // by BlockFormat; unknown ones without functions
-};
-
-struct Operations {
-    const char* name;
-    bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
-    PieceFunction choose;            // one row
-    PieceFunction read_limit;        // LIMIT_PIECE_BYTES
-    TypedOperations float32, bfloat16;
+// Products with the blocks of some formats, by BlockFormat; the others without functions.
+struct BlockOperations {
+    LinearOperations formats[LAST_BLOCK_FORMAT + 1];
 };
 
 }  // namespace loire

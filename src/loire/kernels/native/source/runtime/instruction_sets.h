@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "../kernels/operations.h"
+#include "../kernels/table.h"
 
 namespace loire {
 

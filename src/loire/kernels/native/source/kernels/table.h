@@ -1,0 +1,34 @@
+// All that an instruction set provides.
+
+#pragma once
+
+#include "operations.h"
+
+namespace loire {
+
+struct TypedOperations {
+    PieceFunction norm, embed, dequantize;
+    PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
+    int64_t multiply_limit_flops;
+    const CacheOperations &plain_cache, &int8_cache;
+    const LinearOperations &dense, &int8, &int4;
+    const BlockOperations &blocks, &superblocks;  // of 32 elements, and of 256
+
+    // Null for a format that there is not.
+    const LinearOperations* stored(BlockFormat format) const {
+        if (int64_t(format) < 0 || int64_t(format) > LAST_BLOCK_FORMAT) return nullptr;
+        const LinearOperations& found = blocks.formats[int64_t(format)];
+        const LinearOperations& other = superblocks.formats[int64_t(format)];
+        return found.pack != nullptr ? &found : other.pack != nullptr ? &other : nullptr;
+    }
+};
+
+struct Operations {
+    const char* name;
+    bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
+    PieceFunction choose;            // one row
+    PieceFunction read_limit;        // LIMIT_PIECE_BYTES
+    TypedOperations float32, bfloat16;
+};
+
+}  // namespace loire

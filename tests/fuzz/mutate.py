@@ -6,6 +6,7 @@ import random
 import struct
 from typing import Any
 
+import family_samples
 import samples
 
 INTEGERS = (
@@ -80,7 +81,7 @@ def json_value(rng: random.Random, whole: Any) -> Any:
             del place[key]
         case "swap":
             other, name = _place(rng, whole)
-            place[key], other[name] = copy.deepcopy(other[name]), old
+            place[key], other[name] = copy.deepcopy(other[name]), copy.deepcopy(old)
         case "grow" if isinstance(old, list) and old:
             place[key] = old * rng.choice((2, 1000))
         case "grow" if isinstance(old, str):
@@ -126,8 +127,9 @@ def data(rng: random.Random, whole: bytes, most: int) -> bytes:
 def gguf(rng: random.Random) -> bytes:
     """A GGUF file with one mistake."""
     keys = samples.metadata(rng.choice(("gpt2", "llama")))
+    weights = rng.choice(list(samples.BLOCKS)) if rng.random() < 0.5 else "F32"
     if rng.random() < 0.4:
-        whole = samples.gguf(keys)
+        whole = samples.gguf(keys, weights)
         return data(rng, whole, len(whole) if rng.random() < 0.3 else 6000)
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(list(keys))
@@ -140,7 +142,7 @@ def gguf(rng: random.Random) -> bytes:
         else:
             keys[name] = _typed(rng)
     try:
-        return samples.gguf(keys)
+        return samples.gguf(keys, weights)
     except (struct.error, OverflowError, TypeError):  # the change does not fit its type
         return gguf(rng)
 
@@ -173,24 +175,33 @@ def _typed(rng: random.Random) -> tuple[int, Any]:
     return kind, rng.choice(FLOATS) if kind in (samples.F32, 12) else rng.choice(INTEGERS)
 
 
-def directory(rng: random.Random) -> dict[str, Any]:
-    """A directory with one mistake."""
-    contents = samples.files()
-    name = rng.choice(list(contents))
-    content = contents[name]
-    if name == "model.safetensors" and rng.random() < 0.7:
-        head, body = samples.header()
-        text = json.dumps(json_value(rng, head)).encode()
-        contents[name] = struct.pack("<Q", len(text)) + text + body
-    elif name == "chat_template.jinja":
-        contents[name] = _template(rng)
-    elif isinstance(content, bytes):
-        contents[name] = data(rng, content, 3000)
-    elif rng.random() < 0.15:
-        contents[name] = data(rng, json.dumps(content).encode(), 10_000)
+def directory(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """Name of the changed file, and a directory with one mistake."""
+    if rng.random() < 0.3:
+        contents = family_samples.files(rng.choice(list(family_samples.families())))
     else:
-        contents[name] = json_value(rng, content)
-    return contents
+        contents = samples.files(
+            "Unigram" if rng.random() < 0.2 else "BPE",
+            sharded=rng.random() < 0.2,
+            named=rng.random() < 0.2,
+        )
+    name = rng.choice(list(contents))
+    contents[name] = _changed(rng, name, contents[name])
+    return name, contents
+
+
+def _changed(rng: random.Random, name: str, content: Any) -> Any:
+    if name.endswith(".safetensors") and rng.random() < 0.7:
+        [length] = struct.unpack("<Q", content[:8])
+        head = json_value(rng, json.loads(content[8 : 8 + length]))
+        return samples.safetensors(head, content[8 + length :])
+    if name == "chat_template.jinja":
+        return _template(rng)
+    if isinstance(content, bytes):
+        return data(rng, content, 3000)
+    if rng.random() < 0.15:
+        return data(rng, json.dumps(content).encode(), 10_000)
+    return json_value(rng, content)
 
 
 PIECES = ("{{ ", " }}", "{% ", " %}", "for x in messages", "endfor", "if ", "else", "set a = ", "(")

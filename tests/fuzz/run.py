@@ -2,15 +2,18 @@
 
     python tests/fuzz/run.py [--cases N] [--minutes M] [--seed S] [--only KIND] [--keep DIR]
 
-Each case runs in a child process under limits. A fault is an end by a signal, more than 5 s of
-CPU, more than 2 GB, or an exception that is none of Loire's. Ends with status 1 if there was one;
---keep writes the files of each fault. The same seed gives the same files.
+Cases run one after another in child processes under limits: forty in each, and those that come
+after a fault in the next. A fault is an end by a signal, more than 5 s of CPU, a minute without an
+answer, more than 2 GB, or an exception that is none of Loire's. Ends with status 1 if there was
+one; --keep writes the files of each fault. The same seed gives the same files.
 """
 
 import argparse
 import os
 import random
+import re
 import resource
+import select
 import signal
 import sys
 import tempfile
@@ -23,43 +26,51 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import family_samples
 import mutate
 import samples
+from template_pool import reuse_template_processes
 
 from loire.base.errors import LoireError
 
 CPU_S = 5
 MEMORY_BYTES = 2 * 2**30
+SILENCE_S = 60
 PER_CHILD = 40
 GENERATED_SHARE = 0.1
 """Of the cases: also loaded, and asked for some tokens."""
 MESSAGES = [{"role": "user", "content": "Hello, w\u00f6rld 123 <|im_end|>"}]
 
 
-def prepare(seed: int, kind: str, folder: Path) -> Path:
-    """Write the files of a case."""
+def prepare(seed: int, kind: str, folder: Path) -> tuple[str, Path]:
+    """Write the files of a case; which of them is changed, and the model's path."""
     rng = random.Random(f"{kind} {seed}")
     if kind == "gguf":
         path = folder / "model.gguf"
         path.write_bytes(mutate.gguf(rng))
-        return path
+        return "model.gguf", path
     for old in folder.iterdir():
         if old.is_file():
             old.unlink()
-    return samples.write(folder, mutate.directory(rng))
+    name, contents = mutate.directory(rng)
+    return re.sub(r"-0\S*", "-N.safetensors", name), samples.write(folder, contents)
 
 
 def use(path: Path, *, generate: bool) -> None:
     """What Loire does with a model, from its header to (where asked) some tokens."""
     from loire.checkpoint.open import open_checkpoint
-    from loire.text.tokenizer import checkpoint_tokenizer
+    from loire.engine.frontend import Frontend
 
     checkpoint = open_checkpoint(path)
-    tokenizer = checkpoint_tokenizer(checkpoint)
+    front = Frontend(checkpoint, 128)
+    tokenizer = front.tokenizer
     ids = tokenizer.encode(str(MESSAGES[0]["content"]))
     tokenizer.decode([*ids, 0, 1, 2, tokenizer.vocab_size - 1])
     for token_id in ids:
         tokenizer.token_bytes(token_id)
+    if front.has_chat_template:
+        front.render(MESSAGES)
+        front.template.close()
     if generate:
         from loire import LLM, SamplingParams
 
@@ -89,22 +100,26 @@ def outcome(work: Callable[[], None]) -> str:
 def child(cases: list[tuple[int, str]], folder: Path, tell: int) -> None:
     """Run cases one after another, telling each before and after it runs."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics are loud
+    reuse_template_processes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for seed, kind in cases:
-        path = prepare(seed, kind, folder)
+        name, path = prepare(seed, kind, folder)
         generate = random.Random(seed).random() < GENERATED_SHARE
-        os.write(tell, b"begun\n")
+        os.write(tell, f"{name}\n".encode())
         signal.setitimer(signal.ITIMER_PROF, CPU_S)
         told = outcome(lambda path=path, generate=generate: use(path, generate=generate))
         signal.setitimer(signal.ITIMER_PROF, 0)
         os.write(tell, told.encode("utf-8", "replace")[:1000] + b"\n")
 
 
-def run(cases: list[tuple[int, str]], folder: Path) -> list[str]:
-    """Outcomes of cases, in order; fewer if one of them ended the child: that is the last."""
+def run(cases: list[tuple[int, str]], folder: Path) -> list[tuple[str, str]]:
+    """Which file was changed and what came of it, of each case in order.
+
+    Fewer if one of them ended the child: that is the last.
+    """
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -113,15 +128,38 @@ def run(cases: list[tuple[int, str]], folder: Path) -> list[str]:
         child(cases, folder, write)
         os._exit(0)
     os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        lines = pipe.read().decode("utf-8", "replace").splitlines()
+    told, silent = _told(read)
+    if silent:
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    outcomes = [line for line in lines if line != "begun"]
-    if os.WIFSIGNALED(status) and len(outcomes) < len(cases):
-        number = os.WTERMSIG(status)
-        took = number in (signal.SIGPROF, signal.SIGXCPU)
-        outcomes.append(f"more than {CPU_S} s of CPU" if took else f"signal {number}")
+    outcomes = list(zip(told[::2], told[1::2], strict=False))
+    if len(outcomes) < len(cases):
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        reason = f"signal {number}" if number else f"status {os.waitstatus_to_exitcode(status)}"
+        if number in (signal.SIGPROF, signal.SIGXCPU):
+            reason = f"more than {CPU_S} s of CPU"
+        if silent:
+            reason = f"no answer in {SILENCE_S} s"
+        outcomes.append((told[-1] if len(told) % 2 else "none", reason))
     return outcomes
+
+
+def _told(pipe: int) -> tuple[list[str], bool]:
+    """All lines until the pipe ends, and whether nothing came for too long.
+
+    Counted in seconds in which this process runs: both may be stopped for a while.
+    """
+    data, silent_s = b"", 0
+    with os.fdopen(pipe, "rb", buffering=0) as file:
+        while silent_s < SILENCE_S:
+            if not select.select([file], [], [], 1.0)[0]:
+                silent_s += 1
+                continue
+            piece = file.read(65536)
+            if not piece:
+                break
+            data, silent_s = data + piece, 0
+    return data.decode("utf-8", "replace").splitlines(), silent_s >= SILENCE_S
 
 
 def main() -> int:
@@ -138,8 +176,10 @@ def main() -> int:
     import loire.execution.build  # noqa: F401  imported once, for all children
 
     kinds = (args.only,) if args.only else ("gguf", "directory")
+    if "directory" in kinds:
+        family_samples.families()
     end = time.monotonic() + 60 * args.minutes
-    counts: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     faults: dict[str, tuple[int, str]] = {}
     waiting = [(args.seed * 10**6 + i, kinds[i % len(kinds)]) for i in range(args.cases)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,17 +187,33 @@ def main() -> int:
             batch = waiting[:PER_CHILD]
             outcomes = run(batch, Path(scratch))
             waiting = waiting[max(len(outcomes), 1) :]
-            for case, told in zip(batch, outcomes, strict=False):
-                counts[told if told in ("ok", "refused") else "faults"] += 1
-                if told in ("ok", "refused"):
+            for case, (name, told) in zip(batch, outcomes, strict=False):
+                kind = told if told in ("ok", "refused") else "fault"
+                counts[name, kind] += 1
+                if kind != "fault":
                     continue
-                print(f"{case[1]} {case[0]}: {told}", flush=True)
+                print(f"{case[1]} {case[0]}: {name}: {told}", flush=True)
                 if told not in faults and args.keep:
                     prepare(*case, _made(args.keep / f"{case[1]}-{case[0]}"))
                 faults.setdefault(told, case)
-    print(f"{sum(counts.values())} cases: {counts['ok']} taken, {counts['refused']} refused, "
-          f"{counts['faults']} faults of {len(faults)} kinds")  # fmt: skip
+    print_counts(counts)
+    if faults:
+        print(f"{len(faults)} kinds of faults")
     return 1 if faults else 0
+
+
+def print_counts(counts: "Counter[tuple[str, str]]") -> None:
+    """A line for each file that was changed, and one for all."""
+    for name in sorted({name for name, _ in counts}):
+        row = {kind: counts[name, kind] for kind in ("ok", "refused", "fault")}
+        print(f"{name:30} {_shown(row)}")
+    total = {kind: sum(n for (_, k), n in counts.items() if k == kind) for _, kind in counts}
+    print(f"{'all':30} {_shown({'ok': 0, 'refused': 0, 'fault': 0} | total)}")
+
+
+def _shown(row: dict[str, int]) -> str:
+    cases, taken, refused = sum(row.values()), row["ok"], row["refused"]
+    return f"{cases:7,} cases: {taken:7,} taken, {refused:7,} refused, {row['fault']} faults"
 
 
 def _made(folder: Path) -> Path:

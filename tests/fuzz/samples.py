@@ -2,10 +2,12 @@
 
 import json
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 STRING, ARRAY, U32, I32, F32 = 8, 9, 4, 5, 6
+SINGLE = "model.safetensors"
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS = 32, 64, 4, 2, 1
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
@@ -59,9 +61,22 @@ _COMMON = {
 }
 
 
+@cache
 def _data(shape: tuple[int, ...]) -> bytes:
     count = shape[0] * (shape[1] if len(shape) > 1 else 1)
     return struct.pack(f"<{count}f", *(((i * 37) % 101 - 50) / 500 for i in range(count)))
+
+
+BLOCKS = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20),
+          "Q5_0": (6, 32, 22), "Q8_0": (8, 32, 34), "MXFP4": (39, 32, 17)}  # fmt: skip
+"""Of formats whose blocks fill a row of the samples: number, elements and bytes of a block."""
+
+
+def _packed(name: str, shape: tuple[int, ...]) -> bytes:
+    """Small bytes, so that scales are small numbers, too."""
+    count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+    _, elements, size = BLOCKS[name]
+    return bytes((i * 37) % 29 for i in range(count // elements * size))
 
 
 def metadata(kind: str = "gpt2") -> dict[str, tuple[int, Any]]:
@@ -102,8 +117,11 @@ def _value(kind: int, value: Any) -> bytes:
     return struct.pack("<" + _CODES[kind], value)
 
 
-def gguf(keys: dict[str, tuple[int, Any]]) -> bytes:
-    """A GGUF file of these keys and a tiny Llama's tensors. Raises struct.error for misfits."""
+def gguf(keys: dict[str, tuple[int, Any]], weights: str = "F32") -> bytes:
+    """A GGUF file of these keys and a tiny Llama's tensors. Raises struct.error for misfits.
+
+    weights: format of the matrices.
+    """
     sizes = shapes()
     out = b"GGUF" + struct.pack("<IQQ", 3, len(sizes), len(keys))
     for key, (kind, value) in keys.items():
@@ -112,8 +130,10 @@ def gguf(keys: dict[str, tuple[int, Any]]) -> bytes:
     for name, shape in sizes.items():
         body = body.ljust(-(-len(body) // 32) * 32, b"\0")
         out += _value(STRING, name) + struct.pack("<I", len(shape))
-        out += struct.pack(f"<{len(shape)}Q", *reversed(shape)) + struct.pack("<IQ", 0, len(body))
-        body += _data(shape)
+        packed = weights if len(shape) > 1 else "F32"
+        out += struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        out += struct.pack("<IQ", BLOCKS[packed][0], len(body))
+        body += _data(shape) if packed == "F32" else _packed(packed, shape)
     return out.ljust(-(-len(out) // 32) * 32, b"\0") + body
 
 
@@ -155,8 +175,8 @@ def header() -> tuple[dict[str, Any], bytes]:
     return found, body
 
 
-def tokenizer() -> dict[str, Any]:
-    """tokenizer.json."""
+def tokenizer(kind: str = "BPE") -> dict[str, Any]:
+    """tokenizer.json; kind: BPE or Unigram."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     level = {
         "type": "ByteLevel",
@@ -167,6 +187,18 @@ def tokenizer() -> dict[str, Any]:
     pattern = {"Regex": r"\p{N}| ?[^\s\p{N}]+|\s+"}
     split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     words = tokens()
+    model: dict[str, Any] = {
+        "type": kind,
+        "dropout": None,
+        "unk_token": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": {token: index for index, token in enumerate(words)},
+        "merges": ["h e", "l l"],
+    }
+    if kind == "Unigram":
+        scored = [[token, -index / 10] for index, token in enumerate(words)]
+        model = {"type": kind, "unk_id": 0, "vocab": scored, "byte_fallback": False}
     return {
         "version": "1.0",
         "truncation": None,
@@ -179,29 +211,63 @@ def tokenizer() -> dict[str, Any]:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
         "post_processor": None,
         "decoder": level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: index for index, token in enumerate(words)},
-            "merges": ["h e", "l l"],
-        },
+        "model": model,
     }
 
 
-def files() -> dict[str, Any]:
-    """A Hugging Face directory: name -> JSON, text or bytes."""
-    head, body = header()
+def safetensors(head: dict[str, Any], body: bytes) -> bytes:
+    """A file of this header and these weights."""
     text = json.dumps(head).encode()
-    return {
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def files(kind: str = "BPE", *, sharded: bool = False, named: bool = False) -> dict[str, Any]:
+    """A Hugging Face directory: name -> JSON, text or bytes.
+
+    kind: of the tokenizer. sharded: weights in two files with an index. named: several templates,
+    in tokenizer_config.json.
+    """
+    head, body = header()
+    names: dict[str, Any] = {"eos_token": "<|im_end|>", "bos_token": {"content": SPECIAL[0]}}
+    if named:
+        names["chat_template"] = [
+            {"name": name, "template": TEMPLATE} for name in ("default", "tool_use")
+        ]
+    found = {
         "config.json": config(),
         "generation_config.json": {"eos_token_id": [2], "temperature": 0.6, "top_p": 0.9},
-        "tokenizer.json": tokenizer(),
-        "tokenizer_config.json": {"eos_token": "<|im_end|>", "bos_token": {"content": SPECIAL[0]}},
-        "chat_template.jinja": TEMPLATE,
-        "model.safetensors": struct.pack("<Q", len(text)) + text + body,
+        "tokenizer.json": tokenizer(kind),
+        "tokenizer_config.json": names,
+        **({} if named else {"chat_template.jinja": TEMPLATE}),
+    }
+    return found | (shards(head, body) if sharded else {SINGLE: safetensors(head, body)})
+
+
+def shards(head: dict[str, Any], body: bytes) -> dict[str, Any]:
+    """The same tensors in two files, and their index."""
+    parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    bodies = [b"", b""]
+    where: dict[str, str] = {}
+    names = [name for name in head if name != "__metadata__"]
+    for number, name in enumerate(names):
+        part = number % 2
+        begin, end = head[name]["data_offsets"]
+        at = len(bodies[part])
+        parts[part][name] = {**head[name], "data_offsets": [at, at + end - begin]}
+        bodies[part] += body[begin:end]
+        where[name] = f"model-{part + 1:05}-of-00002.safetensors"
+    index = {"metadata": {"total_size": len(body)}, "weight_map": where}
+    return {"model.safetensors.index.json": index} | {
+        f"model-{part + 1:05}-of-00002.safetensors": safetensors(parts[part], bodies[part])
+        for part in (0, 1)
+    }
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The files of a directory: JSON as its value, all else as bytes."""
+    return {
+        path.name: json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
+        for path in sorted(directory.iterdir())
     }
 
 

@@ -3,17 +3,19 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
 import pytest
 
-from loire.base.errors import RequestError
+from loire.base.errors import BusyError, EngineError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
-from loire.text import form_checker
+from loire.text import form_turns
 from loire.text.form_checker import FormChecker
 from loire.text.form_process import MAX_SECONDS
+from loire.text.form_turns import FormTurns, NobodyWaitsError
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 OPTIONAL = "".join(f"[{chr(97 + index % 26)}-z]?" for index in range(10_000))
@@ -66,13 +68,13 @@ def test_others_go_on_while_one_is_compiled(checker: FormChecker) -> None:
 def test_a_share_waits_for_itself_and_no_crowd_gathers(
     checker: FormChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(form_checker, "MAX_WAITING", 2)
+    monkeypatch.setattr(form_turns, "MAX_WAITING", 2)
     answers: list[str] = []
 
     def expensive(number: int) -> None:
         try:
             checker.check(StructuredOutputs(regex=OPTIONAL + str(number)), share="a")
-        except RequestError as error:
+        except (BusyError, RequestError) as error:
             answers.append(str(error))
 
     threads = [threading.Thread(target=expensive, args=(number,)) for number in range(5)]
@@ -97,6 +99,92 @@ def test_answers_are_kept(checker: FormChecker, monkeypatch: pytest.MonkeyPatch)
         checker.check(bad)
     assert str(first.value) == str(second.value)
     assert first.value.param == "structured_outputs"
+
+
+def test_shares_take_turns_however_many_one_has_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(form_turns, "MAX_AT_ONCE", 1)
+    turns = FormTurns()
+    order: list[str] = []
+    threads = []
+
+    def compile_one(share: str) -> None:
+        with turns.turn(share):
+            order.append(share)
+
+    with turns.turn("first"):
+        for share in "aaabab":
+            threads.append(threading.Thread(target=compile_one, args=(share,)))
+            threads[-1].start()
+            while sum(turns._waiting.values()) < len(threads):
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert "".join(order) == "ababaa"
+
+
+def test_nothing_is_compiled_for_a_client_that_has_gone(tokenizer: Tokenizer) -> None:
+    checker = FormChecker(tokenizer)
+    checker.prepare()
+    assert checker._link is not None
+    link, process = checker._link, psutil.Process(checker._link._child.pid)
+    gone: list[Future[None]] = [Future(), Future()]
+    ends: list[Exception] = []
+
+    def expensive(number: int) -> None:
+        form = StructuredOutputs(regex=OPTIONAL + str(number))
+        try:
+            checker.check(form, share="a", abandoned=gone[number])
+        except (NobodyWaitsError, RequestError) as error:
+            ends.append(error)
+
+    threads = [threading.Thread(target=expensive, args=(number,)) for number in range(2)]
+    threads[0].start()
+    while len(process.children(recursive=True)) < 2:  # who watches, who compiles
+        time.sleep(0.001)
+    threads[1].start()
+    while not checker._turns._waiting["a"]:
+        time.sleep(0.001)
+    gone[1].set_result(None)  # the one in the line
+    threads[1].join()
+    gone[0].set_result(None)
+    threads[0].join()
+    assert [type(end) for end in ends] == [NobodyWaitsError, NobodyWaitsError]
+    assert not link._waiting
+    assert not checker._turns._active
+    assert not checker._turns._waiting
+    while any(child.status() != psutil.STATUS_ZOMBIE for child in _alive(process)):
+        time.sleep(0.001)
+    checker.check(StructuredOutputs(choice=("the share goes on",)), share="a")
+    assert checker._link is link
+    checker.close()
+
+
+def _alive(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if child.is_running()]
+
+
+def test_a_death_of_the_process_is_no_mistake_of_the_request(tokenizer: Tokenizer) -> None:
+    checker = FormChecker(tokenizer)
+    checker.prepare()
+    assert checker._link is not None
+    process = psutil.Process(checker._link._child.pid)
+    ends: list[Exception] = []
+
+    def expensive() -> None:
+        try:
+            checker.check(StructuredOutputs(regex=OPTIONAL))
+        except (EngineError, RequestError) as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=expensive)
+    thread.start()
+    while len(process.children(recursive=True)) < 2:
+        time.sleep(0.001)
+    for killed in (process, *process.children(recursive=True)):
+        killed.kill()
+    thread.join()
+    assert isinstance(ends[0], EngineError)
+    checker.close()
 
 
 def test_a_process_that_ended_is_replaced(tokenizer: Tokenizer) -> None:

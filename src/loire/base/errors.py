@@ -9,6 +9,7 @@
     │   └── ModelNotFoundError         ... because nothing of that name is here or can be fetched
     ├── RequestError                   a request that cannot be accepted (also a ValueError)
     │   └── PromptTooLongError         ... because it does not fit
+    ├── BusyError                      too much of a kind is under way: try again later
     └── EngineError                    the engine cannot go on (stopped, or its step failed)
         └── RequestTimeoutError        ... in the time that a request may take
 
@@ -69,6 +70,10 @@ class RequestError(LoireError, ValueError):
 
 class PromptTooLongError(RequestError):
     """A prompt (with the output it asks for) that exceeds the model's window."""
+
+
+class BusyError(LoireError):
+    """Too much of a kind is under way; the same may be taken a little later."""
 
 
 class EngineError(LoireError):

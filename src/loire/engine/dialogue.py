@@ -101,7 +101,7 @@ def begin_turn(
     thinking = _thinking(dialect, prompt)
     thoughts = Thoughts(dialect.reasoning, thinking, lambda text: _special_id(frontend, text))
     form = params.structured_outputs
-    params = _constrained(frontend, thoughts, use, params)
+    params = _constrained(frontend, thoughts, use, params, origin)
     enforced = use is not None and use.enforced
     try:
         submission = frontend.rendered(
@@ -113,7 +113,7 @@ def begin_turn(
         )
     except RequestError as error:
         if use is not None and enforced and error.param == "structured_outputs":
-            raise _about_tools(frontend, use, error) from error
+            raise _about_tools(frontend, use, error, origin) from error
         raise
     is_json = form is not None and form.is_json
     return Turn(submission, use, dialect, thinking, is_json, ignored)
@@ -129,13 +129,15 @@ def _render(frontend: Frontend, conversation: Conversation, variables: Mapping[s
     return frontend.render(conversation.messages, tools, variables)
 
 
-def _about_tools(frontend: Frontend, use: ToolUse, error: RequestError) -> RequestError:
+def _about_tools(
+    frontend: Frontend, use: ToolUse, error: RequestError, origin: Origin
+) -> RequestError:
     """An error of the grammar of calls, about the tool whose parameters are at fault, or all."""
     for number, tool in enumerate(use.tools):
         if not tool.strict:
             continue  # what of it cannot be enforced was left out
         try:
-            frontend.check_form(StructuredOutputs(json=tool.parameters))
+            frontend.check_form(StructuredOutputs(json=tool.parameters), origin)
         except RequestError as alone:
             reason = str(alone).removeprefix("structured_outputs.json: ")
             return RequestError(
@@ -198,12 +200,16 @@ def _thinking(dialect: Dialect, prompt: str) -> Thinking:
 
 
 def _constrained(
-    frontend: Frontend, thoughts: Thoughts, use: ToolUse | None, params: SamplingParams
+    frontend: Frontend,
+    thoughts: Thoughts,
+    use: ToolUse | None,
+    params: SamplingParams,
+    origin: Origin,
 ) -> SamplingParams:
     """The parameters with all that is asked of the answer's form as one constraint."""
     form = params.structured_outputs
     if form is not None and (use is not None or thoughts.possible):
-        frontend.check_form(form)  # alone, so that an error is about what was sent
+        frontend.check_form(form, origin)  # alone, so that an error is about what was sent
     if use is None:
         form = form and thoughts.before(form)
         return replace(params, structured_outputs=form)
@@ -215,7 +221,12 @@ def _constrained(
         )
     if form is None and not use.enforced:
         return params
-    grammar = CallGrammar(frontend.dialect.tool_format, thoughts, form, frontend.check_form)
+    grammar = CallGrammar(
+        frontend.dialect.tool_format,
+        thoughts,
+        form,
+        check=lambda schema: frontend.check_form(schema, origin),
+    )
     return replace(params, structured_outputs=StructuredOutputs(grammar=grammar.write(use)))
 
 

@@ -95,9 +95,12 @@ class Frontend:
         """Raise RequestError, naming the parameter, if an id is not in the vocabulary."""
         self._builder.check_token_ids(param, token_ids)
 
-    def check_form(self, form: StructuredOutputs) -> None:
-        """Raise RequestError if a constraint is wrong, too large, or not supported."""
-        self._builder.check_form(form)
+    def check_form(self, form: StructuredOutputs, origin: Origin = HERE) -> None:
+        """Raise RequestError if a constraint is wrong, too large, or not supported.
+
+        Raises BusyError if too many of the same tenant's wait to be checked.
+        """
+        self._builder.check_form(form, origin)
 
     def render(
         self,

@@ -6,6 +6,7 @@ Everything that would fail later is refused here, with the numbers.
 import random
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from loire.base import request_values as values
@@ -40,12 +41,14 @@ class Origin:
     """Where a request comes from.
 
     cache_salt: only requests of equal salt share prefixes. priority: lower is earlier; above 0 it
-    is background work. tenant: on whose behalf; tenants are served the same number of tokens.
+    is background work. tenant: on whose behalf; tenants are served the same number of tokens, and
+    their constraints are compiled in turn. abandoned: done as soon as nobody wants it any more.
     """
 
     cache_salt: str = ""
     priority: int = 0
     tenant: str = ""
+    abandoned: "Future[None] | None" = None
 
 
 HERE = Origin()
@@ -102,7 +105,7 @@ class RequestBuilder:
         self._check_computable("logit_bias", tuple(params.logit_bias))
         self._check_computable("stop_token_ids", params.stop_token_ids)
         if params.structured_outputs is not None:
-            self.check_form(params.structured_outputs)
+            self.check_form(params.structured_outputs, origin)
         request = EngineRequest(
             request_id=request_id,
             prompt_token_ids=token_ids,
@@ -115,9 +118,12 @@ class RequestBuilder:
         )
         return Submission(request=request, prompt=text, arrival_s=arrival_s, shown_ids=shown_ids)
 
-    def check_form(self, form: StructuredOutputs) -> None:
-        """Raise RequestError if a constraint is wrong, too large, or not supported."""
-        self._forms.check(form)
+    def check_form(self, form: StructuredOutputs, origin: Origin = HERE) -> None:
+        """Raise RequestError if a constraint is wrong, too large, or not supported.
+
+        Raises BusyError if too many of the same tenant's wait to be checked.
+        """
+        self._forms.check(form, origin.tenant, origin.abandoned)
 
     def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
         """Raise RequestError, naming the field, if a token is not in the vocabulary."""

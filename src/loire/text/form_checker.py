@@ -1,27 +1,23 @@
 """Checks constraints before their requests are queued, in a process of its own."""
 
+import contextlib
 import marshal
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
-from contextlib import contextmanager
 from dataclasses import fields
 
-from loire.base.errors import RequestError
+from loire.base.errors import EngineError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.text.child_process import ChildError, ChildProcess
+from loire.text.form_turns import FormTurns, NobodyWaitsError
 from loire.text.grammar import TokenTable
 from loire.text.tokenizer import Tokenizer
 
 MAX_KEPT = 256
 """Results that are kept, the latest used ones."""
-MAX_AT_ONCE = 2
-"""Constraints that are compiled at the same time; of one share, one."""
-MAX_WAITING = 16
-"""Constraints of one share that wait for their turn."""
 PATIENCE_S = 60.0
 """By the clock; what compiling costs is bounded by processor time."""
 
@@ -36,13 +32,20 @@ class FormChecker:
         self._tokenizer = tokenizer
         self._kept: OrderedDict[StructuredOutputs, str] = OrderedDict()
         self._lock = threading.Lock()
-        self._turns = _Turns()
+        self._turns = FormTurns()
         self._link: _Link | None = None
 
-    def check(self, spec: StructuredOutputs, share: str = "") -> None:
+    def check(
+        self,
+        spec: StructuredOutputs,
+        share: str = "",
+        abandoned: "Future[None] | None" = None,
+    ) -> None:
         """Raise RequestError if the constraint is wrong, too large, or not supported.
 
-        share: whose constraints take turns with one another, such as a tenant's.
+        share: whose constraints take turns with one another, such as a tenant's. abandoned: done
+        as soon as nobody waits for the answer; then it ends at once, and so does the compilation.
+        Raises BusyError if too many of the share wait, EngineError if the process died.
         """
         if not self._tokenizer.eos_token_ids:
             raise RequestError(
@@ -52,10 +55,10 @@ class FormChecker:
             )
         reason = self._find(spec)
         if reason is None:
-            with self._turns.turn(share):
+            with self._turns.turn(share, abandoned):
                 reason = self._find(spec)  # it may have been asked meanwhile
                 if reason is None:
-                    reason = self._running().ask(spec)
+                    reason = self._running().ask(spec, abandoned)
                     self._keep(spec, reason)
         if reason:
             raise RequestError(reason, param="structured_outputs")
@@ -108,8 +111,11 @@ class _Link:
     def has_ended(self) -> bool:
         return self._child.has_ended
 
-    def ask(self, spec: StructuredOutputs) -> str:
-        """What is wrong with a constraint; nothing if it compiles. Raises RequestError."""
+    def ask(self, spec: StructuredOutputs, abandoned: "Future[None] | None" = None) -> str:
+        """What is wrong with a constraint; nothing if it compiles.
+
+        Raises NobodyWaitsError, and EngineError if there is no answer.
+        """
         future: Future[str] = Future()
         values = {field.name: getattr(spec, field.name) for field in fields(spec)}
         try:
@@ -117,58 +123,37 @@ class _Link:
                 number, self._next = self._next, self._next + 1
                 self._waiting[number] = future
                 self._child.send(marshal.dumps((number, values)), _soon())
+            if abandoned is not None:
+                abandoned.add_done_callback(lambda _: self._abandon(number))
             return future.result(PATIENCE_S)
+        except NobodyWaitsError:
+            with self._lock, contextlib.suppress(ChildError):
+                self._child.send(marshal.dumps((number, None)), _soon())
+            raise
         except (ChildError, TimeoutError) as error:
             self.close()
-            raise RequestError(
-                f"structured_outputs.{spec.kind} could not be checked: {error}",
-                param="structured_outputs",
+            raise EngineError(
+                f"structured_outputs.{spec.kind} could not be checked: {error}"
             ) from error
+
+    def _abandon(self, number: int) -> None:
+        """On any thread: the one that waits tells the process."""
+        future = self._waiting.pop(number, None)
+        if future is not None:
+            future.set_exception(NobodyWaitsError())
 
 
 def _read(child: ChildProcess, waiting: dict[int, "Future[str]"]) -> None:
     try:
         while True:
             answer = child.receive(None)
-            waiting.pop(int.from_bytes(answer[:4], "big")).set_result(answer[4:].decode())
+            future = waiting.pop(int.from_bytes(answer[:4], "big"), None)
+            if future is not None:  # else nobody waits for it any more
+                future.set_result(answer[4:].decode())
     except (ChildError, OSError, ValueError) as error:
         reason = ChildError(f"the process that checks ended ({error})")
     while waiting:
         waiting.popitem()[1].set_exception(reason)
-
-
-class _Turns:
-    """Who compiles: a few at a time, of each share one, and no crowd waits."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._active: set[str] = set()
-        self._waiting: Counter[str] = Counter()
-
-    @contextmanager
-    def turn(self, share: str) -> Iterator[None]:
-        """Wait for a turn, and have it. Raises RequestError if too many of the share wait."""
-        with self._changed:
-            if self._waiting[share] >= MAX_WAITING:
-                raise RequestError(
-                    f"{MAX_WAITING} other constraints wait for their turn to be compiled, which "
-                    f"is the most: send it again when some of them are answered",
-                    param="structured_outputs",
-                )
-            self._waiting[share] += 1
-            self._changed.wait_for(
-                lambda: share not in self._active and len(self._active) < MAX_AT_ONCE
-            )
-            self._waiting[share] -= 1
-            self._active.add(share)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._active.remove(share)
-                if not self._waiting[share]:
-                    del self._waiting[share]
-                self._changed.notify_all()
 
 
 def _soon() -> float:

@@ -5,9 +5,11 @@ operating system, which kills it when it wants more. So nothing that is asked de
 ask, and no bound rests on what the library counts.
 
 The first message is marshalled (tokens, eos ids, bos id, special ids); each other one (number,
-fields of StructuredOutputs). An answer is the number in four bytes, and what is wrong, or nothing.
+fields of StructuredOutputs), or (number, None) to give one up that is still compiled. An answer is
+the number in four bytes, and what is wrong, or nothing.
 """
 
+import contextlib
 import marshal
 import os
 import resource
@@ -34,16 +36,37 @@ def main() -> None:
     source = sys.stdin.buffer
     compiler = GrammarCompiler(TokenTable(*marshal.loads(_message(source))))
     compiler.prepare()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
+    watchers: dict[int, int] = {}
     while True:
         number, fields = marshal.loads(_message(source))
-        if os.fork() == 0:
+        if fields is None:
+            _give_up(watchers.pop(number, 0))
+            continue
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
             _watch(compiler, number, StructuredOutputs(**fields))
+        watchers = {other: old for other, old in watchers.items() if not _ended(old)} | {
+            number: pid
+        }
+
+
+def _ended(pid: int) -> bool:
+    """Whether a child has ended. Until it is asked here, its number is no other process's."""
+    return os.waitpid(pid, os.WNOHANG)[0] == pid
+
+
+def _give_up(pid: int) -> None:
+    """Kill who watches over a constraint and who compiles it, if they are still there."""
+    if pid and not _ended(pid):
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it had not made its group yet
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _watch(compiler: GrammarCompiler, number: int, spec: StructuredOutputs) -> None:
     """Fork once more, wait, and answer for it if it was killed. Does not return."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     worker = os.fork()
     if worker == 0:
         _limit()

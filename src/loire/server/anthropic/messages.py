@@ -1,6 +1,5 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
 
-import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator, Iterable
@@ -16,7 +15,7 @@ from loire.base.sampling import SamplingParams
 from loire.engine.dialogue import Turn, begin_turn, prompt_of
 from loire.server.anthropic.answer import AnswerBlock, Message, MessagesUsage, TokenCount
 from loire.server.anthropic.request import CountRequest, MessagesRequest
-from loire.server.serving.client import CallClient, admit
+from loire.server.serving.client import CallClient, admit, prepare
 from loire.server.serving.generation import Choice, Generation
 from loire.server.serving.served import Served
 from loire.server.web.connection import while_connected
@@ -69,7 +68,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     """The next message of a conversation; with "stream": true as events."""
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    turn = await asyncio.to_thread(_submit, client, body)
+    turn = await client.prepare(request, lambda: _submit(client, body))
     for name in turn.ignored:
         note_ignored(name)
     generation = Generation(client, [turn.submission], prompt_only=body.max_tokens == 0)
@@ -83,7 +82,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 
 
 @router.post("/v1/messages/count_tokens", responses=_ERRORS)
-async def count_tokens(body: CountRequest, served: Served) -> TokenCount:
+async def count_tokens(body: CountRequest, served: Served, request: Request) -> TokenCount:
     """How many tokens the prompt of such a request would have."""
     frontend = served.engine_for(body.model).frontend
 
@@ -91,7 +90,7 @@ async def count_tokens(body: CountRequest, served: Served) -> TokenCount:
         prompt = prompt_of(frontend, body.conversation())
         return len(frontend.tokenizer.encode(prompt, add_special_tokens=False))
 
-    return TokenCount(input_tokens=await asyncio.to_thread(count))
+    return TokenCount(input_tokens=await prepare(request, count))
 
 
 def _submit(client: CallClient, body: MessagesRequest) -> Turn:

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -62,7 +61,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     """The next message of a conversation."""
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    turn = await asyncio.to_thread(_submit, client, body)
+    turn = await client.prepare(request, lambda: _submit(client, body))
     for name in turn.ignored:
         note_ignored(name)
     answer = ChatAnswer(body, turn, Generation(client, [turn.submission]))

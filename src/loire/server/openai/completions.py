@@ -1,6 +1,5 @@
 """POST /v1/completions."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -38,7 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """One or many texts, continued."""
     client = admit(request, body.model)
     # Off the event loop: long prompts take a while to tokenize.
-    submissions = await asyncio.to_thread(_submit, client, body)
+    submissions = await client.prepare(request, lambda: _submit(client, body))
     answer = CompletionAnswer(
         body, Generation(client, submissions, prompt_only=body.max_tokens == 0)
     )

@@ -1,6 +1,5 @@
 """POST /v1/embeddings: texts as vectors, the pooled hidden states of the served model."""
 
-import asyncio
 import base64
 import math
 import struct
@@ -81,7 +80,7 @@ class Embeddings(BaseModel):
 async def create_embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     """Texts as vectors."""
     client = admit(request, body.model)
-    submissions = await asyncio.to_thread(_submit, client, body)
+    submissions = await client.prepare(request, lambda: _submit(client, body))
     generation = Generation(client, submissions)
     await while_connected(request.receive, generation.run())
     vectors = [_shortened(choice.pooled, body.dimensions) for choice in generation.choices]

@@ -1,14 +1,14 @@
 """POST /tokenize and /detokenize, as vLLM has them: what a prompt becomes, and back."""
 
-import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
 from loire.engine.frontend import Frontend
 from loire.server.openai.chat_protocol import ChatMessage
 from loire.server.openai.completions_protocol import MAX_PROMPT_TOKENS
+from loire.server.serving.client import prepare
 from loire.server.serving.served import Served
 from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.json_body import JsonRoute
@@ -59,10 +59,10 @@ class Detokenized(BaseModel):
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, served: Served) -> Tokenized:
+async def tokenize(body: TokenizeRequest, served: Served, request: Request) -> Tokenized:
     """The token ids of a prompt."""
     frontend = served.engine_for(body.model or served.names[0]).frontend
-    tokens = await asyncio.to_thread(_encode, frontend, body)
+    tokens = await prepare(request, lambda: _encode(frontend, body))
     text_of = frontend.tokenizer.token_text
     return Tokenized(
         count=len(tokens),
@@ -73,10 +73,10 @@ async def tokenize(body: TokenizeRequest, served: Served) -> Tokenized:
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, served: Served) -> Detokenized:
+async def detokenize(body: DetokenizeRequest, served: Served, request: Request) -> Detokenized:
     """The text of token ids."""
     frontend = served.engine_for(body.model or served.names[0]).frontend
-    return Detokenized(prompt=await asyncio.to_thread(_decode, frontend, body.tokens))
+    return Detokenized(prompt=await prepare(request, lambda: _decode(frontend, body.tokens)))
 
 
 def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:

@@ -6,9 +6,10 @@ Each tenant therefore has a salt of its own, so that nobody can find out what ot
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
-from typing import cast
+from typing import TypeVar, cast
 
 from starlette.requests import Request
 
@@ -23,6 +24,8 @@ from loire.server.serving.served import ServedModel
 from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.call import Call, get_call
 from loire.server.web.errors import ApiError
+
+T = TypeVar("T")
 
 
 def tenant_salt(tenant: str, cache_salt: str) -> str:
@@ -45,6 +48,8 @@ class CallClient:
         self, engine: ServedEngine, served: ServedModel, caller: Caller, ticket: Ticket, call: Call
     ) -> None:
         self._engine = engine
+        self._preparations = served.preparations
+        self._abandoned: Future[None] = Future()
         self._admission = served.admission
         self._observer = served.observer
         self._caller = caller
@@ -84,7 +89,16 @@ class CallClient:
             cache_salt=tenant_salt(caller.tenant, cache_salt),
             priority=priority if least is None else max(priority, least),
             tenant=caller.tenant,
+            abandoned=self._abandoned,
         )
+
+    async def prepare(self, request: Request, work: Callable[[], T]) -> T:
+        """What the work returns, which makes the call's requests, on a thread.
+
+        If the client goes, what waits under `origin` ends. Raises as Preparations.run() does.
+        """
+        run = self._preparations.run
+        return await run(self._caller, request.receive, work, self._abandoned)
 
     def admit(self, submissions: Sequence[Submission]) -> None:
         """Let all requests of the call into the queue, and take their tokens from its limits.
@@ -133,3 +147,12 @@ def admit(request: Request, model: str) -> CallClient:
     client = CallClient(engine, served, get_caller(scope), get_ticket(scope), get_call(scope))
     client.take_place(1)
     return client
+
+
+async def prepare(request: Request, work: Callable[[], T]) -> T:
+    """What the work returns, on a thread, for a call that joins no queue.
+
+    Raises as Preparations.run() does.
+    """
+    served: ServedModel = request.app.state.served
+    return await served.preparations.run(get_caller(request.scope), request.receive, work)

@@ -11,6 +11,7 @@ from loire.server.access.admission import Admission
 from loire.server.observe.engine_state import EngineState
 from loire.server.observe.metrics import Metrics
 from loire.server.observe.request_watch import Observer
+from loire.server.serving.preparation import Preparations
 from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.errors import ApiError
 
@@ -38,6 +39,7 @@ class ServedModel:
         """Whether the server is stopping: no new requests are taken."""
         self.admission = admission or Admission()
         self.observer = Observer(Metrics(self._engine_state), log_prompts=log_prompts)
+        self.preparations = Preparations()
         self._engine: ServedEngine | None = None
         if engine is not None:
             self.set_ready(engine)
@@ -109,6 +111,7 @@ class ServedModel:
 
     async def close(self) -> None:
         """Stop the engine, if there is one."""
+        self.preparations.close()
         if self._engine is not None:
             await self._engine.close()
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from loire.base.errors import (
+    BusyError,
     EngineError,
     LoireError,
     PromptTooLongError,
@@ -74,6 +75,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
             return _answer(400, str(error), param=error.param, code="context_length_exceeded")
         case RequestError():
             return _answer(400, str(error), param=error.param)
+        case BusyError():
+            return _answer(429, str(error), code="queue_full")
         case RequestTimeoutError():
             return _answer(504, str(error), code="request_timeout")
         case EngineError():
@@ -100,6 +103,8 @@ def error_response(error: Exception, path: str) -> Response:
     """An error as an HTTP response."""
     status, content = error_text(error, path)
     headers = error.headers if isinstance(error, (ApiError, HTTPException)) else None
+    if isinstance(error, BusyError):
+        headers = {"Retry-After": "1"}
     return Response(content, status, headers=headers, media_type="application/json")
 
 

@@ -60,7 +60,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     items = await asyncio.to_thread(_resolved, body.items(), store, tenant)
     messages = [*earlier, *as_messages(items)]
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    turn = await asyncio.to_thread(_submit, client, body, messages)
+    turn = await client.prepare(request, lambda: _submit(client, body, messages))
     for name in turn.ignored:
         note_ignored(name)
     answer = ResponseAnswer(body, turn, Generation(client, [turn.submission]))

@@ -1,0 +1,95 @@
+"""Calls are made into requests on threads, of which no tenant can have all.
+
+Rendering a conversation, tokenizing it and having its form checked takes a while, seconds in bad
+cases. A call waits for a thread, and for what it does there, only as long as its client is there.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from starlette.types import Receive
+
+from loire.server.access.caller import Caller
+from loire.server.web.connection import while_connected
+
+T = TypeVar("T")
+_Line = tuple[str, bool]
+
+NUM_THREADS = 32
+"""Most of them wait: for the process of the templates, or for that of the forms."""
+MAX_OF_TENANT = 4
+"""Calls of one tenant, or lines of its batches, that are prepared at the same time."""
+MAX_OF_ALL = 24
+"""Calls at the same time where there are no tenants."""
+
+
+class Preparations:
+    """The threads of one server, and who waits for them. For one event loop at a time."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="loire-prepare")
+        self._places: dict[_Line, asyncio.Semaphore] = {}
+        self._num_calls: Counter[_Line] = Counter()
+
+    async def run(
+        self,
+        caller: Caller,
+        receive: Receive,
+        work: Callable[[], T],
+        abandoned: "Future[None] | None" = None,
+    ) -> T:
+        """What the work returns, on a thread.
+
+        receive: of a request whose body has been read. abandoned: is done when its client has
+        gone, so that what the work waits for can end. Raises ClientDisconnectedError, and what
+        the work raises.
+        """
+        line = caller.tenant, caller.least_priority is not None
+        return await while_connected(receive, self._run(line, work, abandoned))
+
+    async def _run(self, line: _Line, work: Callable[[], T], abandoned: "Future[None] | None") -> T:
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        await self._enter(line)
+        running = self._threads.submit(context.run, work)
+
+        def end(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before
+                loop.call_soon_threadsafe(self._leave, line)
+
+        # Not when nobody waits any more: the thread may go on for a while.
+        running.add_done_callback(end)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            if abandoned is not None:
+                abandoned.set_result(None)
+            raise
+
+    async def _enter(self, line: _Line) -> None:
+        if line not in self._places:
+            alone = line == ("", False)
+            self._places[line] = asyncio.Semaphore(MAX_OF_ALL if alone else MAX_OF_TENANT)
+        self._num_calls[line] += 1
+        try:
+            await self._places[line].acquire()
+        except asyncio.CancelledError:
+            self._forget(line)
+            raise
+
+    def _leave(self, line: _Line) -> None:
+        self._places[line].release()
+        self._forget(line)
+
+    def _forget(self, line: _Line) -> None:
+        self._num_calls[line] -= 1
+        if not self._num_calls[line]:
+            del self._places[line], self._num_calls[line]
+
+    def close(self) -> None:
+        """Take no more; what runs ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

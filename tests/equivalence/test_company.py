@@ -1,7 +1,7 @@
 """Output is independent of company: the same tokens alone and in every other circumstance."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ def _llm(path: Path, kernels: str, **options: Any) -> LLM:
     return LLM(str(path), **{**given, **options})
 
 
+def _block_bytes(kernels: str) -> int:
+    head_bytes = 16 + 4 if "kv-int8" in kernels else 16 * (2 if "bfloat16" in kernels else 4)
+    return 2 * 2 * 2 * 16 * head_bytes
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,12 +111,10 @@ def test_preempted_is_uninterrupted(
     tiny_llama: Path, kernels: str, alone: list[Any], caching: bool, depth: int
 ) -> None:
     # 32 requests of up to 160 tokens want about 160 blocks; there are 12.
-    head_bytes = 16 + 4 if "kv-int8" in kernels else 16 * (2 if "bfloat16" in kernels else 4)
-    block_bytes = 2 * 2 * 2 * 16 * head_bytes
     with _llm(
         tiny_llama,
         kernels,
-        kv_cache_memory_bytes=12 * block_bytes,
+        kv_cache_memory_bytes=12 * _block_bytes(kernels),
         max_model_len=176,
         enable_prefix_caching=caching,
         pipeline_depth=depth,
@@ -130,6 +133,76 @@ def test_cached_is_fresh(tiny_llama: Path, kernels: str, alone: list[Any]) -> No
         assert _tokens(warm) == alone
         for output in warm:
             assert output.num_cached_tokens == (len(output.prompt_token_ids) - 1) // 16 * 16
+
+
+class Drafters:
+    """Guesses what comes next: from what came before, or knowing it, with every third one wrong."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self.texts = texts
+
+    def lookup(self, token_ids: Sequence[int], most: int) -> Sequence[int]:
+        """What followed when the last token came before (Saxena 2023, "Prompt lookup decoding")."""
+        before = [index for index, token in enumerate(token_ids[:-1]) if token == token_ids[-1]]
+        return token_ids[before[-1] + 1 :][: min(most, 5)] if before else ()
+
+    def oracle(self, token_ids: Sequence[int], most: int) -> Sequence[int]:
+        """What the sequence said alone."""
+        length = len(token_ids)
+        for text in self.texts:
+            if text[:length] == token_ids:
+                drafts = text[length : length + min(most, 7)]
+                return [4 if (length + i) % 3 == 0 else t for i, t in enumerate(drafts)]
+        return ()
+
+
+@pytest.mark.parametrize("name", ["lookup", "oracle"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="batch of 32"),
+        pytest.param({"max_num_batched_tokens": 64, "pipeline_depth": 2}, id="a step ahead"),
+        pytest.param({"max_model_len": 176, "num_pages": 14}, id="preempted"),
+    ],
+)
+def test_drafted_is_one_by_one(
+    tiny_llama: Path, kernels: str, alone: list[Any], name: str, options: dict[str, Any]
+) -> None:
+    given = dict(options)
+    if num_pages := given.pop("num_pages", None):
+        given["kv_cache_memory_bytes"] = num_pages * _block_bytes(kernels)
+    texts = [[*prompt, *choices[0]] for prompt, choices in zip(_prompts(), alone, strict=True)]
+    with _llm(tiny_llama, kernels, **given) as llm:
+        llm.engine.core.scheduler.drafter = getattr(Drafters(texts), name)
+        assert _tokens(llm.generate(_prompts(), _params())) == alone
+        slots = [slot for record in llm.records for slot in record.slots]
+        # A step ahead, the newest token is known by chance only, and so is what may follow it.
+        assert "pipeline_depth" in given or any(slot.num_decode_tokens > 1 for slot in slots)
+        if num_pages:
+            assert sum(record.num_preemptions for record in llm.records) > 1
+        llm.engine.core.scheduler.allocator.check()
+        num_rows = sum(slot.num_decode_tokens > 0 for slot in slots)
+        if name == "oracle" and not options:
+            assert num_rows < sum(len(choices[0]) for choices in alone) * 0.7
+
+
+def test_drafted_tokens_have_their_logprobs(tiny_llama: Path, kernels: str) -> None:
+    params = SamplingParams(temperature=0.7, seed=4, max_tokens=24, logprobs=3, ignore_eos=True)
+    prompt = _prompts()[9]
+    with _llm(tiny_llama, kernels) as llm:
+        [plain] = llm.generate([prompt], params)
+        drafters = Drafters([[*prompt, *plain.outputs[0].token_ids]])
+        llm.engine.core.scheduler.drafter = drafters.oracle
+        [drafted] = llm.generate([prompt], params)
+    assert drafted.outputs[0].token_ids == plain.outputs[0].token_ids
+    expected, found = plain.outputs[0].logprobs, drafted.outputs[0].logprobs
+    assert expected is not None
+    assert found is not None
+    assert [list(entry) for entry in found] == [list(entry) for entry in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert [entry.rank for entry in one.values()] == [entry.rank for entry in other.values()]
+        logprobs = [entry.logprob for entry in other.values()]
+        assert [entry.logprob for entry in one.values()] == pytest.approx(logprobs, abs=1e-4)
 
 
 def test_siblings_are_the_same_in_any_company(tiny_llama: Path, kernels: str) -> None:

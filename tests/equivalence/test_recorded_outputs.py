@@ -18,6 +18,7 @@ from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.start import load_engine
+from loire.kernels.interface import FlatBatch
 from loire.kernels.native.backend import NativeBackend
 from support.recorded_models import MODELS, save
 
@@ -69,8 +70,8 @@ def outputs(path: Path, options: dict[str, Any]) -> tuple[dict[str, list[int]], 
     decoder: Any = engine.executor.decoder  # type: ignore[attr-defined]
     compute = decoder.logits
 
-    def watched(hidden: Tensor) -> Tensor:
-        logits: Tensor = compute(hidden)
+    def watched(hidden: Tensor, batch: FlatBatch | None) -> Tensor:
+        logits: Tensor = compute(hidden, batch)
         rows.extend(hashlib.sha256(row.numpy().tobytes()).digest() for row in logits)
         return logits
 

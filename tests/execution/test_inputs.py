@@ -1,10 +1,12 @@
 """From plans to batches: pending tokens come from where the model computes."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
-from loire.execution.inputs import host_batch
+from loire.execution.inputs import host_batch, narrowed, one_by_one
 from loire.execution.latest_tokens import FEWEST_PLACES, LatestTokens
 from loire.kernels.reference import ReferenceBackend
 
@@ -60,3 +62,35 @@ def test_places_are_given_back_and_grow() -> None:
     assert len(latest.tokens) == size
     assert latest.tokens[latest.place(150)] == 1150
     assert len({latest.place(seq_id) for seq_id in (*many[100:], *range(5000, 5100))}) == len(many)
+
+
+def test_some_tokens_of_a_batch() -> None:
+    """The last ones of each row in the tables of any group, and any ones as rows of their own."""
+    plan = StepPlan(0, (row(4, (7, 8, 9), 15), row(2, (5,), 0), row(9, (1, 2), 33)))
+    tables = np.array([[3, 6, 0], [1, 0, 0], [9, 8, 2]], dtype=np.int32)
+    host = replace(
+        host_batch(plan, tables, 16, lambda _: 0),
+        adapters=np.array([0, 0, 0, -1, 2, 2], dtype=np.int32),
+    )
+    index, narrow = narrowed(host, (2, 0, 1), tables + 1, 32)
+    assert index.tolist() == [1, 2, 5]
+    assert narrow.token_ids.tolist() == [8, 9, 2]
+    assert narrow.positions.tolist() == [16, 17, 34]
+    assert narrow.slots.tolist() == [4 * 32 + 16, 4 * 32 + 17, 9 * 32 + 2]
+    assert narrow.block_tables.tolist() == [[4, 7, 1], [10, 9, 3]]
+    assert narrow.query_starts.tolist() == [0, 2, 3]
+    assert (narrow.query_lens, narrow.context_lens) == ((2, 1), (18, 35))
+    assert narrow.adapters is not None
+    assert narrow.adapters.tolist() == [0, 0, 2]
+    index, of_states = narrowed(host, (0, 1, 0), tables, 0)
+    assert (index.tolist(), of_states.slots.tolist()) == ([3], [])
+    index, nothing = narrowed(host, (0, 0, 0), tables, 16)
+    assert len(index) == len(nothing.query_lens) == 0
+    some = one_by_one(host, np.array([0, 3, 5]))
+    assert some.positions.tolist() == [15, 0, 34]
+    assert some.slots.tolist() == [63, 16, 34]
+    assert some.block_tables.tolist() == tables.tolist()
+    assert some.query_starts.tolist() == [0, 1, 2, 3]
+    assert (some.query_lens, some.context_lens) == ((1, 1, 1), (16, 1, 35))
+    assert some.adapters is not None
+    assert some.adapters.tolist() == [0, -1, 2]

@@ -195,8 +195,8 @@ class Run:
             max_num_batched_tokens=case.budget,
             max_model_len=case.max_model_len,
             background_tokens=case.background_tokens,
-            drafter=self._draft if case.drafts else None,
         )
+        self.scheduler.drafter = self._draft if case.drafts else None
         self.received: dict[tuple[str, int], Received] = {}
         self.aborted: set[tuple[str, int]] = set()
         self.num_raised = 0

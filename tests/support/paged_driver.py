@@ -82,7 +82,8 @@ class PagedDriver:
         plan = self.decoder.backend.attention.plan(batch, self.block_size)
         wanted = None
         if counts is not None:
-            wanted = wanted_tokens(batch, counts, self.decoder.backend, self.block_size)
+            backend = self.decoder.backend
+            _, wanted = wanted_tokens(host, counts, tables, self.block_size, backend, nothing)
         hidden = self.decoder.forward(token_ids, [batch], [plan], self.caches, wanted)
         return list(self.decoder.logits(hidden).split(list(counts or batch.host_query_lens)))
 

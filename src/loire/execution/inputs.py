@@ -1,6 +1,6 @@
 """From a StepPlan to the arrays and tensors of a flat batch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import add
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
-from loire.kernels.interface import AdapterRows, Backend, FlatBatch, HostBatch, Wanted
+from loire.kernels.interface import Backend, FlatBatch, HostBatch, Wanted
 
 
 def host_batch(
@@ -53,8 +53,7 @@ def _tokens_of_rows(
     ends = np.cumsum(sizes)
     row_of = np.repeat(np.arange(len(sizes)), sizes)
     positions = np.arange(ends[-1]) + np.repeat(begins - (ends - sizes), sizes)
-    blocks, offsets = np.divmod(positions, block_size)
-    return positions, tables[row_of, blocks] * np.int64(block_size) + offsets, _starts(ends)
+    return positions, _slots(tables, row_of, positions, block_size), _starts(ends)
 
 
 def _decoding_tokens(
@@ -90,10 +89,7 @@ def group_batches(
     device = first.positions.device
     batches = [first]
     for table, size in zip(block_tables, block_sizes, strict=True):
-        slots = np.zeros(0, dtype=np.int64)
-        if size:
-            blocks, offsets = np.divmod(host.positions, size)
-            slots = table[row_of, blocks] * np.int64(size) + offsets
+        slots = _slots(table, row_of, host.positions, size)
         batches.append(
             replace(
                 first,
@@ -117,44 +113,81 @@ def _pending(
 
 
 def wanted_tokens(
-    batch: FlatBatch, counts: Sequence[int], backend: Backend, block_size: int
-) -> Wanted:
-    """The last tokens of each row of batch, counts of them, with a plan for their attention."""
-    if not any(counts):
-        return Wanted(torch.empty(0, dtype=torch.int64, device=batch.positions.device), None, None)
-    tokens, narrow = _narrowed(batch, counts)
-    return Wanted(tokens, narrow, backend.attention.plan(narrow, block_size))
+    host: HostBatch,
+    counts: Sequence[int],
+    block_tables: NDArray[np.int32],
+    block_size: int,
+    backend: Backend,
+    latest: Tensor,
+) -> tuple[HostBatch, Wanted]:
+    """The last tokens of each row of host, counts of them, with a plan for their attention.
 
-
-def last_tokens(query_lens: Sequence[int], counts: Iterable[int]) -> NDArray[np.int64]:
-    """Indices in the flat batch of the last tokens of each row, counts of them."""
-    lens = np.fromiter(counts, dtype=np.int64, count=len(query_lens))
-    ends = np.cumsum(lens)
-    return np.arange(ends[-1]) + np.repeat(np.cumsum(query_lens) - ends, lens)
-
-
-def _narrowed(batch: FlatBatch, counts: Sequence[int]) -> tuple[Tensor, FlatBatch]:
-    """The last tokens of each row of batch, counts of them: their indices, and a batch of them.
-
-    Rows of none are left out; at least one has some.
+    block_tables, block_size: of the last mixer's cache group. latest: as upload() takes it.
     """
-    rows = [row for row, count in enumerate(counts) if count]
-    lens = tuple(counts[row] for row in rows)
-    device = batch.positions.device
-    index = torch.from_numpy(last_tokens(batch.host_query_lens, counts)).to(device)
-    kept = torch.tensor(rows, device=device)
-    return index, FlatBatch(
-        positions=batch.positions[index],
-        slots=batch.slots[index],
-        block_tables=batch.block_tables[kept],
-        query_starts=torch.from_numpy(_starts(np.cumsum(lens))).to(device),
-        context_lens=batch.context_lens[kept],
-        host_query_lens=lens,
-        host_context_lens=tuple(batch.host_context_lens[row] for row in rows),
-        adapters=None
-        if batch.adapters is None
-        else AdapterRows(batch.adapters.numbers[index].contiguous()),
+    index, narrow = narrowed(host, counts, block_tables, block_size)
+    tokens = torch.from_numpy(index).to(latest.device)
+    if not len(index):
+        return narrow, Wanted(tokens, None, None)
+    _, batch = backend.transfers.upload(narrow, latest)
+    return narrow, Wanted(tokens, batch, backend.attention.plan(batch, block_size))
+
+
+def narrowed(
+    host: HostBatch, counts: Sequence[int], block_tables: NDArray[np.int32], block_size: int
+) -> tuple[NDArray[np.int64], HostBatch]:
+    """The last tokens of each row of host, counts of them: their indices, and a batch of them.
+
+    Rows of none are left out. block_tables, block_size: of the cache group it is for.
+    """
+    lens = np.fromiter(counts, dtype=np.int64, count=len(counts))
+    [rows] = lens.nonzero()
+    ends = np.cumsum(lens)
+    row_of = np.repeat(np.arange(len(lens)), lens)
+    # Of a row's tokens the last ones: so many before the row's end in host as in the new batch.
+    index = np.arange(len(row_of)) + (host.query_starts[1:] - ends)[row_of]
+    positions = host.positions[index]
+    return index, HostBatch(
+        token_ids=host.token_ids[index],
+        pending=None if host.pending is None else host.pending[index],
+        positions=positions,
+        slots=_slots(block_tables, row_of, positions, block_size),
+        block_tables=block_tables[rows],
+        query_starts=_starts(ends[rows]),
+        query_lens=tuple(lens[rows].tolist()),
+        context_lens=tuple(host.context_lens[row] for row in rows),
+        adapters=None if host.adapters is None else host.adapters[index],
     )
+
+
+def one_by_one(host: HostBatch, tokens: NDArray[np.int64]) -> HostBatch:
+    """Some tokens of host (indices [L]), each as a row of its own."""
+    row_of = np.searchsorted(host.query_starts, tokens, side="right") - 1
+    positions = host.positions[tokens]
+    return HostBatch(
+        token_ids=host.token_ids[tokens],
+        pending=None if host.pending is None else host.pending[tokens],
+        positions=positions,
+        slots=host.slots[tokens],
+        block_tables=host.block_tables[row_of],
+        query_starts=np.arange(len(tokens) + 1, dtype=np.int32),
+        query_lens=(1,) * len(tokens),
+        context_lens=tuple((positions + 1).tolist()),
+        adapters=None if host.adapters is None else host.adapters[tokens],
+    )
+
+
+def _slots(
+    block_tables: NDArray[np.int32],
+    row_of: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    block_size: int,
+) -> NDArray[np.int64]:
+    """int64 [T], of tokens in these rows at these positions; none for a state, of block size 0."""
+    if not block_size:
+        return np.zeros(0, dtype=np.int64)
+    blocks, offsets = np.divmod(positions, block_size)
+    slots: NDArray[np.int64] = block_tables[row_of, blocks] * np.int64(block_size) + offsets
+    return slots
 
 
 def _starts(ends: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -2,24 +2,26 @@
 
 import math
 import time
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from loire.base.executor import ComputedStep
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.constraints import ConstraintFactory
+from loire.execution.hidden_states import HiddenStates
 from loire.execution.inputs import group_batches, host_batch, wanted_tokens
 from loire.execution.kv_cache import KVCache
 from loire.execution.latest_tokens import LatestTokens
 from loire.execution.penalty_table import PenaltyTable
-from loire.execution.sampler import NOT_FINITE, Draw, gather_logprobs, sample
+from loire.execution.sampler import NOT_FINITE, gather_logprobs
 from loire.execution.sampling_state import SamplingState
 from loire.execution.tables import BlockTables
 from loire.execution.threads import torch_threads
-from loire.kernels.interface import FlatBatch, Wanted
+from loire.execution.token_choice import Outcome, SamplingRow, TokenChooser
+from loire.kernels.interface import HostBatch, Wanted
 from loire.models.decoder import Decoder
 
 PROMPT_LOGPROBS_CHUNK = 256
@@ -28,8 +30,61 @@ PROMPT_LOGPROBS_CHUNK = 256
 FEWEST_SPARED = 8
 """Tokens that must be spared their last layer for a second attention plan to be worth its time."""
 
-NO_ANSWER = Draw(token_id=0)
-"""The token of a row that is only pooled."""
+NO_TOKEN = Outcome()
+"""Of a row that does not reach its end."""
+
+NO_ANSWER = Outcome(token_ids=(0,))
+"""Of a row that is only pooled."""
+
+
+class LaunchedStep:
+    """A step whose work is queued where the model computes: see loire.base.executor.PendingStep."""
+
+    def __init__(self, finish: Callable[[], StepResult]) -> None:
+        self._finish: Callable[[], StepResult] | None = finish
+        self._result: StepResult | None = None
+
+    def result(self) -> StepResult:
+        """What it gave; waits for it."""
+        if self._finish is not None:
+            self._result = self._finish()
+            self._finish = None
+        assert self._result is not None, "a step that has finished has a result"
+        return self._result
+
+
+@dataclass(frozen=True, slots=True)
+class _RowOutput:
+    """What a row will have given, when the step is over."""
+
+    row: StepRow
+    sampling: SamplingRow | None
+    otherwise: Outcome
+    """Of a row that does not sample."""
+    prompt_logprobs: Callable[[], tuple[TokenLogprobs, ...]] | None
+    pooled: Callable[[], tuple[float, ...]] | None
+
+    def result(self) -> RowResult:
+        """After its draws are there."""
+        outcome = self.otherwise if self.sampling is None else self.sampling.outcome()
+        error = outcome.error
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if self.prompt_logprobs is not None and error is None:
+            prompt_logprobs = self.prompt_logprobs()
+            if not all(math.isfinite(entry.logprobs[0]) for entry in prompt_logprobs):
+                error, prompt_logprobs = NOT_FINITE, ()
+        pooled = None if self.pooled is None else self.pooled()
+        if pooled is not None and not all(map(math.isfinite, pooled)):
+            error, pooled = NOT_FINITE, None
+        return RowResult(
+            seq_id=self.row.seq_id,
+            epoch=self.row.epoch,
+            token_ids=outcome.token_ids,
+            logprobs=outcome.logprobs,
+            prompt_logprobs=prompt_logprobs,
+            pooled=pooled,
+            error=error,
+        )
 
 
 class ModelRunner:
@@ -55,34 +110,55 @@ class ModelRunner:
         self._tables = [BlockTables() for _ in self._block_sizes]
         self._last_group = cache.layers[decoder.last_cache].group
         self._latest = LatestTokens(device, is_read=plans_ahead)
+        self._chooser = TokenChooser(decoder.backend, constraints, self._penalties, self._latest)
 
-    def launch(self, plan: StepPlan) -> ComputedStep:
-        """One forward pass over the plan's rows, and a token for each row that samples."""
-        with torch.inference_mode(), torch_threads(self.decoder.backend.torch_threads):
-            return ComputedStep(self._execute(plan))
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """One forward pass over the plan's rows, and tokens for each row that samples.
 
-    def _execute(self, plan: StepPlan) -> StepResult:
+        Its results are read when they are asked for; what it computes may still go on then.
+        """
         started = time.perf_counter()
-        self._update_states(plan)
+        with torch.inference_mode(), torch_threads(self.decoder.backend.torch_threads):
+            self._update_states(plan)
+            hidden = self._forward(plan)
+            sampling = {
+                index: SamplingRow(row, self._states[row.seq_id], hidden.ends[index])
+                for index, row in enumerate(plan.rows)
+                if row.samples and not self._pools(row)
+            }
+            choose = self._chooser.choose(tuple(sampling.values()), hidden)
+            rows = [
+                self._row_output(row, sampling.get(index), hidden, index)
+                for index, row in enumerate(plan.rows)
+            ]
+
+        def finish() -> StepResult:
+            choose()
+            results = tuple(row.result() for row in rows)
+            return StepResult(plan.step_id, results, time.perf_counter() - started)
+
+        step = LaunchedStep(finish)
+        for row in sampling.values():
+            if row.state.constraint is not None:
+                row.state.sampled_in = step
+        return step
+
+    def _forward(self, plan: StepPlan) -> HiddenStates:
+        backend, latest = self.decoder.backend, self._latest
         self.cache.copy(plan.copies)
         self.cache.zero(plan.zeroed)
         seq_ids = [row.seq_id for row in plan.rows]
         tables, sizes = [tables.of(seq_ids) for tables in self._tables], self._block_sizes
-        host = host_batch(plan, tables[0], sizes[0], self._latest.place)
-        tokens, first = self.decoder.backend.transfers.upload(host, self._latest.tokens)
+        host = host_batch(plan, tables[0], sizes[0], latest.place)
+        tokens, first = backend.transfers.upload(host, latest.tokens)
         batches = group_batches(host, first, tables[1:], sizes[1:])
-        kernels = self.decoder.backend.attention
-        plans = [kernels.plan(batch, size) for batch, size in zip(batches, sizes, strict=True)]
-        counts, wanted = self._wanted(plan.rows, batches[self._last_group])
+        plans = [
+            backend.attention.plan(batch, size) for batch, size in zip(batches, sizes, strict=True)
+        ]
+        counts, known, wanted = self._wanted(plan.rows, host, tables[self._last_group])
         hidden = self.decoder.forward(tokens, batches, plans, self.cache.layers, wanted)
         self.cache.copy(plan.snapshots)
-        draws = self._sample(plan.rows, hidden, counts)
-        results = []
-        offset = 0
-        for row, draw, count in zip(plan.rows, draws, counts, strict=True):
-            results.append(self._row_result(row, draw, hidden[offset : offset + count]))
-            offset += count
-        return StepResult(plan.step_id, tuple(results), time.perf_counter() - started)
+        return HiddenStates(self.decoder, hidden, known, counts, latest.tokens)
 
     def _update_states(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
@@ -94,7 +170,6 @@ class ModelRunner:
             self._end(new.seq_id)
             self._states[new.seq_id] = SamplingState(new, self.constraints, self._penalties)
         for row in plan.rows:
-            assert not row.num_drafts, "drafted tokens are not verified here yet"
             for update in row.tables:
                 tables = self._tables[update.group]
                 tables.replace(row.seq_id, update.first, update.block_ids)
@@ -105,81 +180,52 @@ class ModelRunner:
             state.end()
 
     def _wanted(
-        self, rows: Sequence[StepRow], batch: FlatBatch
-    ) -> tuple[Sequence[int], Wanted | None]:
-        """Of how many tokens of each row, its last ones, hidden states are computed."""
+        self, rows: Sequence[StepRow], host: HostBatch, block_tables: NDArray[np.int32]
+    ) -> tuple[Sequence[int], HostBatch, Wanted | None]:
+        """Of how many tokens of each row, its last ones, hidden states are computed; and a batch
+        of these."""
         counts = [self._num_wanted(row) for row in rows]
-        if sum(batch.host_query_lens) - sum(counts) < FEWEST_SPARED:
-            return batch.host_query_lens, None
+        if len(host.token_ids) - sum(counts) < FEWEST_SPARED:
+            return [len(row.token_ids) for row in rows], host, None
         size = self._block_sizes[self._last_group]
-        return counts, wanted_tokens(batch, counts, self.decoder.backend, size)
+        backend, latest = self.decoder.backend, self._latest.tokens
+        return counts, *wanted_tokens(host, counts, block_tables, size, backend, latest)
 
     def _num_wanted(self, row: StepRow) -> int:
         state = self._states[row.seq_id]
         if state.wants_prompt_logprobs or state.params.pooling is not None:
             return len(row.token_ids)
-        return int(row.samples)
-
-    def _sample(self, rows: Sequence[StepRow], hidden: Tensor, counts: Sequence[int]) -> list[Draw]:
-        """counts: hidden states of each row."""
-        ends = [end - 1 for end in accumulate(counts)]
-        draws = [NO_ANSWER if self._pools(row) else Draw() for row in rows]
-        sampling = [index for index, row in enumerate(rows) if row.samples and not self._pools(row)]
-        if not sampling:
-            return draws
-        last = hidden
-        if len(sampling) < len(hidden):
-            last = hidden[torch.tensor([ends[index] for index in sampling], device=self.device)]
-        states = [self._states[rows[index].seq_id] for index in sampling]
-        positions = [rows[index].start + len(rows[index].token_ids) for index in sampling]
-        logits = self.decoder.logits(last)
-        sampled = sample(logits, states, positions, self.decoder.backend, self._penalties)
-        # Of a row that failed it is any token: the next step's row of it is dropped.
-        self._latest.put([rows[index].seq_id for index in sampling], sampled.tokens)
-        for index, state, draw in zip(sampling, states, sampled.draws(), strict=True):
-            draws[index] = draw
-            if draw.token_id is not None:
-                state.record(draw.token_id)
-        self.constraints.advance()
-        return draws
+        return row.samples + row.num_drafts
 
     def _pools(self, row: StepRow) -> bool:
         return self._states[row.seq_id].params.pooling is not None
 
-    def _row_result(self, row: StepRow, draw: Draw, hidden: Tensor) -> RowResult:
+    def _row_output(
+        self, row: StepRow, sampling: SamplingRow | None, hidden: HiddenStates, index: int
+    ) -> _RowOutput:
         state = self._states[row.seq_id]
-        error = draw.error
-        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-        if state.wants_prompt_logprobs and error is None:
-            prompt_logprobs = self._prompt_logprobs(row, state, hidden)
-            if not all(math.isfinite(entry.logprobs[0]) for entry in prompt_logprobs):
-                error, prompt_logprobs = NOT_FINITE, ()
-        pooled: tuple[float, ...] | None = None
+        prompt_logprobs = pooled = None
+        if state.wants_prompt_logprobs:
+            prompt_logprobs = self._prompt_logprobs(row, state, hidden, index)
         if state.params.pooling is not None:
-            state.pool(hidden)
-            pooled = state.pooled() if row.samples else None
-            if pooled is not None and not all(map(math.isfinite, pooled)):
-                error, pooled = NOT_FINITE, None
-        return RowResult(
-            seq_id=row.seq_id,
-            epoch=row.epoch,
-            token_ids=(draw.token_id,) if row.samples and draw.token_id is not None else (),
-            logprobs=() if draw.logprobs is None else (draw.logprobs,),
-            prompt_logprobs=prompt_logprobs,
-            pooled=pooled,
-            error=error,
-        )
+            state.pool(hidden.of_row(index))
+            if row.samples:
+                pooled = state.pooled(self.decoder.backend.transfers)
+        otherwise = NO_ANSWER if row.samples else NO_TOKEN
+        return _RowOutput(row, sampling, otherwise, prompt_logprobs, pooled)
 
     def _prompt_logprobs(
-        self, row: StepRow, state: SamplingState, hidden: Tensor
-    ) -> tuple[TokenLogprobs, ...]:
+        self, row: StepRow, state: SamplingState, hidden: HiddenStates, index: int
+    ) -> Callable[[], tuple[TokenLogprobs, ...]]:
         targets = state.prompt_token_ids[row.start + 1 : row.start + 1 + len(row.token_ids)]
         num_top = state.params.prompt_logprobs
         assert num_top is not None
-        entries: list[TokenLogprobs] = []
+        start = hidden.ends[index] - len(row.token_ids)
+        chunks = []
         for first in range(0, len(targets), PROMPT_LOGPROBS_CHUNK):
             chunk = targets[first : first + PROMPT_LOGPROBS_CHUNK]
-            logits = self.decoder.logits(hidden[first : first + len(chunk)])
+            logits = hidden.logits(range(start + first, start + first + len(chunk)))
             ids = torch.tensor(chunk, dtype=torch.int64, device=self.device)
-            entries += gather_logprobs(torch.log_softmax(logits, dim=1), ids, num_top)
-        return tuple(entries)
+            logprobs = torch.log_softmax(logits, dim=1)
+            chunks.append(gather_logprobs(logprobs, ids, num_top, self.decoder.backend.transfers))
+        return lambda: tuple(entry for chunk in chunks for entry in chunk())

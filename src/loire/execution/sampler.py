@@ -20,7 +20,7 @@ from loire.execution.constraints import Bits
 from loire.execution.penalty_table import PenaltyTable
 from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
-from loire.kernels.interface import Backend, LogitEdits, Penalties, SamplingRows
+from loire.kernels.interface import Backend, LogitEdits, Penalties, SamplingRows, Transfers
 
 NOT_FINITE = "the model gave logits that are not finite (NaN or infinity)"
 
@@ -61,13 +61,16 @@ def sample(
     rows = _sampling_rows(logits, states, positions, allowed, penalties)
     chosen = backend.sampling.choose(logits, rows)
     fetched = backend.transfers.fetch(chosen.tokens, chosen.finite)
+    logprobs = [
+        (members, gather_logprobs(values, chosen.tokens[members], num_top, backend.transfers))
+        for num_top, (members, values) in before.items()
+    ]
 
     def draws() -> list[Draw]:
         tokens, finite = (result.tolist() for result in fetched())
         entries = dict[int, TokenLogprobs]()
-        for num_top, (members, logprobs) in before.items():
-            found = gather_logprobs(logprobs, chosen.tokens[members], num_top)
-            entries |= zip(members.tolist(), found, strict=True)
+        for members, found in logprobs:
+            entries |= zip(members, found(), strict=True)
         problems = errors | {row: NOT_FINITE for row, good in enumerate(finite) if not good}
         return [
             Draw(error=problems[row]) if row in problems else Draw(token, entries.get(row))
@@ -77,22 +80,32 @@ def sample(
     return Sampled(chosen.tokens, draws)
 
 
-def gather_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
-    """Per row of logprobs [L, V]: the given token, the num_top likeliest, and the token's rank."""
+def gather_logprobs(
+    logprobs: Tensor, token_ids: Tensor, num_top: int, transfers: Transfers
+) -> Callable[[], list[TokenLogprobs]]:
+    """Per row of logprobs [L, V]: the given token, the num_top likeliest, and the token's rank.
+
+    The function waits for them.
+    """
     chosen = logprobs.gather(1, token_ids[:, None])
     ranks = (logprobs >= chosen).sum(dim=1)
     top, top_ids = logprobs.topk(min(num_top, logprobs.shape[1]), dim=1)
-    all_ids = torch.cat([token_ids[:, None], top_ids], dim=1).tolist()
-    values = torch.cat([chosen, top], dim=1).tolist()
-    return [
-        TokenLogprobs(tuple(ids), tuple(row), rank)
-        for ids, row, rank in zip(all_ids, values, ranks.tolist(), strict=True)
-    ]
+    all_ids = torch.cat([token_ids[:, None], top_ids], dim=1)
+    fetched = transfers.fetch(all_ids, torch.cat([chosen, top], dim=1), ranks)
+
+    def entries() -> list[TokenLogprobs]:
+        columns = (result.tolist() for result in fetched())
+        return [
+            TokenLogprobs(tuple(ids), tuple(values), rank)
+            for ids, values, rank in zip(*columns, strict=True)
+        ]
+
+    return entries
 
 
 def _logprobs_asked_for(
     logits: Tensor, states: Sequence[SamplingState]
-) -> dict[int, tuple[Tensor, Tensor]]:
+) -> dict[int, tuple[list[int], Tensor]]:
     """By how many of the likeliest are wanted: those rows, and their log-probabilities as the
     model gave them. (Which of equals are the likeliest may depend on how many are looked for.)"""
     groups: defaultdict[int, list[int]] = defaultdict(list)
@@ -101,9 +114,8 @@ def _logprobs_asked_for(
             groups[state.params.logprobs].append(row)
     result = {}
     for num_top, members in groups.items():
-        rows = torch.tensor(members, device=logits.device)
-        asked = logits if len(members) == len(logits) else logits[rows]
-        result[num_top] = rows, torch.log_softmax(asked, dim=1)
+        asked = logits if len(members) == len(logits) else logits[members]
+        result[num_top] = members, torch.log_softmax(asked, dim=1)
     return result
 
 

@@ -1,10 +1,14 @@
 """What the sampler remembers of each sequence between steps."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from loire.base.executor import PendingStep
 from loire.base.step import NewSequence
 from loire.execution.constraints import ConstraintFactory, SequenceConstraint
 from loire.execution.penalty_table import PenaltyTable
+from loire.kernels.interface import Transfers
 
 
 class SamplingState:
@@ -24,6 +28,8 @@ class SamplingState:
             self.constraint = constraints.constraint(
                 params.structured_outputs, new.output_token_ids
             )
+        self.sampled_in: PendingStep | None = None
+        """The step whose tokens the constraint has perhaps not been told yet."""
         self._pooled: Tensor | None = None
         """float64 [E]: the sum of hidden states, or the last one."""
         self._penalties = penalties
@@ -47,6 +53,11 @@ class SamplingState:
         return len(self.prompt_token_ids)
 
     @property
+    def looks_back(self) -> bool:
+        """Whether logits depend on the tokens before in other ways than through the model."""
+        return self.place >= 0 or self.constraint is not None
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether this sequence reports on the prompt; its siblings need not repeat it."""
         return self.params.prompt_logprobs is not None and self.choice == 0
@@ -59,11 +70,18 @@ class SamplingState:
         else:
             self._pooled += wide.sum(dim=0)
 
-    def pooled(self) -> tuple[float, ...]:
-        """What was pooled, scaled to length 1; NaN if it is not finite."""
+    def pooled(self, transfers: Transfers) -> Callable[[], tuple[float, ...]]:
+        """What was pooled, scaled to length 1; NaN if it is not finite. The function waits."""
         assert self._pooled is not None, "every prompt has a position"
         vector = self._pooled / self._pooled.norm().clamp_min(1e-12)
-        return tuple(vector.float().tolist())
+        fetched = transfers.fetch(vector.float())
+        return lambda: tuple(fetched()[0].tolist())
+
+    def settle(self) -> None:
+        """Wait until all tokens that were sampled are recorded, if that matters."""
+        if self.sampled_in is not None:
+            self.sampled_in.result()
+            self.sampled_in = None
 
     def record(self, token_id: int) -> None:
         """Go on behind a token that was sampled."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loire.kernels.interface import FlatBatch, HostBatch
+from loire.kernels.interface import AdapterRows, FlatBatch, HostBatch
 
 
 class ReferenceTransfers:
@@ -32,6 +32,7 @@ class ReferenceTransfers:
             context_lens=there(np.array(host.context_lens, dtype=np.int32)),
             host_query_lens=host.query_lens,
             host_context_lens=host.context_lens,
+            adapters=None if host.adapters is None else AdapterRows(there(host.adapters)),
         )
 
     def fetch(self, *results: Tensor) -> Callable[[], tuple[Tensor, ...]]:

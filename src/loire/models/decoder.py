@@ -255,9 +255,9 @@ class Decoder:
             self._captured = caches, compute
         return self._captured[1](token_ids, batches, plans, wanted)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [L, V] of hidden states [L, E]."""
-        logits = self.head(hidden, wide=True)
+    def logits(self, hidden: Tensor, batch: FlatBatch | None = None) -> Tensor:
+        """float32 [L, V] of hidden states [L, E]. batch: of these tokens, if any has an adapter."""
+        logits = self.head(hidden, batch, wide=True)
         if self.description.logit_divisor != 1.0:
             logits = logits / self.description.logit_divisor
         cap = self.description.logit_softcap

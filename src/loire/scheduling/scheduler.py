@@ -62,7 +62,6 @@ class Scheduler:
         max_model_len: int,
         background_tokens: int,
         clock: Callable[[], float] = time.monotonic,
-        drafter: Drafter | None = None,
         computed_by: str = "",
     ) -> None:
         """clock: seconds for the times in records and updates; no decision depends on it."""
@@ -88,9 +87,10 @@ class Scheduler:
         self._operations = PageOperations()
         self._clock = clock
         self._recorder = StepRecorder(clock)
-        self._drafter = drafter
         self._computed_by = computed_by
         self._admitted: Collection[str] | None = None
+        self.drafter: Drafter | None = None
+        """Guesses tokens of those who decode, if anybody does."""
         self.form_ready: Callable[[StructuredOutputs], bool] = lambda form: True
         """Whether a sequence with such a constraint could sample at once; until then it waits,
         holding nothing and letting others pass."""
@@ -256,13 +256,13 @@ class Scheduler:
     # --- planning a step ------------------------------------------------------------------
 
     def _draft(self) -> None:
-        if self._drafter is None:
+        if self.drafter is None:
             return
         for sequence in self.running:
             most = sequence.most_drafts
             sequence.drafts = ()
             if most > 0:
-                sequence.drafts = tuple(self._drafter(sequence.tokens, most))[:most]
+                sequence.drafts = tuple(self.drafter(sequence.tokens, most))[:most]
 
     def _may_enter(self, sequence: Sequence) -> bool:
         admitted = self._admitted

@@ -25,6 +25,8 @@ class HostBatch:
     """[R + 1]."""
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
+    adapters: NDArray[np.int32] | None = None
+    """[T]: see AdapterRows; None: no token has one."""
 
 
 @dataclass(frozen=True, slots=True)

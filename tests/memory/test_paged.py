@@ -8,8 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from loire.base.cache_geometry import CacheGeometry, CacheGroup, CacheKind, one_group
 from loire.memory.allocator import Admission, BlockCopy, Refusal
+from loire.memory.block_events import BlocksRemoved
 from loire.memory.block_table import BlockTable
-from loire.memory.hashing import root_hash
+from loire.memory.hashing import extend_chain, root_hash
 from loire.memory.paged import PagedAllocator
 from loire.memory.state_group import StateTable
 
@@ -57,8 +58,14 @@ class PagedMachine(RuleBasedStateMachine):
     def start(self, geometry: CacheGeometry, ahead: int) -> None:
         self.geometry = geometry
         self.allocator = PagedAllocator(
-            NUM_BLOCKS * len(geometry.groups), geometry, prefix_caching=True, most_ahead=ahead
+            NUM_BLOCKS * len(geometry.groups),
+            geometry,
+            prefix_caching=True,
+            most_ahead=ahead,
+            notes_events=True,
         )
+        self.told: dict[tuple[int, bytes], bytes | None] = {}
+        """What a follower of the events believes to be findable: the parents of hashes by group."""
 
     @rule(
         tokens=TOKENS,
@@ -226,6 +233,30 @@ class PagedMachine(RuleBasedStateMachine):
                 block = mine.blocks[position // group.block_size]
                 found = self.memory[block, position % group.block_size]
                 assert found == (holder.salt, tuple(holder.tokens[: position + 1]))
+
+    @invariant()
+    def events_tell_what_is_findable(self) -> None:
+        if not hasattr(self, "allocator"):
+            return
+        for event in self.allocator.take_events():
+            if isinstance(event, BlocksRemoved):
+                for key in event.keys:
+                    del self.told[event.group, key]
+                continue
+            size, parent = event.block_size, event.parent
+            assert len(event.token_ids) == size * len(event.keys)
+            for index, key in enumerate(event.keys):
+                assert (event.group, key) not in self.told, "told twice"
+                if parent is not None:
+                    chain: list[bytes] = []
+                    tokens = event.token_ids[index * size : (index + 1) * size]
+                    extend_chain(chain, parent, tokens, self.geometry.block_size)
+                    assert chain[-1] == key
+                self.told[event.group, key] = parent
+                parent = key
+        states = [i for i, group in enumerate(self.geometry.groups) if group.kind == "state"]
+        findable = {(key[0], key[1:]) for key in self.allocator.pool._by_key}
+        assert set(self.told) == {entry for entry in findable if entry[0] not in states}
 
     @invariant()
     def holds_together(self) -> None:

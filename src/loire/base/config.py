@@ -10,6 +10,7 @@ from typing import Literal
 
 from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
 from loire.base.errors import CapacityError, ConfigError
+from loire.base.kv_events import KVEvents
 
 DType = Literal["bfloat16", "float16", "float32"]
 Policy = Literal["sequential", "static", "orca", "paged"]
@@ -52,6 +53,7 @@ class EngineOptions:
             SamplingParams.
         chat_template: a Jinja template in place of the model's own.
         seed: from which the seeds of unseeded requests are drawn; random by default.
+        kv_events: where others are told which KV blocks can be found here; None: nowhere.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
             so that the text can begin a turn of its own; by default they are text.
     """
@@ -75,6 +77,7 @@ class EngineOptions:
     override_generation_config: Mapping[str, float] = field(default_factory=dict)
     chat_template: str | None = None
     seed: int | None = None
+    kv_events: KVEvents | None = None
     allow_special_in_text: bool = False
 
 
@@ -122,6 +125,7 @@ class EngineConfig:
     pipeline_depth: int
     seed: int | None
     allow_special_in_text: bool = False
+    kv_events: KVEvents | None = None
 
     computed_by: str = ""
     """What computes the KV, by content: model, dtypes, quantization, blocks and kernels. Hashes
@@ -235,6 +239,7 @@ def resolve(
         pipeline_depth=options.pipeline_depth,
         seed=options.seed,
         allow_special_in_text=options.allow_special_in_text,
+        kv_events=options.kv_events,
     )
 
 

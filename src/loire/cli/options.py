@@ -8,6 +8,7 @@ from typing import Any
 
 from loire.base.config import BLOCK_SIZES, EngineOptions
 from loire.base.errors import ConfigError
+from loire.base.kv_events import KVEvents, parse_kv_events
 from loire.base.sampling import NEUTRAL, SamplingParams
 from loire.base.units import parse_bytes, parse_tokens
 
@@ -39,6 +40,13 @@ def template_file(name: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{name} is empty")
     return text
+
+
+def _kv_events(text: str) -> KVEvents | None:
+    try:
+        return parse_kv_events(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
@@ -99,6 +107,13 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
         metavar="FILE",
         type=template_file,
         help="a Jinja template in place of the model's own",
+    )
+    add(
+        "--kv-events-config",
+        dest="kv_events",
+        metavar="JSON",
+        type=_kv_events,
+        help="publish which KV blocks can be found, for routers; as vLLM's (docs/deploy.md)",
     )
     add("--engine-seed", dest="engine_seed", type=int, help="makes unseeded requests repeatable")
 

@@ -19,6 +19,7 @@ from loire.base.step import StepPlan, StepRecord
 from loire.base.structured_outputs import StructuredOutputs
 from loire.engine.fault_search import FaultSearch
 from loire.engine.threaded import Threaded
+from loire.memory.block_events import BlockEvent
 from loire.scheduling.scheduler import Scheduler
 
 FORM_PAUSE_S = 0.002
@@ -49,6 +50,8 @@ class EngineCore:
         if form_ready is not None:
             scheduler.form_ready = form_ready
         self._on_begin = on_begin
+        self.on_blocks: Callable[[Sequence[BlockEvent]], None] | None = None
+        """Told after a step which KV blocks can be found since, and which no more."""
         self.records: deque[StepRecord] = deque(maxlen=num_records)
         self._threaded = Threaded(executor) if depth > 1 else None
         self._executor = self._threaded or executor
@@ -101,6 +104,8 @@ class EngineCore:
         updates, record = self.scheduler.commit(result)
         self._search.step_succeeded()
         self.records.append(record)
+        if self.on_blocks is not None and (events := self.scheduler.allocator.take_events()):
+            self.on_blocks(events)
         return updates
 
     def close(self) -> None:

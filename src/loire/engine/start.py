@@ -1,16 +1,18 @@
 """From a model's name to a running engine in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
 from loire.base.executor import StepExecutor
+from loire.base.kv_events import KVEvents
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.engine.core import EngineCore
 from loire.engine.frontend import Frontend
+from loire.memory.block_events import BlockEvent
 from loire.scheduling.presets import build_scheduler
 
 if TYPE_CHECKING:
@@ -112,12 +114,15 @@ def load_engine(
     from loire.execution.build import build_runner
 
     started = time.perf_counter()
+    on_blocks = None if options.kv_events is None else _publisher(options.kv_events)
     built = build_runner(checkpoint, options, name=name, progress=progress)
     config = built.config
+    core = (make_core or _core)(config, built.runner, built.runner.constraints)
+    core.on_blocks = on_blocks
     return Engine(
         config=config,
         checkpoint=checkpoint.with_options(options),
-        core=(make_core or _core)(config, built.runner, built.runner.constraints),
+        core=core,
         executor=built.runner,
         constraints=built.runner.constraints,
         weight_bytes=built.weight_bytes,
@@ -138,6 +143,12 @@ def _core(
         depth=config.pipeline_depth,
         form_ready=constraints.ready,
     )
+
+
+def _publisher(where: KVEvents) -> Callable[[Sequence[BlockEvent]], None]:
+    from loire.engine.kv_events import KVEventPublisher
+
+    return KVEventPublisher(where).publish
 
 
 def _blocks(config: EngineConfig) -> str:

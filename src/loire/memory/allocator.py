@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from loire.base.cache_geometry import CacheGeometry
+from loire.memory.block_events import BlockEvent
 from loire.memory.block_pool import BlockCounts
 from loire.memory.block_table import BlockTable
 
@@ -113,6 +114,10 @@ class KVAllocator(Protocol):
 
         forget: its KV is not to be trusted, so nobody may find it in the prefix cache.
         """
+        ...
+
+    def take_events(self) -> Sequence[BlockEvent]:
+        """What became findable and what no more since the last time, if it is being noted."""
         ...
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ A block with a key (the hash of the prefix that ends in it) can be found again b
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -28,11 +29,13 @@ class BlockCounts:
 class BlockPool:
     """Ids 0 .. num_blocks - 1 with reference counts, keys and an LRU list."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, on_removed: Callable[[bytes], None] | None = None) -> None:
+        """on_removed: told the key of a block that can be found no more."""
         if num_blocks < 1:
             raise ValueError(f"a pool needs at least 1 block, not {num_blocks}")
         self.num_blocks = num_blocks
         self.num_evictions = 0
+        self._on_removed = on_removed
         self._refs = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._by_key: dict[bytes, int] = {}
@@ -140,3 +143,5 @@ class BlockPool:
         assert key is not None
         del self._by_key[key]
         self._keys[block] = None
+        if self._on_removed is not None:
+            self._on_removed(key)

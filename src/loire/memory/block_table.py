@@ -52,6 +52,8 @@ class BlockTable:
 
     Attributes:
         root: start of the sequence's hash chain: what computes its KV, its salt and adapter.
+        adapter: that, for events.
+        is_private: whether the salt is a secret: events do not tell of its blocks.
         priority: of the sequence; none waits for a prefix that a less urgent one (a higher number)
             is computing.
         reads_cache: whether cached blocks may stand in for computing the prompt.
@@ -73,6 +75,8 @@ class BlockTable:
     marks: tuple[int, ...] = ()
     fork_at: int | None = None
     num_forks: int = 0
+    adapter: str = ""
+    is_private: bool = False
     groups: tuple[GroupTable, ...] = ()
     chain: list[bytes] = field(default_factory=list)
     num_known: int = 0

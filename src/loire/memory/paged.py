@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from loire.base.cache_geometry import CacheGeometry
 from loire.memory.allocator import Admission, PageOperations, Refusal
+from loire.memory.block_events import BlockEvent, BlockEvents
 from loire.memory.block_pool import BlockCounts, BlockPool
 from loire.memory.block_table import BlockTable, GroupTable
 from loire.memory.hashing import extend_chain
@@ -31,10 +32,16 @@ class PagedAllocator:
         *,
         prefix_caching: bool,
         most_ahead: int = 2**40,
+        notes_events: bool = False,
     ) -> None:
         """num_blocks: pages of the pool. most_ahead: tokens of one sequence that are being computed
-        at a time, at most: a window holds so many more."""
-        self.pool = BlockPool(num_blocks)
+        at a time, at most: a window holds so many more. notes_events: for take_events()."""
+        self._events: BlockEvents | None = None
+        if notes_events:
+            kinds = enumerate(group.kind for group in geometry.groups)
+            self._events = BlockEvents({index for index, kind in kinds if kind != "state"})
+        on_removed = None if self._events is None else self._events.removed
+        self.pool = BlockPool(num_blocks, on_removed)
         self.num_blocks = num_blocks
         self.geometry = geometry
         self.prefix_caching = prefix_caching
@@ -201,7 +208,10 @@ class PagedAllocator:
             for index, group in self._tokens:
                 mine = table.groups[index]
                 if num_computed // group.size > mine.num_published:
-                    group.publish(mine, table.chain, num_computed)
+                    found = group.publish(mine, table.chain, num_computed)
+                    if self._events is not None and found and not table.is_private:
+                        for event in group.stored(table, token_ids, found):
+                            self._events.stored(event)
             for index, state in self._states:
                 for position in state.publish(_state(table, index), table.chain, num_computed):
                     self._owners.reach(table, position)
@@ -246,6 +256,10 @@ class PagedAllocator:
         self._num_promised -= table.num_promised
         table.groups = ()
         self._num_tables -= 1
+
+    def take_events(self) -> Sequence[BlockEvent]:
+        """See KVAllocator."""
+        return () if self._events is None else self._events.take()
 
     def check(self) -> None:
         """See KVAllocator."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from loire.base.cache_geometry import CacheGeometry
 from loire.base.config import Reserve
 from loire.memory.allocator import Admission, PageOperations, Refusal
+from loire.memory.block_events import BlockEvent
 from loire.memory.block_pool import BlockCounts
 from loire.memory.block_table import BlockTable, GroupTable
 
@@ -110,6 +111,10 @@ class ReservedAllocator:
             self._free.sort()
             self._join()
         table.groups = ()
+
+    def take_events(self) -> Sequence[BlockEvent]:
+        """None: nothing can be found."""
+        return ()
 
     def check(self) -> None:
         """Integrity check; raises AssertionError."""

@@ -4,11 +4,12 @@ Behind a window blocks are given back; those that were published can still be fo
 memory is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from loire.base.cache_geometry import CacheGroup
+from loire.memory.block_events import BlocksStored
 from loire.memory.block_pool import BlockPool
-from loire.memory.block_table import GroupTable
+from loire.memory.block_table import BlockTable, GroupTable
 
 
 class TokenGroup:
@@ -103,12 +104,36 @@ class TokenGroup:
         """Take blocks for positions behind those it has."""
         table.blocks.extend(self._pool.take() for _ in range(num_blocks))
 
-    def publish(self, table: GroupTable, chain: Sequence[bytes], num_computed: int) -> None:
-        """Let others find the full blocks; one whose twin is published already stays private."""
+    def publish(self, table: GroupTable, chain: Sequence[bytes], num_computed: int) -> list[int]:
+        """Let others find the full blocks; one whose twin is published already stays private.
+
+        Returns the indices of those that can be found now and could not before.
+        """
         num_full = num_computed // self.size
-        for index in range(max(table.num_published, table.first), num_full):
-            self._pool.publish(table.blocks[index], self.key(chain, index))
+        new = [
+            index
+            for index in range(max(table.num_published, table.first), num_full)
+            if self._pool.publish(table.blocks[index], self.key(chain, index))
+        ]
         table.num_published = max(table.num_published, num_full)
+        return new
+
+    def stored(
+        self, table: BlockTable, token_ids: Sequence[int], indices: Sequence[int]
+    ) -> Iterator[BlocksStored]:
+        """What is told of blocks that can be found now: an event for each run of neighbours."""
+        index, size = self._prefix[0], self.size
+        for first, end in _runs(indices):
+            keys = tuple(self.key(table.chain, block)[1:] for block in range(first, end))
+            yield BlocksStored(
+                group=index,
+                keys=keys,
+                parent=self.key(table.chain, first - 1)[1:] if first else None,
+                token_ids=tuple(token_ids[first * size : end * size]),
+                block_size=size,
+                window=self._group.window,
+                adapter=table.adapter,
+            )
 
     def drop_behind(self, table: GroupTable, num_computed: int) -> bool:
         """Give back what no token from num_computed on sees; whether there was anything."""
@@ -136,3 +161,14 @@ class TokenGroup:
         while len(table.blocks) > num_kept:
             self._pool.release(table.blocks.pop())
         table.num_told = min(table.num_told, num_kept)
+
+
+def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, end) of each run of neighbours among ascending indices."""
+    first = None
+    for place, index in enumerate(indices):
+        if first is None:
+            first = index
+        if place + 1 == len(indices) or indices[place + 1] != index + 1:
+            yield first, index + 1
+            first = None

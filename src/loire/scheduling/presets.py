@@ -46,6 +46,7 @@ def _allocator(config: EngineConfig) -> KVAllocator:
             config.geometry,
             prefix_caching=config.enable_prefix_caching,
             most_ahead=config.most_ahead,
+            notes_events=config.kv_events is not None,
         )
     return ReservedAllocator(
         config.num_blocks,

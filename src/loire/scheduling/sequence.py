@@ -234,6 +234,8 @@ class Request:
             marks=message.cache_marks,
             fork_at=num_prompt - 1 if has_siblings else None,
             num_forks=message.params.n - 1 if has_siblings else 0,
+            adapter=message.adapter,
+            is_private=bool(message.cache_salt),
         )
         sequence = Sequence(
             seq_id=seq_id,

@@ -171,7 +171,7 @@ def test_slots_are_shared_while_somebody_waits(
 ) -> None:
     """When slots are shared, who comes next finds no tenant that has two more."""
     engine = Shared(slots=slots, num_blocks=1024)
-    scheduler, share = engine.scheduler, engine.scheduler._share_slots
+    scheduler, share = engine.scheduler, engine.scheduler.entrance.share_slots
 
     def checked() -> None:
         share()
@@ -179,7 +179,7 @@ def test_slots_are_shared_while_somebody_waits(
         if first is not None and len(scheduler.running) == slots:
             assert surplus_of(scheduler.running, first) is None
 
-    scheduler._share_slots = checked  # type: ignore[method-assign]
+    scheduler.entrance.share_slots = checked  # type: ignore[method-assign]
     for step in range(41):
         for due, tenant, n, max_tokens in arrivals:
             if due == step:

@@ -67,7 +67,7 @@ def test_others_go_on_while_it_waits(priority: int) -> None:
     for number in range(6):
         core.add(request(f"free {number}", None))
     assert ended(core, 30) == [f"free {number}" for number in range(6)]
-    assert core.scheduler.waits_for_forms
+    assert core.scheduler.entrance.waits_for_forms
     allocator = core.scheduler.allocator
     assert isinstance(allocator, PagedAllocator)
     assert allocator.pool.counts.in_use == 0

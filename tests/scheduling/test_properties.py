@@ -202,8 +202,8 @@ class Run:
         self.num_raised = 0
         self._schedule = self.scheduler.schedule
         self.scheduler.schedule = self._schedule_checked  # type: ignore[method-assign]
-        self._preempt = self.scheduler._preempt
-        self.scheduler._preempt = self._preempt_checked  # type: ignore[method-assign]
+        self._preempt = self.scheduler.batch.preempt
+        self.scheduler.batch.preempt = self._preempt_checked  # type: ignore[method-assign]
 
     def _fail(self, plan: StepPlan, after: bool) -> None:
         number = len(self.executor.plans)
@@ -299,13 +299,13 @@ class Run:
             assert plan.num_tokens <= self.case.budget
             ids = [row.seq_id for row in plan.rows]
             assert len(set(ids)) == len(ids)
-        members = len(self.scheduler.running) + len(self.scheduler.held)
+        members = len(self.scheduler.running) + len(self.scheduler.policy.held)
         assert members <= getattr(self.case.policy, "max_num_seqs", 1)
         assert all(s.status is Status.RUNNING for s in self.scheduler.running)
 
     def _check_block_owners(self, core: EngineCore) -> None:
         """A block in use was taken by one sequence at most, however many share it."""
-        present = {s.seq_id for s in (*self.scheduler.running, *self.scheduler.held)}
+        present = {s.seq_id for s in (*self.scheduler.running, *self.scheduler.policy.held)}
         if core.records and len(self.executor.plans) not in self.case.failures:
             owned = [s.num_blocks for s in core.records[-1].slots if s.seq_id in present]
             assert all(count >= 0 for count in owned)

@@ -48,7 +48,7 @@ class EngineCore:
         """
         self.scheduler = scheduler
         if form_ready is not None:
-            scheduler.form_ready = form_ready
+            scheduler.entrance.form_ready = form_ready
         self._on_begin = on_begin
         self.on_blocks: Callable[[Sequence[BlockEvent]], None] | None = None
         """Told after a step which KV blocks can be found since, and which no more."""
@@ -121,7 +121,7 @@ class EngineCore:
             self._search.nothing_to_compute()
             plan = self.scheduler.schedule()
         if plan is None and not self._in_flight and self.scheduler.has_unfinished:
-            if self.scheduler.waits_for_forms:
+            if self.scheduler.entrance.waits_for_forms:
                 time.sleep(FORM_PAUSE_S)
                 return None
             raise EngineError(

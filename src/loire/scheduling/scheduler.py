@@ -19,10 +19,8 @@ oldest request always goes on.
 """
 
 import time
-from bisect import insort
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from heapq import heappop, heappush
 from itertools import count
 
 from loire.base.messages import EngineRequest, SequenceUpdate
@@ -36,12 +34,12 @@ from loire.base.step import (
     StepResult,
     StepRow,
 )
-from loire.base.structured_outputs import StructuredOutputs
-from loire.memory.allocator import Admission, KVAllocator, PageOperations, Refusal
+from loire.memory.allocator import KVAllocator
+from loire.scheduling.batch import Batch
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.drafting import Drafter
-from loire.scheduling.fairness import surplus_of
+from loire.scheduling.entrance import Entrance
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
 from loire.scheduling.waiting import WaitingQueue
@@ -70,30 +68,28 @@ class Scheduler:
         self.budget = TokenBudget(max_num_batched_tokens, background_tokens)
         self.max_model_len = max_model_len
         self.waiting = WaitingQueue()
-        self.running: list[Sequence] = []
-        self.held: list[Sequence] = []
-        """Ended sequences that the policy keeps in the batch."""
-        self.num_preemptions = 0
+        self._recorder = StepRecorder(clock)
+        self.batch = Batch(allocator, policy, self.waiting, self._recorder, clock)
+        self.entrance = Entrance(allocator, policy, self.budget, self.waiting, self.batch)
+        self.drafter: Drafter | None = None
+        """Guesses tokens of those who decode, if anybody does."""
         self._requests: dict[str, Request] = {}
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: deque[StepPlan] = deque()
-        self._retired: list[int] = []
-        self._slots: list[int] = []
-        self._num_slots = 0
         self._step_ids = count()
         self._seq_ids = count()
         self._arrivals = count()
-        self._turns = count()
-        self._operations = PageOperations()
-        self._clock = clock
-        self._recorder = StepRecorder(clock)
         self._computed_by = computed_by
-        self._admitted: Collection[str] | None = None
-        self.drafter: Drafter | None = None
-        """Guesses tokens of those who decode, if anybody does."""
-        self.form_ready: Callable[[StructuredOutputs], bool] = lambda form: True
-        """Whether a sequence with such a constraint could sample at once; until then it waits,
-        holding nothing and letting others pass."""
+
+    @property
+    def num_preemptions(self) -> int:
+        """Since the start."""
+        return self.batch.num_preemptions
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those that are in the batch and have tokens to compute, in order."""
+        return self.batch.running
 
     @property
     def has_unfinished(self) -> bool:
@@ -104,11 +100,6 @@ class Scheduler:
     def num_requests(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
-
-    @property
-    def waits_for_forms(self) -> bool:
-        """Whether any sequence waits for its constraint."""
-        return not all(map(self._form_is_ready, self.waiting))
 
     def request_ids(self, sequences: Iterable[NewSequence]) -> tuple[str, ...]:
         """The requests that sequences of a plan which was just made belong to, each once."""
@@ -158,20 +149,18 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None if there is nothing to compute now."""
-        self._release_held()
-        self._operations = PageOperations()
+        self.batch.begin_step()
         self._draft()
-        self._admit_urgent()
-        self._share_slots()
-        preempted_before = self.num_preemptions
+        self.entrance.admit_urgent()
+        self.entrance.share_slots()
+        preempted_before = self.batch.num_preemptions
         rows: Rows = []
         # All that are given tokens may be preempted: others can have them then.
         while not rows and (grants := self.budget.grant(self.running)):
-            for sequence in grants:
-                sequence.last_served = next(self._turns)
+            self.batch.serve(tuple(grants))
             rows = self._secure_memory(grants)
-        if self.num_preemptions == preempted_before:
-            self._admit(rows)
+        if self.batch.num_preemptions == preempted_before:
+            self.entrance.admit(rows)
         if not rows:
             return None
         return self._make_plan(rows)
@@ -201,7 +190,7 @@ class Scheduler:
             num_prefill = len(row.token_ids) - num_decode
             slots.append(self._recorder.slot(sequence, slot, num_prefill, num_decode))
         record = self._recorder.record(
-            result, slots, self.running, self.held, len(self.waiting), self.allocator
+            result, slots, self.running, self.policy.held, len(self.waiting), self.allocator
         )
         return updates, record
 
@@ -218,7 +207,7 @@ class Scheduler:
         ends: dict[str, dict[int, int]] = {}
         others_ended = False
         for plan in self._in_flight:
-            self._retired += plan.ended  # execution may not have heard of it
+            self.batch.retired += plan.ended  # execution may not have heard of it
             for row in plan.rows:
                 sequence = self._sequences.get(row.seq_id)
                 if sequence is None:
@@ -229,7 +218,7 @@ class Scheduler:
                 of_request[row.seq_id] = max(end, of_request.get(row.seq_id, 0))
         self._in_flight.clear()
         for sequence in tuple(self.running):
-            self._set_back(sequence)
+            self.batch.set_back(sequence)
         return ends, others_ended
 
     def confine(self, request_ids: Collection[str] | None) -> None:
@@ -238,10 +227,10 @@ class Scheduler:
         Not while a step is in flight.
         """
         assert not self._in_flight, "a step is in flight"
-        self._admitted = request_ids
+        self.entrance.confined_to = request_ids
         for sequence in tuple(self.running):
-            if not self._may_enter(sequence):
-                self._set_back(sequence)
+            if not self.entrance.is_open_to(sequence):
+                self.batch.set_back(sequence)
 
     def has_computed(self, seq_id: int, num_tokens: int) -> bool:
         """Whether a sequence has ended, or that many of its tokens are computed."""
@@ -264,172 +253,25 @@ class Scheduler:
             if most > 0:
                 sequence.drafts = tuple(self.drafter(sequence.tokens, most))[:most]
 
-    def _may_enter(self, sequence: Sequence) -> bool:
-        admitted = self._admitted
-        is_wanted = admitted is None or sequence.request.message.request_id in admitted
-        return is_wanted and self._form_is_ready(sequence)
-
-    def _form_is_ready(self, sequence: Sequence) -> bool:
-        form = sequence.request.message.params.structured_outputs
-        return form is None or self.form_ready(form)
-
-    def _admit_urgent(self) -> None:
-        """Let those in who are more urgent than somebody who runs, if need be in their place."""
-        if self.policy.whole_batches:
-            return
-        for sequence in self.waiting.in_turn():
-            while sequence.status is Status.WAITING and self._may_enter(sequence):
-                if not self.running or sequence.priority >= self.running[-1].priority:
-                    return
-                before = (s.num_to_compute for s in self.running if s.order < sequence.order)
-                if sum(before) >= self.budget.max_tokens:
-                    return
-                has_slot = self.policy.free_slots(len(self.running), len(self.held)) > 0
-                admission = self._try_admission(sequence) if has_slot else None
-                if admission is Refusal.PREFIX_PENDING:
-                    break
-                if isinstance(admission, Admission):
-                    self._enter(sequence, admission)
-                else:
-                    self._preempt(self.running[-1])
-
-    def _share_slots(self) -> None:
-        """Where all slots are taken, let the next in turn in, in the place of a tenant that has at
-        least two more: then it still has no fewer, so that nobody is put out in return."""
-        if self.policy.whole_batches or self.policy.free_slots(len(self.running), 0) > 0:
-            return
-        for sequence in self.waiting.in_turn():
-            if not self._may_enter(sequence):
-                continue
-            while (surplus := surplus_of(self.running, sequence)) is not None:
-                # Asked first: one that waits for a prefix would not use the slot.
-                admission = self._try_admission(sequence)
-                if admission is Refusal.PREFIX_PENDING:
-                    break
-                self._preempt(surplus)
-                if isinstance(admission, Admission):
-                    self._enter(sequence, admission)
-                    break
-            else:
-                return
-
     def _secure_memory(self, grants: dict[Sequence, int]) -> Rows:
         rows: Rows = []
         for sequence in sorted(grants, key=lambda s: s.order):
             if sequence.status is not Status.RUNNING:
                 continue  # preempted for an earlier one
-            num_tokens = self._row_length(sequence, grants[sequence])
-            while not self._extend(sequence, num_tokens):
+            num_tokens = self.batch.row_length(sequence, grants[sequence])
+            while not self.batch.extend(sequence, num_tokens):
                 victim = max(self.running, key=lambda s: s.order)
                 assert victim is not sequence or len(self.running) > 1, "the oldest must fit alone"
-                self._preempt(victim)
+                self.batch.preempt(victim)
                 if victim is sequence:
                     break
             else:
                 rows.append((sequence, num_tokens))
         return rows
 
-    def _admit(self, rows: Rows) -> None:
-        """Let the next ones in, adding their rows to those of the step."""
-        free_slots = self.policy.free_slots(len(self.running), len(self.held))
-        for sequence in self.waiting.in_turn():
-            if free_slots <= 0:
-                break
-            budget = self.budget.left_for(sequence, rows, self.running)
-            if budget == 0 and not self.policy.whole_batches:
-                break
-            admission = self._try_admission(sequence) if self._may_enter(sequence) else None
-            if admission is None or admission is Refusal.PREFIX_PENDING:
-                continue
-            if admission is Refusal.NO_MEMORY:
-                break
-            assert isinstance(admission, Admission)
-            self._enter(sequence, admission)
-            num_tokens = self._row_length(sequence, min(sequence.num_to_compute, budget))
-            if num_tokens:
-                is_there = self._extend(sequence, num_tokens)
-                assert is_there, "admission promised memory that is not there"
-                rows.append((sequence, num_tokens))
-            free_slots -= 1
-
-    def _try_admission(self, sequence: Sequence) -> Admission | Refusal:
-        # A quarter of the running sequences cross into a new block within the next
-        # block_size / 4 steps; leaving them that much avoids admitting what is preempted at once.
-        headroom = len(self.running) // 4
-        parent = sequence.parent
-        # A parent that was preempted may be computing its prompt once more.
-        can_fork = (
-            parent is not None
-            and parent.status is Status.RUNNING
-            and parent.num_computed >= sequence.num_prompt - 1
-            and sequence.epoch == 0
-        )
-        if parent is not None and can_fork:
-            return self.allocator.fork(
-                parent.table,
-                sequence.table,
-                sequence.num_prompt - 1,
-                sequence.tokens,
-                sequence.max_tokens,
-                headroom,
-            )
-        return self.allocator.admit(sequence.table, sequence.tokens, sequence.max_tokens, headroom)
-
-    def _enter(self, sequence: Sequence, admission: Admission) -> None:
-        self.waiting.remove(sequence)
-        if sequence.turn is None:
-            sequence.turn = next(self._turns)
-            num_input = len(sequence.tokens) - admission.num_cached_tokens
-            self.waiting.charge(sequence, num_input=num_input)
-        sequence.status = Status.RUNNING
-        sequence.num_computed = admission.num_cached_tokens
-        sequence.slot = self._take_slot()
-        sequence.last_served = next(self._turns)
-        insort(self.running, sequence, key=lambda s: s.order)
-        request = sequence.request
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = admission.num_cached_tokens
-            request.first_scheduled_s = self._clock()
-            self._recorder.num_hit_tokens += admission.num_cached_tokens
-
-    def _row_length(self, sequence: Sequence, num_tokens: int) -> int:
-        """As many of the tokens as may be computed in one step."""
-        start = sequence.start
-        return self.allocator.row_end(sequence.table, start, start + num_tokens) - start
-
-    def _extend(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make memory for its row ready, in this step; False if there is none."""
-        start, end = sequence.start, sequence.start + num_tokens
-        num_drafts = sequence.num_drafts_until(end)
-        operations = self.allocator.extend(sequence.table, start, end, num_drafts)
-        if operations is not None:
-            self._operations.zeroed += operations.zeroed
-            self._operations.snapshots += operations.snapshots
-            for copy in operations.copies:
-                self._add_copy(*copy)
-        return operations is not None
-
-    def _add_copy(self, source: int, target: int) -> None:
-        """Add a copy to the step. All are read before any is written, so that a copy of a copy (a
-        sibling that forks a parent whose block was copied just now) is taken from the original.
-        """
-        originals = {target: source for source, target in self._operations.copies}
-        self._operations.copies.append((originals.get(source, source), target))
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.num_preemptions += 1
-        self._recorder.num_preemptions += 1
-        self._set_back(sequence)
-
-    def _set_back(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._leave(sequence)
-        sequence.set_back()
-        self._enqueue(sequence)
-
     def _make_plan(self, rows: Rows) -> StepPlan:
         step_id = next(self._step_ids)
-        step_rows, new = [], []
+        step_rows, new, operations = [], [], self.batch.operations
         for sequence, num_tokens in rows:
             if not sequence.announced:
                 new.append(sequence.sampling_state())
@@ -439,12 +281,12 @@ class Scheduler:
             step_id=step_id,
             rows=tuple(step_rows),
             new_sequences=tuple(new),
-            ended=tuple(self._retired),
-            copies=tuple(self._operations.copies),
-            zeroed=tuple(self._operations.zeroed),
-            snapshots=tuple(self._operations.snapshots),
+            ended=tuple(self.batch.retired),
+            copies=tuple(operations.copies),
+            zeroed=tuple(operations.zeroed),
+            snapshots=tuple(operations.snapshots),
         )
-        self._retired.clear()
+        self.batch.retired.clear()
         self._in_flight.append(plan)
         return plan
 
@@ -537,34 +379,10 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
-            if self.policy.whole_batches:
-                self.held.append(sequence)
-            else:
-                self._leave(sequence, forget=forget)
+            self.batch.end(sequence, forget=forget)
         else:
             self.waiting.remove(sequence)
         sequence.status = Status.ENDED
         del self._sequences[sequence.seq_id]
         if sequence.request.ended:
             self._requests.pop(sequence.request.message.request_id, None)
-
-    def _release_held(self) -> None:
-        if self.held and not self.running:
-            for sequence in self.held:
-                self._leave(sequence)
-            self.held.clear()
-
-    def _leave(self, sequence: Sequence, *, forget: bool = False) -> None:
-        self.allocator.release(sequence.table, forget=forget)
-        heappush(self._slots, sequence.slot)
-        sequence.slot = -1
-        if sequence.announced:
-            self._retired.append(sequence.seq_id)
-            sequence.announced = False
-
-    def _take_slot(self) -> int:
-        if self._slots:
-            return heappop(self._slots)
-        self._num_slots += 1
-        return self._num_slots - 1

@@ -1,0 +1,135 @@
+"""Who of those that wait enters the batch, and in whose place: rules 1 and 4 of the scheduler."""
+
+from collections.abc import Callable, Collection
+
+from loire.base.structured_outputs import StructuredOutputs
+from loire.memory.allocator import Admission, KVAllocator, Refusal
+from loire.scheduling.batch import Batch
+from loire.scheduling.batching import BatchingPolicy
+from loire.scheduling.budget import Rows, TokenBudget
+from loire.scheduling.fairness import surplus_of
+from loire.scheduling.sequence import Sequence, Status
+from loire.scheduling.waiting import WaitingQueue
+
+
+class Entrance:
+    """Between the queue and the batch."""
+
+    def __init__(
+        self,
+        allocator: KVAllocator,
+        policy: BatchingPolicy,
+        budget: TokenBudget,
+        waiting: WaitingQueue,
+        batch: Batch,
+    ) -> None:
+        self.confined_to: Collection[str] | None = None
+        """If not None, only sequences of these requests enter."""
+        self.form_ready: Callable[[StructuredOutputs], bool] = lambda form: True
+        """Whether a sequence with such a constraint could sample at once; until then it waits,
+        holding nothing and letting others pass."""
+        self._allocator = allocator
+        self._policy = policy
+        self._budget = budget
+        self._waiting = waiting
+        self._batch = batch
+
+    @property
+    def waits_for_forms(self) -> bool:
+        """Whether any sequence waits for its constraint."""
+        return not all(map(self._form_is_ready, self._waiting))
+
+    def is_open_to(self, sequence: Sequence) -> bool:
+        """Whether the sequence may enter at all now."""
+        only = self.confined_to
+        is_wanted = only is None or sequence.request.message.request_id in only
+        return is_wanted and self._form_is_ready(sequence)
+
+    def admit_urgent(self) -> None:
+        """Let those in who are more urgent than somebody who runs, if need be in their place."""
+        if not self._policy.makes_way:
+            return
+        running = self._batch.running
+        for sequence in self._waiting.in_turn():
+            while sequence.status is Status.WAITING and self.is_open_to(sequence):
+                if not running or sequence.priority >= running[-1].priority:
+                    return
+                before = (s.num_to_compute for s in running if s.order < sequence.order)
+                if sum(before) >= self._budget.max_tokens:
+                    return
+                has_slot = self._batch.free_slots > 0
+                admission = self._try_admission(sequence) if has_slot else None
+                if admission is Refusal.PREFIX_PENDING:
+                    break
+                if isinstance(admission, Admission):
+                    self._batch.enter(sequence, admission)
+                else:
+                    self._batch.preempt(running[-1])
+
+    def share_slots(self) -> None:
+        """Where all slots are taken, let the next in turn in, in the place of a tenant that has at
+        least two more: then it still has no fewer, so that nobody is put out in return."""
+        if not self._policy.makes_way or self._batch.free_slots > 0:
+            return
+        for sequence in self._waiting.in_turn():
+            if not self.is_open_to(sequence):
+                continue
+            while (surplus := surplus_of(self._batch.running, sequence)) is not None:
+                # Asked first: one that waits for a prefix would not use the slot.
+                admission = self._try_admission(sequence)
+                if admission is Refusal.PREFIX_PENDING:
+                    break
+                self._batch.preempt(surplus)
+                if isinstance(admission, Admission):
+                    self._batch.enter(sequence, admission)
+                    break
+            else:
+                return
+
+    def admit(self, rows: Rows) -> None:
+        """Let the next ones in, adding their rows to those of the step."""
+        batch = self._batch
+        free_slots = batch.free_slots
+        for sequence in self._waiting.in_turn():
+            if free_slots <= 0:
+                break
+            budget = self._budget.left_for(sequence, rows, batch.running)
+            if budget == 0 and not self._policy.admits_unserved:
+                break
+            admission = self._try_admission(sequence) if self.is_open_to(sequence) else None
+            if admission is None or admission is Refusal.PREFIX_PENDING:
+                continue
+            if admission is Refusal.NO_MEMORY:
+                break
+            assert isinstance(admission, Admission)
+            batch.enter(sequence, admission)
+            num_tokens = batch.row_length(sequence, min(sequence.num_to_compute, budget))
+            if num_tokens:
+                is_there = batch.extend(sequence, num_tokens)
+                assert is_there, "admission promised memory that is not there"
+                rows.append((sequence, num_tokens))
+            free_slots -= 1
+
+    def _form_is_ready(self, sequence: Sequence) -> bool:
+        form = sequence.request.message.params.structured_outputs
+        return form is None or self.form_ready(form)
+
+    def _try_admission(self, sequence: Sequence) -> Admission | Refusal:
+        # A quarter of the running sequences cross into a new block within the next
+        # block_size / 4 steps; leaving them that much avoids admitting what is preempted at once.
+        headroom = len(self._batch.running) // 4
+        parent = sequence.parent
+        # A parent that was preempted may be computing its prompt once more.
+        can_fork = (
+            parent is not None
+            and parent.status is Status.RUNNING
+            and parent.num_computed >= sequence.num_prompt - 1
+            and sequence.epoch == 0
+        )
+        tokens, most = sequence.tokens, sequence.max_tokens
+        if parent is not None and can_fork:
+            num_shared = sequence.num_prompt - 1
+            return self._allocator.fork(
+                parent.table, sequence.table, num_shared, tokens, most, headroom
+            )
+        return self._allocator.admit(sequence.table, tokens, most, headroom)

@@ -50,6 +50,13 @@ class SamplingParams:
             chosen one; None reports nothing.
         prompt_logprobs: the same for the prompt's tokens.
         skip_special_tokens: leave special tokens out of the text.
+        allowed_token_ids: the only tokens that may come; the model's end tokens are not among
+            them unless they are listed.
+        bad_words: texts that must not be written, wherever they begin with a token of their own.
+        bad_token_ids: the tokens of bad_words, filled in when a request is built: the last of each
+            does not come after the others.
+        truncate_prompt_tokens: keep the last so many tokens of the prompt; -1 keeps what leaves
+            room for max_tokens (or one token) in the window.
         structured_outputs: the form that the output must have. It ends when the form is complete
             (even with ignore_eos); an output of max_tokens may be cut inside it.
         pooling: instead of an answer, the prompt's hidden states after the final norm as one
@@ -79,6 +86,10 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    bad_token_ids: Sequence[Sequence[int]] = ()
+    truncate_prompt_tokens: int | None = None
     structured_outputs: StructuredOutputs | None = None
     pooling: Pooling | None = None
     left_open: frozenset[str] = field(default=frozenset(), compare=False)
@@ -101,8 +112,13 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 self._settle(name, values.whole, *_OPTIONAL[name])
         object.__setattr__(self, "top_k", max(self.top_k, 0))
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop", _filled_texts("stop", self.stop))
+        object.__setattr__(self, "bad_words", _filled_texts("bad_words", self.bad_words))
         self._settle("stop_token_ids", values.token_ids)
+        if self.allowed_token_ids is not None:
+            self._settle("allowed_token_ids", values.token_ids)
+        bad = tuple(values.token_ids("bad_token_ids", ids) for ids in self.bad_token_ids)
+        object.__setattr__(self, "bad_token_ids", bad)
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
         self._check()
 
@@ -119,6 +135,16 @@ class SamplingParams:
             )
         if self.pooling is not None:
             values.one_of("pooling", self.pooling, get_args(Pooling))
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise RequestError(
+                "allowed_token_ids is empty, so that no token could come: leave it out",
+                param="allowed_token_ids",
+            )
+        if self.truncate_prompt_tokens == 0:
+            raise RequestError(
+                "truncate_prompt_tokens is 0, which leaves no prompt: it must be at least 1, or -1",
+                param="truncate_prompt_tokens",
+            )
         if self.top_p == 0.0:
             raise RequestError("top_p must be above 0, but is 0", param="top_p")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -159,6 +185,7 @@ _OPTIONAL = {
     "max_tokens": (1, values.MAX_INT),
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
+    "truncate_prompt_tokens": (-1, values.MAX_INT),
 }
 _NUMBERS = {
     "temperature": (0.0, 100.0),
@@ -171,12 +198,12 @@ _NUMBERS = {
 _FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
 
 
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    with values.under("stop"):
-        strings = values.texts("stop", (stop,) if isinstance(stop, str) else stop)
-    if not all(strings):
-        raise RequestError("stop holds an empty string, which would match at once", param="stop")
-    return strings
+def _filled_texts(name: str, given: object) -> tuple[str, ...]:
+    with values.under(name):
+        texts = values.texts(name, (given,) if isinstance(given, str) else given)
+    if not all(text.strip() if name == "bad_words" else text for text in texts):
+        raise RequestError(f"{name} holds an empty string, which would match at once", param=name)
+    return texts
 
 
 def _bias(bias: object) -> Mapping[int, float]:

@@ -29,6 +29,7 @@ from loire.text.reasoning_grammar import Thinking, Thoughts
 from loire.text.tools.definitions import ToolUse
 from loire.text.tools.families import call_parser
 from loire.text.tools.grammar import CallGrammar
+from loire.text.tools.prompt import Ending
 
 RESERVED_VARIABLES = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -40,13 +41,15 @@ RESERVED_VARIABLES = frozenset(
 class Conversation:
     """What the model shall answer. variables: what else its template reads (enable_thinking).
 
-    effort: how much to think first; None leaves it to the model.
+    effort: how much to think first; None leaves it to the model. ending: where the prompt ends;
+    the answer goes on from there.
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: ToolUse | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     effort: Effort | None = None
+    ending: Ending = "answer begins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,10 @@ def begin_turn(
     use, dialect = conversation.tools, frontend.dialect
     variables, ignored = _variables(frontend, conversation)
     prompt = _render(frontend, conversation, variables)
-    thinking = _thinking(dialect, prompt)
+    if conversation.ending == "message goes on":
+        thinking = _thinking_within(dialect, conversation.messages[-1])
+    else:
+        thinking = _thinking(dialect, prompt)
     thoughts = Thoughts(dialect.reasoning, thinking, lambda text: _special_id(frontend, text))
     form = params.structured_outputs
     params = _constrained(frontend, thoughts, use, params, origin)
@@ -126,7 +132,7 @@ def prompt_of(frontend: Frontend, conversation: Conversation) -> str:
 
 def _render(frontend: Frontend, conversation: Conversation, variables: Mapping[str, Any]) -> str:
     tools = () if conversation.tools is None else conversation.tools.tools
-    return frontend.render(conversation.messages, tools, variables)
+    return frontend.render(conversation.messages, tools, variables, conversation.ending)
 
 
 def _about_tools(
@@ -197,6 +203,14 @@ def _thinking(dialect: Dialect, prompt: str) -> Thinking:
     if marks is None or end.endswith(marks.closing):
         return "none"
     return "inside" if end.endswith(marks.opening) else "may"
+
+
+def _thinking_within(dialect: Dialect, message: Mapping[str, Any]) -> Thinking:
+    """The same for a message that goes on: its own text has thoughts that are open, or none."""
+    marks, text = dialect.reasoning, str(message.get("content", ""))
+    if marks is None:
+        return "none"
+    return "inside" if text.rfind(marks.opening) > text.rfind(marks.closing) else "none"
 
 
 def _constrained(

@@ -14,7 +14,7 @@ from loire.text.control_tokens import ControlTokens
 from loire.text.dialect import Dialect, read_dialect
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 from loire.text.tools.definitions import Tool
-from loire.text.tools.prompt import render
+from loire.text.tools.prompt import Ending, render
 
 Message = Mapping[str, object]
 """A chat message: {"role": ..., "content": ...}."""
@@ -107,6 +107,7 @@ class Frontend:
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         variables: Mapping[str, Any] | None = None,
+        ending: Ending = "answer begins",
     ) -> str:
         """The prompt of a conversation in which tools may be offered.
 
@@ -124,7 +125,7 @@ class Frontend:
                 for tool in tools
             ]
             variables = self._control.hide(variables or {})
-        return render(self.template, self.dialect, messages, tools, variables)
+        return render(self.template, self.dialect, messages, tools, variables, ending)
 
     def _hidden(self, message: Message) -> Message:
         from_model = message.get("role") == "assistant"

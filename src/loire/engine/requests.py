@@ -4,10 +4,11 @@ Everything that would fail later is refused here, with the numbers.
 """
 
 import random
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loire.base import request_values as values
 from loire.base.errors import PromptTooLongError, RequestError
@@ -94,16 +95,25 @@ class RequestBuilder:
         """
         arrival_s = time.monotonic()
         params = params.filled(self._sampling_defaults)
+        kept = self._kept(params)
         text = values.text("prompt", prompt) if isinstance(prompt, str) else None
         if text is not None:
-            self._check_characters(len(text))
+            if params.truncate_prompt_tokens is None:
+                self._check_characters(len(text))
+            else:  # of a long text no more than its end is tokenized
+                text = text[-self._most_characters(min(kept, self.max_model_len)) :]
             token_ids = tuple(self.tokenizer.encode(text, add_special_tokens))
             text = without_marks(text)
         else:
             token_ids = values.token_ids("prompt", prompt)
+        if len(token_ids) > kept:
+            token_ids, text = token_ids[-kept:], None
         self._check_prompt(token_ids, params.max_tokens)
         self._check_computable("logit_bias", tuple(params.logit_bias))
         self._check_computable("stop_token_ids", params.stop_token_ids)
+        self._check_computable("allowed_token_ids", params.allowed_token_ids or ())
+        if params.bad_words:
+            params = replace(params, bad_token_ids=self._bad_token_ids(params.bad_words))
         if params.structured_outputs is not None:
             self.check_form(params.structured_outputs, origin)
         request = EngineRequest(
@@ -154,6 +164,25 @@ class RequestBuilder:
         known = (token_id for token_id in model_stops if 0 <= token_id < self._num_computable)
         return tuple(dict.fromkeys((*params.stop_token_ids, *known)))
 
+    def _kept(self, params: SamplingParams) -> int:
+        """Tokens of a prompt that are kept, its last ones."""
+        match params.truncate_prompt_tokens:
+            case None:
+                return sys.maxsize
+            case -1:
+                return max(1, self.max_model_len - (params.max_tokens or 1))
+            case number:
+                return number
+
+    def _bad_token_ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of words, at the beginning of a text and behind a space."""
+        sequences: dict[tuple[int, ...], None] = {}  # a set that keeps their order
+        for word in words:
+            for text in (word.lstrip(), f" {word.lstrip()}"):
+                token_ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+                sequences[token_ids] = None
+        return list(sequences)
+
     def _check_prompt(self, token_ids: Sequence[int], max_tokens: int | None) -> None:
         if not token_ids:
             raise RequestError("the prompt is empty: it needs at least one token", param="prompt")
@@ -162,7 +191,7 @@ class RequestBuilder:
 
     def _check_characters(self, num_characters: int) -> None:
         """Refuse a text that cannot fit before it is tokenized, which takes a second per MB."""
-        most = self.max_model_len * self.tokenizer.longest_token * NORMALIZED_AWAY
+        most = self._most_characters(self.max_model_len)
         if num_characters > most:
             raise PromptTooLongError(
                 f"the prompt has {num_characters} characters, which are more than "
@@ -170,6 +199,10 @@ class RequestBuilder:
                 f"and output together",
                 param="prompt",
             )
+
+    def _most_characters(self, num_tokens: int) -> int:
+        """Of a text that has so many tokens."""
+        return num_tokens * self.tokenizer.longest_token * NORMALIZED_AWAY
 
     def _check_length(self, num_prompt: int, max_tokens: int | None) -> None:
         window = self.max_model_len

@@ -139,7 +139,7 @@ class ModelRunner:
 
         step = LaunchedStep(finish)
         for row in sampling.values():
-            if row.state.constraint is not None:
+            if row.state.records:
                 row.state.sampled_in = step
         return step
 

@@ -22,6 +22,7 @@ from loire.execution.random_numbers import uniform
 from loire.execution.sampling_state import SamplingState
 from loire.kernels.interface import Backend, LogitEdits, Penalties, SamplingRows, Transfers
 
+NOTHING_LEFT = "no token may come next: allowed_token_ids, bad_words and the form exclude all"
 NOT_FINITE = "the model gave logits that are not finite (NaN or infinity)"
 
 
@@ -122,21 +123,24 @@ def _logprobs_asked_for(
 def _allowed(
     states: Sequence[SamplingState], vocab_size: int
 ) -> tuple[dict[int, Bits], dict[int, str]]:
-    """By row: what constraints allow, and errors of those that cannot go on."""
+    """By row: what constraints and limits allow, and errors of rows that cannot go on."""
     allowed: dict[int, Bits] = {}
     errors: dict[int, str] = {}
     for row, state in enumerate(states):
-        if state.constraint is None:
-            continue
-        found = state.constraint.allowed()
-        if isinstance(found, str):
-            errors[row] = found
-        else:
+        if state.limits is not None:
+            allowed[row] = state.limits.bits()
+        if state.constraint is not None:
+            found = state.constraint.allowed()
+            if isinstance(found, str):
+                errors[row] = found
+                continue
             # The tokenizer may know fewer tokens than the model has, or more.
             bits = np.zeros(-(-vocab_size // 32), np.int32)
             known = min(len(bits), len(found))
             bits[:known] = found[:known]
-            allowed[row] = bits
+            allowed[row] = bits & allowed[row] if row in allowed else bits
+        if row in allowed and not allowed[row].any():
+            errors[row] = NOTHING_LEFT
     return allowed, errors
 
 

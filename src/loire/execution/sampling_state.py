@@ -8,6 +8,7 @@ from loire.base.executor import PendingStep
 from loire.base.step import NewSequence
 from loire.execution.constraints import ConstraintFactory, SequenceConstraint
 from loire.execution.penalty_table import PenaltyTable
+from loire.execution.token_limits import TokenLimits
 from loire.kernels.interface import Transfers
 
 
@@ -28,8 +29,11 @@ class SamplingState:
             self.constraint = constraints.constraint(
                 params.structured_outputs, new.output_token_ids
             )
+        self.limits: TokenLimits | None = None
+        if params.allowed_token_ids is not None or params.bad_token_ids:
+            self.limits = TokenLimits(params, constraints.vocab_size, new.output_token_ids)
         self.sampled_in: PendingStep | None = None
-        """The step whose tokens the constraint has perhaps not been told yet."""
+        """The step whose tokens have perhaps not been recorded yet."""
         self._pooled: Tensor | None = None
         """float64 [E]: the sum of hidden states, or the last one."""
         self._penalties = penalties
@@ -55,7 +59,12 @@ class SamplingState:
     @property
     def looks_back(self) -> bool:
         """Whether logits depend on the tokens before in other ways than through the model."""
-        return self.place >= 0 or self.constraint is not None
+        return self.place >= 0 or self.records
+
+    @property
+    def records(self) -> bool:
+        """Whether every token must be recorded before the next one is chosen."""
+        return self.constraint is not None or (self.limits is not None and self.limits.looks_back)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -87,3 +96,5 @@ class SamplingState:
         """Go on behind a token that was sampled."""
         if self.constraint is not None:
             self.constraint.record(token_id)
+        if self.limits is not None:
+            self.limits.record(token_id)

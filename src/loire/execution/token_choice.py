@@ -125,7 +125,7 @@ class TokenChooser:
             if not step_by_step:
                 _take(places, sampled)
             for row in rows:
-                if row.state.constraint is not None:
+                if row.state.records:
                     row.record()
             self.constraints.advance()
 

@@ -165,7 +165,7 @@ def test_accepted_without_effect(engine: FakeEngine) -> None:
         ({"temperature": 1.5}, "temperature"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "last message"),
+        ({"messages": [{"role": "assistant", "content": ""}]}, "last message"),
         ({"messages": [{"role": "king", "content": "x"}]}, "role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},

@@ -176,6 +176,7 @@ def test_responses_stream_what_they_answer(client: openai.OpenAI, fields: dict[s
 MESSAGE_FIELDS: list[Any] = [
     {},
     {"system": "be brief"},
+    {"messages": [*MESSAGES, {"role": "assistant", "content": "Once"}]},
     {"system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
     {"stop_sequences": ["\x00"], "extra_body": {"temperature": 0, "top_k": 3, "top_p": 0.9}},
     {"tools": [MESSAGE_TOOL], "tool_choice": {"type": "any"}, "max_tokens": 200},
@@ -295,7 +296,7 @@ ANTHROPIC_REFUSALS: list[Any] = [
     ({"extra_body": {"temperature": 2}}, "temperature"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"messages": []}, "messages"),
-    ({"messages": [*MESSAGES, {"role": "assistant", "content": "x"}]}, "last message"),
+    ({"messages": [*MESSAGES, {"role": "assistant", "content": ""}]}, "last message"),
     ({"thinking": {"type": "loud"}}, "thinking"),
     ({"tool_choice": {"type": "any"}}, "no 'tools'"),
     ({"extra_body": {"container": "x"}}, "container"),

@@ -210,6 +210,14 @@ class MessageParam(StrictModel):
                 note_ignored(f"content.{block.type}")
         return self
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it says something, and calls nothing."""
+        if isinstance(self.content, str):
+            return bool(self.content)
+        calls = any(isinstance(block, ToolUseBlock) for block in self.content)
+        return not calls and any(isinstance(b, TextBlock) and b.text for b in self.content)
+
     def for_template(self) -> Iterator[dict[str, Any]]:
         """The turn as chat templates expect it: results of calls are messages of their own."""
         blocks: Sequence[Any] = (

@@ -145,7 +145,7 @@ class MessagesAnswer:
     def whole(self) -> Message:
         """The answer, when everything has come."""
         [choice] = self.generation.choices
-        text, _ = choice.take()
+        text = choice.take().text
         blocks = _blocks(self._reader.read(text, choice.finish_reason))
         reason, sequence = self._end(choice)
         return Message(
@@ -164,7 +164,7 @@ class MessagesAnswer:
         async with aclosing(self.generation.news()) as news:
             async for _ in news:
                 begin = b"" if choice.begun else self._begin()
-                text, _positions = choice.take()
+                text = choice.take().text
                 events = self._reader.read(text, choice.finish_reason)
                 yield begin + b"".join(blocks.write(events))
         reason, sequence = self._end(choice)

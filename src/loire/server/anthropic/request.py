@@ -92,13 +92,13 @@ class PromptFields(StrictModel):
 
     @model_validator(mode="after")
     def _check_turns(self) -> "PromptFields":
-        if self.messages[-1].role == "assistant":
+        if self._goes_on and not self.messages[-1].is_text:
             refuse(
-                "the last message must be the user's: continuing an answer is not supported",
+                "the last message is the assistant's, so that the answer goes on within it: it "
+                "needs a text, and no calls",
                 "messages",
                 len(self.messages) - 1,
-                "role",
-                kind="unsupported",
+                "content",
             )
         names = [tool.name for tool in without_hosted(self.tools)]
         for number, name in enumerate(names):
@@ -121,7 +121,16 @@ class PromptFields(StrictModel):
         system = joined(self.system)
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         messages += (part for message in self.messages for part in message.for_template())
-        return Conversation(messages=messages, tools=self._tool_use(), effort=self._effort())
+        return Conversation(
+            messages=messages,
+            tools=self._tool_use(),
+            effort=self._effort(),
+            ending="message goes on" if self._goes_on else "answer begins",
+        )
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.messages[-1].role == "assistant"
 
     def _effort(self) -> Effort | None:
         if self.thinking is not None and self.thinking.type == "disabled":

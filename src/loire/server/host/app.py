@@ -33,6 +33,7 @@ from loire.server.serving.served import ServedModel
 from loire.server.web.body_limit import BodyLimit
 from loire.server.web.errors import add_error_handlers
 from loire.server.web.ignored import IgnoredFields
+from loire.server.web.plain_calls import PlainCalls
 
 
 def create_app(
@@ -112,6 +113,7 @@ def create_app(
         )
     app.add_middleware(NameGuard, access.names)
     app.add_middleware(CallLog, served.observer.metrics, spans, audit)
+    app.add_middleware(PlainCalls)
     add_error_handlers(app)
     return app
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from loire import __version__
 from loire.base.outputs import PositionLogprobs
-from loire.server.openai.protocol import PromptTokensDetails, StreamOptions, Usage
+from loire.server.openai.protocol import (
+    PromptLogprob,
+    PromptPosition,
+    PromptTokensDetails,
+    StreamOptions,
+    Usage,
+)
 from loire.server.serving.generation import Generation
 from loire.server.web.sse import event
 
@@ -46,9 +52,11 @@ class ChunkWriter:
         """Whether the usage comes in a last event of its own."""
         self._in_each = self.tells_usage and options is not None and options.continuous_usage_stats
 
-    def chunk(self, choices: Sequence[dict[str, Any]]) -> bytes:
-        """An event with what is new."""
+    def chunk(self, choices: Sequence[dict[str, Any]], **beside: Any) -> bytes:
+        """An event with what is new. beside: further fields."""
         news = json.dumps(choices, ensure_ascii=False)
+        if beside:
+            news += f", {json.dumps(beside)[1:-1]}"
         if not self.tells_usage:
             return event(f'{self._head}, "choices": {news}}}')
         # With include_usage, OpenAI's chunks have a usage of null before the last one.
@@ -72,6 +80,21 @@ def usage_of(generation: Generation) -> Usage:
         total_tokens=num_prompt + num_completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.num_cached_tokens),
     )
+
+
+def shown_prompt(positions: Sequence[PositionLogprobs | None]) -> list[PromptPosition]:
+    """Log-probabilities of a prompt's tokens."""
+    return [
+        None
+        if position is None
+        else {
+            token_id: PromptLogprob(
+                logprob=finite(entry.logprob), rank=entry.rank, decoded_token=entry.decoded_token
+            )
+            for token_id, entry in position.items()
+        }
+        for position in positions
+    ]
 
 
 def likeliest(position: PositionLogprobs, count: int) -> list[tuple[int, float]]:

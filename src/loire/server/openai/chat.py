@@ -11,7 +11,14 @@ from loire.base.outputs import PositionLogprobs
 from loire.base.outputs import ToolCall as CallOfTool
 from loire.engine.answers import collect
 from loire.engine.dialogue import Turn, begin_turn
-from loire.server.openai.answers import AnswerHead, ChunkWriter, finite, likeliest, usage_of
+from loire.server.openai.answers import (
+    AnswerHead,
+    ChunkWriter,
+    finite,
+    likeliest,
+    shown_prompt,
+    usage_of,
+)
 from loire.server.openai.chat_protocol import (
     AnswerMessage,
     ChatChoice,
@@ -28,6 +35,7 @@ from loire.server.openai.custom_tools import (
     CustomInput,
     input_text,
 )
+from loire.server.openai.protocol import PromptPosition
 from loire.server.openai.tools_protocol import CustomCall, CustomToolCall, FunctionCall, ToolCall
 from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Choice, Generation
@@ -94,6 +102,7 @@ class ChatAnswer:
 
     def __init__(self, body: ChatCompletionRequest, turn: Turn, generation: Generation) -> None:
         self.generation = generation
+        self._submission = turn.submission
         self._readers = [turn.reader() for _ in generation.choices]
         self._custom = [CustomCalls(body.custom_names) for _ in generation.choices]
         tokenizer, at_once = generation.frontend.tokenizer, turn.thinking == "none"
@@ -109,27 +118,42 @@ class ChatAnswer:
             **self._head.fields(),
             choices=[self._whole_choice(choice) for choice in self.generation.choices],
             usage=usage_of(self.generation),
+            prompt_logprobs=self._prompt_logprobs(),
+            prompt_token_ids=self._prompt_token_ids(),
         )
+
+    def _prompt_token_ids(self) -> list[int] | None:
+        request = self._submission.request
+        return list(request.prompt_token_ids) if self._body.return_token_ids else None
+
+    def _prompt_logprobs(self) -> list[PromptPosition] | None:
+        if self._body.prompt_logprobs is None:
+            return None
+        return shown_prompt(self.generation.choices[0].prompt_logprobs)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes: each item one write, with one chunk per choice that has news."""
         options = self._body.stream_options
         writer = ChunkWriter(self._head, "chat.completion.chunk", self.generation, options)
+        prompt = self._prompt_token_ids()
+        beside = {} if prompt is None else {"prompt_token_ids": prompt}
         async with aclosing(self.generation.news()) as news:
             async for choices in news:
                 deltas = [delta for choice in choices for delta in self._deltas(choice)]
-                yield b"".join(writer.chunk([delta]) for delta in deltas)
+                first = writer.chunk(deltas[:1], **beside)
+                beside = {}
+                yield first + b"".join(writer.chunk([delta]) for delta in deltas[1:])
         if writer.tells_usage:
             yield writer.usage()
 
     def _whole_choice(self, choice: Choice) -> ChatChoice:
         assert choice.finish_reason is not None, "every choice ends"
-        text, positions = choice.take()
+        taken = choice.take()
         reader = self._readers[choice.index]
-        events = reader.read(text, choice.finish_reason)
+        events = reader.read(taken.text, choice.finish_reason)
         answer = collect(events)
         calls = [self._whole_call(call) for call in answer.tool_calls]
-        logprobs = self._logprobs(choice, positions, events)
+        logprobs = self._logprobs(choice, taken.logprobs, events)
         return ChatChoice(
             index=choice.index,
             message=AnswerMessage(
@@ -139,6 +163,7 @@ class ChatAnswer:
             ),
             logprobs=None if logprobs is None else ChatLogprobs.model_validate(logprobs),
             finish_reason=reader.finish_reason(choice.finish_reason),
+            token_ids=taken.token_ids if self._body.return_token_ids else None,
         )
 
     def _whole_call(self, call: CallOfTool) -> ToolCall | CustomToolCall:
@@ -156,9 +181,9 @@ class ChatAnswer:
         deltas = []
         if not choice.begun:
             deltas.append(_delta(choice.index, {"role": "assistant", "content": ""}))
-        text, positions = choice.take()
+        taken = choice.take()
         reader, finish_reason = self._readers[choice.index], choice.finish_reason
-        events = reader.read(text, finish_reason)
+        events = reader.read(taken.text, finish_reason)
         told = self._custom[choice.index].read(events)
         news = [delta for event in told if (delta := _news(event))]
         deltas += [_delta(choice.index, delta) for delta in news[:-1]]
@@ -166,10 +191,12 @@ class ChatAnswer:
             _delta(
                 choice.index,
                 news[-1] if news else {},
-                self._logprobs(choice, positions, events),
+                self._logprobs(choice, taken.logprobs, events),
                 None if finish_reason is None else reader.finish_reason(finish_reason),
             )
         )
+        if self._body.return_token_ids:
+            deltas[-1]["token_ids"] = taken.token_ids
         return deltas
 
     def _logprobs(

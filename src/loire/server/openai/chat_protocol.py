@@ -8,7 +8,13 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.engine.answers import AnswerFinish
 from loire.engine.dialogue import Conversation
-from loire.server.openai.protocol import ACCOUNTING, GenerationRequest, Usage
+from loire.server.openai.protocol import (
+    ACCOUNTING,
+    GenerationRequest,
+    PromptPosition,
+    Usage,
+    is_none,
+)
 from loire.server.openai.structured_protocol import ResponseFormat
 from loire.server.openai.text_parts import Content, joined
 from loire.server.openai.tools_protocol import (
@@ -31,6 +37,7 @@ from loire.server.web.strict import (
 from loire.server.web.unions import Messages, Tools, up_to
 from loire.text.effort import Effort
 from loire.text.tools.definitions import ToolUse
+from loire.text.tools.prompt import Ending
 
 MAX_PAST_CALLS = 128
 """Calls in one message."""
@@ -143,6 +150,12 @@ class ChatCompletionRequest(GenerationRequest):
     reasoning_effort: Effort | None = Field(
         None, description="how much to think first; none: not at all, where that can be chosen"
     )
+    add_generation_prompt: bool | None = Field(
+        None, description="false: the prompt ends after the last message (vLLM's)"
+    )
+    continue_final_message: bool = Field(
+        False, description="the answer goes on within the last message, the assistant's (vLLM's)"
+    )
     modalities: list[Literal["text"]] = Field(default=["text"], max_length=1)
     _tool_use: ToolUse | None = PrivateAttr(None)
 
@@ -157,8 +170,24 @@ class ChatCompletionRequest(GenerationRequest):
                 f"({self.max_completion_tokens}) name the same limit: send one of them",
                 "max_tokens",
             )
+        if self.continue_final_message:
+            self._check_continued()
         self._tool_use = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
         return self
+
+    def _check_continued(self) -> None:
+        last = self.messages[-1]
+        if self.add_generation_prompt:
+            refuse(
+                "'continue_final_message' goes on within the last message, and "
+                "'add_generation_prompt' begins another: send one of them",
+                "add_generation_prompt",
+            )
+        if last.role != "assistant" or last.tool_calls:
+            refuse(
+                "'continue_final_message' needs a last message of role 'assistant' without calls",
+                "continue_final_message",
+            )
 
     @property
     def custom_names(self) -> Set[str]:
@@ -172,7 +201,13 @@ class ChatCompletionRequest(GenerationRequest):
             tools=self._tool_use,
             variables=self.chat_template_kwargs,
             effort=self.reasoning_effort,
+            ending=self._ending(),
         )
+
+    def _ending(self) -> Ending:
+        if self.continue_final_message:
+            return "message goes on"
+        return "message ends" if self.add_generation_prompt is False else "answer begins"
 
     def sampling_params(self) -> SamplingParams:
         """How to choose tokens. Raises RequestError, naming the field."""
@@ -204,11 +239,6 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
-def is_none(value: object) -> bool:
-    """Whether a field is left out of an answer."""
-    return value is None
-
-
 class AnswerMessage(BaseModel):
     """What the model says."""
 
@@ -227,6 +257,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: AnswerFinish
+    token_ids: list[int] | None = Field(None, exclude_if=is_none)
 
 
 class ChatCompletion(BaseModel):
@@ -239,6 +270,8 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    prompt_logprobs: list[PromptPosition] | None = Field(None, exclude_if=is_none)
+    prompt_token_ids: list[int] | None = Field(None, exclude_if=is_none)
 
 
 class ChatDelta(BaseModel):
@@ -257,6 +290,7 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: AnswerFinish | None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -268,4 +302,5 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
     system_fingerprint: str

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from loire.base.errors import RequestError
 from loire.base.outputs import PositionLogprobs
 from loire.engine.requests import Submission
-from loire.server.openai.answers import AnswerHead, ChunkWriter, usage_of
+from loire.server.openai.answers import AnswerHead, ChunkWriter, shown_prompt, usage_of
 from loire.server.openai.completion_logprobs import LogprobsWriter
 from loire.server.openai.completions_protocol import (
     Completion,
@@ -105,22 +105,29 @@ class CompletionAnswer:
     def _news(self, choice: Choice) -> dict[str, Any]:
         """What of a choice has not been told yet, as its form in the API."""
         begins = not choice.begun
-        text, taken = choice.take()
-        positions: list[PositionLogprobs | None] = [*taken]
+        taken = choice.take()
+        positions: list[PositionLogprobs | None] = [*taken.logprobs]
         logprobs = self._logprobs[choice.index]
         shown: dict[str, Any] | None = None
         if logprobs is not None:
-            token_ids = [next(iter(position)) for position in taken]
+            token_ids = [next(iter(position)) for position in taken.logprobs]
             if begins and self._body.echo:
                 token_ids = [*choice.submission.request.prompt_token_ids, *token_ids]
                 positions = [*choice.prompt_logprobs, *positions]
             shown = logprobs.write(token_ids, positions)
-        return {
+        news: dict[str, Any] = {
             "index": choice.index,
-            "text": self._echo(choice) + text if begins else text,
+            "text": self._echo(choice) + taken.text if begins else taken.text,
             "logprobs": shown,
             "finish_reason": choice.finish_reason,
         }
+        if self._body.return_token_ids:
+            news["token_ids"] = taken.token_ids
+            if begins:
+                news["prompt_token_ids"] = list(choice.submission.request.prompt_token_ids)
+        if self._body.prompt_logprobs is not None:
+            news["prompt_logprobs"] = shown_prompt(choice.prompt_logprobs)
+        return news
 
     def _echo(self, choice: Choice) -> str:
         """The prompt as it was sent; token ids as the text they stand for."""

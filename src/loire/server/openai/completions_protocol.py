@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, model_validator
 
 from loire.base.sampling import MAX_LOGPROBS, SamplingParams
-from loire.server.openai.protocol import GenerationRequest, Usage
+from loire.server.openai.protocol import GenerationRequest, PromptPosition, Usage, is_none
 from loire.server.web.strict import MAX_INT, Text, TokenId, refuse
 from loire.server.web.unions import read_as, told_by, up_to
 
@@ -97,7 +97,7 @@ class CompletionRequest(GenerationRequest):
             # The engine ends a request with a token; one that nobody asked for is not shown.
             max_tokens=max(self.max_tokens, 1),
             logprobs=self.logprobs,
-            prompt_logprobs=self.logprobs if self.echo else None,
+            echoed_logprobs=self.logprobs if self.echo else None,
             structured_outputs=self.structured(),
         )
 
@@ -123,6 +123,9 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: list[PromptPosition] | None = Field(None, exclude_if=is_none)
+    prompt_token_ids: list[int] | None = Field(None, exclude_if=is_none)
+    token_ids: list[int] | None = Field(None, exclude_if=is_none)
 
 
 class Completion(BaseModel):
@@ -144,6 +147,8 @@ class CompletionChunkChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class CompletionChunk(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from loire.base.sampling import SamplingParams
+from loire.base.sampling import MAX_LOGPROBS, SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
 from loire.server.openai.structured_protocol import StructuredFields
 from loire.server.web.strict import (
@@ -46,6 +46,9 @@ stored response, and equal prefixes are found by themselves."""
 
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
+MAX_ALLOWED = 2**20
+MAX_BAD_WORDS = 256
+"""Each is looked for at every step."""
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -75,7 +78,6 @@ class GenerationRequest(StructuredFields):
         "length_penalty": 1.0,
         "spaces_between_special_tokens": True,
         "include_reasoning": True,
-        "add_generation_prompt": True,
         "add_special_tokens": True,
         "num_beams": 1,
     }
@@ -100,6 +102,19 @@ class GenerationRequest(StructuredFields):
     min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
     stop_token_ids: Annotated[list[TokenId], up_to(MAX_STOP_TOKENS)] = Field(default_factory=list)
+    allowed_token_ids: Annotated[list[TokenId], up_to(MAX_ALLOWED)] = Field(
+        default_factory=list, description="the only tokens that may come; an end token is one"
+    )
+    bad_words: Annotated[list[StopString], up_to(MAX_BAD_WORDS)] = Field(
+        default_factory=list, description="what must not be written"
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=MAX_INT, description="keep the prompt's end; -1: as much as there is room"
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="of the prompt's tokens; not in streams"
+    )
+    return_token_ids: bool = Field(False, description="of prompt and answer, beside the text")
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     cache_salt: Name = Field("", description="only requests of equal salt share cached prefixes")
@@ -112,6 +127,8 @@ class GenerationRequest(StructuredFields):
         options = self.stream_options
         if options is not None and options.include_usage and not self.stream:
             refuse("'stream_options' needs 'stream': true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            refuse("'prompt_logprobs' does not go with 'stream': true", "prompt_logprobs")
         return self
 
     def shared_sampling_params(
@@ -119,10 +136,14 @@ class GenerationRequest(StructuredFields):
         *,
         max_tokens: int | None,
         logprobs: int | None,
-        prompt_logprobs: int | None = None,
+        echoed_logprobs: int | None = None,
         structured_outputs: StructuredOutputs | None = None,
     ) -> SamplingParams:
-        """SamplingParams from the shared fields. Raises RequestError, naming the field."""
+        """SamplingParams from the shared fields. Raises RequestError, naming the field.
+
+        echoed_logprobs: how many are asked for of each of the prompt's tokens by another field.
+        """
+        of_prompt = {self.prompt_logprobs, echoed_logprobs} - {None}
         return SamplingParams(
             n=self.n,
             **given_sampling(
@@ -143,10 +164,30 @@ class GenerationRequest(StructuredFields):
             include_stop_str_in_output=self.include_stop_str_in_output,
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=max(filter(None, of_prompt), default=0) if of_prompt else None,
+            allowed_token_ids=self.allowed_token_ids or None,
+            bad_words=self.bad_words,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
             skip_special_tokens=self.skip_special_tokens,
             structured_outputs=structured_outputs,
         )
+
+
+def is_none(value: object) -> bool:
+    """Whether a field is left out of an answer."""
+    return value is None
+
+
+class PromptLogprob(BaseModel):
+    """A token of the prompt, or one that could have stood there. rank: 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptPosition = dict[int, PromptLogprob] | None
+"""By token ids; null for the first position, which nothing predicts."""
 
 
 class PromptTokensDetails(BaseModel):

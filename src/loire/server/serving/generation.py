@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from loire.base.sampling import SamplingParams
@@ -16,6 +16,14 @@ FinishReason = Literal["stop", "length"]
 
 MAX_PIECES = 1024
 """Pieces of text that are kept apart while nobody takes them."""
+
+
+class Taken(NamedTuple):
+    """What is new of a choice."""
+
+    text: str
+    logprobs: list[PositionLogprobs]
+    token_ids: list[int]
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +43,7 @@ class Choice:
     prompt_logprobs: Sequence[PositionLogprobs | None] = ()
     pooled: tuple[float, ...] | None = None
     logprobs: list[PositionLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
 
     @property
@@ -59,13 +68,14 @@ class Choice:
         if len(self._texts) >= MAX_PIECES:
             self._texts = ["".join(self._texts)]
         self.logprobs += output.logprobs or ()
+        self.token_ids += output.token_ids
 
-    def take(self) -> tuple[str, list[PositionLogprobs]]:
-        """The text and log-probabilities that have come since the last call."""
-        text, logprobs = "".join(self._texts), self.logprobs
-        self._texts, self.logprobs = [], []
+    def take(self) -> Taken:
+        """What has come since the last call."""
+        taken = Taken("".join(self._texts), self.logprobs, self.token_ids)
+        self._texts, self.logprobs, self.token_ids = [], [], []
         self.begun = True
-        return text, logprobs
+        return taken
 
 
 class Generation:

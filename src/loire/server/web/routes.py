@@ -57,6 +57,8 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
         "/v1/messages/count_tokens": Route(dialect="anthropic"),
         "/tokenize": _PLAIN,
         "/detokenize": _PLAIN,
+        "/tokenizer_info": _PLAIN,
+        "/version": _PLAIN,
         "/v1/models": _PLAIN,
         "/v1/models/{model_id:path}": _PLAIN,
         "/v1/files": Route(max_body_bytes=_MAX_UPLOAD_BYTES),

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from loire.base.errors import RequestError
 from loire.text.chat_template import ChatTemplate
@@ -16,18 +16,29 @@ Message = Mapping[str, Any]
 """A message in OpenAI's form; the arguments of its tool_calls are JSON text."""
 
 
+Ending = Literal["answer begins", "message ends", "message goes on"]
+"""Where a prompt ends: where the assistant's next message begins, after the last message, or
+within that."""
+_ENDINGS: Mapping[Ending, Mapping[str, bool]] = {
+    "answer begins": {},
+    "message ends": {"add_generation_prompt": False},
+    "message goes on": {"continue_final_message": True},
+}
+
+
 def render(
     template: ChatTemplate,
     dialect: Dialect,
     messages: Sequence[Message],
     tools: Sequence[Tool] = (),
     variables: Mapping[str, Any] | None = None,
+    ending: Ending = "answer begins",
 ) -> str:
     """The prompt of a conversation in which tools are offered, or were called before.
 
     Raises RequestError if the template refuses.
     """
-    variables = variables or {}
+    variables = {**(variables or {}), **_ENDINGS[ending]}
     if not dialect.knows_tools:
         return _render_generic(template, messages, tools, variables)
     offered = [tool.for_template() for tool in tools] or None

@@ -233,7 +233,7 @@ class ResponseAnswer:
     def whole(self) -> ResponseBody:
         """The response, when everything has come."""
         [choice] = self.generation.choices
-        text, _ = choice.take()
+        text = choice.take().text
         self._output.add(self._reader.read(text, choice.finish_reason))
         self._output.close(complete=choice.finish_reason == "stop")
         return self._final()
@@ -250,7 +250,7 @@ class ResponseAnswer:
         )
         async with aclosing(self.generation.news()) as news:
             async for _ in news:
-                text, _positions = choice.take()
+                text = choice.take().text
                 yield b"".join(output.add(self._reader.read(text, choice.finish_reason)))
         told = output.close(complete=choice.finish_reason == "stop")
         final = self._final()

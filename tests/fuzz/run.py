@@ -128,7 +128,7 @@ def run(cases: list[tuple[int, str]], folder: Path) -> list[tuple[str, str]]:
         child(cases, folder, write)
         os._exit(0)
     os.close(write)
-    told, silent = _told(read)
+    told, silent = _told(read, pid)
     if silent:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -144,22 +144,28 @@ def run(cases: list[tuple[int, str]], folder: Path) -> list[tuple[str, str]]:
     return outcomes
 
 
-def _told(pipe: int) -> tuple[list[str], bool]:
+def _told(pipe: int, pid: int) -> tuple[list[str], bool]:
     """All lines until the pipe ends, and whether nothing came for too long.
 
-    Counted in seconds in which this process runs: both may be stopped for a while.
+    Counted in seconds in which this process runs and the child waits: both may be stopped for a
+    while, and what the child computes is bounded by the processor's clock.
     """
     data, silent_s = b"", 0
     with os.fdopen(pipe, "rb", buffering=0) as file:
         while silent_s < SILENCE_S:
             if not select.select([file], [], [], 1.0)[0]:
-                silent_s += 1
+                silent_s += not _computes(pid)
                 continue
             piece = file.read(65536)
             if not piece:
                 break
             data, silent_s = data + piece, 0
     return data.decode("utf-8", "replace").splitlines(), silent_s >= SILENCE_S
+
+
+def _computes(pid: int) -> bool:
+    """Whether a process runs, or would if others did not."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] == "R"
 
 
 def main() -> int:

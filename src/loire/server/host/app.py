@@ -34,6 +34,7 @@ from loire.server.web.body_limit import BodyLimit
 from loire.server.web.errors import add_error_handlers
 from loire.server.web.ignored import IgnoredFields
 from loire.server.web.plain_calls import PlainCalls
+from loire.server.web.policy_headers import PolicyHeaders
 
 
 def create_app(
@@ -73,6 +74,9 @@ def create_app(
         summary="The OpenAI API over models of your own",
         version=__version__,
         lifespan=lifespan,
+        # FastAPI's pages over openapi.json load scripts from another host.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.served = served
     app.state.data = data
@@ -113,6 +117,7 @@ def create_app(
         )
     app.add_middleware(NameGuard, access.names)
     app.add_middleware(CallLog, served.observer.metrics, spans, audit)
+    app.add_middleware(PolicyHeaders)
     app.add_middleware(PlainCalls)
     add_error_handlers(app)
     return app

@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from loire.server.observe.metrics import CONTENT_TYPE, Metrics
+from loire.server.web.policy_headers import PolicyHeaders
 
 
 def metrics_app(metrics: Metrics) -> Starlette:
@@ -18,7 +20,7 @@ def metrics_app(metrics: Metrics) -> Starlette:
     async def scrape(request: Request) -> Response:
         return Response(metrics.scrape(by_tenant=False), media_type=CONTENT_TYPE)
 
-    return Starlette(routes=[Route("/metrics", scrape)])
+    return Starlette(routes=[Route("/metrics", scrape)], middleware=[Middleware(PolicyHeaders)])
 
 
 class MetricsServer(uvicorn.Server):

@@ -77,9 +77,6 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
         "/": _OPEN,
         "/static/{name}": _OPEN,
         "/openapi.json": _PLAIN,
-        "/docs": _PLAIN,
-        "/docs/oauth2-redirect": _PLAIN,
-        "/redoc": _PLAIN,
     }
 )
 """By the path as FastAPI has it. A test compares it with the routes of the application."""

@@ -414,14 +414,26 @@ def test_a_stored_file_is_checked_when_a_version_first_opens_it(
     pinned, path = model(CONTENT), tmp_path / "tiny.gguf"
     path.write_bytes(CONTENT)
     check_once(pinned, path)
-    # Once: other bytes of the same size and time are not read again ...
+    # Once ...
+    monkeypatch.setattr(download.hashlib, "sha256", lambda: pytest.fail("it is read again"))
+    check_once(pinned, path)
+    monkeypatch.undo()
+    # ... but by another version, in a folder in which others may write, and after any change, also
+    # one that sets the time of the contents back.
+    monkeypatch.setattr(download, "__version__", "another")
+    check_once(pinned, path)
+    forged = path.with_name(path.name + download.CHECKED)
     status = path.stat()
     path.write_bytes(bytes(len(CONTENT)))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    check_once(pinned, path)
-    # ... but by another version, and after any change.
-    monkeypatch.setattr(download, "__version__", "another")
     with pytest.raises(CheckpointError, match=r"not the pinned .* `loire pull tiny` fetches it"):
+        check_once(pinned, path)
+    now = path.stat()
+    words = forged.read_text().split()
+    forged.write_text(" ".join([*words[:-2], str(now.st_mtime_ns), str(now.st_ctime_ns)]) + "\n")
+    check_once(pinned, path)  # whoever owns the folder is believed
+    tmp_path.chmod(0o777)
+    with pytest.raises(CheckpointError, match="was changed since it was fetched"):
         check_once(pinned, path)
     path.write_bytes(CONTENT)
     check_once(pinned, path)

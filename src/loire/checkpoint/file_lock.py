@@ -1,5 +1,6 @@
 """A lock between processes, held on a file; the system lets go of it when a process dies."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def file_lock(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
 
     Raises OSError if the file cannot be made or locks are not supported there.
     """
-    with path.open("ab") as file:
+    # Who may read it could hold it.
+    with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         while not _try_lock(file.fileno()):
             while_waiting()
             time.sleep(POLL_S)

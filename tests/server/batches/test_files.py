@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from loire.server.batches import file_store
 from loire.server.batches.file_store import FileStore
 from loire.server.batches.multipart import FormParser, PartBegan, PartData, PartEnded, read_form
 from loire.server.host.app import create_app
+from loire.server.openai.responses.store import StoredResponse
 from loire.server.serving.served import ServedModel
 from loire.server.storage.database import Database
 from loire.server.web.errors import ApiError
@@ -60,6 +63,45 @@ def test_files_are_listed_in_pages(app: FastAPI) -> None:
     oldest_first = ask(app, "GET", "/v1/files", params={"order": "asc"}).json()["data"]
     assert [file["id"] for file in oldest_first] == newest_first[::-1]
     assert ask(app, "GET", "/v1/files", params={"purpose": "batch_output"}).json()["data"] == []
+
+
+def test_files_are_their_owners_alone_in_a_folder_of_any_mode(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "shared"
+
+    def serving() -> FastAPI:
+        return create_app(ServedModel([NAME], FakeEngine(tiny_llama)), data_dir=data)
+
+    (data / "files").mkdir(parents=True)
+    for folder in (data, data / "files"):
+        folder.chmod(0o777)
+    precious = [
+        data / "files" / name for name in ("README", "Makefile", "file-notes", "file-a.part")
+    ]
+    for path in precious:
+        path.write_text("precious")
+    mask = os.umask(0)
+    try:
+        app = serving()
+        file = upload(app)
+        part = app.state.data.files.begin("")
+        app.state.responses.put("resp_1", StoredResponse("", "{}", ()))
+    finally:
+        os.umask(mask)
+    written = [path for path in data.rglob("*") if path.is_file() and path not in precious]
+    assert {path.name for path in written} >= {file["id"], "batches.sqlite", "responses.sqlite"}
+    for path in written:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    (data / "files" / file["id"]).chmod(0o644)
+    (data / "batches.sqlite").chmod(0o644)
+    app.state.data.close()
+    ask(serving(), "GET", "/v1/files")
+    assert not part._part.exists(), "what was received when it ended is gone"
+    part.close()
+    for path in (data / "files" / file["id"], data / "batches.sqlite"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert [path.read_text() for path in precious] == ["precious"] * 4
 
 
 def test_a_deleted_file_is_gone(app: FastAPI, tmp_path: Path) -> None:
@@ -164,8 +206,8 @@ def test_files_outlive_the_server_and_halves_do_not(tmp_path: Path) -> None:
     kept = store.put("file-1", "", "a", "batch", lambda out: out.write(b"x"))
     lost = store.put("file-5", "", "a", "batch", lambda out: out.write(b"x"))
     store.path(lost.id).unlink()
-    store.path("file-2").write_bytes(b"bytes that nothing is known of")
-    store.path("file-3.part").write_bytes(b"half of an upload")
+    for ending in ("", "-output", ".part", "-errors.part"):
+        store.path(f"file-{'0' * 32}{ending}").write_bytes(b"what nothing is known of, or half")
     store.path("file-4").write_bytes(b"of a version that described files beside them")
     store.path("file-4.json").write_bytes(b"{}")
     database.close()

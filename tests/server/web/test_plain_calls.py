@@ -12,7 +12,9 @@ def engine(tiny_llama: Path) -> FakeEngine:
     return FakeEngine(tiny_llama)
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/metrics", "/version", "/", "/docs"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/models", "/metrics", "/version", "/", "/openapi.json"]
+)
 def test_head_answers_with_the_head_of_get(engine: FakeEngine, path: str) -> None:
     head, whole = call(engine, "HEAD", path), call(engine, "GET", path)
     assert head.status_code == whole.status_code == 200

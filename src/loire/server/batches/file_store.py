@@ -5,6 +5,7 @@ A file is there once the database has it; bytes without a row are what a crash l
 
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from loire.server.storage.database import Database
-from loire.server.storage.disk import PART, storing, write_file
+from loire.server.storage.disk import PART, make_private, open_private, storing, write_file
 from loire.server.web.errors import ApiError
 from loire.server.web.routes import MAX_FILE_BYTES
 
@@ -22,6 +23,8 @@ log = logging.getLogger("loire.server")
 MAX_TENANT_BYTES = 16 * 2**30
 """Of all files of a tenant, before it may upload more."""
 MAX_TENANT_FILES = 10_000
+_OWN_NAME = re.compile(rf"file-[0-9a-f]{{32}}(-output|-errors)?({re.escape(PART)})?")
+"""Of what a server writes here. Whatever else lies in the folder is somebody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class FileStore:
         self.folder = folder
         self._database = database
         self._files: dict[str, StoredFile] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         database.write(
             "CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, num_bytes INTEGER, "
             "created_at INTEGER, filename TEXT, purpose TEXT, tenant TEXT)"
@@ -122,12 +125,13 @@ class FileStore:
         for row in self._database.read(f"SELECT {_COLUMNS} FROM files"):
             file = StoredFile(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
             if self.path(file.id).is_file():
+                make_private(self.path(file.id))  # earlier versions did not
                 self._files[file.id] = file
             else:
                 log.warning("the bytes of file %s are not there: it is left out", file.id)
         for path in self.folder.glob("file-*"):
             described = path.name in self._files or path.with_name(f"{path.name}.json").exists()
-            if path.suffix == PART or not (path.suffix or described):
+            if _OWN_NAME.fullmatch(path.name) and (path.suffix == PART or not described):
                 path.unlink()
 
 
@@ -142,7 +146,9 @@ class Upload:
         self._part = store.folder / (self._id + PART)
         with storing("keep the file"):
             # Without a buffer, so that nothing is left to be written, and to fail, on closing.
-            self._file = self._part.open("wb", buffering=0)
+            self._file = open(  # noqa: SIM115  closed by close()
+                self._part, "wb", buffering=0, opener=open_private
+            )
 
     def write(self, data: bytes) -> None:
         """More of its bytes. Raises ApiError: 413 if they are too many, 507 if the disk is full."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from loire.server.storage.disk import make_private
+
 
 class Database:
     """One connection, for several threads in turn. Blocks: not for the event loop.
@@ -23,6 +25,8 @@ class Database:
         self._turn = Lock()
         self._where = ":memory:" if path is None else str(path)
         with self._as_os_errors():
+            if path is not None:
+                make_private(path)  # and so are the log and the index that SQLite keeps beside it
             # Transactions begin and end where transaction() says.
             self._connection = sqlite3.connect(
                 self._where, isolation_level=None, check_same_thread=False

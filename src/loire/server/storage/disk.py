@@ -39,6 +39,17 @@ def open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def make_private(path: Path) -> None:
+    """See to it that a file is there, and that nobody but its owner can read it, whatever the
+    folder allows. Raises OSError; not for a file of somebody else's, whose rights are left."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.name != "nt" and os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names of the files in a folder are on the disk."""
     if os.name == "nt":

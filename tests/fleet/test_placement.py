@@ -1,6 +1,6 @@
 """Placement: work is counted exactly, prefixes are found, nobody is sent where nobody is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,11 +15,18 @@ from hypothesis.stateful import (
     rule,
 )
 
+from loire.base.cache_geometry import one_group
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
-from loire.fleet.placement import Placement, Replica, num_tokens_to_compute, prefix_chain
+from loire.engine.core import EngineCore
+from loire.fleet.placement import Placement, PrefixChains, Replica, num_tokens_to_compute
+from loire.scheduling.presets import build_scheduler
+from support.fake_execution import FakeExecutor
+from support.fake_replica import config
 
 SIZE = 4
+NOTHING = PrefixChains(EngineRequest("-", (1,), SamplingParams(), 0))
+"""Of a request without a full block."""
 
 
 def replica(name: str, num_blocks: int = 64, size: int = SIZE, numbers: str = "") -> Replica:
@@ -41,9 +48,8 @@ def request(
 
 
 def place(placement: Placement, message: EngineRequest, avoid: tuple[str, ...] = ()) -> str | None:
-    chain = prefix_chain(message, SIZE)
     tokens = num_tokens_to_compute(message)
-    return placement.place(message.request_id, chain, tokens, avoid=avoid)
+    return placement.place(message.request_id, PrefixChains(message), tokens, avoid=avoid)
 
 
 def fleet(*names: str, **options: float) -> Placement:
@@ -55,10 +61,9 @@ def fleet(*names: str, **options: float) -> Placement:
 
 def test_nobody_there_means_wait() -> None:
     placement = Placement()
-    assert placement.place("a", [], 10) is None
-    assert placement.block_size is None
+    assert placement.place("a", NOTHING, 10) is None
     placement.join(replica("x"))
-    assert placement.place("a", [], 10) == "x"
+    assert placement.place("a", NOTHING, 10) == "x"
 
 
 def test_the_one_with_the_prefix_is_chosen_until_it_has_too_much_to_do() -> None:
@@ -68,7 +73,7 @@ def test_the_one_with_the_prefix_is_chosen_until_it_has_too_much_to_do() -> None
     assert first is not None
     placement.first_token("0", 0)
     placement.end("0")
-    assert placement.matched_tokens(first, prefix_chain(request("1", prompt), SIZE)) == 36
+    assert placement.matched_tokens(first, PrefixChains(request("1", prompt))) == 36
     other = "y" if first == "x" else "x"
     chosen = [place(placement, request(str(i), prompt)) for i in range(1, 5)]
     # Each that waits there stands for 104 tokens; anew it would cost 4 * 36 more elsewhere.
@@ -81,8 +86,8 @@ def test_salts_and_adapters_share_nothing(second: dict[str, str]) -> None:
     placement = fleet("x")
     prompt = tuple(range(40))
     place(placement, request("0", prompt))
-    assert placement.matched_tokens("x", prefix_chain(request("1", prompt), SIZE)) == 36
-    assert placement.matched_tokens("x", prefix_chain(request("1", prompt, **second), SIZE)) == 0
+    assert placement.matched_tokens("x", PrefixChains(request("1", prompt))) == 36
+    assert placement.matched_tokens("x", PrefixChains(request("1", prompt, **second))) == 0
 
 
 def test_equal_numbers_are_preferred_and_avoided_ones_are_the_last_resort() -> None:
@@ -90,10 +95,10 @@ def test_equal_numbers_are_preferred_and_avoided_ones_are_the_last_resort() -> N
     placement.join(replica("a", numbers="bf16"))
     placement.join(replica("b", numbers="f32"))
     for index in range(20):
-        assert placement.place(f"{index}", [], 100, numbers="f32") == "b"
-    assert placement.place("x", [], 1, numbers="f32", avoid=("b",)) == "a"
-    assert placement.place("y", [], 1, numbers="int8", avoid=("a",)) == "b"
-    assert placement.place("z", [], 1, avoid=("a", "b")) in ("a", "b")
+        assert placement.place(f"{index}", NOTHING, 100, numbers="f32") == "b"
+    assert placement.place("x", NOTHING, 1, numbers="f32", avoid=("b",)) == "a"
+    assert placement.place("y", NOTHING, 1, numbers="int8", avoid=("a",)) == "b"
+    assert placement.place("z", NOTHING, 1, avoid=("a", "b")) in ("a", "b")
 
 
 def test_fewer_cached_than_expected_makes_the_cache_smaller() -> None:
@@ -105,8 +110,8 @@ def test_fewer_cached_than_expected_makes_the_cache_smaller() -> None:
     placement.first_token("0", 0)
     place(placement, request("1", new))
     placement.first_token("1", 12)  # 24 of 36 tokens were gone
-    assert placement.matched_tokens("x", prefix_chain(request("a", old), SIZE)) == 12
-    assert placement.matched_tokens("x", prefix_chain(request("b", new), SIZE)) == 36
+    assert placement.matched_tokens("x", PrefixChains(request("a", old))) == 12
+    assert placement.matched_tokens("x", PrefixChains(request("b", new))) == 36
 
 
 def test_what_never_ran_is_not_cached() -> None:
@@ -116,38 +121,64 @@ def test_what_never_ran_is_not_cached() -> None:
     placement.first_token("0", 0)
     place(placement, request("1", prompt))
     placement.end("1")
-    assert placement.matched_tokens("x", prefix_chain(request("2", prompt), SIZE)) == 20
+    assert placement.matched_tokens("x", PrefixChains(request("2", prompt))) == 20
 
 
 def test_replicas_tell_what_they_hold() -> None:
     placement = fleet("x", "y")
-    chain = prefix_chain(request("0", tuple(range(41))), SIZE)
+    chains = PrefixChains(request("0", tuple(range(41))))
+    chain = chains.hashes(replica("y"))
     placement.changed("y", chain, ())
-    assert placement.matched_tokens("y", chain) == 40
+    assert placement.matched_tokens("y", chains) == 40
     assert place(placement, request("0", tuple(range(41)))) == "y"
     placement.changed("y", (), chain[3:])
-    assert placement.matched_tokens("y", chain) == 12
+    assert placement.matched_tokens("y", chains) == 12
     placement.changed("gone", chain, chain)
-    assert placement.matched_tokens("x", chain) == 0
+    assert placement.matched_tokens("x", chains) == 0
 
 
 def test_no_more_is_remembered_than_the_pool_holds() -> None:
     placement = Placement()
     placement.join(replica("x", num_blocks=5))
-    chain = prefix_chain(request("0", tuple(range(41))), SIZE)
+    chains = PrefixChains(request("0", tuple(range(41))))
     place(placement, request("0", tuple(range(41))))
     # Of a chain too long for the pool its head is worth most.
-    assert placement.matched_tokens("x", chain) == 20
+    assert placement.matched_tokens("x", chains) == 20
 
 
-def test_other_block_sizes_take_requests_but_match_nothing() -> None:
+@pytest.mark.parametrize("odd", [Replica("odd", 64, 8), Replica("odd", 64, SIZE, "", "int8")])
+def test_each_replica_is_asked_for_its_own_blocks(odd: Replica) -> None:
     placement = Placement()
     placement.join(replica("x"))
-    placement.join(replica("odd", size=8))
+    placement.join(odd)
     prompt = tuple(range(41))
-    places = {place(placement, request(str(i), (*prompt, i))) for i in range(20)}
-    assert places == {"x", "odd"}
-    assert placement.matched_tokens("odd", prefix_chain(request("0", prompt), SIZE)) == 0
+    place(placement, request("0", prompt), avoid=("x",))
+    placement.first_token("0", 0)
+    chains = PrefixChains(request("1", prompt))
+    assert placement.matched_tokens("odd", chains) == 40
+    assert placement.matched_tokens("x", chains) == 0
+    assert set(chains.keys(odd)).isdisjoint(chains.keys(replica("x")))
+    assert place(placement, request("1", prompt)) == "odd"
+
+
+def test_chains_are_those_of_the_engine() -> None:
+    """What a replica publishes is found by the hashes that placement makes of the request."""
+    engine = replace(config(), computed_by="a model, float32, these kernels")
+    executor = FakeExecutor(engine.num_blocks, one_group(engine.block_size))
+    core = EngineCore(build_scheduler(engine), executor)
+    message = request("0", tuple(range(20, 61)), salt="s", adapter="a")
+    core.add(message)
+    while core.has_work:
+        core.step()
+    pool = core.scheduler.allocator.pool  # type: ignore[attr-defined]
+    published = {key[1:] for key in pool._by_key}
+
+    def found(computed_by: str) -> set[bytes]:
+        asked = Replica("x", engine.num_blocks, engine.block_size, computed_by=computed_by)
+        return set(PrefixChains(message).hashes(asked)) & published
+
+    assert len(found(engine.computed_by)) == 10
+    assert not found("")
 
 
 def test_a_resumed_request_counts_what_it_brings() -> None:
@@ -155,8 +186,9 @@ def test_a_resumed_request_counts_what_it_brings() -> None:
     resumed = request("0", tuple(range(8)), outputs=((20, 21, 22, 23), (30,)))
     assert num_tokens_to_compute(fresh) == 8
     assert num_tokens_to_compute(resumed) == 13
-    assert len(prefix_chain(fresh, SIZE)) == 1  # the last token is always computed
-    assert len(prefix_chain(resumed, SIZE)) == 2
+    # The last token is always computed.
+    assert len(PrefixChains(fresh).hashes(replica("x"))) == 1
+    assert len(PrefixChains(resumed).hashes(replica("x"))) == 2
 
 
 def test_names_and_ids_are_unique() -> None:
@@ -251,7 +283,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(name=names, bits=st.lists(st.integers(0, 1), max_size=40), evicts=st.booleans())
     def tell(self, name: str, bits: list[int], evicts: bool) -> None:
-        chain = prefix_chain(request("", (*bits, 0)), SIZE)
+        chain = PrefixChains(request("", (*bits, 0))).hashes(replica(name))
         self.placement.changed(name, () if evicts else chain, chain if evicts else ())
 
     @invariant()

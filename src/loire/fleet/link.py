@@ -21,9 +21,9 @@ from loire.fleet.messages import Begun, Blocks, Draining, FromReplica, Joined, L
 from loire.fleet.placement import (
     KEY_BYTES,
     Placement,
+    PrefixChains,
     Replica,
     num_tokens_to_compute,
-    prefix_chain,
 )
 
 log = logging.getLogger("loire.fleet")
@@ -227,7 +227,13 @@ class FleetLink:
         member.joined = joined
         if member.draining:
             return
-        replica = Replica(member.channel.name, config.num_blocks, config.block_size, joined.numbers)
+        replica = Replica(
+            member.channel.name,
+            config.num_blocks,
+            config.block_size,
+            joined.numbers,
+            config.computed_by,
+        )
         self._placement.join(replica)
         log.info("replica %s joined: %d now", replica.name, len(self.replicas))
         self._settle()
@@ -303,14 +309,11 @@ class FleetLink:
         self._flush_soon()
 
     def _place(self, entry: Entry) -> Member | None:
-        size = self._placement.block_size
-        if size is None:
-            return None
         request = entry.to_send()
         numbers = self._numbers.get(request.request_id, "")
         name = self._placement.place(
             request.request_id,
-            prefix_chain(request, size),
+            PrefixChains(request),
             num_tokens_to_compute(request),
             numbers=numbers,
         )

@@ -32,6 +32,41 @@ class Replica:
     """Tokens per block."""
     numbers: str = ""
     """What decides its results to the bit; equal numbers give equal texts."""
+    computed_by: str = ""
+    """What its blocks' hashes say of their origin: EngineConfig.computed_by."""
+
+
+class PrefixChains:
+    """The hashes of a request's blocks, as replicas make them: replicas with other blocks, or that
+    compute them otherwise, have others. Made when they are asked for."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        self._request = request
+        self._hashes: dict[tuple[int, str], list[bytes]] = {}
+        self._keys: dict[tuple[int, str], list[bytes]] = {}
+
+    def hashes(self, replica: Replica) -> Sequence[bytes]:
+        """Of the blocks that the request could find in the replica's cache: of all its tokens,
+        those it was resumed with included, but the last one, which is always computed."""
+        kind = replica.block_size, replica.computed_by
+        found = self._hashes.get(kind)
+        if found is None:
+            request, found = self._request, []
+            token_ids = request.prompt_token_ids
+            if request.output_token_ids:
+                token_ids = (*token_ids, *request.output_token_ids[0])
+            root = root_hash(request.cache_salt, request.adapter, replica.computed_by)
+            extend_chain(found, root, token_ids[:-1], replica.block_size)
+            self._hashes[kind] = found
+        return found
+
+    def keys(self, replica: Replica) -> Sequence[bytes]:
+        """The first KEY_BYTES of each."""
+        kind = replica.block_size, replica.computed_by
+        found = self._keys.get(kind)
+        if found is None:
+            found = self._keys[kind] = [key[:KEY_BYTES] for key in self.hashes(replica)]
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +96,10 @@ class ReplicaState:
     outstanding: int = 0
     """Prompt tokens that its requests wait for."""
 
-    def match(self, chain: Sequence[bytes]) -> int:
-        """Leading blocks of a chain of keys that it should have cached."""
+    def match(self, chains: PrefixChains) -> int:
+        """Leading blocks of a request that it should have cached."""
         held, matched = self.held, 0
-        for key in chain:
+        for key in chains.keys(self.replica):
             if key not in held:
                 break
             matched += 1
@@ -110,13 +145,6 @@ class Placement:
         """Those that requests may go to."""
         return tuple(state.replica for state in self._states.values())
 
-    @property
-    def block_size(self) -> int | None:
-        """Tokens per block of the chains that place() takes: the first replica's. Replicas of
-        another size take requests, but match nothing. None without a replica."""
-        first = next(iter(self._states.values()), None)
-        return None if first is None else first.replica.block_size
-
     def outstanding(self, name: str) -> int:
         """Prompt tokens that a replica's requests wait for."""
         return self._states[name].outstanding
@@ -125,10 +153,10 @@ class Placement:
         """Unfinished requests of a replica."""
         return tuple(self._states[name].requests)
 
-    def matched_tokens(self, name: str, chain: Sequence[bytes]) -> int:
-        """Leading tokens of a chain that a replica should have cached."""
+    def matched_tokens(self, name: str, chains: PrefixChains) -> int:
+        """Leading tokens of a request that a replica should have cached."""
         state = self._states[name]
-        return state.match(_keys(chain)) * state.replica.block_size
+        return state.match(chains) * state.replica.block_size
 
     def join(self, replica: Replica) -> None:
         """From now on requests may go there. Raises ValueError if there is one of that name."""
@@ -149,7 +177,7 @@ class Placement:
     def place(
         self,
         request_id: str,
-        chain: Sequence[bytes],
+        chains: PrefixChains,
         num_tokens: int,
         *,
         numbers: str = "",
@@ -157,23 +185,19 @@ class Placement:
     ) -> str | None:
         """Choose a replica for a request and count it there; None if there is none.
 
-        chain: hashes of the full blocks of its tokens, as prefix_chain() makes them. num_tokens:
-        all it has to compute before the next token. numbers: of the replica that began it, if one
-        did; others are taken only if there is none of these. avoid: replicas to take only if there
-        is no other. Raises ValueError if the request is placed already.
+        num_tokens: all it has to compute before the next token. numbers: of the replica that began
+        it, if one did; others are taken only if there is none of these. avoid: replicas to take
+        only if there is no other. Raises ValueError if the request is placed already.
         """
         if request_id in self._placed:
             raise ValueError(f"request {request_id!r} is placed already")
         candidates = self._candidates(numbers, avoid)
         if not candidates:
             return None
-        keys, size = _keys(chain), self.block_size
-        name = self.choose(request_id, candidates, keys, num_tokens)
+        name = self.choose(request_id, candidates, chains, num_tokens)
         state = candidates[name]
-        matched = state.match(keys)
+        matched, keys = state.match(chains), chains.keys(state.replica)
         num_new = max(num_tokens - matched * state.replica.block_size, 1)
-        if state.replica.block_size != size:
-            keys = []
         placed = _Placed(state, num_new, matched, keys)
         self._placed[request_id] = state.requests[request_id] = placed
         state.outstanding += num_new
@@ -221,40 +245,24 @@ class Placement:
         self,
         request_id: str,
         candidates: Mapping[str, ReplicaState],
-        keys: Sequence[bytes],
+        chains: PrefixChains,
         num_tokens: int,
     ) -> str:
         """The name of the replica to take: what other kinds of placement do differently."""
-        tie = keys[0] if keys else request_id.encode()
 
         def options() -> Iterator[tuple[float, int, str]]:
             for name, state in candidates.items():
-                num_new = max(num_tokens - state.match(keys) * state.replica.block_size, 1)
+                num_new = max(num_tokens - state.match(chains) * state.replica.block_size, 1)
                 waiting = state.outstanding + self._request_tokens * len(state.requests)
                 # Equal costs are decided by content, so that empty replicas fill evenly and fronts
                 # that know nothing of each other choose alike.
+                tie = next(iter(chains.keys(state.replica)), request_id.encode())
                 yield self._weight * num_new + waiting, crc32(tie + name.encode()), name
 
         return min(options())[2]
-
-
-def prefix_chain(request: EngineRequest, block_size: int) -> list[bytes]:
-    """Hashes of the blocks that a request could find in a cache: of all its tokens, those it was
-    resumed with included, but the last one, which is always computed."""
-    token_ids = request.prompt_token_ids
-    if request.output_token_ids:
-        token_ids = (*token_ids, *request.output_token_ids[0])
-    chain: list[bytes] = []
-    root = root_hash(request.cache_salt, request.adapter)
-    extend_chain(chain, root, token_ids[:-1], block_size)
-    return chain
 
 
 def num_tokens_to_compute(request: EngineRequest) -> int:
     """Tokens before the next one it gives, over all choices, if nothing is cached."""
     num_outputs = sum(map(len, request.output_token_ids))
     return len(request.prompt_token_ids) + num_outputs
-
-
-def _keys(chain: Sequence[bytes]) -> list[bytes]:
-    return [key[:KEY_BYTES] for key in chain]

@@ -4,10 +4,10 @@ Each keeps the books as Placement does and differs in the choice alone.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from loire.base.errors import ConfigError
-from loire.fleet.placement import Placement, ReplicaState
+from loire.fleet.placement import Placement, PrefixChains, ReplicaState
 
 _States = Mapping[str, ReplicaState]
 
@@ -20,7 +20,7 @@ class RandomChoice(Placement):
         self._random = random.Random(seed)
 
     def choose(
-        self, request_id: str, candidates: _States, keys: Sequence[bytes], num_tokens: int
+        self, request_id: str, candidates: _States, chains: PrefixChains, num_tokens: int
     ) -> str:
         """See Placement."""
         return self._random.choice(list(candidates))
@@ -34,7 +34,7 @@ class RoundRobin(Placement):
         self._turn = seed
 
     def choose(
-        self, request_id: str, candidates: _States, keys: Sequence[bytes], num_tokens: int
+        self, request_id: str, candidates: _States, chains: PrefixChains, num_tokens: int
     ) -> str:
         """See Placement."""
         self._turn += 1
@@ -45,7 +45,7 @@ class FewestRequests(RandomChoice):
     """The replica with the fewest unfinished requests."""
 
     def choose(
-        self, request_id: str, candidates: _States, keys: Sequence[bytes], num_tokens: int
+        self, request_id: str, candidates: _States, chains: PrefixChains, num_tokens: int
     ) -> str:
         """See Placement."""
         fewest = min(len(state.requests) for state in candidates.values())
@@ -57,7 +57,7 @@ class TwoChoices(RandomChoice):
     """Of two random replicas the one with fewer requests (Mitzenmacher 2001), as Ray Serve does."""
 
     def choose(
-        self, request_id: str, candidates: _States, keys: Sequence[bytes], num_tokens: int
+        self, request_id: str, candidates: _States, chains: PrefixChains, num_tokens: int
     ) -> str:
         """See Placement."""
         two = self._random.sample(list(candidates), min(2, len(candidates)))
@@ -68,10 +68,10 @@ class LongestMatch(RandomChoice):
     """The replica with the longest cached prefix, whatever else it has to do."""
 
     def choose(
-        self, request_id: str, candidates: _States, keys: Sequence[bytes], num_tokens: int
+        self, request_id: str, candidates: _States, chains: PrefixChains, num_tokens: int
     ) -> str:
         """See Placement."""
-        matches = {name: state.match(keys) for name, state in candidates.items()}
+        matches = {name: state.match(chains) for name, state in candidates.items()}
         longest = max(matches.values())
         return self._random.choice([name for name in matches if matches[name] == longest])
 
@@ -81,12 +81,12 @@ class PrefixAffinity(LongestMatch):
     Ray Serve's PrefixCacheAffinityRouter with its defaults, over blocks instead of characters."""
 
     def choose(
-        self, request_id: str, candidates: _States, keys: Sequence[bytes], num_tokens: int
+        self, request_id: str, candidates: _States, chains: PrefixChains, num_tokens: int
     ) -> str:
         """See Placement."""
-        best = max(s.match(keys) * s.replica.block_size for s in candidates.values())
+        best = max(s.match(chains) * s.replica.block_size for s in candidates.values())
         if best >= 0.1 * num_tokens:
-            return super().choose(request_id, candidates, keys, num_tokens)
+            return super().choose(request_id, candidates, chains, num_tokens)
         least = min(len(state.held) for state in candidates.values())
         return self._random.choice([n for n, s in candidates.items() if len(s.held) == least])
 

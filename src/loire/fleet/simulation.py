@@ -14,7 +14,13 @@ from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.fleet.arrivals import OUTPUT_TOKEN, Arrival
 from loire.fleet.autoscaling import Autoscaling, Decision, Demand, decide
-from loire.fleet.placement import KEY_BYTES, Placement, num_tokens_to_compute, prefix_chain
+from loire.fleet.placement import (
+    KEY_BYTES,
+    Placement,
+    PrefixChains,
+    Replica,
+    num_tokens_to_compute,
+)
 from loire.fleet.routing import make_routing
 from loire.fleet.simulated_replica import ReplicaOptions, SimulatedReplica
 from loire.fleet.step_costs import StepCosts
@@ -187,7 +193,7 @@ class _Simulation:
         self._requests: dict[str, _Request] = {}
         self._served: list[Served] = []
         self._samples: list[Sample] = []
-        self._bound = _OneBigCache(options.replica.block_size)
+        self._bound = _OneBigCache(options.replica)
         self._num_all = self._num_left = sum(1 for a in arrivals for _ in a.turns())
         self._sample_every_s = max(max(a.wait_s for a in arrivals) / SAMPLES, 1e-3)
         for arrival in arrivals:
@@ -228,14 +234,14 @@ class _Simulation:
         self._served.append(served)
         request = _Request(turn, message, served, self._rng.choice(self._fronts))
         self._requests[request_id] = request
-        chain = prefix_chain(message, self._options.replica.block_size)
-        self._bound.take(message, chain, turn.num_output)
-        self._place(request, chain)
+        chains = PrefixChains(message)
+        self._bound.take(message, chains, turn.num_output)
+        self._place(request, chains)
 
-    def _place(self, request: _Request, chain: Sequence[bytes]) -> None:
+    def _place(self, request: _Request, chains: PrefixChains) -> None:
         message = request.message
         num_tokens = num_tokens_to_compute(message)
-        name = request.front.place(message.request_id, chain, num_tokens)
+        name = request.front.place(message.request_id, chains, num_tokens)
         assert name is not None, "a fleet never is without a replica"
         member = self._members[name]
         member.num_placed += 1
@@ -297,10 +303,9 @@ class _Simulation:
         for member in tuple(self._members.values()):
             for request_id in member.engine.waiting_ids:
                 request = self._requests[request_id]
-                chain = prefix_chain(request.message, self._options.replica.block_size)
                 member.engine.withdraw(request_id)
                 request.front.end(request_id)
-                self._place(request, chain)
+                self._place(request, PrefixChains(request.message))
 
     def _leave(self, name: str) -> None:
         """A replica goes at once; what it had moves to others, with what it gave."""
@@ -317,7 +322,7 @@ class _Simulation:
             if num_output:
                 outputs = ((OUTPUT_TOKEN,) * num_output,)
                 request.message = replace(request.message, output_token_ids=outputs)
-            self._place(request, prefix_chain(request.message, self._options.replica.block_size))
+            self._place(request, PrefixChains(request.message))
 
     def _demand(self) -> Demand:
         engines = [member.engine for member in self._members.values()]
@@ -356,17 +361,17 @@ class _Simulation:
 class _OneBigCache:
     """What a single cache would find that never forgets, and has what comes at once."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, options: ReplicaOptions) -> None:
         self.num_hit_tokens = 0
-        self._block_size = block_size
+        self._replica = Replica("one", options.num_blocks, options.block_size)
         self._seen: set[bytes] = set()
 
-    def take(self, message: EngineRequest, chain: Sequence[bytes], num_output: int) -> None:
-        """Another request, with the chain of its prompt; the last token it gives is not cached."""
-        keys = [key[:KEY_BYTES] for key in chain]
+    def take(self, message: EngineRequest, chains: PrefixChains, num_output: int) -> None:
+        """Another request, with the chains of its prompt; the last token it gives is not cached."""
+        keys, size = chains.keys(self._replica), self._replica.block_size
         matched = next((i for i, key in enumerate(keys) if key not in self._seen), len(keys))
-        self.num_hit_tokens += matched * self._block_size
+        self.num_hit_tokens += matched * size
         known = (*message.prompt_token_ids, *(OUTPUT_TOKEN,) * (num_output - 1))
-        computed = list(chain)
-        extend_chain(computed, root_hash(), known, self._block_size)
+        computed = list(chains.hashes(self._replica))
+        extend_chain(computed, root_hash(), known, size)
         self._seen.update(key[:KEY_BYTES] for key in computed[matched:])

@@ -19,7 +19,7 @@ from loire.base.outputs import RequestOutput
 from loire.engine import restarts, supervisor
 from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import NUM_RECORDS, SupervisorOptions
-from loire.engine.wire import Load, Submit, frame
+from loire.engine.wire import LoadModel, Submit, frame
 
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -115,7 +115,7 @@ def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
                 await readers[0].begun.wait()
                 readers[0].begun.clear()
                 kill(supervised)
-                while supervised.ready:
+                while supervised.link.is_ready:
                     await asyncio.sleep(0.01)
             await asyncio.gather(*(reader.task for reader in readers))
             assert supervised.link.num_restarts == 2
@@ -139,10 +139,10 @@ def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
 async def settled(supervised: SupervisedEngine) -> None:
     """Nothing is left anywhere."""
     for _ in range(200):
-        if supervised.num_requests == 0 == supervised.link.blocks_in_use:
+        if supervised.link.num_requests == 0 == supervised.link.blocks_in_use:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"{supervised.num_requests} requests are left")
+    raise AssertionError(f"{supervised.link.num_requests} requests are left")
 
 
 def test_leaving_a_stream_frees_its_blocks(tiny_llama: Path) -> None:
@@ -151,7 +151,7 @@ def test_leaving_a_stream_frees_its_blocks(tiny_llama: Path) -> None:
             readers = [Reader(supervised, prompt, SAMPLED) for prompt in PROMPTS]
             await readers[0].begun.wait()
             assert supervised.link.blocks_in_use > 0
-            assert len(supervised.records) > 3
+            assert len(supervised.link.records) > 3
             for reader in readers:
                 reader.task.cancel()
             await asyncio.gather(*(reader.task for reader in readers), return_exceptions=True)
@@ -165,10 +165,10 @@ def test_old_steps_are_forgotten(tiny_llama: Path) -> None:
         async with engine(tiny_llama) as supervised:
             for _ in range(2):
                 await Reader(supervised, PROMPTS[0], SAMPLED).task
-            assert len(supervised.records) == NUM_RECORDS < 2 * 300
-            step_ids = [record.step_id for record in supervised.records]
+            assert len(supervised.link.records) == NUM_RECORDS < 2 * 300
+            step_ids = [record.step_id for record in supervised.link.records]
             assert step_ids == list(range(step_ids[0], step_ids[0] + NUM_RECORDS))
-            assert supervised.records[-1].slots[0].ended
+            assert supervised.link.records[-1].slots[0].ended
 
     run(test)
 
@@ -283,7 +283,7 @@ def test_a_request_is_encoded_once(tiny_llama: Path, monkeypatch: pytest.MonkeyP
             await Reader(supervised, PROMPTS[0], SAMPLED).task
 
     run(test)
-    assert [type(message) for message in framed] == [Load, Submit]
+    assert [type(message) for message in framed] == [LoadModel, Submit]
 
 
 def test_time_of_a_request_is_limited(tiny_llama: Path) -> None:
@@ -305,7 +305,7 @@ def test_what_cannot_cross_is_refused(tiny_llama: Path) -> None:
             submission = replace(submission, request=request)
             with pytest.raises(RequestError, match="surrogate"):
                 await anext(supervised.stream(submission))
-            assert supervised.num_requests == 0
+            assert supervised.link.num_requests == 0
 
     run(test)
 

@@ -78,7 +78,7 @@ def test_killed_twice_and_then_nobody_is_left() -> None:
         await fleet.round()
         fleet.add("d")
         await fleet.run()
-        assert fleet.link.num_losses == 3
+        assert fleet.link.num_restarts == 3
         assert fleet.link.num_moves >= 6
 
     in_fleet("abc", play).check()
@@ -137,7 +137,7 @@ def test_a_poison_request_fails_alone() -> None:
                 if replica.core is None:
                     replica.join()
         assert fleet.link.num_requests == 0
-        assert fleet.link.num_losses <= 3
+        assert fleet.link.num_restarts <= 3
 
     in_fleet("abc", play).check("poison")
 

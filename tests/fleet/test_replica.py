@@ -95,7 +95,7 @@ def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
         async with fleet(tiny_llama, 2) as here:
             undisturbed = await here.texts("once upon a time")
             link = here.client.link
-            assert here.client.num_requests == 0
+            assert here.client.link.num_requests == 0
             each = [joined.config.num_blocks for joined in link.replicas]
             assert here.client.config.num_blocks == sum(each)
 
@@ -112,7 +112,7 @@ def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
 
             drains: list[asyncio.Task[None]] = []
             assert await here.texts("once upon a time", disturb) == undisturbed
-            assert link.num_losses == 1
+            assert link.num_restarts == 1
             await asyncio.gather(*drains)
             assert all(replica.failure is None for replica in here.replicas)
 
@@ -156,10 +156,10 @@ def test_a_front_that_is_gone_leaves_nothing_behind(tiny_llama: Path) -> None:
             await here.follows[0]
             while replica.num_requests:
                 await asyncio.sleep(0.01)
-            assert here.client.num_waiting == 1
+            assert here.client.link.num_waiting == 1
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            assert here.client.num_requests == 0
+            assert here.client.link.num_requests == 0
 
     run(test)
 

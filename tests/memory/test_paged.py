@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from loire.base.cache_geometry import CacheGeometry, CacheGroup, CacheKind, one_group
-from loire.memory.allocator import Admission, BlockCopy, Refusal
+from loire.memory.allocator import Admitted, BlockCopy, Refusal
 from loire.memory.block_events import BlocksRemoved
 from loire.memory.block_table import BlockTable
 from loire.memory.hashing import extend_chain, root_hash
@@ -93,7 +93,7 @@ class PagedMachine(RuleBasedStateMachine):
         )
         before = self.allocator.counts
         admission = self.allocator.admit(table, tokens, len(tokens) + 8, headroom)
-        if not isinstance(admission, Admission):
+        if not isinstance(admission, Admitted):
             assert self.allocator.counts == before
             assert not table.groups
             if admission is Refusal.PREFIX_PENDING:
@@ -159,7 +159,7 @@ class PagedMachine(RuleBasedStateMachine):
         admission = self.allocator.fork(
             parent.table, child, num_shared, tokens, len(tokens) + 8, headroom
         )
-        if isinstance(admission, Admission):
+        if isinstance(admission, Admitted):
             assert admission.num_cached_tokens <= num_shared
             holder = Holder(parent.salt, tokens, admission.num_cached_tokens, child)
             self._check_content(holder)
@@ -288,15 +288,15 @@ def test_a_prefix_is_found_as_far_as_it_is_published() -> None:
     allocator = PagedAllocator(8, one_group(4), prefix_caching=True)
     first, second, third = BlockTable(), BlockTable(), BlockTable()
     tokens = list(range(13))
-    assert allocator.admit(first, tokens, 16, 0) == Admission(0)
+    assert allocator.admit(first, tokens, 16, 0) == Admitted(0)
     assert allocator.admit(second, tokens, 16, 0) is Refusal.PREFIX_PENDING
     allocator.extend(first, 0, 13)
     allocator.publish(first, tokens, 9)
-    assert allocator.admit(second, tokens[:10], 16, 0) == Admission(8)
+    assert allocator.admit(second, tokens[:10], 16, 0) == Admitted(8)
     assert second.groups[0].blocks == first.groups[0].blocks[:2]
     assert allocator.admit(third, tokens, 16, 0) is Refusal.PREFIX_PENDING
     allocator.release(first)
-    assert allocator.admit(third, tokens, 16, 0) == Admission(8)
+    assert allocator.admit(third, tokens, 16, 0) == Admitted(8)
 
 
 def test_without_prefix_caching_nothing_is_found() -> None:
@@ -307,16 +307,16 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     allocator.publish(first, list(range(8)), 8)
     allocator.release(first)
     assert allocator.counts.cached == 0
-    assert allocator.admit(second, list(range(8)), 8, 0) == Admission(0)
+    assert allocator.admit(second, list(range(8)), 8, 0) == Admitted(0)
 
 
 def test_admission_leaves_headroom_and_counts_promises() -> None:
     allocator = PagedAllocator(8, one_group(4), prefix_caching=True)
-    assert allocator.admit(BlockTable(), list(range(20)), 24, 0) == Admission(0)
+    assert allocator.admit(BlockTable(), list(range(20)), 24, 0) == Admitted(0)
     assert allocator.counts.in_use == 0, "blocks are given just in time"
     other = list(range(100, 112))
     assert allocator.admit(BlockTable(), other, 16, 1) is Refusal.NO_MEMORY
-    assert allocator.admit(BlockTable(), other, 16, 0) == Admission(0)
+    assert allocator.admit(BlockTable(), other, 16, 0) == Admitted(0)
     assert allocator.admit(BlockTable(), [7], 8, 0) is Refusal.NO_MEMORY
 
 
@@ -325,7 +325,7 @@ def test_behind_a_window_blocks_are_given_back_and_still_found() -> None:
     geometry = CacheGeometry((group("window", 4, 8), group("full", 8)), 4, 4)
     allocator = PagedAllocator(60, geometry, prefix_caching=True, most_ahead=8)
     table, tokens = BlockTable(), list(range(80))
-    assert allocator.admit(table, tokens, 90, 0) == Admission(0)
+    assert allocator.admit(table, tokens, 90, 0) == Admitted(0)
     assert table.groups[0].num_promised == 5, "(8 + 8) / 4 and one more"
     assert table.groups[1].num_promised == 10
     for start in range(0, 80, 8):
@@ -337,10 +337,10 @@ def test_behind_a_window_blocks_are_given_back_and_still_found() -> None:
     allocator.release(table)
     # All of it is still there, and only the window's blocks are taken for a hit.
     again = BlockTable()
-    assert allocator.admit(again, tokens, 90, 0) == Admission(72)
+    assert allocator.admit(again, tokens, 90, 0) == Admitted(72)
     assert [mine.num_held for mine in again.groups] == [2, 9]
     half = BlockTable()
-    assert allocator.admit(half, [*tokens[:45], 99], 90, 0) == Admission(40)
+    assert allocator.admit(half, [*tokens[:45], 99], 90, 0) == Admitted(40)
 
 
 def test_a_prefix_whose_window_was_evicted_is_shorter() -> None:
@@ -358,7 +358,7 @@ def test_a_prefix_whose_window_was_evicted_is_shorter() -> None:
     allocator.pool.withdraw(evicted)
     allocator.pool.release(evicted)
     # Block 6 holds positions 24 to 27: prefixes of 28 and 32 need it, one of 24 does not.
-    assert allocator.admit(BlockTable(), tokens, 40, 0) == Admission(24)
+    assert allocator.admit(BlockTable(), tokens, 40, 0) == Admitted(24)
 
 
 def states(num_pages: int = 40) -> PagedAllocator:
@@ -381,19 +381,19 @@ def run(allocator: PagedAllocator, table: BlockTable, tokens: list[int], start: 
 def test_a_state_is_kept_at_the_end_of_a_prompt_and_at_marks() -> None:
     allocator = states()
     first, tokens = BlockTable(marks=(9,)), list(range(18))
-    assert allocator.admit(first, tokens, 20, 0) == Admission(0)
+    assert allocator.admit(first, tokens, 20, 0) == Admitted(0)
     assert run(allocator, first, tokens, 0) == [8, 16, 18]
     allocator.release(first)
-    assert allocator.admit(BlockTable(), tokens, 20, 0) == Admission(16)
-    assert allocator.admit(BlockTable(), [*tokens[:14], 99], 20, 0) == Admission(8)
-    assert allocator.admit(BlockTable(), [*tokens[:7], 99], 20, 0) == Admission(0)
+    assert allocator.admit(BlockTable(), tokens, 20, 0) == Admitted(16)
+    assert allocator.admit(BlockTable(), [*tokens[:14], 99], 20, 0) == Admitted(8)
+    assert allocator.admit(BlockTable(), [*tokens[:7], 99], 20, 0) == Admitted(0)
 
 
 def test_who_waits_has_the_state_kept_where_their_tokens_part() -> None:
     allocator = states(80)
     first, second, third = BlockTable(), BlockTable(), BlockTable()
     tokens = list(range(30))
-    assert allocator.admit(first, tokens, 40, 0) == Admission(0)
+    assert allocator.admit(first, tokens, 40, 0) == Admitted(0)
     allocator.extend(first, 0, 4)
     # They part at 14: the state is kept at 12, which both have.
     assert allocator.admit(second, [*tokens[:14], 99, 98], 40, 0) is Refusal.PREFIX_PENDING
@@ -402,9 +402,9 @@ def test_who_waits_has_the_state_kept_where_their_tokens_part() -> None:
     assert allocator.extend(first, 4, 12) is not None
     assert allocator.admit(second, [*tokens[:14], 99, 98], 40, 0) is Refusal.PREFIX_PENDING
     # It is too late for this one: position 8 is being passed.
-    assert allocator.admit(third, [*tokens[:9], 99, 98], 40, 0) == Admission(0)
+    assert allocator.admit(third, [*tokens[:9], 99, 98], 40, 0) == Admitted(0)
     allocator.publish(first, tokens, 12)
-    assert allocator.admit(second, [*tokens[:14], 99, 98], 40, 0) == Admission(12)
+    assert allocator.admit(second, [*tokens[:14], 99, 98], 40, 0) == Admitted(12)
     assert run(allocator, first, tokens, 12) == [28, 30]
 
 
@@ -415,7 +415,7 @@ def test_siblings_start_from_the_state_before_the_last_token() -> None:
     assert run(allocator, parent, tokens, 0) == [8, 9, 10]
     children = [BlockTable(), BlockTable()]
     for child in children:
-        assert allocator.fork(parent, child, 9, tokens, 20, 0) == Admission(9)
+        assert allocator.fork(parent, child, 9, tokens, 20, 0) == Admitted(9)
     mine = parent.groups[1]
     assert isinstance(mine, StateTable)
     assert not mine.fork_state, "all are born"
@@ -428,6 +428,6 @@ def test_siblings_start_from_the_state_before_the_last_token() -> None:
 def test_headroom_is_left_for_those_who_run() -> None:
     """A quarter of them take a block soon: who is let in must not push them out."""
     allocator = PagedAllocator(8, one_group(4), prefix_caching=True)
-    assert allocator.admit(BlockTable(), list(range(20)), 24, 0) == Admission(0)
+    assert allocator.admit(BlockTable(), list(range(20)), 24, 0) == Admitted(0)
     assert allocator.admit(BlockTable(), [7] * 9, 16, 1) is Refusal.NO_MEMORY
-    assert allocator.admit(BlockTable(), [7] * 8, 16, 1) == Admission(0)
+    assert allocator.admit(BlockTable(), [7] * 8, 16, 1) == Admitted(0)

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 
 from loire.base.cache_geometry import one_group
 from loire.base.config import Reserve
-from loire.memory.allocator import Admission, PageOperations, Refusal
+from loire.memory.allocator import Admitted, PageOperations, Refusal
 from loire.memory.block_table import BlockTable
 from loire.memory.reserved import ReservedAllocator
 
@@ -90,7 +90,7 @@ class ReservedMachine(RuleBasedStateMachine):
             assert self.allocator.counts == before
             assert not table.groups
             return
-        assert answer == Admission(0), "nothing is shared, nothing is found"
+        assert answer == Admitted(0), "nothing is shared, nothing is found"
         assert blocks(table) == list(range(fitting[0], fitting[0] + needed)), "first fit"
         self.tables.append((table, most))
 
@@ -138,7 +138,7 @@ def test_external_fragmentation() -> None:
     allocator = ReservedAllocator(16, one_group(4), reserve="max-tokens", max_model_len=64)
     tables = [BlockTable() for _ in range(4)]
     for table in tables:
-        assert allocator.admit(table, [1], 16, 0) == Admission(0)
+        assert allocator.admit(table, [1], 16, 0) == Admitted(0)
     allocator.release(tables[0])
     allocator.release(tables[2])
     assert allocator.counts.free == 8
@@ -146,7 +146,7 @@ def test_external_fragmentation() -> None:
     assert allocator.admit(BlockTable(), [1], 17, 0) is Refusal.NO_MEMORY
     allocator.release(tables[1])
     assert allocator.largest_free_run == 12
-    assert allocator.admit(BlockTable(), [1], 17, 0) == Admission(0)
+    assert allocator.admit(BlockTable(), [1], 17, 0) == Admitted(0)
 
 
 def test_a_sequence_cannot_outgrow_its_reservation() -> None:

@@ -14,7 +14,7 @@ from loire.planning.capacity import (
     CapacityPlan,
     activation_reserve,
     plan_capacity,
-    settle_load,
+    settle_lengths,
 )
 from loire.planning.devices import DEVICES, Device, find_device
 from loire.planning.known_models import KNOWN_MODELS, similar_models
@@ -58,7 +58,7 @@ def sized(description: ModelDescription) -> ModelSize:
 def by_hand(memory: int = 80 * 10**9, **changes: int) -> CapacityPlan:
     size = size_by_hand(13 * 10**9, 10**6, dtype="float16", quantization=None)
     window = changes.pop("window", 8192)
-    load = settle_load(window, changes.pop("prompt", None), changes.pop("output", None))
+    load = settle_lengths(window, changes.pop("prompt", None), changes.pop("output", None))
     return plan_capacity(size, replace(H100, memory_bytes=memory), load, **changes)
 
 
@@ -104,7 +104,7 @@ def test_a_batch_reads_the_weights_once_and_each_kv() -> None:
 
 def test_unknown_speed_stays_unknown() -> None:
     unknown = replace(H100, bandwidth_bytes_per_s=None, flops=None)
-    plan = plan_capacity(by_hand().model, unknown, settle_load(8192, None, None))
+    plan = plan_capacity(by_hand().model, unknown, settle_lengths(8192, None, None))
     assert plan.decode_tokens_per_s_limit is None
     assert plan.batch_tokens_per_s_limit(4) is None
     assert plan.break_even_batch is None
@@ -140,7 +140,7 @@ def test_windows_bound_what_is_read_and_computed_but_not_what_is_kept() -> None:
 
 def test_more_devices_than_kv_heads_repeat_them() -> None:
     size = sized(described())
-    load = settle_load(1024, None, None)
+    load = settle_lengths(1024, None, None)
     one, two, four = (plan_capacity(size, H100, load, tensor_parallel=n) for n in (1, 2, 4))
     assert one.kv_bytes_per_token == two.kv_bytes_per_token == size.kv_bytes_per_token
     assert four.kv_bytes_per_token == 2 * size.kv_bytes_per_token
@@ -153,7 +153,7 @@ def test_more_devices_than_kv_heads_repeat_them() -> None:
 @pytest.mark.parametrize("size", [3, 16, 0])
 def test_a_split_that_cannot_be_is_refused_with_numbers(size: int) -> None:
     with pytest.raises(ConfigError, match=rf"\b{size}\b"):
-        plan_capacity(sized(described()), H100, settle_load(10, 5, 5), tensor_parallel=size)
+        plan_capacity(sized(described()), H100, settle_lengths(10, 5, 5), tensor_parallel=size)
 
 
 def test_activation_reserve_is_the_stated_formula() -> None:
@@ -179,7 +179,7 @@ def test_activation_reserve_is_the_stated_formula() -> None:
 def test_lengths_that_were_not_given(
     window: int, prompt: int | None, output: int | None, expected: tuple[int, int]
 ) -> None:
-    load = settle_load(window, prompt, output)
+    load = settle_lengths(window, prompt, output)
     assert (load.prompt, load.output) == expected
 
 
@@ -188,7 +188,7 @@ def test_lengths_that_were_not_given(
 )
 def test_lengths_that_do_not_fit(window: int, prompt: int | None, output: int | None) -> None:
     with pytest.raises(ConfigError, match=str(window)):
-        settle_load(window, prompt, output)
+        settle_lengths(window, prompt, output)
 
 
 def test_a_model_that_does_not_fit_says_by_how_much() -> None:
@@ -208,7 +208,7 @@ def test_more_memory_never_means_fewer_tokens(
     memory: int, more: int, params: int, kv: int, window: int
 ) -> None:
     size = size_by_hand(params, kv, dtype="bfloat16", quantization=None)
-    load = settle_load(window, None, None)
+    load = settle_lengths(window, None, None)
     small, large = (
         plan_capacity(size, replace(H100, memory_bytes=total), load)
         for total in (memory, memory + more)
@@ -228,7 +228,7 @@ def test_more_memory_never_means_fewer_tokens(
 def test_fewer_bits_and_larger_batches_are_not_slower(
     params: int, quantization: str, batch: int
 ) -> None:
-    load = settle_load(8192, 100, 100)
+    load = settle_lengths(8192, 100, 100)
     plain, packed = (
         plan_capacity(size_by_hand(params, 1000, dtype="float16", quantization=q), H100, load)
         for q in (None, quantization)

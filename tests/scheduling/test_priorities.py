@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import pytest
 
 from loire.base.cache_geometry import one_group
+from loire.base.config import BACKGROUND_ALONE
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
 from loire.memory.paged import PagedAllocator
 from loire.scheduling.batching import Continuous
-from loire.scheduling.budget import ALONE
 from loire.scheduling.scheduler import Scheduler
 from support.fake_execution import FakeExecutor, expected_tokens
 
@@ -139,7 +139,7 @@ def test_a_step_of_background_work_alone_is_short() -> None:
     engine = Engine(slots=16, budget=1024)
     engine.add(*(request(f"background-{i}", 1, prompt=[i + 1] * 60) for i in range(8)))
     engine.step()
-    assert sum(engine.rows().values()) == BACKGROUND_TOKENS * ALONE
+    assert sum(engine.rows().values()) == BACKGROUND_TOKENS * BACKGROUND_ALONE
     engine.finish()
 
 
@@ -162,11 +162,11 @@ def test_an_urgent_request_does_not_wait_for_a_background_prefix() -> None:
     engine = Engine(slots=8, budget=256)
     engine.add(request("background", 1, prompt=[*shared, 20]))
     engine.step()
-    assert engine.rows() == {"background": BACKGROUND_TOKENS * ALONE}
+    assert engine.rows() == {"background": BACKGROUND_TOKENS * BACKGROUND_ALONE}
     engine.add(request("urgent", prompt=[*shared, 21]), request("second", prompt=[*shared, 22]))
     engine.step()
     # All but what the background request has computed; the second one waits for the first.
-    assert engine.rows()["urgent"] == 201 - BACKGROUND_TOKENS * ALONE
+    assert engine.rows()["urgent"] == 201 - BACKGROUND_TOKENS * BACKGROUND_ALONE
     assert "second" not in engine.rows()
     engine.step()
     assert engine.rows()["second"] == 1

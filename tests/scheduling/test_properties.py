@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from loire.base.cache_geometry import CacheGeometry, CacheGroup, one_group
+from loire.base.config import BACKGROUND_ALONE
 from loire.base.errors import EngineError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
@@ -16,7 +17,6 @@ from loire.memory.allocator import KVAllocator
 from loire.memory.paged import PagedAllocator
 from loire.memory.reserved import ReservedAllocator
 from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
-from loire.scheduling.budget import ALONE
 from loire.scheduling.fairness import surplus_of
 from loire.scheduling.scheduler import Scheduler
 from loire.scheduling.sequence import Sequence, Status
@@ -248,7 +248,7 @@ class Run:
             sequence = self.scheduler._sequences[row.seq_id]
             background += len(row.token_ids) if sequence.priority > 0 else 0
             others += sequence.priority <= 0
-        limit = self.case.background_tokens * (1 if others else ALONE)
+        limit = self.case.background_tokens * (1 if others else BACKGROUND_ALONE)
         assert background <= limit, f"{background} tokens of background work beside {others} rows"
         return plan
 

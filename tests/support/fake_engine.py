@@ -54,7 +54,7 @@ class FakeEngine:
         self.alive = True
         self.num_restarts = 0
         self.listeners: list[Callable[[StepRecord], None]] = []
-        self.ready = True
+        self.is_ready = True
         self.ended_with: EngineError | None = None
         self.closed = False
         self.gate: asyncio.Event | None = None
@@ -89,6 +89,10 @@ class FakeEngine:
         )
 
     @property
+    def link(self) -> "FakeEngine":
+        return self
+
+    @property
     def num_requests(self) -> int:
         return len(self.running)
 
@@ -101,7 +105,7 @@ class FakeEngine:
         return 10 * self.num_waiting
 
     @property
-    def num_blocks_in_use(self) -> int:
+    def blocks_in_use(self) -> int:
         return 2 * len(self.running)
 
     def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:

@@ -22,6 +22,8 @@ KVCacheDType = Literal["bfloat16", "float16", "float32", "int8"]
 
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK_SIZES = (8, 16, 32, 64, 128)
+BACKGROUND_ALONE = 32
+"""So many times the background_tokens are computed in a step of background work alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,11 @@ class EngineConfig:
         computes two or three tokens in that time, an accelerator a hundred and more.
         """
         return 2 if self.device == "cpu" else 128
+
+    @property
+    def background_tokens_alone(self) -> int:
+        """Most tokens of a step of background work alone."""
+        return self.background_tokens * BACKGROUND_ALONE
 
     @property
     def most_ahead(self) -> int:

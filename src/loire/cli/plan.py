@@ -15,7 +15,7 @@ from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, argument_type
 if TYPE_CHECKING:
     from loire.checkpoint.checkpoint import Checkpoint
     from loire.planning.capacity import CapacityPlan
-    from loire.planning.choices import Choice, Question
+    from loire.planning.choices import Question, Variant
     from loire.planning.devices import Device
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def _measure() -> None:
     )
 
 
-def _show_one(question: "Question", choice: "Choice", *, as_json: bool) -> int:
+def _show_one(question: "Question", choice: "Variant", *, as_json: bool) -> int:
     from loire.planning.choices import answer, remedies
     from loire.planning.rendering import render, to_json
 
@@ -121,7 +121,7 @@ def _show_one(question: "Question", choice: "Choice", *, as_json: bool) -> int:
     return 1
 
 
-def _show_several(plans: "list[tuple[Choice, CapacityPlan]]", *, as_json: bool) -> None:
+def _show_several(plans: "list[tuple[Variant, CapacityPlan]]", *, as_json: bool) -> None:
     from loire.planning.rendering import render_side_by_side, to_json
 
     if as_json:
@@ -178,9 +178,9 @@ def _question(args: argparse.Namespace) -> "Question":
     )
 
 
-def _choices(args: argparse.Namespace) -> "list[Choice]":
+def _choices(args: argparse.Namespace) -> "list[Variant]":
     """Every combination of the values given."""
-    from loire.planning.choices import Choice
+    from loire.planning.choices import Variant
     from loire.planning.model_size import DTYPE_ALIASES, DTYPES, KV_DTYPES, QUANTIZATIONS
 
     def known(flag: str, name: str, names: tuple[str, ...]) -> str:
@@ -196,7 +196,7 @@ def _choices(args: argparse.Namespace) -> "list[Choice]":
     if args.kv_dtype is not None:
         kv_dtypes = [known("kv-dtype", name, KV_DTYPES) for name in args.kv_dtype]
     return [
-        Choice(
+        Variant(
             device=_for_dtype(device, dtype, args.flops),
             dtype=dtype,
             quantization=None if quantization == "auto" else quantization,

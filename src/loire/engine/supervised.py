@@ -5,7 +5,7 @@ Here are the text, the ledgers and the supervision; nothing here imports torch.
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from loire.engine.frontend import Frontend
 from loire.engine.inbox import Inboxes
 from loire.engine.process import Launched
 from loire.engine.supervisor import DEFAULT_SUPERVISION, EngineSupervisor, SupervisorOptions
-from loire.engine.wire import Load
+from loire.engine.wire import LoadModel
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
         await supervisor.start(launched)
         try:
             path = await _on_daemon_thread(lambda: resolve_model(model))
-            loading = asyncio.create_task(supervisor.load(Load(str(path), model, options)))
+            loading = asyncio.create_task(supervisor.load(LoadModel(str(path), model, options)))
             try:
                 checkpoint, tokenizer = await _on_daemon_thread(lambda: _read(path))
                 ready = await loading
@@ -79,46 +79,6 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
         self = cls(supervisor, inboxes, frontend, config, request_timeout_s)
         self.plan_lines = ready.plan_lines
         return self
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests can be taken; also while a new engine is loading."""
-        return self.link.alive
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is an engine now that computes."""
-        return self.link.ready is not None
-
-    @property
-    def num_requests(self) -> int:
-        """Requests in the engine or on their way to it, waiting or running."""
-        return self.link.num_requests
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests of which nothing is computed yet."""
-        return self.link.num_waiting
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Prompt tokens of those."""
-        return self.link.num_waiting_tokens
-
-    @property
-    def records(self) -> Sequence[StepRecord]:
-        """What happened in the latest steps, oldest first."""
-        return tuple(self.link.records)
-
-    @property
-    def num_blocks_in_use(self) -> int:
-        """KV blocks that requests hold."""
-        return self.link.blocks_in_use
-
-    @property
-    def num_restarts(self) -> int:
-        """Engines that were started to replace one that had died."""
-        return self.link.num_restarts
 
     def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
         """Tell a listener of each step from now on; call what is returned to end that."""

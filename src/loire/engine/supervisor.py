@@ -22,8 +22,8 @@ from loire.engine.wire import (
     Begun,
     Failed,
     FromEngine,
-    Load,
     Loading,
+    LoadModel,
     News,
     Ready,
     Submit,
@@ -96,7 +96,7 @@ class EngineSupervisor:
         self._flush: asyncio.Handle | None = None
         self._num_held_by_engine = 0
         self._process: EngineProcess | None = None
-        self._load: Load | None = None
+        self._load: LoadModel | None = None
         self._failed: Failed | None = None
         self._failure: LoireError | None = None
         self._closing = False
@@ -111,6 +111,11 @@ class EngineSupervisor:
     def alive(self) -> bool:
         """Whether requests can be taken; also while a new engine is loading."""
         return self._failure is None and not self._closing
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is an engine now that computes."""
+        return self.ready is not None
 
     @property
     def pid(self) -> int | None:
@@ -173,7 +178,7 @@ class EngineSupervisor:
         await self._start_process(launched)
         self._run = asyncio.create_task(self._keep_running())
 
-    async def load(self, load: Load) -> Ready:
+    async def load(self, load: LoadModel) -> Ready:
         """Load a model, now and in every later engine; what the engine settled.
 
         Raises LoireError if the model cannot be loaded, EngineError if the engine dies of it.

@@ -29,7 +29,7 @@ class WireError(EngineError):
     """The other side sent what is no message."""
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
+class LoadModel(msgspec.Struct, frozen=True, tag=True):
     """To the engine, first of all: load this model."""
 
     path: str
@@ -91,7 +91,7 @@ class News(msgspec.Struct, frozen=True, tag=True):
     blocks_in_use: int
 
 
-ToEngine: TypeAlias = Load | Submit | Abort
+ToEngine: TypeAlias = LoadModel | Submit | Abort
 FromEngine: TypeAlias = Loading | Ready | Failed | Begun | News
 
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

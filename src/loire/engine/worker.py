@@ -29,8 +29,8 @@ from loire.engine.wire import (
     Failed,
     FrameReader,
     FromEngine,
-    Load,
     Loading,
+    LoadModel,
     News,
     Ready,
     Submit,
@@ -92,7 +92,7 @@ class EngineWorker:
         from loire.execution import build  # noqa: F401
 
         load, *self._early = self._receive()
-        if not isinstance(load, Load):
+        if not isinstance(load, LoadModel):
             raise WireError(f"the first message must be Load, but is {type(load).__name__}")
         self.send(Loading("reading the weights"))
         try:

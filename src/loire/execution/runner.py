@@ -20,7 +20,7 @@ from loire.execution.sampler import NOT_FINITE, gather_logprobs
 from loire.execution.sampling_state import SamplingState
 from loire.execution.tables import BlockTables
 from loire.execution.threads import torch_threads
-from loire.execution.token_choice import Outcome, SamplingRow, TokenChooser
+from loire.execution.token_choice import RowTokens, SamplingRow, TokenChooser
 from loire.kernels.interface import HostBatch, Wanted
 from loire.models.decoder import Decoder
 
@@ -30,10 +30,10 @@ PROMPT_LOGPROBS_CHUNK = 256
 FEWEST_SPARED = 8
 """Tokens that must be spared their last layer for a second attention plan to be worth its time."""
 
-NO_TOKEN = Outcome()
+NO_TOKEN = RowTokens()
 """Of a row that does not reach its end."""
 
-NO_ANSWER = Outcome(token_ids=(0,))
+NO_ANSWER = RowTokens(token_ids=(0,))
 """Of a row that is only pooled."""
 
 
@@ -59,7 +59,7 @@ class _RowOutput:
 
     row: StepRow
     sampling: SamplingRow | None
-    otherwise: Outcome
+    otherwise: RowTokens
     """Of a row that does not sample."""
     prompt_logprobs: Callable[[], tuple[TokenLogprobs, ...]] | None
     pooled: Callable[[], tuple[float, ...]] | None

@@ -25,7 +25,7 @@ from loire.kernels.interface import Backend
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RowTokens:
     """The tokens of a row, or the error that ends its request."""
 
     token_ids: tuple[int, ...] = ()
@@ -79,10 +79,10 @@ class SamplingRow:
             self.state.record(draw.token_id)
             self._num_recorded += 1
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RowTokens:
         """What the row came to, when it is known."""
         held = self.accepted
-        return Outcome(
+        return RowTokens(
             token_ids=tuple(draw.token_id for draw in held if draw.token_id is not None),
             logprobs=tuple(draw.logprobs for draw in held if draw.logprobs is not None),
             error=None if held else self.draws[0].error,

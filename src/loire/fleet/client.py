@@ -1,6 +1,6 @@
 """The client's side of a fleet: what the server needs of an engine, over many."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from loire.base.errors import EngineError
@@ -32,46 +32,6 @@ class FleetClient(EngineClient[FleetLink]):
         link = FleetLink(inboxes.deliver, placement=placement, accepts=self._check)
         super().__init__(link, inboxes, frontend, first.config, request_timeout_s)
         self._first = first
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests can be taken; also while there is no replica."""
-        return self.link.alive
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is a replica now that computes."""
-        return bool(self.link.replicas)
-
-    @property
-    def num_requests(self) -> int:
-        """Requests of this front, waiting or running."""
-        return self.link.num_requests
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests of which nothing is computed yet."""
-        return self.link.num_waiting
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Prompt tokens of those."""
-        return self.link.num_waiting_tokens
-
-    @property
-    def records(self) -> Sequence[StepRecord]:
-        """None: steps are recorded where they are computed."""
-        return self.link.records
-
-    @property
-    def num_blocks_in_use(self) -> int:
-        """KV blocks that requests hold, over all replicas."""
-        return self.link.blocks_in_use
-
-    @property
-    def num_restarts(self) -> int:
-        """Engines that were lost."""
-        return self.link.num_losses
 
     def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
         """No step is told here."""

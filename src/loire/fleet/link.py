@@ -50,7 +50,7 @@ class FleetLink:
         """Of this front, among all."""
         self.num_moves = 0
         """Requests that went on elsewhere."""
-        self.num_losses = 0
+        self.num_restarts = 0
         """Engines that were lost."""
         self._on_updates = on_updates
         self._accepts = accepts
@@ -68,6 +68,11 @@ class FleetLink:
     def alive(self) -> bool:
         """Whether requests can be taken; also while there is no replica."""
         return not self._closed
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a replica now that computes."""
+        return bool(self.replicas)
 
     @property
     def replicas(self) -> tuple[Joined, ...]:
@@ -253,7 +258,7 @@ class FleetLink:
         was_there, num_requests = member.joined is not None, len(member.journal)
         culprit = member.lose()
         if was_there and not self._closed and not member.draining:
-            self.num_losses += 1
+            self.num_restarts += 1
             log.warning(
                 "replica %s is lost: %s; %d requests move",
                 member.channel.name,

@@ -18,7 +18,7 @@ from loire.base.messages import SequenceUpdate
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.engine.supervisor import DEFAULT_SUPERVISION, EngineSupervisor, SupervisorOptions
-from loire.engine.wire import Abort, Load, Ready, Submit
+from loire.engine.wire import Abort, LoadModel, Ready, Submit
 from loire.fleet.member import front_of
 from loire.fleet.messages import (
     WIRE_VERSION,
@@ -90,7 +90,7 @@ class EngineReplica:
         try:
             path = await asyncio.to_thread(resolve_model, model)
             self._digest = await asyncio.to_thread(lambda: model_digest(open_checkpoint(path)))
-            await self.supervisor.load(Load(str(path), model, options))
+            await self.supervisor.load(LoadModel(str(path), model, options))
         except BaseException:
             await self.supervisor.close()
             raise

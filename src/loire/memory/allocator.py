@@ -36,7 +36,7 @@ class Refusal(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Admitted:
     """A sequence was admitted: this many of its leading tokens are in the cache already."""
 
     num_cached_tokens: int
@@ -56,7 +56,7 @@ class KVAllocator(Protocol):
 
     def admit(
         self, table: BlockTable, token_ids: Sequence[int], max_tokens: int, headroom: int
-    ) -> Admission | Refusal:
+    ) -> Admitted | Refusal:
         """Start holding memory for a sequence of known token_ids that may grow to max_tokens.
 
         headroom: pages that should stay available to those who run already.
@@ -86,7 +86,7 @@ class KVAllocator(Protocol):
         token_ids: Sequence[int],
         max_tokens: int,
         headroom: int,
-    ) -> Admission | Refusal:
+    ) -> Admitted | Refusal:
         """Admit child, a sibling of parent: it shares what parent holds of the first num_shared
         tokens where the allocator can share, and is admitted like any other where it cannot."""
         ...

@@ -9,7 +9,7 @@ state_group.py.
 from collections.abc import Sequence
 
 from loire.base.cache_geometry import CacheGeometry
-from loire.memory.allocator import Admission, PageOperations, Refusal
+from loire.memory.allocator import Admitted, PageOperations, Refusal
 from loire.memory.block_events import BlockEvent, BlockEvents
 from loire.memory.block_pool import BlockCounts, BlockPool
 from loire.memory.block_table import BlockTable, GroupTable
@@ -76,7 +76,7 @@ class PagedAllocator:
 
     def admit(
         self, table: BlockTable, token_ids: Sequence[int], max_tokens: int, headroom: int
-    ) -> Admission | Refusal:
+    ) -> Admitted | Refusal:
         """Take the cached prefix of token_ids, if memory for the rest can be expected.
 
         The last token is always left to compute: its logits are needed.
@@ -109,7 +109,7 @@ class PagedAllocator:
         self._renew_promises(table)
         if self.prefix_caching:
             self._owners.claim(table, hit, marks)
-        return Admission(hit)
+        return Admitted(hit)
 
     def fork(
         self,
@@ -119,7 +119,7 @@ class PagedAllocator:
         token_ids: Sequence[int],
         max_tokens: int,
         headroom: int,
-    ) -> Admission | Refusal:
+    ) -> Admitted | Refusal:
         """See KVAllocator. A last, partly filled block is copied when one of them writes it.
 
         Where the parent has given back what the child would need, it is admitted like any other.
@@ -150,7 +150,7 @@ class PagedAllocator:
             for index, state in self._states:
                 state.drop_fork_state(_state(parent, index))
         self._renew_promises(child)
-        return Admission(num_shared)
+        return Admitted(num_shared)
 
     def row_end(self, table: BlockTable, start: int, end: int) -> int:
         """See KVAllocator."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from loire.base.cache_geometry import CacheGeometry
 from loire.base.config import Reserve
-from loire.memory.allocator import Admission, PageOperations, Refusal
+from loire.memory.allocator import Admitted, PageOperations, Refusal
 from loire.memory.block_events import BlockEvent
 from loire.memory.block_pool import BlockCounts
 from loire.memory.block_table import BlockTable, GroupTable
@@ -43,7 +43,7 @@ class ReservedAllocator:
 
     def admit(
         self, table: BlockTable, token_ids: Sequence[int], max_tokens: int, headroom: int
-    ) -> Admission | Refusal:
+    ) -> Admitted | Refusal:
         """Reserve a run for everything the sequence may become.
 
         Sequences never ask for more later, so no headroom is needed.
@@ -61,7 +61,7 @@ class ReservedAllocator:
                 for group, count in zip(table.groups, counts, strict=True):
                     group.blocks.extend(range(first, first + count))
                     first += count
-                return Admission(num_cached_tokens=0)
+                return Admitted(num_cached_tokens=0)
         return Refusal.NO_MEMORY
 
     def row_end(self, table: BlockTable, start: int, end: int) -> int:
@@ -89,7 +89,7 @@ class ReservedAllocator:
         token_ids: Sequence[int],
         max_tokens: int,
         headroom: int,
-    ) -> Admission | Refusal:
+    ) -> Admitted | Refusal:
         """Contiguous memory cannot be shared: the sibling computes the prompt again."""
         return self.admit(child, token_ids, max_tokens, headroom)
 

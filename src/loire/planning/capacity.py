@@ -15,7 +15,7 @@ from loire.planning.model_size import ModelSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class RequestLengths:
     """Lengths of a request in tokens. prompt + output is at most window."""
 
     window: int
@@ -33,7 +33,7 @@ class Load:
         return self.prompt + self.output / 2
 
 
-def settle_load(window: int, prompt: int | None, output: int | None) -> Load:
+def settle_lengths(window: int, prompt: int | None, output: int | None) -> RequestLengths:
     """Fill in what was not said: without lengths, requests fill their window with the prompt.
 
     Raises ConfigError if the lengths do not fit.
@@ -48,7 +48,7 @@ def settle_load(window: int, prompt: int | None, output: int | None) -> Load:
             f"a prompt of {max(prompt, 1)} and an output of {output} tokens need a window of "
             f"{max(prompt, 1) + output}, but it is {window}; raise --window or lower them"
         )
-    return Load(window=window, prompt=prompt, output=output)
+    return RequestLengths(window=window, prompt=prompt, output=output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class CapacityPlan:
 
     model: ModelSize
     device: Device
-    load: Load
+    load: RequestLengths
     tensor_parallel: int
     memory_bytes: int
     activation_bytes: int
@@ -179,7 +179,7 @@ class CapacityPlan:
 def plan_capacity(
     model: ModelSize,
     device: Device,
-    load: Load,
+    load: RequestLengths,
     *,
     tensor_parallel: int = 1,
     activation_bytes: int = 0,

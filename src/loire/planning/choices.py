@@ -9,7 +9,7 @@ from loire.planning.capacity import (
     CapacityPlan,
     activation_reserve,
     plan_capacity,
-    settle_load,
+    settle_lengths,
 )
 from loire.planning.devices import Device
 from loire.planning.model_size import (
@@ -33,7 +33,7 @@ class Shapes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Variant:
     """What may vary between plans that stand side by side."""
 
     device: Device
@@ -61,7 +61,7 @@ class Question:
     """Per device; None takes the formula, which needs a model's shapes: 0 by hand."""
 
 
-def answer(question: Question, choice: Choice) -> CapacityPlan:
+def answer(question: Question, choice: Variant) -> CapacityPlan:
     """The plan of one choice. Raises ConfigError for what cannot be."""
     size, window = _size(question, choice)
     if choice.tensor_parallel < 1:
@@ -80,13 +80,13 @@ def answer(question: Question, choice: Choice) -> CapacityPlan:
     return plan_capacity(
         size,
         choice.device,
-        settle_load(window, question.prompt, question.output),
+        settle_lengths(window, question.prompt, question.output),
         tensor_parallel=choice.tensor_parallel,
         activation_bytes=activations,
     )
 
 
-def _size(question: Question, choice: Choice) -> tuple[ModelSize, int]:
+def _size(question: Question, choice: Variant) -> tuple[ModelSize, int]:
     """Sizes of the model, and the window to plan for."""
     model = question.model
     if isinstance(model, Shapes):
@@ -117,7 +117,7 @@ def _size(question: Question, choice: Choice) -> tuple[ModelSize, int]:
     return size, window
 
 
-def usual_variations(question: Question, base: Choice) -> list[Choice]:
+def usual_variations(question: Question, base: Variant) -> list[Variant]:
     """Windows and weight formats that people weigh against each other."""
     longest = None
     if not isinstance(question.model, Shapes):
@@ -134,9 +134,9 @@ def usual_variations(question: Question, base: Choice) -> list[Choice]:
     ]
 
 
-def remedies(question: Question, choice: Choice) -> list[str]:
+def remedies(question: Question, choice: Variant) -> list[str]:
     """Single changes under which a plan that does not fit would: flags and their values."""
-    tries: Sequence[tuple[str, Choice]] = [
+    tries: Sequence[tuple[str, Variant]] = [
         *(
             (f"--tensor-parallel {size}", replace(choice, tensor_parallel=size))
             for size in (2, 4, 8, 16)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from loire.base.cache_geometry import CacheGeometry
 from loire.base.config import KV_MEMORY_SHARE
 from loire.planning.capacity import CapacityPlan
-from loire.planning.choices import Choice
+from loire.planning.choices import Variant
 from loire.planning.known_models import KnownModel, similar_models
 from loire.planning.model_size import KV_FORMATS
 
@@ -19,7 +19,7 @@ _SHADES = {
 """Part of the memory -> its character, the same in ASCII, its ANSI colour."""
 
 
-def render(plan: CapacityPlan, choice: Choice, *, color: bool, unicode: bool) -> str:
+def render(plan: CapacityPlan, choice: Variant, *, color: bool, unicode: bool) -> str:
     """One plan, in full."""
     count = f"{plan.tensor_parallel} x " if plan.tensor_parallel > 1 else ""
     lines = [
@@ -52,7 +52,7 @@ def render(plan: CapacityPlan, choice: Choice, *, color: bool, unicode: bool) ->
     return "\n".join(lines)
 
 
-def format_name(choice: Choice) -> str:
+def format_name(choice: Variant) -> str:
     """Format of the weights, and of the KV where it is another."""
     weights = choice.dtype
     if choice.quantization is not None:
@@ -177,7 +177,7 @@ def decode_bound(plan: CapacityPlan, batch: int) -> str | None:
     return "memory" if memory >= compute else "compute"
 
 
-def comparison(plan: CapacityPlan, choice: Choice) -> list[tuple[KnownModel, int, int]]:
+def comparison(plan: CapacityPlan, choice: Variant) -> list[tuple[KnownModel, int, int]]:
     """Real models of the plan's size: with their KV bytes per token and the tokens that fit.
 
     Only for a model given by hand: one that is there has its own figure.
@@ -192,7 +192,7 @@ def comparison(plan: CapacityPlan, choice: Choice) -> list[tuple[KnownModel, int
     return found
 
 
-def render_side_by_side(plans: Sequence[tuple[Choice, CapacityPlan]]) -> str:
+def render_side_by_side(plans: Sequence[tuple[Variant, CapacityPlan]]) -> str:
     """Several plans as the rows of a table."""
     header = ("device", "weights in", "window", "weights", "KV", "tokens", "requests",
               "1 request", "full batch")  # fmt: skip
@@ -222,7 +222,7 @@ def render_side_by_side(plans: Sequence[tuple[Choice, CapacityPlan]]) -> str:
     return "\n".join(lines)
 
 
-def to_json(plan: CapacityPlan, choice: Choice) -> dict[str, object]:
+def to_json(plan: CapacityPlan, choice: Variant) -> dict[str, object]:
     """All figures of a plan under plain names; unknown is None."""
     batch = plan.max_batch
     with_kv = plan.break_even_batch_with_kv

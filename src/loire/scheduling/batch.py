@@ -6,14 +6,14 @@ from collections.abc import Sequence as Sequences
 from heapq import heappop, heappush
 from itertools import count
 
-from loire.memory.allocator import Admission, KVAllocator, PageOperations
+from loire.memory.allocator import Admitted, KVAllocator, PageOperations
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Sequence, Status
 from loire.scheduling.waiting import WaitingQueue
 
 
-class Batch:
+class RunningBatch:
     """Whoever enters it leaves it by its end, or by being preempted, and then waits again."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Batch:
         for sequence in sequences:
             sequence.last_served = next(self._turns)
 
-    def enter(self, sequence: Sequence, admission: Admission) -> None:
+    def enter(self, sequence: Sequence, admission: Admitted) -> None:
         """One that waited has been given memory."""
         self._waiting.remove(sequence)
         if sequence.turn is None:

@@ -8,10 +8,8 @@ arrives in its middle does not wait for long.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loire.base.config import BACKGROUND_ALONE
 from loire.scheduling.sequence import Sequence
-
-ALONE = 32
-"""So many times background_tokens are computed in a step of background work alone."""
 
 Rows = list[tuple[Sequence, int]]
 """Sequences and how many tokens of each a step computes."""
@@ -47,7 +45,7 @@ class TokenBudget:
         return max(left, 0)
 
     def _background_limit(self, *, alone: bool) -> int:
-        return self.background_tokens * (ALONE if alone else 1)
+        return self.background_tokens * (BACKGROUND_ALONE if alone else 1)
 
 
 def _share(sequences: list[Sequence], budget: int) -> dict[Sequence, int]:

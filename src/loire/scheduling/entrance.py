@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection
 
 from loire.base.structured_outputs import StructuredOutputs
-from loire.memory.allocator import Admission, KVAllocator, Refusal
-from loire.scheduling.batch import Batch
+from loire.memory.allocator import Admitted, KVAllocator, Refusal
+from loire.scheduling.batch import RunningBatch
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.fairness import surplus_of
@@ -21,7 +21,7 @@ class Entrance:
         policy: BatchingPolicy,
         budget: TokenBudget,
         waiting: WaitingQueue,
-        batch: Batch,
+        batch: RunningBatch,
     ) -> None:
         self.confined_to: Collection[str] | None = None
         """If not None, only sequences of these requests enter."""
@@ -61,7 +61,7 @@ class Entrance:
                 admission = self._try_admission(sequence) if has_slot else None
                 if admission is Refusal.PREFIX_PENDING:
                     break
-                if isinstance(admission, Admission):
+                if isinstance(admission, Admitted):
                     self._batch.enter(sequence, admission)
                 else:
                     self._batch.preempt(running[-1])
@@ -80,7 +80,7 @@ class Entrance:
                 if admission is Refusal.PREFIX_PENDING:
                     break
                 self._batch.preempt(surplus)
-                if isinstance(admission, Admission):
+                if isinstance(admission, Admitted):
                     self._batch.enter(sequence, admission)
                     break
             else:
@@ -101,7 +101,7 @@ class Entrance:
                 continue
             if admission is Refusal.NO_MEMORY:
                 break
-            assert isinstance(admission, Admission)
+            assert isinstance(admission, Admitted)
             batch.enter(sequence, admission)
             num_tokens = batch.row_length(sequence, min(sequence.num_to_compute, budget))
             if num_tokens:
@@ -114,7 +114,7 @@ class Entrance:
         form = sequence.request.message.params.structured_outputs
         return form is None or self.form_ready(form)
 
-    def _try_admission(self, sequence: Sequence) -> Admission | Refusal:
+    def _try_admission(self, sequence: Sequence) -> Admitted | Refusal:
         # A quarter of the running sequences cross into a new block within the next
         # block_size / 4 steps; leaving them that much avoids admitting what is preempted at once.
         headroom = len(self._batch.running) // 4

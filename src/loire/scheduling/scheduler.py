@@ -35,7 +35,7 @@ from loire.base.step import (
     StepRow,
 )
 from loire.memory.allocator import KVAllocator
-from loire.scheduling.batch import Batch
+from loire.scheduling.batch import RunningBatch
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.drafting import Drafter
@@ -69,7 +69,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.waiting = WaitingQueue()
         self._recorder = StepRecorder(clock)
-        self.batch = Batch(allocator, policy, self.waiting, self._recorder, clock)
+        self.batch = RunningBatch(allocator, policy, self.waiting, self._recorder, clock)
         self.entrance = Entrance(allocator, policy, self.budget, self.waiting, self.batch)
         self.drafter: Drafter | None = None
         """Guesses tokens of those who decode, if anybody does."""

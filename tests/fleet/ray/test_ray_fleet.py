@@ -117,7 +117,7 @@ def test_streams_survive_whatever_is_killed(tiny_llama: Path) -> None:
             pids = await here.processes()
             assert await here.texts("once upon a time", kill(1)) == undisturbed  # the engine
             await here.until(2)
-            assert here.client.link.num_losses == 2
+            assert here.client.link.num_restarts == 2
 
             def kill_all(num: int) -> None:
                 if num == 60:
@@ -131,11 +131,11 @@ def test_streams_survive_whatever_is_killed(tiny_llama: Path) -> None:
 
             # A client that leaves frees what it had.
             gone = asyncio.create_task(here.texts("another time"))
-            while not here.client.num_requests:
+            while not here.client.link.num_requests:
                 await asyncio.sleep(0.01)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-            assert here.client.num_requests == 0
+            assert here.client.link.num_requests == 0
 
     run(test)
 
@@ -172,6 +172,6 @@ def test_streams_move_when_replicas_leave(tiny_llama: Path) -> None:
             await while_streaming(lambda: deploy(2, max_num_seqs=64))
             await here.until(2)
             assert await here.texts("once upon a time") == undisturbed
-            assert here.client.link.num_losses == 0
+            assert here.client.link.num_restarts == 0
 
     run(test)

@@ -11,7 +11,6 @@ import msgspec
 from starlette.types import ASGIApp
 
 from loire.base.config import EngineConfig
-from loire.scheduling.budget import ALONE
 from loire.server.batches.data_folder import DataFolder
 from loire.server.batches.in_process import BatchRoutes
 from loire.server.batches.record import BatchRecord, BatchStore
@@ -87,13 +86,12 @@ class EngineLines:
             return None
         # Those that wait in the engine gain nothing by it, and fill its queue.
         queue = self._served.admission.limits.max_queued_requests
-        return _FEED_S if engine.num_waiting > min(num_places // 2, queue // 4) else 0
+        return _FEED_S if engine.link.num_waiting > min(num_places // 2, queue // 4) else 0
 
 
 def _num_places(config: EngineConfig) -> int:
     """Lines that run at a time: with more, each would only have to wait for its turn longer."""
-    per_step = config.background_tokens * ALONE
-    return max(min(per_step, int(config.max_num_seqs * SHARE_OF_SLOTS)), 1)
+    return max(min(config.background_tokens_alone, int(config.max_num_seqs * SHARE_OF_SLOTS)), 1)
 
 
 class BatchQueue:

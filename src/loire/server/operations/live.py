@@ -112,12 +112,12 @@ async def live_events(served: ServedModel, engine: LiveEngine) -> AsyncGenerator
     engine: goes first. Raises ApiError as soon as there is no engine any more.
     """
     yield _event(LiveEvent(engine=engine))
-    view = StepView(served.engine.records)
+    view = StepView(served.engine.link.records)
     was_idle = False
     while True:
-        client = served.engine
-        news = view.take(client.records)
-        is_idle = client.num_requests == 0
+        link = served.engine.link
+        news = view.take(link.records)
+        is_idle = link.num_requests == 0
         if news is not None:
             yield _event(news)
         if is_idle and (news is not None or not was_idle):

@@ -114,7 +114,7 @@ class CallClient:
         """Let the call in with so many requests. Raises ApiError: 429, or 400 if it never can."""
         tenant = self._caller.tenant
         waiting = self._observer.waiting_of(tenant)
-        self._admission.admit(self._ticket, self._engine, tenant, waiting, num_requests)
+        self._admission.admit(self._ticket, self._engine.link, tenant, waiting, num_requests)
 
     async def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
         """Run a request of `origin` at its tenant's expense; outputs hold what is new."""

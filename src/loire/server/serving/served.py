@@ -47,18 +47,18 @@ class ServedModel:
     @property
     def state(self) -> State:
         """What a load balancer must know."""
-        if self._engine is not None and not self._engine.alive:
+        if self._engine is not None and not self._engine.link.alive:
             return "stopped"
         if self.draining:
             return "draining"
-        if self._engine is None or not self._engine.ready:
+        if self._engine is None or not self._engine.link.is_ready:
             return "loading"
         return "ready"
 
     @property
     def num_requests(self) -> int:
         """Requests in the engine, waiting or running."""
-        return 0 if self._engine is None else self._engine.num_requests
+        return 0 if self._engine is None else self._engine.link.num_requests
 
     def set_ready(self, engine: ServedEngine) -> None:
         """From now on, requests are taken."""
@@ -77,7 +77,7 @@ class ServedModel:
             raise ApiError(
                 503, "the model is loading: ask again when /health answers 200", code="loading"
             )
-        if not self._engine.alive:
+        if not self._engine.link.alive:
             raise ApiError(
                 503, "the engine has stopped: the server must be restarted", code="engine_stopped"
             )
@@ -101,8 +101,8 @@ class ServedModel:
         Nothing is full while no requests are taken at all: why not is for the route to say.
         """
         engine = self._engine
-        if engine is not None and engine.alive and not self.draining:
-            self.admission.check(engine, tenant, self.observer.waiting_of(tenant))
+        if engine is not None and engine.link.alive and not self.draining:
+            self.admission.check(engine.link, tenant, self.observer.waiting_of(tenant))
 
     def end_all(self, error: EngineError) -> None:
         """End every request with this error."""
@@ -119,13 +119,14 @@ class ServedModel:
         engine = self._engine
         if engine is None:
             return None
+        link = engine.link
         return EngineState(
-            num_running=engine.num_requests - engine.num_waiting,
-            num_waiting=engine.num_waiting,
-            num_waiting_tokens=engine.num_waiting_tokens,
+            num_running=link.num_requests - link.num_waiting,
+            num_waiting=link.num_waiting,
+            num_waiting_tokens=link.num_waiting_tokens,
             num_blocks=engine.config.num_blocks,
-            num_blocks_in_use=engine.num_blocks_in_use,
-            num_restarts=engine.num_restarts,
+            num_blocks_in_use=link.blocks_in_use,
+            num_restarts=link.num_restarts,
             model=self.names[0],
             block_size=engine.config.block_size,
             kv_cache_dtype=engine.config.kv_cache_dtype,

@@ -11,29 +11,8 @@ from loire.engine.frontend import Frontend
 from loire.engine.requests import Submission
 
 
-class ServedEngine(Protocol):
-    """One engine (engine.supervised.SupervisedEngine), or many as one (fleet.client.FleetClient).
-
-    Requests are made with `frontend` and `next_id`, and run with `stream`.
-    """
-
-    @property
-    def config(self) -> EngineConfig:
-        """The settled configuration."""
-        ...
-
-    @property
-    def frontend(self) -> Frontend:
-        """Tokenizer, chat template and request checks."""
-        ...
-
-    def next_id(self) -> str:
-        """An id that no request of this engine has had."""
-        ...
-
-    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
-        """Run a request; each output holds what is new. Closing the iterator ends it."""
-        ...
+class ServedLink(Protocol):
+    """What the way to an engine tells of it: see loire.engine.client.EngineLink."""
 
     @property
     def alive(self) -> bool:
@@ -41,18 +20,13 @@ class ServedEngine(Protocol):
         ...
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether there is an engine now that computes."""
         ...
 
     @property
     def num_requests(self) -> int:
         """Requests in the engine, waiting or running."""
-        ...
-
-    @property
-    def records(self) -> Sequence[StepRecord]:
-        """What happened in the latest steps, oldest first."""
         ...
 
     @property
@@ -66,13 +40,48 @@ class ServedEngine(Protocol):
         ...
 
     @property
-    def num_blocks_in_use(self) -> int:
+    def records(self) -> Sequence[StepRecord]:
+        """What happened in the latest steps, oldest first."""
+        ...
+
+    @property
+    def blocks_in_use(self) -> int:
         """KV blocks that requests hold."""
         ...
 
     @property
     def num_restarts(self) -> int:
         """Engines that were started to replace one that had died."""
+        ...
+
+
+class ServedEngine(Protocol):
+    """One engine (engine.supervised.SupervisedEngine), or many as one (fleet.client.FleetClient).
+
+    Requests are made with `frontend` and `next_id`, and run with `stream`.
+    """
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settled configuration."""
+        ...
+
+    @property
+    def link(self) -> ServedLink:
+        """The way to it, which knows how it is."""
+        ...
+
+    @property
+    def frontend(self) -> Frontend:
+        """Tokenizer, chat template and request checks."""
+        ...
+
+    def next_id(self) -> str:
+        """An id that no request of this engine has had."""
+        ...
+
+    def stream(self, submission: Submission) -> AsyncIterator[RequestOutput]:
+        """Run a request; each output holds what is new. Closing the iterator ends it."""
         ...
 
     def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:

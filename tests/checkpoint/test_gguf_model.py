@@ -1,6 +1,7 @@
 """What GGUF metadata says of a model, family by family, and where its tensors belong."""
 
 import math
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from checkpoint_files import LLAMA, gguf_name, llama_tensors, write_gguf, write_
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.families.registry import BY_ARCHITECTURE
+from loire.checkpoint.gguf_file import read_gguf
+from loire.checkpoint.gguf_model import describe, end_tokens
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.open import open_checkpoint
 from support.layers import attention, mlp, windows
@@ -233,7 +236,6 @@ def test_other_architectures_are_refused_with_the_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"split.count": 3}, "one of 3 parts"),
         ({"llama.attention.value_length": 16}, "8 dimensions per head and values 16"),
         (
             {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0},
@@ -268,3 +270,46 @@ def test_features_without_code_are_refused(
 def test_nonsense_is_refused_by_name(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         opened(tmp_path, **options)
+
+
+def ends(tokens: dict[str, int]) -> set[str]:
+    """Names of the end tokens of a vocabulary of these tokens with their types."""
+    metadata = {
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.tokens": [*tokens],
+        "tokenizer.ggml.token_type": array("i", tokens.values()),
+    }
+    return {[*tokens][index] for index in end_tokens(metadata)}
+
+
+def test_end_tokens_by_their_names() -> None:
+    eos = {"<|endoftext|>": 3}
+    # Whatever the file calls them, but for names that are words of code.
+    assert ends(eos | {"<|im_end|>": 4}) == {"<|endoftext|>", "<|im_end|>"}
+    assert ends(eos | {"<end_of_turn>": 1}) == {"<|endoftext|>", "<end_of_turn>"}
+    assert ends(eos | {"</s>": 1, "<|im_start|>": 3}) == {"<|endoftext|>"}
+    assert ends(eos | {"</s>": 3}) == {"<|endoftext|>", "</s>"}
+    # gpt-oss: a message ends, the answer does not.
+    harmony = {"<|return|>": 3, "<|call|>": 3, "<|end|>": 3}
+    assert ends(eos | harmony) == {"<|endoftext|>", "<|return|>", "<|call|>"}
+    assert ends(eos | {"<|end|>": 3}) == {"<|endoftext|>", "<|end|>"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pattern", "expected"),
+    [
+        ("gemma2", None, (16, None, 16, None)),
+        ("gemma3", None, (16, 16, 16, 16)),
+        ("gemma3", 2, (16, None, 16, None)),
+        ("gemma3", [True, False, False, True], (16, None, None, 16)),
+    ],
+)
+def test_which_layers_have_windows_stands_in_the_file(
+    tmp_path: Path, architecture: str, pattern: object, expected: tuple[int | None, ...]
+) -> None:
+    extra: dict[str, Any] = {f"{architecture}.attention.sliding_window": 16}
+    if pattern is not None:
+        extra[f"{architecture}.attention.sliding_window_pattern"] = pattern
+    config = {**LLAMA, "num_hidden_layers": 4}
+    file = write_gguf(tmp_path / "m.gguf", architecture, config=config, extra=extra)
+    assert windows(describe(read_gguf(file))) == expected

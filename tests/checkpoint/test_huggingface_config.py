@@ -142,7 +142,7 @@ def test_sizes_and_flags_are_those_of_transformers(case: str) -> None:
     assert attention(ours).num_kv_heads == theirs.num_key_value_heads
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert attention(ours).head_dim == head_dim
-    assert ours.max_positions == theirs.max_position_embeddings
+    assert (ours.usual_positions or ours.max_positions) == theirs.max_position_embeddings
     assert ours.norm_eps == theirs.rms_norm_eps
     assert ours.tied_embeddings == theirs.tie_word_embeddings
     assert ours.bos_token_id == theirs.bos_token_id
@@ -321,3 +321,22 @@ def test_features_without_code_are_refused(changes: dict[str, Any], message: str
 def test_nonsense_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         describe({**SIZES, "model_type": "llama", **changes}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("rope", "longest"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"type": "yarn", "factor": 4.0}, 2048),
+        ({"type": "linear", "factor": 2.5}, 1280),
+        ({"type": "linear", "factor": 2.5, "original_max_position_embeddings": 128}, 512),
+        (LLAMA3, 512),
+    ],
+)
+def test_a_stretched_embedding_allows_longer_windows_than_the_usual_one(
+    rope: dict[str, Any], longest: int
+) -> None:
+    ours = describe({**SIZES, "model_type": "llama", "rope_scaling": rope}, "config.json")
+    assert ours.max_positions == longest
+    assert ours.default_window == 512

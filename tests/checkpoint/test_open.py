@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import LLAMA, llama_tensors, write_gguf, write_llama, write_safetensors
+from checkpoint_files import (
+    LLAMA,
+    llama_tensors,
+    safetensors_bytes,
+    write_gguf,
+    write_llama,
+    write_safetensors,
+)
 
 from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint.open import open_checkpoint
@@ -149,7 +156,7 @@ def test_what_is_not_a_model_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CheckpointError, match=r"no config\.json: it is no model directory"):
         open_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=r"neither a model directory nor a \.gguf file"):
+    with pytest.raises(CheckpointError, match=r"neither a model directory nor a GGUF file"):
         open_checkpoint(tmp_path / "notes.txt")
     write_gguf(tmp_path / "small.gguf")
     with pytest.raises(CheckpointError, match=r"name one of its GGUF files.*small\.gguf"):
@@ -204,3 +211,44 @@ def test_the_room_needs_no_torch() -> None:
         "    assert name not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_model_without_a_head_has_names_without_a_prefix(tmp_path: Path) -> None:
+    write_llama(tmp_path, tie_word_embeddings=True)
+    whole = open_checkpoint(tmp_path)
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in llama_tensors().items()
+        if name != "lm_head.weight"
+    }
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    checkpoint = open_checkpoint(tmp_path)
+    assert set(checkpoint.tensors) == set(whole.tensors) - {"lm_head.weight"}
+
+
+def test_what_predicts_further_tokens_and_buffers_are_left_aside(tmp_path: Path) -> None:
+    write_llama(tmp_path)
+    expected = set(open_checkpoint(tmp_path).tensors)
+    tensors = llama_tensors() | {
+        "mtp.layers.0.self_attn.q_proj.weight": np.ones((2, 2)),
+        "model.layers.2.eh_proj.weight": np.ones((2, 2)),
+        "model.layers.2.self_attn.q_proj.weight": np.ones((2, 2)),
+        "model.visual.blocks.0.attn.qkv.weight": np.ones((2, 2)),
+        "model.embeddings.position_ids": np.ones(4),
+    }
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    end = len(data) - 8 - length
+    for dtype, size in (("I64", 8), ("BOOL", 1)):
+        header[f"model.mask_{dtype}"] = {
+            "dtype": dtype,
+            "shape": [3],
+            "data_offsets": [end, end + 3 * size],
+        }
+        end += 3 * size
+    (tmp_path / "model.safetensors").write_bytes(
+        safetensors_bytes(header, data[8 + length :] + b"\0" * 27)
+    )
+    assert set(open_checkpoint(tmp_path).tensors) == expected

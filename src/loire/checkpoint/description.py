@@ -111,6 +111,7 @@ class ModelDescription:
     vocab_size: int
     hidden_size: int
     max_positions: int
+    """Most that the rotary embedding is made for."""
     norm_eps: float
     layers: tuple[LayerDescription, ...]
     norm_offset: float = 0.0
@@ -122,6 +123,8 @@ class ModelDescription:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+    usual_positions: int | None = None
+    """What the file calls its window, where the rotary embedding is stretched further."""
 
     @property
     def num_layers(self) -> int:
@@ -143,7 +146,7 @@ class ModelDescription:
         """
         ropes = [attention.rope for attention in self.attentions]
         originals = [r.original_max_positions for r in ropes if r.scaling == "longrope"]
-        return min(self.max_positions, *originals) if originals else self.max_positions
+        return min([self.usual_positions or self.max_positions, *originals])
 
     @property
     def caches(self) -> tuple[CacheNeed | None, ...]:

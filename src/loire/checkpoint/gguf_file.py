@@ -85,6 +85,8 @@ class GGUFTensor:
     offset: int
     """Bytes from the start of the file."""
     num_bytes: int
+    path: Path
+    """The file that has it, one of several where a model is split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class _Reader:
                 )
             if name in tensors:
                 raise self._broken(f"tensor {name!r} occurs twice")
-            tensors[name] = GGUFTensor(name, shape, fmt, offset, num_bytes)
+            tensors[name] = GGUFTensor(name, shape, fmt, offset, num_bytes, self.path)
         self._check_overlap(tensors.values())
         return tensors
 

@@ -18,20 +18,26 @@ from loire.checkpoint.families.gguf_fields import PARTS, TOP, GGUFSource
 from loire.checkpoint.families.registry import BY_ARCHITECTURE
 from loire.checkpoint.gguf_file import GGUFFile
 
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
-"""Tokens that end an answer in the supported families, whether or not the metadata names them."""
+END_OF_TURN = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>"),
+        *("<|calls|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>"),
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    )
+)
+"""Names of tokens that end an answer, whatever the file says of them (after llama-vocab.cpp)."""
+PLAIN_ENDS = frozenset(("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~["))
+"""Names that end one only where they are no text: vocabularies of code have such words."""
+CONTROL, USER_DEFINED = 3, 4
+"""Values of tokenizer.ggml.token_type."""
 
 
 def describe(file: GGUFFile) -> ModelDescription:
     """The description of a GGUF model. Raises UnsupportedModelError for another family."""
     source = GGUFSource.of(file)
     family = _family(source)
-    if source.top.integer("split.count", 1) > 1:
-        raise UnsupportedModelError(
-            f"{file.path} is one of {file.metadata['split.count']} parts of a model; "
-            f"join them first (llama-gguf-split --merge)"
-        )
-    return replace(family.describe(source), eos_token_ids=_eos(file.metadata))
+    return replace(family.describe(source), eos_token_ids=end_tokens(file.metadata))
 
 
 def _family(source: GGUFSource) -> GGUFFamily:
@@ -58,7 +64,7 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
             name=common,
             shape=tensor.shape,
             format=tensor.format,
-            path=file.path,
+            path=tensor.path,
             offset=tensor.offset,
             num_bytes=tensor.num_bytes,
         )
@@ -79,12 +85,25 @@ def _common_name(name: str, family: GGUFFamily, path: str) -> tuple[str, str | N
     return match[2], None if common is None else f"model.layers.{match[1]}.{common}{match[3]}"
 
 
-def _eos(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+def end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tokens that end an answer: those that the metadata says, and those of known names."""
     ids = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     found = [int(value) for value in ids if isinstance(value, int)]
     tokens = metadata.get("tokenizer.ggml.tokens")
     kinds = metadata.get("tokenizer.ggml.token_type")
-    if isinstance(tokens, list) and isinstance(kinds, array) and len(kinds) == len(tokens):
-        pairs = enumerate(zip(tokens, kinds, strict=True))
-        found += [i for i, (token, kind) in pairs if kind == 3 and token in END_OF_TURN]
-    return tuple(dict.fromkeys(found))
+    if not isinstance(tokens, list):
+        return tuple(dict.fromkeys(found))
+    if not isinstance(kinds, array) or len(kinds) != len(tokens):
+        kinds = array("i", [0] * len(tokens))
+    named = {
+        token: index
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if token in END_OF_TURN or (token in PLAIN_ENDS and kind in (CONTROL, USER_DEFINED))
+    }
+    # Where messages have names of their own for the ends of an answer, this one ends a part of it.
+    if {"<|return|>", "<|call|>"} <= named.keys() or {"<|calls|>", "<|flush|>"} <= named.keys():
+        end = named.pop("<|end|>", None)
+        found = [index for index in found if index != end]
+    if "<|tool_response>" in named:
+        named.pop("</s>", None)
+    return tuple(dict.fromkeys([*found, *named.values()]))

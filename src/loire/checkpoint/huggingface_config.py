@@ -3,6 +3,7 @@
 How families differ stands in loire.checkpoint.families.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,21 @@ from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.family import Family
 from loire.checkpoint.families.registry import BY_MODEL_TYPE, BY_WRAPPER
 from loire.checkpoint.fields import Fields
+from loire.checkpoint.safetensors_header import BUFFERS
 
 _OUTER = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "dtype", "torch_dtype",
           "quantization_config")  # fmt: skip
 """What a model of text and vision says for both, outside its text_config."""
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
-           "model.multi_modal_projector.")  # fmt: skip
+_OTHER_PARTS = (
+    *("vision_tower.", "multi_modal_projector.", "vision_model.", "visual.", "audio_tower."),
+    *("embed_vision.", "embed_audio.", "mtp."),
+)
+"""Beginnings of names of what is not the text decoder; mtp: multi-token prediction."""
+_BASE = ("embed_tokens.", "layers.", "norm.")
+"""Beginnings of names in files that hold the model without a head."""
+_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
+"""Ends of names of what follows from the configuration."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\..*")
 
 
 def describe(config: Mapping[str, Any], source: str) -> ModelDescription:
@@ -62,21 +72,28 @@ def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def tensors(found: Mapping[str, TensorInfo], family: Family) -> dict[str, TensorInfo]:
+def tensors(
+    found: Mapping[str, TensorInfo], family: Family, num_layers: int
+) -> dict[str, TensorInfo]:
     """Tensors of safetensors files under their common names.
 
-    The parts of a multimodal model that are not its text decoder are left out. So are the rotary
-    frequencies that older files hold: they follow from the configuration.
+    The parts of a multimodal model that are not its text decoder are left out, and so are layers
+    after the last, which predict further tokens, and buffers that older files hold.
     """
+    texts = {
+        name: text
+        for name, tensor in found.items()
+        if (text := _text_name(name)) is not None and tensor.format not in BUFFERS.values()
+    }
+    has_prefix = any(text.startswith("model.") for text in texts.values())
     result: dict[str, TensorInfo] = {}
-    for name, tensor in found.items():
-        if name.startswith(_VISION) or name.endswith(".rotary_emb.inv_freq"):
-            continue
-        text = name.removeprefix("language_model.")
-        if text.startswith("model.language_model."):
-            text = "model." + text.removeprefix("model.language_model.")
+    for name, text in texts.items():
+        tensor = found[name]
+        if text.startswith(_BASE) and not has_prefix:
+            text = f"model.{text}"
         common = family.common_name(text)
-        if common is None:
+        layer = None if common is None else _LAYER.fullmatch(common)
+        if common is None or (layer is not None and int(layer[1]) >= num_layers):
             continue
         if common in result:
             raise CheckpointError(
@@ -85,3 +102,13 @@ def tensors(found: Mapping[str, TensorInfo], family: Family) -> dict[str, Tensor
             )
         result[common] = tensor if common == name else replace(tensor, name=common)
     return expert_tensors.taken_apart(result)
+
+
+def _text_name(name: str) -> str | None:
+    """The name within the text decoder; None for what is not of it."""
+    if name.removeprefix("model.").startswith(_OTHER_PARTS) or name.endswith(_BUFFERS):
+        return None
+    text = name.removeprefix("language_model.")
+    if text.startswith("model.language_model."):
+        text = "model." + text.removeprefix("model.language_model.")
+    return text

@@ -8,6 +8,7 @@ from typing import Any
 from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint import (
     gguf_model,
+    gguf_parts,
     huggingface_config,
     safetensors_header,
     sampling_defaults,
@@ -16,7 +17,6 @@ from loire.checkpoint.checkpoint import Checkpoint, TensorInfo, TokenizerSource
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.config_fields import token_ids
 from loire.checkpoint.fields import Fields
-from loire.checkpoint.gguf_file import read_gguf
 from loire.checkpoint.json_file import read_json, read_text
 
 GENERATION_CONFIG = "generation_config.json"
@@ -36,11 +36,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
             return _checked(_open_directory(path))
         if not path.exists():
             raise ModelNotFoundError(f"{path} does not exist")
-        if path.suffix == ".gguf":
+        if gguf_parts.is_gguf(path):
             return _checked(_open_gguf(path))
         if path.suffix in safetensors_header.PICKLE_SUFFIXES:
             raise UnsupportedModelError(safetensors_header.PICKLE_REFUSAL.format(path))
-        raise CheckpointError(f"{path} is neither a model directory nor a .gguf file")
+        raise CheckpointError(f"{path} is neither a model directory nor a GGUF file")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -69,7 +69,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = read_gguf(path)
+    file = gguf_parts.read_model(path)
     description = gguf_model.describe(file)
     template = _gguf_chat_template(file.metadata)
     return Checkpoint(
@@ -103,7 +103,9 @@ def _open_directory(directory: Path) -> Checkpoint:
     description = huggingface_config.describe(config, str(config_path))
     generation_config = _read_optional(directory / GENERATION_CONFIG)
     description = _with_generation_config(description, generation_config, directory)
-    tensors = huggingface_config.tensors(safetensors_header.read_directory(directory), family)
+    tensors = huggingface_config.tensors(
+        safetensors_header.read_directory(directory), family, description.num_layers
+    )
     description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")
@@ -124,7 +126,7 @@ def _open_directory(directory: Path) -> Checkpoint:
 
 def _hint(directory: Path) -> str:
     """What a directory without config.json may be instead."""
-    files = sorted(path.name for path in directory.glob("*.gguf"))
+    files = sorted(path.name for path in directory.iterdir() if path.suffix.lower() == ".gguf")
     if files:
         return f"; name one of its GGUF files instead, such as {directory / files[0]}"
     if next(directory.iterdir(), None) is None:

@@ -64,7 +64,13 @@ def parse_rope(
         return _longrope(rope, theta, rotary_dim, original, max_positions)
     factor = rope.number("factor", low=1.0, high=4096.0)
     if kind == "linear":
-        return RopeDescription(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=factor)
+        return RopeDescription(
+            theta=theta,
+            rotary_dim=rotary_dim,
+            scaling="linear",
+            factor=factor,
+            original_max_positions=original if _says_original(config, rope) else 0,
+        )
     if kind == "llama3":
         low = rope.number("low_freq_factor", low=1e-3, high=1e3)
         high = rope.number("high_freq_factor", low=1e-3, high=1e3)
@@ -82,6 +88,18 @@ def parse_rope(
     return _yarn(rope, theta, rotary_dim, original, factor)
 
 
+def stretched_window(rope: RopeDescription, positions: int) -> int:
+    """Positions that a stretched embedding is made for, where a file calls positions its window.
+
+    Some files say the window before stretching there, some the one after it.
+    """
+    if rope.scaling == "yarn":
+        return max(positions, int(rope.factor * rope.original_max_positions))
+    if rope.scaling == "linear":
+        return max(positions, int(rope.factor * (rope.original_max_positions or positions)))
+    return positions
+
+
 def _parameters(config: Fields, layer_type: str | None) -> Mapping[str, Any]:
     # Where a file has both spellings, transformers follows the older one.
     for key in ("rope_scaling", "rope_parameters"):
@@ -95,6 +113,11 @@ def _parameters(config: Fields, layer_type: str | None) -> Mapping[str, Any]:
         if parameters:
             return parameters
     return {}
+
+
+def _says_original(config: Fields, rope: Fields) -> bool:
+    key = "original_max_position_embeddings"
+    return config.values.get(key) is not None or rope.values.get(key) is not None
 
 
 def _given(config: Fields, key: str, default: float) -> Any:

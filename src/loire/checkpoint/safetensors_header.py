@@ -26,6 +26,8 @@ PICKLE_REFUSAL = (
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPES: dict[str, WeightFormat] = {"F32": F32, "F16": F16, "BF16": BF16}
+BUFFERS = {"I64": WeightFormat("I64", 1, 8), "BOOL": WeightFormat("BOOL", 1, 1)}
+"""Types that no weight has: older files hold masks and positions."""
 
 
 def read_directory(directory: Path) -> dict[str, TensorInfo]:
@@ -114,12 +116,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         raise broken(f"has shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
     dtype = entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in (_DTYPES | BUFFERS):
         raise UnsupportedModelError(
             f"{path}: tensor {name!r} has dtype {str(dtype)[:80]!r}; "
             f"Loire reads {', '.join(_DTYPES)} from safetensors"
         )
-    fmt = _DTYPES[dtype]
+    fmt = (_DTYPES | BUFFERS)[dtype]
     num_elements = math.prod(shape)
     begin, end = offsets
     if end - begin != fmt.num_bytes(num_elements):

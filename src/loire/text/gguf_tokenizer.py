@@ -1,7 +1,8 @@
 """A tokenizer from the metadata of a GGUF file.
 
-Two kinds occur in the supported families: byte-level BPE with merges ("gpt2"), and SentencePiece
-BPE with scores and byte fallback ("llama"), whose merges follow from the scores.
+Three kinds occur in the supported families: byte-level BPE with merges ("gpt2"); SentencePiece
+BPE with scores and byte fallback ("llama"), whose merges follow from the scores; and the same with
+merges that are given ("gemma4").
 """
 
 from array import array
@@ -13,25 +14,12 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
+from loire.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 CONTROL, USER_DEFINED = 3, 4
 """Values of tokenizer.ggml.token_type."""
 MAX_PIECE = 256
 """Most characters of a SentencePiece piece, all of whose halves are looked up."""
-
-# How text is cut before merging, by tokenizer.ggml.pre. These are the patterns that the models'
-# own tokenizer.json files hold.
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
-_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2, "tekken": _TEKKEN}
-_BYTE_LEVEL = ("gpt-2", "gpt2", "smollm")
 
 
 def build_from_gguf(metadata: Mapping[str, Any]) -> RustTokenizer:
@@ -40,65 +28,85 @@ def build_from_gguf(metadata: Mapping[str, Any]) -> RustTokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     types = _numbers(metadata, "tokenizer.ggml.token_type", len(tokens))
+    begins = True
     if kind == "gpt2":
-        rust = _byte_level_bpe(metadata, tokens)
+        how = _pre_tokenizer(metadata)
+        rust, begins = _byte_level_bpe(metadata, tokens, how), how.begins
     elif kind == "llama":
-        rust = _sentencepiece(metadata, tokens)
+        merges = _merges_from_scores(metadata, tokens)
+        rust = _sentencepiece(metadata, tokens, merges, add_space=True)
+    elif kind == "gemma4":
+        rust = _sentencepiece(metadata, tokens, _given_merges(metadata), add_space=False)
+        # No piece goes over the end of a line.
+        rust.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
+        # Files that say otherwise are wrong (llama.cpp does not listen to them either).
+        metadata = {**metadata, "tokenizer.ggml.add_bos_token": True}
     else:
         raise UnsupportedModelError(
-            f"the GGUF tokenizer model {kind!r} is not supported; Loire knows 'gpt2' and 'llama'"
+            f"the GGUF tokenizer model {kind!r} is not supported; Loire knows 'gpt2', 'llama' and "
+            f"'gemma4'"
         )
     _add_special(rust, tokens, types)
-    _add_template(rust, metadata, tokens, default_bos=kind == "llama")
+    _add_template(rust, metadata, tokens, default_bos=begins)
     return rust
 
 
-def _byte_level_bpe(metadata: Mapping[str, Any], tokens: Sequence[str]) -> RustTokenizer:
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
+    name = str(metadata.get("tokenizer.ggml.pre", "missing"))
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedModelError(
+            f"the pre-tokenizer {name[:80]!r} (tokenizer.ggml.pre) is not supported; Loire knows "
+            f"{', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    return PRE_TOKENIZERS[name]
+
+
+def _given_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     pairs = []
     for merge in _strings(metadata, "tokenizer.ggml.merges"):
-        left, space, right = merge.partition(" ")
-        if not space or not left or not right:
+        # (A piece may begin with a space, but no other has one.)
+        cut = merge.find(" ", 1)
+        left, right = merge[:cut], merge[cut + 1 :]
+        if cut < 0 or not right:
             raise CheckpointError(f"tokenizer.ggml.merges holds {merge!r}, which is no pair")
         pairs.append((left, right))
-    name = str(metadata.get("tokenizer.ggml.pre", "missing"))
+    return pairs
+
+
+def _byte_level_bpe(
+    metadata: Mapping[str, Any], tokens: Sequence[str], how: PreTokenizer
+) -> RustTokenizer:
     vocab = {token: index for index, token in enumerate(tokens)}
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name in _BYTE_LEVEL)
-    pre_tokenizer: pre_tokenizers.PreTokenizer
-    if name in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[name]), "isolated")
-        pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    elif name == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    elif name in _BYTE_LEVEL:
-        pre_tokenizer = byte_level
-    else:
-        raise UnsupportedModelError(
-            f"the pre-tokenizer {name!r} (tokenizer.ggml.pre) is not supported; Loire knows "
-            f"{', '.join(sorted((*_SPLITS, *_BYTE_LEVEL)))}"
-        )
-    whole_words = name in ("llama-bpe", "llama3", "tekken")
+    pairs = _given_merges(metadata)
     try:
-        model = BPE(vocab=vocab, merges=pairs, ignore_merges=whole_words)
+        model = BPE(vocab=vocab, merges=pairs, ignore_merges=how.whole_words)
     except Exception as error:  # the library raises nothing more precise
         raise CheckpointError(f"the vocabulary and the merges disagree: {error}") from error
     rust = RustTokenizer(model)
-    rust.pre_tokenizer = pre_tokenizer
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in how.patterns]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rust.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     rust.decoder = decoders.ByteLevel()
-    if name == "qwen2":
+    if how.composes:
         rust.normalizer = normalizers.NFC()
     return rust
 
 
-def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> RustTokenizer:
-    scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens))
+def _sentencepiece(
+    metadata: Mapping[str, Any],
+    tokens: Sequence[str],
+    merges: Sequence[tuple[str, str]],
+    *,
+    add_space: bool,
+) -> RustTokenizer:
+    """add_space: whether a text begins with one where the file says nothing of it."""
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
     is_token = isinstance(unknown, int) and 0 <= unknown < len(tokens)
     unknown_token = tokens[unknown] if is_token else None
     model = BPE(
         vocab=vocab,
-        merges=_merges_from_scores(tokens, scores, vocab),
+        merges=list(merges),
         unk_token=unknown_token,
         fuse_unk=True,
         byte_fallback="<0x00>" in vocab,
@@ -106,7 +114,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> RustTo
     rust = RustTokenizer(model)
     steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "\u2581")]
     stripping: list[decoders.Decoder] = []
-    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+    if metadata.get("tokenizer.ggml.add_space_prefix", add_space):
         steps.insert(0, normalizers.Prepend("\u2581"))
         stripping.append(decoders.Strip(" ", 1, 0))
     rust.normalizer = normalizers.Sequence(steps)
@@ -122,12 +130,14 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> RustTo
 
 
 def _merges_from_scores(
-    tokens: Sequence[str], scores: Sequence[float], vocab: Mapping[str, int]
+    metadata: Mapping[str, Any], tokens: Sequence[str]
 ) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, the best-scored piece first.
 
     SentencePiece's BPE always merges the neighbours whose union scores highest.
     """
+    scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens))
+    vocab = {token: index for index, token in enumerate(tokens)}
     longest = max(map(len, tokens))
     if longest > MAX_PIECE:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from loire.checkpoint.checkpoint import Checkpoint, TokenizerSource
 from loire.text.control_tokens import encode_marked, has_marks
 from loire.text.gguf_tokenizer import build_from_gguf
 from loire.text.token_bytes import TokenBytes
+from loire.text.tokenizer_config import add_tokens
 from loire.text.tokenizer_limits import check_bounds, errors_of_the_library
 
 _PROBE = "Hello, w\u00f6rld 123\n\t\u4f60\u597d \U0001f642"
@@ -125,6 +126,8 @@ def load_tokenizer(
             rust = RustTokenizer.from_file(str(source.tokenizer_json))
             check_bounds(rust, str(source.tokenizer_json))
         names = _config_special_tokens(source.tokenizer_config)
+        with errors_of_the_library("tokenizer_config.json does not fit tokenizer.json"):
+            add_tokens(rust, source.tokenizer_config, names)
     else:
         raise CheckpointError("the model has no tokenizer.json; Loire needs one beside config.json")
     # A length limit or padding in the file is for training; a prompt is never cut silently.
@@ -132,9 +135,10 @@ def load_tokenizer(
     rust.no_padding()
     with errors_of_the_library("the model's tokenizer cannot encode a plain text"):
         rust.encode_batch_fast([_PROBE])
-    if not eos_token_ids and "eos_token" in names:
+    if "eos_token" in names:
+        # config.json and generation_config.json often leave out what ends a turn.
         found = rust.token_to_id(names["eos_token"])
-        eos_token_ids = () if found is None else (found,)
+        eos_token_ids = tuple(dict.fromkeys([*eos_token_ids, *([] if found is None else [found])]))
     return Tokenizer(
         rust, eos_token_ids=eos_token_ids, bos_token_id=bos_token_id, template_tokens=names
     )

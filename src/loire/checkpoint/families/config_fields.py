@@ -11,7 +11,7 @@ from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.common import MAX_EXPERTS, MAX_LAYERS, Common
 from loire.checkpoint.feed_forward import Activation, ExpertsDescription, GatedMLPDescription
 from loire.checkpoint.fields import MAX_POSITIONS, Fields
-from loire.checkpoint.rope_config import parse_rope
+from loire.checkpoint.rope_config import parse_rope, stretched_window
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -59,11 +59,21 @@ def common(
     name = fields.text(activation_key, activation)
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(f"{fields.source}: activation {name!r} is not supported")
+    rope = parse_rope(
+        fields,
+        head_dim=dim,
+        max_positions=positions,
+        default_theta=theta,
+        layer_type=rope_layer_type,
+    )
+    # Where layers have embeddings of their own, the file's window is the one after stretching.
+    longest = positions if rope_layer_type else stretched_window(rope, positions)
     model = {
         "architecture": architecture,
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": hidden,
-        "max_positions": positions,
+        "max_positions": longest,
+        "usual_positions": positions if longest > positions else None,
         "norm_eps": fields.number("rms_norm_eps", eps, low=0.0, high=1.0),
         "tied_embeddings": fields.flag("tie_word_embeddings", tied),
         "bos_token_id": fields.optional_integer("bos_token_id", low=0),
@@ -76,13 +86,7 @@ def common(
         "head_dim": dim,
         "intermediate_size": fields.integer("intermediate_size"),
         "activation": ACTIVATIONS[name],
-        "rope": parse_rope(
-            fields,
-            head_dim=dim,
-            max_positions=positions,
-            default_theta=theta,
-            layer_type=rope_layer_type,
-        ),
+        "rope": rope,
     }
     return Common(model, layer)
 

@@ -102,14 +102,12 @@ def _gguf(
 
 def _gemma2_gguf(source: GGUFSource) -> ModelDescription:
     # llama.cpp assumes this window where it is not given.
-    window = gguf_fields.window(source, 4096)
-    windows = [window if layer % 2 == 0 else None for layer in range(source.num_layers)]
-    return _gguf(source, windows, layers_of_27b=46)
+    return _gguf(source, gguf_fields.windows(source, 4096, period=2), layers_of_27b=46)
 
 
 def _gemma3_gguf(source: GGUFSource) -> ModelDescription:
-    window, head_dim = gguf_fields.window(source), gguf_fields.common(source).layer["head_dim"]
-    windows = [window if (layer + 1) % 6 else None for layer in range(source.num_layers)]
+    head_dim = gguf_fields.common(source).layer["head_dim"]
+    windows = gguf_fields.windows(source, period=6)
     theta = source.own.number("rope.freq_base_swa", 10000.0, low=1.5, high=1e12)
     local_rope = RopeDescription(theta=theta, rotary_dim=head_dim)
     return _gguf(source, windows, layers_of_27b=62, local_rope=local_rope)

@@ -4,6 +4,7 @@ Facts about the files come from llama.cpp's converter.
 """
 
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from loire.checkpoint.feed_forward import ExpertsDescription
 from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.gguf_file import GGUFFile, numbers
 from loire.checkpoint.mixers import RopeDescription
-from loire.checkpoint.rope_config import longrope_attention_factor
+from loire.checkpoint.rope_config import longrope_attention_factor, stretched_window
 
 TOP: Mapping[str, str | None] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -104,11 +105,15 @@ def common(source: GGUFSource) -> Common:
     embedding = source.file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{path} has no tensor 'token_embd.weight' of two dimensions")
+    rotary = rope(source, head_dim)
+    positions = own.integer("context_length", high=MAX_POSITIONS)
+    longest = stretched_window(rotary, positions) if rotary.scaling == "yarn" else positions
     model = {
         "architecture": source.architecture,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "max_positions": own.integer("context_length", high=MAX_POSITIONS),
+        "max_positions": longest,
+        "usual_positions": positions if longest > positions else None,
         "norm_eps": own.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
         "tied_embeddings": not source.has("output.weight"),
         "logit_softcap": own.optional_number("final_logit_softcapping", low=1e-3, high=1e6),
@@ -120,7 +125,7 @@ def common(source: GGUFSource) -> Common:
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
         "intermediate_size": own.integer("feed_forward_length"),
-        "rope": rope(source, head_dim),
+        "rope": rotary,
         "qkv_bias": source.has("blk.0.attn_q.bias") or source.has("blk.0.attn_qkv.bias"),
         "output_bias": source.has("blk.0.attn_output.bias"),
         "mlp_bias": source.has("blk.0.ffn_down.bias"),
@@ -133,6 +138,19 @@ def common(source: GGUFSource) -> Common:
 def window(source: GGUFSource, default: int = 0) -> int | None:
     """The window of the layers that have one. Phi-3 files have 0 for none."""
     return source.own.integer("attention.sliding_window", default, low=0) or None
+
+
+def windows(source: GGUFSource, default: int = 0, *, period: int) -> tuple[int | None, ...]:
+    """Windows by the pattern in the file, or else in all layers but the last of every period."""
+    size, count = window(source, default), source.num_layers
+    key = "attention.sliding_window_pattern"
+    pattern = source.own.values.get(key)
+    if isinstance(pattern, array):
+        if len(pattern) < count:
+            raise source.own.wrong(key, list(pattern), f"{count} flags")
+        return tuple(size if pattern[layer] else None for layer in range(count))
+    period = source.own.integer(key, period)
+    return tuple(size if layer % period < period - 1 else None for layer in range(count))
 
 
 def uniform_windows(source: GGUFSource) -> tuple[int | None, ...]:

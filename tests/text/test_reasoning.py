@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loire.text.answer_parser import AnswerParser
-from loire.text.reasoning import MISTRAL_THINK, THINK, ReasoningMarks, ReasoningSplitter
+from loire.text.dialect import read_dialect
+from loire.text.reasoning import (
+    GEMMA_THINK,
+    MISTRAL_THINK,
+    THINK,
+    ReasoningMarks,
+    ReasoningSplitter,
+)
 from loire.text.tools.events import CallStarted, ContentDelta, ReasoningDelta
 from loire.text.tools.formats import HERMES
 from loire.text.tools.parser import ToolParser
@@ -71,6 +78,14 @@ def test_thoughts_come_as_they_are_thought() -> None:
 
 def test_other_marks() -> None:
     assert split(["[THINK]a[/THINK]b"], marks=MISTRAL_THINK) == ("a", "b")
+
+
+def test_gemma_names_its_channel() -> None:
+    text = "<|channel>thought\nDeep.\n<channel|>Yes"
+    for pieces in ([text], list(text)):
+        assert split(pieces, marks=GEMMA_THINK) == ("Deep.", "Yes")
+    assert split(list("<|channel>thought\n<channel|>Yes"), marks=GEMMA_THINK) == ("", "Yes")
+    assert read_dialect("{{ '<channel|>' }}", set()).reasoning is GEMMA_THINK
 
 
 def test_a_call_in_a_thought_is_none() -> None:

@@ -13,6 +13,7 @@ from loire.text.tokenizer import Tokenizer as LoireTokenizer
 from loire.text.tools.blocks import MAX_CLOSINGS
 from loire.text.tools.deepseek import DEEPSEEK, KIMI
 from loire.text.tools.definitions import Tool, ToolUse
+from loire.text.tools.dsml import DSML, DSML_TOOLS
 from loire.text.tools.events import (
     ArgumentsDelta,
     CallBroken,
@@ -36,6 +37,7 @@ from loire.text.tools.formats import (
 from loire.text.tools.gemma import GEMMA
 from loire.text.tools.glm import GLM
 from loire.text.tools.grammar import CallGrammar
+from loire.text.tools.harmony import HARMONY
 from loire.text.tools.minimax import MINIMAX
 from loire.text.tools.pythonic import LFM2, LLAMA_PYTHONIC
 from loire.text.tools.qwen_coder import QWEN_CODER
@@ -103,6 +105,23 @@ RECORDED: list[tuple[ToolFormat, str, str, Calls]] = [
     (DEEPSEEK,
      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>river_level\n```json\n"
      '{"station": "37000"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>', "", TWO[:1]),
+    (DSML,
+     'So.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="river_level">\n'
+     '<｜DSML｜parameter name="station" string="true">Tours, <nord> & 7</｜DSML｜parameter>\n'
+     '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+     '<｜DSML｜parameter name="exact" string="false">true</｜DSML｜parameter>\n'
+     '<｜DSML｜parameter name="marks" string="false">[1.5, 2]</｜DSML｜parameter>\n'
+     "</｜DSML｜invoke>\n</｜DSML｜function_calls>", "So.", ONE),
+    (DSML_TOOLS,
+     '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="river_level">\n'
+     '<｜DSML｜parameter name="station" string="true">37000</｜DSML｜parameter>\n'
+     '</｜DSML｜invoke>\n<｜DSML｜invoke name="list-boats">\n</｜DSML｜invoke>\n'
+     "</｜DSML｜tool_calls>", "", TWO),
+    (DSML,
+     '<｜DSML｜function_calls>\n<｜DSML｜invoke name="river_level">\n<｜DSML｜parameter name="a" '
+     'string="true">1</｜DSML｜parameter>\n<｜DSML｜parameter name="b" string="false">1'
+     "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>", "",
+     [("river_level", {"a": "1", "b": 1})]),
     (KIMI,
      "Yes<|tool_calls_section_begin|><|tool_call_begin|>functions.river_level:0"
      "<|tool_call_argument_begin|>" + json.dumps(FULL) + "<|tool_call_end|>"
@@ -144,7 +163,7 @@ RECORDED: list[tuple[ToolFormat, str, str, Calls]] = [
      '<|tool_call|>[{"name": "river_level", "arguments": ' + json.dumps(FULL) + "}]<|/tool_call|>",
      "", ONE),
 ]  # fmt: skip
-BLOCKS = (QWEN_CODER, GLM, MINIMAX, DEEPSEEK, KIMI, LFM2, LLAMA_PYTHONIC, GEMMA)
+BLOCKS = (QWEN_CODER, GLM, MINIMAX, DSML, DEEPSEEK, KIMI, LFM2, LLAMA_PYTHONIC, GEMMA)
 CASES = [pytest.param(*case, id=f"{case[0].name}-{i}") for i, case in enumerate(RECORDED)]
 
 
@@ -271,6 +290,9 @@ def test_types_follow_the_schema() -> None:
         ("<tool_call>{name}\n<arg_key>{key}</arg_key>", GLM),
         ("{{ '<minimax:tool_call>' }}", MINIMAX),
         ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", DEEPSEEK),
+        ("<｜DSML｜function_calls>", DSML),
+        ("{{ dsml }} ｜DSML｜ {{ '<｜DSML｜tool_calls>' }}", DSML_TOOLS),
+        ("<|start|>assistant<|channel|>final<|message|>", HARMONY),
         ("<|tool_calls_section_begin|><|tool_call_begin|>", KIMI),
         ("<|im_system|>tool_declare<|im_middle|>", KIMI),
         ("List of tools: <|tool_list_start|>[", LFM2),
@@ -344,6 +366,15 @@ WRITTEN: dict[str, tuple[str, list[str]]] = {
         '<minimax:tool_call>\n<invoke name="river_level">\n<parameter name="station">Tours'
         '</parameter>\n<parameter name="days">3</parameter>\n</invoke>\n</minimax:tool_call>',
         [">3<", '<parameter name="station">Tours</parameter>\n'],
+    ),
+    DSML.name: (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="river_level">\n'
+        '<｜DSML｜parameter name="station" string="true">T</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="unit" string="true">cm</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        [">3<", ">cm<",
+         '<｜DSML｜parameter name="station" string="true">T</｜DSML｜parameter>\n'],
     ),
     DEEPSEEK.name: (
         '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>river_level<｜tool▁sep｜>{"station": "T", '

@@ -282,6 +282,34 @@ def test_llama_with_results_in_another_order_and_one_missing() -> None:
     assert places == sorted(places)
 
 
+KIMI = """{% for m in messages %}{% for c in m.tool_calls or [] %}<|tool_call_begin|>{{ c.id }}
+{%- endfor %}{{ '## ' ~ m.tool_call_id if m.tool_call_id }}{% endfor %}{% if tools %}{% endif %}"""
+
+
+def test_kimi_gets_ids_that_count_the_calls() -> None:
+    def call(call_id: str, name: str) -> dict[str, Any]:
+        return {"id": call_id, "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+    template = ChatTemplate(KIMI, {})
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "tool_calls": [call("a", "f"), call("b", "g")]},
+        {"role": "tool", "content": "r", "tool_call_id": "b"},
+        {"role": "tool", "content": "r", "tool_call_id": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call("a", "f")]},
+        {"role": "tool", "content": "r", "tool_call_id": "a"},
+        {"role": "tool", "content": "r", "tool_call_id": "unknown"},
+    ]
+    text = render(template, read_dialect(KIMI, template.variables), messages)
+    template.close()
+    ids = [part.strip() for part in text.replace("##", "<|tool_call_begin|>").split(
+        "<|tool_call_begin|>")]  # fmt: skip
+    assert ids[1:] == [
+        "functions.f:0", "functions.g:1", "functions.g:1", "functions.f:0", "functions.f:2",
+        "functions.f:2", "unknown",
+    ]  # fmt: skip
+
+
 def test_mistral_gets_ids_that_its_template_takes() -> None:
     prompt = _render(MISTRAL_V3, [SYSTEM, QUESTION, TWO_CALLS, *TWO_RESULTS], [WEATHER])
     begin = f"<s>[AVAILABLE_TOOLS] [{json.dumps(WEATHER.for_template())}][/AVAILABLE_TOOLS]"

@@ -16,6 +16,7 @@ from loire.text.tools.events import (
     ContentDelta,
     ReasoningDelta,
 )
+from loire.text.tools.harmony import HarmonyParser
 
 TextFinish = Literal["stop", "length"]
 AnswerFinish = Literal["stop", "length", "tool_calls"]
@@ -28,7 +29,9 @@ class AnswerReader:
     is told as one that was too long.
     """
 
-    def __init__(self, parser: AnswerParser, must_call: bool, is_json: bool) -> None:
+    def __init__(
+        self, parser: AnswerParser | HarmonyParser, must_call: bool, is_json: bool
+    ) -> None:
         self._parser = parser
         self._must_call = must_call
         self._is_json = is_json

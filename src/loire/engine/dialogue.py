@@ -29,6 +29,8 @@ from loire.text.reasoning_grammar import Thinking, Thoughts
 from loire.text.tools.definitions import ToolUse
 from loire.text.tools.families import call_parser
 from loire.text.tools.grammar import CallGrammar
+from loire.text.tools.harmony import HarmonyParser
+from loire.text.tools.parser import new_call_id
 from loire.text.tools.prompt import Ending
 
 RESERVED_VARIABLES = frozenset(
@@ -68,6 +70,9 @@ class Turn:
 
     def reader(self) -> AnswerReader:
         """Reads one of the answers."""
+        must_call = self.tools is not None and self.tools.mode == "required"
+        if self.dialect.has_channels:
+            return AnswerReader(self._channels(), must_call, self.is_json)
         splitter = parser = None
         if self.dialect.reasoning is not None and self.thinking != "none":
             inside = self.thinking == "inside"
@@ -78,8 +83,17 @@ class Turn:
                 self.tools.callable_tools,
                 max_calls=self.tools.max_calls,
             )
-        must_call = self.tools is not None and self.tools.mode == "required"
         return AnswerReader(AnswerParser(splitter, parser), must_call, self.is_json)
+
+    def _channels(self) -> HarmonyParser:
+        names = frozenset(tool.name for tool in self.tools.callable_tools) if self.tools else ()
+        return HarmonyParser(
+            frozenset(names),
+            new_id=new_call_id,
+            max_calls=None if self.tools is None else self.tools.max_calls,
+            # A message that goes on is in the channel of answers.
+            within="content" if self.thinking == "none" else None,
+        )
 
     def outputs(self) -> OutputReader:
         """Reads all n answers, as outputs."""
@@ -200,9 +214,11 @@ def _unknown_variable(frontend: Frontend, name: str, known: Set[str]) -> Request
 def _thinking(dialect: Dialect, prompt: str) -> Thinking:
     """Whether the model may think first; a prompt can begin the thoughts, or end them at once."""
     marks, end = dialect.reasoning, prompt.rstrip()
+    if dialect.has_channels:
+        return "may"
     if marks is None or end.endswith(marks.closing):
         return "none"
-    return "inside" if end.endswith(marks.opening) else "may"
+    return "inside" if end.endswith(marks.opening.rstrip()) else "may"
 
 
 def _thinking_within(dialect: Dialect, message: Mapping[str, Any]) -> Thinking:
@@ -247,7 +263,7 @@ def _constrained(
 def _marker_ids(frontend: Frontend, dialect: Dialect, *, with_tools: bool) -> frozenset[int]:
     """The marks that are special tokens: the parser must see them."""
     marks = dialect.reasoning
-    texts: tuple[str, ...] = () if marks is None else (marks.opening, marks.closing)
+    texts: tuple[str, ...] = () if marks is None else marks.markers
     if with_tools:
         texts += dialect.tool_format.markers
     ids = (_special_id(frontend, text) for text in texts)

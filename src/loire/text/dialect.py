@@ -3,9 +3,10 @@
 from collections.abc import Set
 from dataclasses import dataclass
 
-from loire.text.reasoning import MISTRAL_THINK, THINK, ReasoningMarks
+from loire.text.reasoning import GEMMA_THINK, MISTRAL_THINK, THINK, ReasoningMarks
 from loire.text.tools.families import choose_format
 from loire.text.tools.formats import GENERIC, ToolFormat
+from loire.text.tools.harmony import HARMONY_MARKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,23 @@ class Dialect:
     def markers(self) -> tuple[str, ...]:
         """Texts with a meaning of their own in what the model writes."""
         marks = self.reasoning
-        return self.tool_format.markers + (() if marks is None else (marks.opening, marks.closing))
+        return self.tool_format.markers + (() if marks is None else marks.markers)
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether answers are messages in channels (loire.text.tools.harmony)."""
+        return self.reasoning is HARMONY_MARKS
 
 
 def read_dialect(template: str, variables: Set[str]) -> Dialect:
     """The dialect of a template, from its source and the variables that it reads."""
     tool_format = choose_format(template) if "tools" in variables else GENERIC
-    marks = (THINK, MISTRAL_THINK)
+    marks = (THINK, MISTRAL_THINK, GEMMA_THINK)
+    channels = HARMONY_MARKS.answer in template or HARMONY_MARKS.opening in template
     return Dialect(
         tool_format=tool_format,
         knows_tools=tool_format is not GENERIC,
-        reasoning=next((mark for mark in marks if mark.closing in template), None),
+        reasoning=HARMONY_MARKS
+        if channels
+        else next((mark for mark in marks if mark.closing in template), None),
     )

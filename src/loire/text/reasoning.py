@@ -11,14 +11,29 @@ from loire.text.tools.events import ContentDelta, ReasoningDelta
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """What stands before and after the thoughts."""
+    """What stands before and after the thoughts.
+
+    answer: what stands before an answer in text. tokens: all of these that a tokenizer may hold as
+    special tokens, where they are more than the first two.
+    """
 
     opening: str
     closing: str
+    answer: str = ""
+    tokens: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Texts with a meaning of their own, which a tokenizer may hold as special tokens."""
+        return self.tokens or (self.opening, self.closing)
 
 
 THINK = ReasoningMarks("<think>", "</think>")
 MISTRAL_THINK = ReasoningMarks("[THINK]", "[/THINK]")
+GEMMA_THINK = ReasoningMarks(
+    "<|channel>thought\n", "<channel|>", tokens=("<|channel>", "<channel|>")
+)
+"""https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4"""
 
 
 class ReasoningSplitter:

@@ -38,8 +38,9 @@ class Thoughts:
         if self.marks is None or self.thinking == "none":
             return ""
         closing = self.marks.closing
-        if self.special_id(closing) is not None:
-            rules.append(rf"thoughts: /(.|\n)*/ {fixed_text(closing, self.special_id)} GAP")
+        first = next(iter(self._pieces(closing)))
+        if self.special_id(first) is not None:
+            rules.append(rf"thoughts: /(.|\n)*/ {self._text(closing)} GAP")
         else:
             end = re.escape(closing).replace("/", r"\/")
             rules.append(rf"thinking[lazy]: /(.|\n)*{end}/")
@@ -47,7 +48,22 @@ class Thoughts:
         rules.append(r"GAP: /\n{0,2}/")
         if self.thinking == "inside":
             return "thoughts "
-        return f"({fixed_text(self.marks.opening, self.special_id)} thoughts)? "
+        return f"({self._text(self.marks.opening)} thoughts)? "
+
+    def answer_opening(self) -> str:
+        """What stands before an answer in text, in a rule."""
+        opening = "" if self.marks is None else self.marks.answer
+        return f"{self._text(opening)} " if opening else ""
+
+    def _text(self, text: str) -> str:
+        """A fixed text, its special tokens by their ids."""
+        return " ".join(fixed_text(piece, self.special_id) for piece in self._pieces(text))
+
+    def _pieces(self, text: str) -> list[str]:
+        """Marks, and what stands between them."""
+        assert self.marks is not None, "there are thoughts"
+        marks = "|".join(map(re.escape, self.marks.markers))
+        return [piece for piece in re.split(f"({marks})", text) if piece]
 
     def before(self, form: StructuredOutputs) -> StructuredOutputs:
         """The constraint of an answer in this form, with or without thoughts before it."""
@@ -55,7 +71,7 @@ class Thoughts:
             return form
         rules = ["%llguidance {}"]
         thoughts = self.write(rules)
-        rules += [f"start: {thoughts}answer", f"answer: {nested(form)}"]
+        rules += [f"start: {thoughts}answer", f"answer: {self.answer_opening()}{nested(form)}"]
         return StructuredOutputs(grammar="\n".join(rules) + "\n")
 
 

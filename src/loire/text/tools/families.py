@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from loire.text.tools.blocks import BlockParser
 from loire.text.tools.deepseek import DEEPSEEK, KIMI
 from loire.text.tools.definitions import Tool
+from loire.text.tools.dsml import DSML, DSML_TOOLS
 from loire.text.tools.formats import (
     GENERIC,
     GRANITE,
@@ -20,6 +21,7 @@ from loire.text.tools.formats import (
 )
 from loire.text.tools.gemma import GEMMA
 from loire.text.tools.glm import GLM
+from loire.text.tools.harmony import HARMONY
 from loire.text.tools.minimax import MINIMAX
 from loire.text.tools.parser import ToolParser, new_call_id
 from loire.text.tools.pythonic import LFM2, LLAMA_PYTHONIC
@@ -31,8 +33,11 @@ CallParser = ToolParser | BlockParser
 
 _NAME_AFTER_MARK = re.compile(r"\[TOOL_CALLS\]['\"]\s*[+~]\s*\w+[.\[]['\"]?(?:function|name)")
 _BY_MARKS: Sequence[tuple[ToolFormat, tuple[str, ...]]] = (
+    (HARMONY, ("<|channel|>", "<|message|>")),
     (GEMMA, ("<|tool_call>", "<tool_call|>")),
     (MINIMAX, ("<minimax:tool_call>",)),
+    (DSML_TOOLS, ("｜DSML｜", "tool_calls>")),
+    (DSML, ("｜DSML｜",)),
     (DEEPSEEK, ("<｜tool▁call▁begin｜>",)),
     (KIMI, ("<|tool_call_begin|>",)),
     (KIMI, ("tool_declare<|im_middle|>",)),

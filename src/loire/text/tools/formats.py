@@ -22,6 +22,7 @@ class ToolFormat:
         name_end: stands between the name and the arguments of a named call.
         arguments_key: key of the arguments in the call's object.
         id_length: characters of a call's id, if the template insists on a number.
+        single: a call ends the answer.
         block: how calls are written that are no JSON object; what concerns these is not used then.
     """
 
@@ -34,6 +35,7 @@ class ToolFormat:
     name_end: str = ""
     arguments_key: str = "arguments"
     id_length: int | None = None
+    single: bool = False
     block: Block | None = None
     before: str
     between: str

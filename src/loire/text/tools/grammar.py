@@ -51,7 +51,8 @@ class CallGrammar:
         rules = ["%llguidance {}"]
         answer = "calls" if use.mode == "required" else self._free_answer(rules)
         rules.append(f"start: {self._thoughts.write(rules)}{answer}")
-        limit = MAX_CALLS if use.max_calls is None else use.max_calls
+        most = 1 if self._format.single else MAX_CALLS
+        limit = min(most, use.max_calls or most)
         more = f" (between call){{0,{limit - 1}}}" if limit > 1 else ""
         rules += [
             f"calls: {self.text(self._format.before)} first_calls",
@@ -64,22 +65,27 @@ class CallGrammar:
             exact = tool.strict or use.mode == "required"
             rules.append(f"{name}: {self._call(tool, use.tools.index(tool), exact=exact)}")
         for closing, name in self._until.items():
-            end = re.escape(closing).replace("/", r"\/").replace("\n", "n")
-            rules.append(rf"{name}[lazy]: /(.|\n)*{end}/")
+            rules.append(rf"{name}[lazy]: /(.|\n)*{_in_regex(closing)}/")
         return "\n".join(rules) + "\n"
 
     def _free_answer(self, rules: list[str]) -> str:
         """An answer with or without calls: what follows an opening must be calls."""
         form = self._format
+        opening = self._thoughts.answer_opening()
         if self._form is not None:
-            rules.append(f"answer: {nested(self._form)}")
+            rules.append(f"answer: {opening}{nested(self._form)}")
+            return "(calls | answer)"
+        if opening:
+            rules.append(f"answer: {opening}" + r"/(.|\n)*/")
             return "(calls | answer)"
         # Where calls need no mark, what begins with a brace would be taken for one.
         text = r"/\s*([^{\s](.|\n)*)?/" if form.bare else r"/(.|\n)*/"
         rules.append(f"TEXT: {text}")
         mark = form.first_mark
         token = self._special_id(mark)
-        if token is None:
+        if not form.bare:
+            rules.append(f"lead: {self.until(mark)}")
+        elif token is None:
             rules.append(f"lead[lazy]: TEXT {json.dumps(mark, ensure_ascii=False)}")
         else:
             rules.append(f"lead: TEXT <[{token}]>")
@@ -126,10 +132,12 @@ class CallGrammar:
 
     def until(self, closing: str) -> str:
         """Any text, up to a closing text and with it."""
-        mark, *rest = filter(None, self._markers.split(closing))
-        token = self._special_id(mark)
-        if token is not None:
-            return f"/(.|\\n)*/ <[{token}]> {self.text(''.join(rest))}"
+        pieces = [piece for piece in self._markers.split(closing) if piece]
+        special = next((n for n, p in enumerate(pieces) if self._special_id(p) is not None), None)
+        if special is not None:
+            # What is said ends with the text before the token, if there is any.
+            before = _in_regex("".join(pieces[:special]))
+            return f"/(.|\\n)*{before}/ {self.text(''.join(pieces[special:]))}"
         if closing not in self._until:
             self._until[closing] = f"until_{len(self._until)}"
         return self._until[closing]
@@ -138,3 +146,8 @@ class CallGrammar:
         """A fixed text, its special tokens by their ids."""
         parts = (part for part in self._markers.split(text) if part)
         return " ".join(fixed_text(part, self._special_id) for part in parts) or '""'
+
+
+def _in_regex(text: str) -> str:
+    """A text within an expression between slashes."""
+    return re.escape(text).replace("/", r"\/").replace("\n", "n")

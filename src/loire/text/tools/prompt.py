@@ -1,6 +1,7 @@
 """Conversations with tools as a prompt, also for templates that know nothing of tools."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,8 +10,10 @@ from typing import Any, Literal
 from loire.base.errors import RequestError
 from loire.text.chat_template import ChatTemplate
 from loire.text.dialect import Dialect
+from loire.text.tools.deepseek import KIMI
 from loire.text.tools.definitions import Tool
 from loire.text.tools.formats import GENERIC, LLAMA
+from loire.text.tools.harmony import HARMONY
 
 Message = Mapping[str, Any]
 """A message in OpenAI's form; the arguments of its tool_calls are JSON text."""
@@ -42,8 +45,12 @@ def render(
     if not dialect.knows_tools:
         return _render_generic(template, messages, tools, variables)
     offered = [tool.for_template() for tool in tools] or None
-    if dialect.tool_format is LLAMA:
+    if dialect.tool_format in (LLAMA, HARMONY):
         messages = _one_call_each(messages)
+    if dialect.tool_format is HARMONY:
+        messages = list(map(_thought_or_said, messages))
+    if dialect.tool_format is KIMI:
+        messages = _with_counted_ids(messages)
     if dialect.tool_format.id_length is not None:
         messages = _with_ids_of(dialect.tool_format.id_length, messages)
     with_objects = _with_objects(messages)
@@ -182,6 +189,32 @@ def _with_ids_of(length: int, messages: Sequence[Message]) -> list[Message]:
     return fitted
 
 
+def _with_counted_ids(messages: Sequence[Message]) -> list[Message]:
+    """The messages with ids as Kimi writes calls: functions.NAME:0, counted over all of them."""
+    ids: dict[str, str] = {}
+    counted: list[Message] = []
+    numbers = itertools.count()
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                ids[call["id"]] = f"functions.{call['function']['name']}:{next(numbers)}"
+                calls.append({**call, "id": ids[call["id"]]})
+            message = {**message, "tool_calls": calls}
+        if message.get("tool_call_id") in ids:
+            message = {**message, "tool_call_id": ids[message["tool_call_id"]]}
+        counted.append(message)
+    return counted
+
+
+def _thought_or_said(message: Message) -> Message:
+    """gpt-oss writes before a call what was thought or what was said, and refuses both."""
+    thoughts = message.get("reasoning_content")
+    if not (thoughts and message.get("tool_calls") and _text(message)):
+        return message
+    return {**message, "reasoning_content": f"{thoughts}\n\n{_text(message)}", "content": ""}
+
+
 def _one_call_each(messages: Sequence[Message]) -> list[Message]:
     """Calls side by side as calls one after the other, each followed by its result."""
     split: list[Message] = []
@@ -198,9 +231,10 @@ def _one_call_each(messages: Sequence[Message]) -> list[Message]:
             waiting = []
         if len(message.get("tool_calls") or ()) > 1:
             waiting = list(message["tool_calls"])
-            message = {"role": "assistant", "content": _text(message)}
-            if not message["content"]:
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
+            if not _text(message) and not message.get("reasoning_content"):
                 continue
+            message["content"] = _text(message)
         split.append(message)
     return split + list(map(_calling, waiting))
 

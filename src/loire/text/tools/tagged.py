@@ -17,7 +17,8 @@ class Tags:
 
     head, key: what stands around `NAME` and `KEY`; tail, end: what closes a call and a value.
     call, parameter: expressions that find them, generous in whitespace; the groups are name and
-    body, or key and value.
+    body, or key and value. Where key has IS_TEXT for whether the value is a text, its group is
+    `is_text`, and the value's `value`.
     """
 
     head: str
@@ -47,8 +48,12 @@ class Tags:
         for found in self.parameter.finditer(body):
             if body[place : found.start()].strip():
                 return None
-            key, text = found[1], found[2]
-            arguments[key] = argument_value(text, property_schema(schema, key))
+            key, named = found[1], found.groupdict()
+            text = named.get("value", found[2]) or ""
+            if named.get("is_text") == "true":
+                arguments[key] = text
+            else:
+                arguments[key] = argument_value(text, property_schema(schema, key))
             place = found.end()
         return None if body[place:].strip() else arguments
 
@@ -57,7 +62,8 @@ class Tags:
         properties = schema.get("properties")
         if not isinstance(properties, Mapping):
             before, after = self.key.split("KEY")
-            key = f"{rules.text(before)} /[A-Za-z_][A-Za-z0-9_-]*/ {rules.text(after)}"
+            said = ' ("true" | "false") '.join(map(rules.text, after.split("IS_TEXT")))
+            key = f"{rules.text(before)} /[A-Za-z_][A-Za-z0-9_-]*/ {said}"
             parameters = f"({key} {rules.until(self.end)})*"
         else:
             required = schema.get("required", ())
@@ -68,12 +74,14 @@ class Tags:
 
     def _parameter(self, key: str, schema: Mapping[str, Any], rules: Rules) -> str:
         about = property_schema(schema, key)
-        opening = rules.text(self.key.replace("KEY", key))
+        is_json = not (is_text(about) or not about or "string" in str(about.get("type", "string")))
+        written = self.key.replace("IS_TEXT", "false" if is_json else "true").replace("KEY", key)
+        opening = rules.text(written)
         values = about.get("enum", [about["const"]] if "const" in about else None)
         if values is not None and all(isinstance(value, str) for value in values):
             choice = " | ".join(rules.text(value) for value in values)
             return f"{opening} ({choice}) {rules.text(self.end)}"
-        if is_text(about) or not about or "string" in str(about.get("type", "string")):
+        if not is_json:
             return f"{opening} {rules.until(self.end)}"
         whole = {**about, **{name: schema[name] for name in _DEFINITIONS if name in schema}}
         return f"{opening} {rules.json(whole)} {rules.text(self.end)}"

@@ -1,0 +1,217 @@
+"""gpt-oss: an answer is a series of messages, each in a channel, and calls are addressed messages.
+
+    <|channel|>analysis<|message|>thoughts<|end|><|start|>assistant<|channel|>final<|message|>text
+    <|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{"key": 1}<|call|>
+
+https://cookbook.openai.com/articles/openai-harmony
+The tokens <|call|> and <|return|> end the answer. What is said in the commentary channel to nobody
+in particular is for the user.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from loire.text.reasoning import ReasoningMarks
+from loire.text.tools.blocks import Block, ReadCalls, Rules, Schemas
+from loire.text.tools.events import (
+    AnswerEvent,
+    ArgumentsDelta,
+    CallEnded,
+    CallStarted,
+    ContentDelta,
+    ReasoningDelta,
+)
+from loire.text.tools.formats import ToolFormat
+
+_START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+_ENDS = ("<|end|>", "<|call|>", "<|return|>", _START)
+_TOKENS = (_START, _CHANNEL, _MESSAGE, "<|end|>", "<|call|>", "<|return|>", "<|constrain|>")
+MAX_HEADER = 256
+"""Characters before a message's text."""
+
+HARMONY_MARKS = ReasoningMarks(
+    opening="<|channel|>analysis<|message|>",
+    closing="<|end|><|start|>assistant",
+    tokens=_TOKENS,
+    answer="<|channel|>final<|message|>",
+)
+_ADDRESSEE = re.compile(r"to=([^\s<]+)")
+_IN_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+
+_Kind = Literal["thoughts", "content", "call"]
+
+
+def _read(inner: str, schemas: Schemas) -> ReadCalls | None:
+    raise AssertionError("messages are read by HarmonyParser")
+
+
+def _write(name: str, schema: Mapping[str, Any], rules: Rules) -> str:
+    head = rules.text(f"{_CHANNEL}commentary to=functions.{name} <|constrain|>json{_MESSAGE}")
+    return f"{head} {rules.json(schema)}"
+
+
+HARMONY = ToolFormat(
+    name="harmony",
+    opening=_CHANNEL,
+    single=True,
+    before="",
+    between="",
+    after="",
+    block=Block(read=_read, write=_write, tokens=_TOKENS),
+)
+
+
+class HarmonyParser:
+    """Reads one answer, in pieces of any size: as AnswerParser does, thoughts and calls at once.
+
+    names: the tools that may be called. within: the prompt ends in the middle of such a message.
+    Thoughts and content stream; a call is told when its message has ended. One that is none of the
+    tools', or has no JSON object, is content to the letter.
+    """
+
+    def __init__(
+        self,
+        names: frozenset[str],
+        *,
+        new_id: Callable[[], str],
+        max_calls: int | None = None,
+        within: _Kind | None = None,
+    ) -> None:
+        self._names = names
+        self._new_id = new_id
+        self._max_calls = max_calls
+        self._kind: _Kind | None = within
+        """Of the message whose text is being read; None before its text."""
+        self._begun = False
+        """Whether the assistant's first header is complete, which begins without a mark."""
+        self._header = ""
+        self._held = ""
+        self.num_calls = 0
+
+    @property
+    def in_call(self) -> bool:
+        """Whether a call was told that has not come to its end: never, they are told whole."""
+        return False
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """Take in text: what has become certain."""
+        self._held += text
+        events: list[AnswerEvent] = []
+        while self._read_header() if self._kind is None else self._read_text(events):
+            pass
+        return _merged(events)
+
+    def finish(self, *, truncated: bool) -> list[AnswerEvent]:
+        """What is certain now that the text has ended (truncated: because of its length)."""
+        events: list[AnswerEvent] = []
+        held, self._held = self._held, ""
+        if self._kind is None:
+            if held.strip() and not held.lstrip().startswith((_CHANNEL, _START, "to=")):
+                events.append(ContentDelta(held))
+        elif self._kind != "call":
+            self._say(events, held)
+        elif not truncated:  # the token that ends a call ends the answer
+            self._end_call(events, held)
+        return _merged(events)
+
+    def _read_header(self) -> bool:
+        """Read up to a message's text; whether there is more to do."""
+        held = self._held
+        if not self._begun and not self._may_be_header(held):
+            self._kind, self._header = "content", ""
+            self._begun = True
+            return bool(held)
+        place = held.find(_MESSAGE)
+        if place < 0:
+            if len(held) > MAX_HEADER:
+                self._kind, self._header, self._begun = "content", "", True
+                return True
+            return False
+        header, self._held = held[:place], held[place + len(_MESSAGE) :]
+        self._header, self._begun = header, True
+        self._kind = self._kind_of(header)
+        return bool(self._held)
+
+    @staticmethod
+    def _may_be_header(held: str) -> bool:
+        """Whether an answer that begins with this may begin with a header."""
+        begun = held.lstrip()
+        return any(
+            begun.startswith(mark) or mark.startswith(begun) for mark in (_CHANNEL, "to=", _START)
+        )
+
+    def _kind_of(self, header: str) -> _Kind:
+        if _ADDRESSEE.search(header):
+            return "call"
+        channel = _IN_CHANNEL.search(header)
+        return "thoughts" if channel is not None and channel[1] == "analysis" else "content"
+
+    def _read_text(self, events: list[AnswerEvent]) -> bool:
+        """Read a message's text; whether it has come to its end and there is more to do."""
+        places = [(self._held.find(mark), mark) for mark in _ENDS]
+        found = min((place for place in places if place[0] >= 0), default=None)
+        if found is None:
+            if self._kind != "call":
+                certain = len(self._held) - _uncertain(self._held)
+                self._say(events, self._held[:certain])
+                self._held = self._held[certain:]
+            return False
+        place, mark = found
+        text, self._held = self._held[:place], self._held[place + len(mark) :]
+        if self._kind == "call":
+            self._end_call(events, text)
+        else:
+            self._say(events, text)
+        self._kind = None
+        return bool(self._held)
+
+    def _say(self, events: list[AnswerEvent], text: str) -> None:
+        if text:
+            events.append(ReasoningDelta(text) if self._kind == "thoughts" else ContentDelta(text))
+
+    def _end_call(self, events: list[AnswerEvent], text: str) -> None:
+        addressee = _ADDRESSEE.search(self._header)
+        assert addressee is not None, "without one it is no call"
+        name = addressee[1].removeprefix("functions.")
+        arguments = text.strip() or "{}"
+        may = self._max_calls is None or self.num_calls < self._max_calls
+        if not (may and name in self._names and _is_object(arguments)):
+            events.append(ContentDelta(f"{self._header}{_MESSAGE}{text}"))
+            return
+        index = self.num_calls
+        events += [
+            CallStarted(index, self._new_id(), name),
+            ArgumentsDelta(index, arguments),
+            CallEnded(index),
+        ]
+        self.num_calls += 1
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _uncertain(text: str) -> int:
+    """Characters at the end that may begin the mark of an end."""
+    longest = min(max(map(len, _ENDS)) - 1, len(text))
+    lengths = range(longest, 0, -1)
+    return next((n for n in lengths if any(mark.startswith(text[-n:]) for mark in _ENDS)), 0)
+
+
+def _merged(events: list[AnswerEvent]) -> list[AnswerEvent]:
+    """Neighbours of a kind as one."""
+    merged: list[AnswerEvent] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, ContentDelta) and isinstance(last, ContentDelta):
+            merged[-1] = ContentDelta(last.text + event.text)
+        elif isinstance(event, ReasoningDelta) and isinstance(last, ReasoningDelta):
+            merged[-1] = ReasoningDelta(last.text + event.text)
+        else:
+            merged.append(event)
+    return merged

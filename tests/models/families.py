@@ -27,6 +27,19 @@ BASE: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
+DELTA_NET: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "partial_rotary_factor": 0.25,
+}
+SHARED: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
 SHORT = [1.0 + 0.1 * i for i in range(8)]
 LONG = [1.5 + 0.7 * i for i in range(8)]
 
@@ -45,12 +58,14 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)
     prompt_len: int = 45
     max_model_len: int = 160
+    tolerance: float = 1e-4
+    """Of logits, as a share of the largest. A norm behind a delta rule enlarges differences."""
 
     def build(self, seed: int = 0) -> PreTrainedModel:
         """In float32, with norms and biases that are random too, so that they matter."""
         torch.manual_seed(seed)
         config_class: Callable[..., Any] = getattr(transformers, f"{self.family}Config")
-        prefix = self.family.removesuffix("Text") if self.family == "Gemma3Text" else self.family
+        prefix = self.family.removesuffix("Text")
         model_class = getattr(transformers, f"{prefix}ForCausalLM")
         config = config_class(**{**BASE, **self.settings})
         config._attn_implementation = "eager"
@@ -272,5 +287,50 @@ FAMILIES = [
             ),
             "original_max_position_embeddings": 32,
         },
+    ),
+    Family(
+        "qwen3_5",
+        "Qwen3_5Text",
+        {
+            **DELTA_NET,
+            "head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "rope_parameters": rope("default", partial_rotary_factor=0.5, mrope_section=[2, 1, 1]),
+        },
+        tolerance=5e-4,
+    ),
+    Family(
+        "qwen3_5_long",
+        "Qwen3_5Text",
+        {
+            **DELTA_NET,
+            "num_hidden_layers": 4,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "head_dim": 32,
+            "attention_bias": True,
+        },
+        prompt_len=150,
+        max_model_len=256,
+        tolerance=5e-4,
+    ),
+    Family(
+        "qwen3_5_moe",
+        "Qwen3_5MoeText",
+        {**DELTA_NET, **SHARED, "num_hidden_layers": 4},
+        tolerance=5e-4,
+    ),
+    Family(
+        "qwen3_next",
+        "Qwen3Next",
+        {
+            **DELTA_NET,
+            **SHARED,
+            "num_hidden_layers": 5,
+            "mlp_only_layers": [1],
+            "head_dim": 32,
+            "linear_conv_kernel_dim": 3,
+        },
+        tolerance=5e-4,
     ),
 ]

@@ -1,6 +1,7 @@
 """Runs a decoder over flat batches in a paged cache that is as hostile as the contract allows.
 
-Block ids are handed out in random order, and all memory that no sequence wrote holds NaN.
+Page ids are handed out in random order, and all memory that no sequence wrote holds NaN, but for
+states, which start from zero.
 """
 
 import random
@@ -9,11 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from loire.base.cache_geometry import cache_geometry
 from loire.base.step import StepPlan, StepRow
-from loire.execution.inputs import host_batch, wanted_tokens
-from loire.kernels.interface import LayerCache
+from loire.execution.inputs import group_batches, host_batch, wanted_tokens
+from loire.execution.kv_cache import KVCache
 from loire.models.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -21,32 +24,34 @@ CPU = torch.device("cpu")
 
 @dataclass
 class DrivenSequence:
-    """Tokens computed so far, and the blocks that hold them."""
+    """Tokens computed so far, and the pages that hold them, by cache group."""
 
     tokens: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Those of the first group."""
+        return self.tables[0]
 
 
 class PagedDriver:
     """Feeds tokens of several sequences into one decoder, any number of rows per step."""
 
     def __init__(
-        self, decoder: Decoder, *, num_blocks: int = 64, block_size: int = 16, seed: int = 0
+        self, decoder: Decoder, *, num_blocks: int = 256, block_size: int = 16, seed: int = 0
     ) -> None:
         self.decoder = decoder
-        self.block_size = block_size
+        description = decoder.description
+        dtype = decoder.embedding.dtype
+        name = str(dtype).removeprefix("torch.")
+        self.geometry = cache_geometry(description.cache_needs(name), block_size)
+        kernels = decoder.backend.attention
+        self._cache = KVCache(description, self.geometry, num_blocks, dtype, kernels, CPU)
+        self._cache.pages.view(dtype).fill_(float("nan"))
         self._free = list(range(num_blocks))
         random.Random(seed).shuffle(self._free)
-        nan = float("nan")
-        dtype = decoder.embedding.dtype
-        caches = []
-        for need in decoder.description.caches:
-            shape = (0,)
-            if need is not None:
-                shape = (num_blocks, need.num_vectors // 2, block_size, need.vector_size)
-            keys, values = (torch.full(shape, nan, dtype=dtype) for _ in range(2))
-            caches.append(LayerCache(keys, values))
-        self.caches = [caches[owner] for owner in decoder.description.cache_owners]
+        self.caches = [self._cache.layers[owner] for owner in description.cache_owners]
 
     @torch.inference_mode()
     def step(
@@ -62,8 +67,7 @@ class PagedDriver:
         for index, (sequence, tokens) in enumerate(rows):
             start = len(sequence.tokens)
             sequence.tokens.extend(tokens)
-            while len(sequence.blocks) * self.block_size < len(sequence.tokens):
-                sequence.blocks.append(self._free.pop())
+            self._take_pages(sequence)
             step_rows.append(
                 StepRow(
                     seq_id=index,
@@ -72,20 +76,44 @@ class PagedDriver:
                     samples=True,
                 )
             )
-        tables = np.zeros((len(rows), max(len(s.blocks) for s, _ in rows)), dtype=np.int32)
-        for index, (sequence, _) in enumerate(rows):
-            tables[index, : len(sequence.blocks)] = sequence.blocks
-        plan_of_step = StepPlan(0, tuple(step_rows))
-        host = host_batch(plan_of_step, tables, self.block_size, lambda _: 0)
+        sizes = [group.block_size for group in self.geometry.groups]
+        tables = [self._tables(rows, index) for index in range(len(sizes))]
+        host = host_batch(StepPlan(0, tuple(step_rows)), tables[0], sizes[0], lambda _: 0)
         nothing = torch.zeros(1, dtype=torch.int64)
-        token_ids, batch = self.decoder.backend.transfers.upload(host, nothing)
-        plan = self.decoder.backend.attention.plan(batch, self.block_size)
+        backend = self.decoder.backend
+        token_ids, first = backend.transfers.upload(host, nothing)
+        batches = group_batches(host, first, tables[1:], sizes[1:])
+        plans = [
+            backend.attention.plan(batch, size) if size else backend.recurrent.plan(batch)
+            for batch, size in zip(batches, sizes, strict=True)
+        ]
         wanted = None
         if counts is not None:
-            backend = self.decoder.backend
-            _, wanted = wanted_tokens(host, counts, tables, self.block_size, backend, nothing)
-        hidden = self.decoder.forward(token_ids, [batch], [plan], self.caches, wanted)
-        return list(self.decoder.logits(hidden).split(list(counts or batch.host_query_lens)))
+            last = self.caches[self.decoder.last_cache].group
+            _, wanted = wanted_tokens(host, counts, tables[last], sizes[last], backend, nothing)
+        hidden = self.decoder.forward(token_ids, batches, plans, self.caches, wanted)
+        return list(self.decoder.logits(hidden).split(list(counts or first.host_query_lens)))
+
+    def _take_pages(self, sequence: DrivenSequence) -> None:
+        groups = self.geometry.groups
+        sequence.tables = sequence.tables or [[] for _ in groups]
+        for group, table in zip(groups, sequence.tables, strict=True):
+            needed = group.blocks_for(len(sequence.tokens))
+            if group.kind == "state":
+                needed = group.pages_per_state
+            new = [self._free.pop() for _ in range(needed - len(table))]
+            if group.kind == "state":
+                self._cache.zero(new)
+            table += new
+
+    def _tables(
+        self, rows: Sequence[tuple[DrivenSequence, Sequence[int]]], group: int
+    ) -> NDArray[np.int32]:
+        found = [sequence.tables[group] for sequence, _ in rows]
+        tables = np.zeros((len(rows), max(map(len, found))), dtype=np.int32)
+        for index, table in enumerate(found):
+            tables[index, : len(table)] = table
+        return tables
 
     def greedy(
         self, prompt: Sequence[int], num_tokens: int, chunks: Sequence[int] = ()

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 from support.tiny_models import save_tokenizer
 
@@ -34,6 +41,17 @@ MODELS = {
             **SIZES,
         )
     ),
+    "qwen3_5": lambda: Qwen3_5ForCausalLM(
+        Qwen3_5TextConfig(
+            num_hidden_layers=4,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            layer_types=[*["linear_attention"] * 2, "full_attention", "linear_attention"],
+            **SIZES,
+        )
+    ),
 }
 
 
@@ -45,6 +63,8 @@ def save(kind: str, directory: Path) -> Path:
         for name, parameter in model.named_parameters():
             whole = torch.from_numpy(random.integers(-128, 129, parameter.shape) / 128)
             scale = 0.1 if "embed" in name and kind == "gemma3" else 0.4
+            if name.endswith("A_log"):
+                scale = 2.0
             parameter.copy_(1 + whole / 4 if "norm" in name else whole * scale)
     model.save_pretrained(directory)
     save_tokenizer(directory)

@@ -6,6 +6,7 @@ group fills one page, so that a page can go from one group to another; where a g
 bytes per token, its blocks hold more tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -29,13 +30,14 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class LayerNeed:
-    """What one layer keeps: bytes per token, or a state of so many bytes."""
+    """What one layer keeps: bytes per token, or a state of some arrays."""
 
     kind: CacheKind
     bytes_per_token: int = 0
     window: int | None = None
     """Of kind "window": tokens that are read again, the newest included."""
-    state_bytes: int = 0
+    state_parts: tuple[int, ...] = ()
+    """Bytes of a state's arrays. Each lies in one page, those of a layer perhaps in several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ def cache_geometry(needs: Sequence[LayerNeed | None], block_size: int) -> CacheG
     tokens = {kind: layers for kind, layers in kinds.items() if kind[0] != "state"}
     states = [layer for kind, layers in kinds.items() if kind[0] == "state" for layer in layers]
     best: CacheGeometry | None = None
+    least = math.inf
     for parts in _cuts([len(layers) for layers in tokens.values()]):
         cut = [
             (kind, part)
@@ -144,10 +147,12 @@ def cache_geometry(needs: Sequence[LayerNeed | None], block_size: int) -> CacheG
             for part in _parts(layers, count)
         ]
         found = _fit(needs, cut, states, block_size)
-        if best is None or found.padding < best.padding:
-            best = found
-        if best.padding <= MOST_PADDING:
-            return best
+        # (What the last page of a state leaves unused is no reason to cut the others.)
+        padding = _padding_of_tokens(found)
+        if padding < least:
+            best, least = found, padding
+        if least <= MOST_PADDING:
+            break
     if best is None:
         raise ConfigError("no layer keeps the KV of tokens: there is nothing to page")
     return best
@@ -178,8 +183,10 @@ def _fit(
         return sum(need.bytes_per_token for layer in layers if (need := needs[layer]) is not None)
 
     most = max(bytes_of(layers) for _, layers in cut)
-    state_sizes = [need.state_bytes for layer in states if (need := needs[layer]) is not None]
-    # A layer's state lies in one page.
+    state_sizes = [
+        size for layer in states if (need := needs[layer]) is not None for size in need.state_parts
+    ]
+    # Each of them lies in one page.
     finest = block_size * max(1, ceil(max(state_sizes, default=0) / (most * block_size)))
     page_bytes = most * finest
     groups = [
@@ -199,7 +206,7 @@ def _fit(
                 kind="state",
                 layers=tuple(states),
                 state_bytes=sum(state_sizes),
-                pages_per_state=len(pack_states(state_sizes, page_bytes)),
+                pages_per_state=state_places(state_sizes, page_bytes)[-1][0] + 1,
             )
         )
     return CacheGeometry(tuple(groups), page_bytes, finest)
@@ -211,18 +218,23 @@ def _aligned_bytes(needs: Sequence[LayerNeed | None], group: CacheGroup) -> int:
     return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
-def pack_states(sizes: Sequence[int], page_bytes: int) -> list[list[int]]:
-    """Which states (by index) lie in which page of a sequence's slot, in order, none in two."""
-    pages: list[list[int]] = []
-    used = page_bytes
-    for index, size in enumerate(sizes):
-        size = -(-size // ALIGNMENT) * ALIGNMENT
-        if used + size > page_bytes:
-            pages.append([])
-            used = 0
-        pages[-1].append(index)
-        used += size
-    return pages
+def state_places(sizes: Sequence[int], page_bytes: int) -> list[tuple[int, int]]:
+    """Where arrays of so many bytes lie in a sequence's slot, in order and none in two pages: the
+    page, and bytes from there."""
+    places: list[tuple[int, int]] = []
+    page, used = 0, 0
+    for size in sizes:
+        aligned = -(-size // ALIGNMENT) * ALIGNMENT
+        if used + aligned > page_bytes:
+            page, used = page + 1, 0
+        places.append((page, used))
+        used += aligned
+    return places
+
+
+def _padding_of_tokens(geometry: CacheGeometry) -> float:
+    groups = [group for group in geometry.groups if group.kind != "state"]
+    return max(1 - _used(group, geometry.page_bytes) for group in groups)
 
 
 def _used(group: CacheGroup, page_bytes: int) -> float:

@@ -156,7 +156,9 @@ class ModelDescription:
     def cache_needs(self, dtype: str) -> tuple[LayerNeed | None, ...]:
         """The same in bytes, in a cache of dtype."""
         return tuple(
-            None if need is None else LayerNeed(need.kind, need.bytes_per_token(dtype), need.window)
+            None
+            if need is None
+            else LayerNeed(need.kind, need.bytes_per_token(dtype), need.window, need.state_parts)
             for need in self.caches
         )
 
@@ -169,6 +171,11 @@ class ModelDescription:
     def kv_elements_per_token(self) -> int:
         """Elements that the KV cache keeps per token, over all layers."""
         return sum(cache.elements_per_token for cache in self.caches if cache is not None)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states that a sequence has in all layers."""
+        return sum(sum(cache.state_parts) for cache in self.caches if cache is not None)
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of them in a cache of dtype; int8 has a float32 scale per head of each vector."""

@@ -78,6 +78,8 @@ class ExpertsWeights:
 
     router: Matrix
     experts: tuple[GatedMLPWeights, ...]
+    shared: GatedMLPWeights | None
+    shared_gate: Matrix | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,8 @@ class ExpertsDescription:
         top_k: experts of a token: those with the largest logits, the first of equals.
         renormalise: whether their weights, shares in the softmax over all experts, are made to
             sum to 1.
+        shared_size: of one more expert, which every token goes through, times the sigmoid of its
+            own gate (Qwen3-Next); 0: none.
     """
 
     num_experts: int
@@ -97,11 +101,12 @@ class ExpertsDescription:
     """Of one expert."""
     activation: Activation = "silu"
     renormalise: bool = True
+    shared_size: int = 0
 
     @property
     def activation_elements(self) -> int:
         """Of all chosen experts of a token: their inputs, gate, up and product."""
-        return 4 * self.top_k * self.intermediate_size
+        return 4 * (self.top_k * self.intermediate_size + self.shared_size)
 
     def share_read(self, num_tokens: int) -> float:
         """Share of the experts that a step of so many tokens reads, if each expert is as likely."""
@@ -123,4 +128,15 @@ class ExpertsDescription:
                 )
                 for index in range(self.num_experts)
             ),
+            shared=gated_mlp_weights(f"{prefix}shared_expert.", place.hidden_size, self.shared_size)
+            if self.shared_size
+            else None,
+            shared_gate=Matrix(
+                name=f"{prefix}shared_expert_gate",
+                rows=(1,),
+                inputs=place.hidden_size,
+                role="router",
+            )
+            if self.shared_size
+            else None,
         )

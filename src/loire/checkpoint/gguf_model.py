@@ -54,9 +54,14 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
 
     Raises CheckpointError, naming it, for a tensor that has no place in the model.
     """
-    family = _family(GGUFSource.of(file))
+    source = GGUFSource.of(file)
+    family = _family(source)
+    # Layers that predict several tokens stand behind the others; nothing uses them.
+    has_more = source.own.integer("nextn_predict_layers", 0, low=0) > 0
     found: dict[str, TensorInfo] = {}
     for name, tensor in file.tensors.items():
+        if has_more and _layer_of(name) >= description.num_layers:
+            continue
         part, common = _common_name(name, family, str(file.path))
         if common is None:
             continue
@@ -70,6 +75,12 @@ def tensors(file: GGUFFile, description: ModelDescription) -> dict[str, TensorIn
         )
         found[common] = family.adjusted(info, part, description)
     return taken_apart(found)
+
+
+def _layer_of(name: str) -> int:
+    """The layer that a tensor belongs to; -1 for none."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return -1 if match is None else int(match[1])
 
 
 def _common_name(name: str, family: GGUFFamily, path: str) -> tuple[str, str | None]:

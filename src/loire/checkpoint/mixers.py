@@ -1,9 +1,11 @@
-"""What lets a layer's tokens see those before them: today attention.
+"""What lets a layer's tokens see those before them: attention, and what it shares with the mixers
+of recurrent_mixers.py.
 
 A mixer's description says which weights it has, what it keeps of each token, and how much it
 computes and reads; loire.models.mixers builds it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -61,16 +63,35 @@ class QueryGrowth:
     period: int
 
 
+@dataclass(frozen=True, slots=True)
+class StateArrays:
+    """Arrays of float32, all of one shape, that every token changes."""
+
+    count: int
+    shape: tuple[int, ...]
+
+    @property
+    def array_bytes(self) -> int:
+        """Of one of them."""
+        return 4 * math.prod(self.shape)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheNeed:
-    """What a mixer keeps of each token: that many vectors of one size."""
+    """What a mixer keeps: of each token that many vectors of one size, or a state instead."""
 
-    kind: Literal["full", "window"]
-    """full: of every token; window: of the latest tokens only."""
-    num_vectors: int
-    vector_size: int
+    kind: Literal["full", "window", "state"]
+    """full: of every token; window: of the latest tokens only; state: nothing of tokens."""
+    num_vectors: int = 0
+    vector_size: int = 0
     window: int | None = None
     """Tokens that are ever read again, the newest included."""
+    state: tuple[StateArrays, ...] = ()
+
+    @property
+    def state_parts(self) -> tuple[int, ...]:
+        """Bytes of the state's arrays, in order."""
+        return tuple(part.array_bytes for part in self.state for _ in range(part.count))
 
     @property
     def elements_per_token(self) -> int:
@@ -85,6 +106,8 @@ class CacheNeed:
 
     def tokens_read(self, context: float) -> float:
         """Tokens that one query at the end of a context reads."""
+        if self.kind == "state":
+            return 0
         return context if self.window is None else min(context, self.window)
 
 
@@ -129,7 +152,10 @@ class AttentionWeights:
     """Weights of attention."""
 
     qkv: Matrix
-    """Of queries alone, where keys and values are another layer's."""
+    """Of queries alone, where keys and values are another layer's; of keys and values alone, where
+    there is query_gate."""
+    query_gate: Matrix | None
+    """Queries of all heads, then the gates of all heads."""
     output: Matrix
     query_norm: Vector | None
     key_norm: Vector | None
@@ -146,6 +172,8 @@ class AttentionDescription:
         query_growth: what queries are multiplied by after it, if anything.
         softcap: scores x become softcap * tanh(x / softcap).
         cache_of: the earlier layer whose keys and values it reads; None for its own.
+        output_gate: what attention gives is multiplied by the sigmoid of a gate, which stands
+            beside each head's query in their product; not with cache_of.
     """
 
     num_heads: int
@@ -160,6 +188,7 @@ class AttentionDescription:
     softcap: float | None = None
     query_growth: QueryGrowth | None = None
     cache_of: int | None = None
+    output_gate: bool = False
 
     @property
     def query_size(self) -> int:
@@ -185,8 +214,8 @@ class AttentionDescription:
 
     @property
     def activation_elements(self) -> int:
-        """Queries, keys, values and the output."""
-        return 2 * self.query_size + 2 * self.kv_size
+        """Queries, keys, values, the output and its gate."""
+        return (3 if self.output_gate else 2) * self.query_size + 2 * self.kv_size
 
     def operations(self, context: float) -> float:
         """Scores and the sum of values."""
@@ -209,16 +238,26 @@ class AttentionDescription:
         """Names as in Hugging Face's Llama."""
         prefix = f"{place.prefix}self_attn."
         shares = self.cache_of is not None
-        kv_rows = () if shares else (self.kv_size, self.kv_size)
+        rows = {"q": self.query_size} if not self.output_gate else {}
+        if not shares:
+            rows |= {"k": self.kv_size, "v": self.kv_size}
         norms = Place(prefix, self.head_dim, place.norm_offset)
+        query_gate = Matrix(
+            name=f"{prefix}q_proj",
+            rows=(2 * self.query_size,),
+            inputs=place.hidden_size,
+            bias=self.qkv_bias,
+            interleaved=(self.head_dim, self.head_dim),
+        )
         return AttentionWeights(
             qkv=Matrix(
-                name=f"{prefix}qkv_proj",
-                parts=tuple(f"{prefix}{part}_proj" for part in ("q" if shares else "qkv")),
-                rows=(self.query_size, *kv_rows),
+                name=f"{prefix}{''.join(rows)}_proj",
+                parts=tuple(f"{prefix}{part}_proj" for part in rows),
+                rows=tuple(rows.values()),
                 inputs=place.hidden_size,
                 bias=self.qkv_bias,
             ),
+            query_gate=query_gate if self.output_gate else None,
             output=Matrix(
                 name=f"{prefix}o_proj",
                 rows=(place.hidden_size,),

@@ -31,6 +31,27 @@ class Vector:
         return (self.name,)
 
 
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Weights of a convolution along the sequence, one filter for each channel, kept in float32.
+
+    A file has them as [channels, width] or, as torch's Conv1d does, [channels, 1, width].
+    """
+
+    name: str
+    channels: int
+    width: int
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers."""
+        return self.channels * self.width
+
+    def stored_names(self, present: Collection[str]) -> tuple[str, ...]:
+        """Of the tensors that a file with these names has it in."""
+        return (self.name,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
     """A weight [outputs, inputs], perhaps with a bias [outputs].
@@ -48,6 +69,9 @@ class Matrix:
     role: Role = "product"
     gated: bool = False
     """Whether its product is one of two halves, of which the first gates the second."""
+    interleaved: tuple[int, ...] = ()
+    """Where the file has one group of rows after another (such as heads), each with so many rows of
+    this, so many of that: loaded, this of all groups comes first. Not for what may be in parts."""
 
     @property
     def outputs(self) -> int:
@@ -75,7 +99,7 @@ class Matrix:
         return (*self.stored_weights(present), *biases)
 
 
-Weight = Vector | Matrix
+Weight = Vector | Filters | Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +119,7 @@ class Place:
 
 def each(weights: object) -> Iterator[Weight]:
     """Every weight in a dataclass of weights, of others like it, of tuples and of None."""
-    if isinstance(weights, (Vector, Matrix)):
+    if isinstance(weights, (Vector, Filters, Matrix)):
         yield weights
     elif isinstance(weights, tuple):
         for item in weights:

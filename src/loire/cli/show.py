@@ -46,7 +46,7 @@ def _model(name: str, checkpoint: "Checkpoint") -> dict[str, object]:
     for tensor in checkpoint.tensors.values():
         held[tensor.format.name] += tensor.num_bytes
     shares = {key: size / max(checkpoint.weight_bytes, 1) for key, size in held.most_common()}
-    return {
+    facts: dict[str, object] = {
         "name": name,
         "path": str(checkpoint.path),
         "family": description.architecture,
@@ -57,6 +57,9 @@ def _model(name: str, checkpoint: "Checkpoint") -> dict[str, object]:
         "window": f"{description.max_positions:,} tokens",
         "KV per token": f"{description.kv_bytes_per_token('bfloat16') / 1e3:,.1f} kB in bfloat16",
     }
+    if description.state_bytes:
+        facts["state"] = f"{description.state_bytes / 1e6:,.1f} MB per sequence"
+    return facts
 
 
 def _text(checkpoint: "Checkpoint") -> dict[str, object]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from loire.base.cache_geometry import CacheGroup
 from loire.base.config import EngineConfig, EngineOptions, Policy, Reserve
 from loire.base.executor import StepExecutor
 from loire.base.kv_events import KVEvents
@@ -156,16 +157,20 @@ def _blocks(config: EngineConfig) -> str:
     groups = config.geometry.groups
     if len(groups) == 1:
         return f"{config.num_blocks:,} blocks of {config.block_size}"
-    parts = [
-        f"{len(group.layers)} layers x {group.block_size}"
-        + (f" of a window of {group.window:,}" if group.window is not None else "")
-        for group in groups
-    ]
+    parts = [_group(group, config.geometry.page_bytes) for group in groups]
     return f"{config.num_blocks:,} pages ({', '.join(parts)})"
 
 
+def _group(group: CacheGroup, page_bytes: int) -> str:
+    if group.kind == "state":
+        slot = group.pages_per_state * page_bytes
+        return f"{len(group.layers)} layers with states of {slot / 1e6:,.1f} MB per sequence"
+    window = "" if group.window is None else f" of a window of {group.window:,}"
+    return f"{len(group.layers)} layers x {group.block_size}{window}"
+
+
 def _kv_bytes_per_token(config: EngineConfig) -> float:
-    """In a request of max_model_len: layers with a window hold no more than that."""
+    """In a request of max_model_len: some layers hold no more than a window, or a state."""
     return config.kv_pool_bytes / max(config.kv_pool_tokens, 1)
 
 

@@ -122,14 +122,16 @@ def wanted_tokens(
 ) -> tuple[HostBatch, Wanted]:
     """The last tokens of each row of host, counts of them, with a plan for their attention.
 
-    block_tables, block_size: of the last mixer's cache group. latest: as upload() takes it.
+    block_tables, block_size: of the last mixer's cache group; a size of 0 is that of a state, which
+    needs no plan for what is left. latest: as upload() takes it.
     """
     index, narrow = narrowed(host, counts, block_tables, block_size)
     tokens = torch.from_numpy(index).to(latest.device)
     if not len(index):
         return narrow, Wanted(tokens, None, None)
     _, batch = backend.transfers.upload(narrow, latest)
-    return narrow, Wanted(tokens, batch, backend.attention.plan(batch, block_size))
+    plan = backend.attention.plan(batch, block_size) if block_size else None
+    return narrow, Wanted(tokens, batch, plan)
 
 
 def narrowed(

@@ -1,14 +1,13 @@
-"""The KV memory, made once at start: a pool of pages, and the layers' views of it."""
+"""The KV memory, made once at start: a pool of pages, and where in them the layers keep theirs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from loire.base.cache_geometry import ALIGNMENT, CacheGeometry, CacheGroup, pack_states
+from loire.base.cache_geometry import CacheGeometry, CacheGroup, state_places
 from loire.checkpoint.description import ModelDescription
-from loire.kernels.interface import AttentionKernels, LayerCache
+from loire.kernels.interface import AttentionKernels, LayerCache, StateCache, StatePlaces
 
 
 class KVCache:
@@ -31,10 +30,13 @@ class KVCache:
         self.geometry = geometry
         self.pages = kernels.new_pages(num_pages, geometry.page_bytes, device)
         """uint8 [num_pages, page_bytes]."""
-        caches: dict[int, LayerCache] = {}
+        caches: dict[int, LayerCache | StateCache] = {}
         for index, group in enumerate(geometry.groups):
+            if group.kind == "state":
+                caches |= self._states(description, index, group)
+                continue
             offset = 0
-            for layer in group.layers if group.kind != "state" else ():
+            for layer in group.layers:
                 need = description.caches[layer]
                 assert need is not None, "a layer without a cache is in a group"
                 heads, dim = need.num_vectors // 2, need.vector_size
@@ -46,16 +48,26 @@ class KVCache:
         self.layers = tuple(caches.get(layer, nothing) for layer in range(description.num_layers))
         """By layer; of one that keeps nothing, nothing."""
 
-    def states(self, group: CacheGroup, sizes: Sequence[int]) -> list[tuple[int, Tensor]]:
-        """Of each layer of a state group, whose states take so many bytes: which page of a slot it
-        lies in, and its bytes in every page, uint8 [num_pages, size]."""
-        views: list[tuple[int, Tensor]] = []
-        for number, members in enumerate(pack_states(sizes, self.geometry.page_bytes)):
-            offset = 0
-            for layer in members:
-                views.append((number, self.pages[:, offset : offset + sizes[layer]]))
-                offset += -(-sizes[layer] // ALIGNMENT) * ALIGNMENT
-        return views
+    def _states(
+        self, description: ModelDescription, index: int, group: CacheGroup
+    ) -> dict[int, StateCache]:
+        """Of each layer of a state group, where its arrays lie in a slot."""
+        needs = {
+            layer: need for layer in group.layers if (need := description.caches[layer]) is not None
+        }
+        sizes = [size for need in needs.values() for size in need.state_parts]
+        places = iter(state_places(sizes, self.geometry.page_bytes))
+        return {
+            layer: StateCache(
+                self.pages,
+                tuple(
+                    StatePlaces(part.shape, tuple(next(places) for _ in range(part.count)))
+                    for part in need.state
+                ),
+                index,
+            )
+            for layer, need in needs.items()
+        }
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy (source, target) pages, all sources read before any target is written."""

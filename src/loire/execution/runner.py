@@ -153,7 +153,8 @@ class ModelRunner:
         tokens, first = backend.transfers.upload(host, latest.tokens)
         batches = group_batches(host, first, tables[1:], sizes[1:])
         plans = [
-            backend.attention.plan(batch, size) for batch, size in zip(batches, sizes, strict=True)
+            backend.attention.plan(batch, size) if size else backend.recurrent.plan(batch)
+            for batch, size in zip(batches, sizes, strict=True)
         ]
         counts, known, wanted = self._wanted(plan.rows, host, tables[self._last_group])
         hidden = self.decoder.forward(tokens, batches, plans, self.cache.layers, wanted)

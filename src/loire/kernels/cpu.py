@@ -29,6 +29,7 @@ from loire.kernels.reference_attention import (
 )
 from loire.kernels.reference_linear import ReferenceLinearKernels, TorchLinear
 from loire.kernels.reference_pointwise import ReferencePointwise
+from loire.kernels.reference_recurrent import ReferenceRecurrent
 from loire.kernels.reference_transfers import ReferenceTransfers
 from loire.kernels.sampling import ReferenceSampling
 
@@ -155,6 +156,7 @@ class CpuBackend(Backend):
             numbers=f"torch {torch.__version__}{', packed' * can_pack()}",
             linear=CpuLinearKernels(),
             attention=CpuAttention(),
+            recurrent=ReferenceRecurrent(),
             pointwise=CpuPointwise(),
             sampling=ReferenceSampling(),
             transfers=ReferenceTransfers(),

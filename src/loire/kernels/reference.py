@@ -6,6 +6,7 @@ from loire.kernels.interface import Backend, ComputeStep
 from loire.kernels.reference_attention import ReferenceAttention
 from loire.kernels.reference_linear import ReferenceLinearKernels
 from loire.kernels.reference_pointwise import ReferencePointwise
+from loire.kernels.reference_recurrent import ReferenceRecurrent
 from loire.kernels.reference_transfers import ReferenceTransfers
 from loire.kernels.sampling import ReferenceSampling
 
@@ -24,6 +25,7 @@ class ReferenceBackend(Backend):
             numbers=f"torch {torch.__version__}",
             linear=ReferenceLinearKernels(),
             attention=ReferenceAttention(),
+            recurrent=ReferenceRecurrent(),
             pointwise=ReferencePointwise(),
             sampling=ReferenceSampling(),
             transfers=ReferenceTransfers(),

@@ -39,3 +39,7 @@ class ReferencePointwise:
         """(rms_norm(x + residual), x + residual)."""
         residual = x + residual
         return self.rms_norm(residual, weight, eps).to(x.dtype), residual
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x * sigmoid(gate)."""
+        return (x.float() * gate.float().sigmoid()).to(x.dtype)

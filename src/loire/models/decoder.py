@@ -7,7 +7,7 @@ nothing here knows a device, a weight format or a batching policy.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,13 @@ from loire.kernels.interface import (
     FlatBatch,
     LayerCache,
     Linear,
+    StateCache,
     Table,
     Wanted,
 )
+
+Remembered = Tensor | tuple[Tensor, ...]
+"""Of each token something: tensors [T, ...]."""
 
 
 class Mixer(Protocol):
@@ -32,17 +36,24 @@ class Mixer(Protocol):
     second may be computed for some of the tokens only.
     """
 
-    def remember(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
-        """Put into the cache what is kept of x [T, E]; what recall() needs, [T, ...]."""
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Remembered:
+        """Put into the cache what is kept of x [T, E]; what recall() needs."""
         ...
 
     def recall(
         self,
-        remembered: Tensor,
+        remembered: Any,
         backend: Backend,
         batch: FlatBatch,
-        plan: AttentionPlan,
-        cache: LayerCache,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
     ) -> Tensor:
         """[T, E] of what remember() gave for these tokens, with a batch and a plan of them."""
         ...
@@ -136,10 +147,10 @@ class LayerStack:
 
     def __call__(
         self,
-        caches: Sequence[LayerCache],
+        caches: Sequence[LayerCache | StateCache],
         token_ids: Tensor,
         batches: Sequence[FlatBatch],
-        plans: Sequence[AttentionPlan],
+        plans: Sequence[AttentionPlan | None],
         wanted: Wanted | None,
     ) -> Tensor:
         """Hidden states of all tokens [T, E], or of the wanted.
@@ -166,11 +177,12 @@ class LayerStack:
             if layer.mixer is not None and layer.mixer_norms is not None:
                 cache = caches[layer.cache_of]
                 batch, plan = batches[cache.group], plans[cache.group]
-                remembered = layer.mixer.remember(x, backend, batch, cache)
+                remembered = layer.mixer.remember(x, backend, batch, plan, cache)
                 if wanted is not None and index == last_mixer:
-                    if wanted.batch is None or wanted.plan is None:
+                    if wanted.batch is None:
                         return x[:0]
-                    remembered, residual = remembered[wanted.tokens], residual[wanted.tokens]
+                    remembered = _of_tokens(remembered, wanted.tokens)
+                    residual = residual[wanted.tokens]
                     batch, plan = wanted.batch, wanted.plan
                     batches = [wanted.batch] * len(batches)
                 x = layer.mixer.recall(remembered, backend, batch, plan, cache)
@@ -179,6 +191,12 @@ class LayerStack:
                 x = layer.feed_forward(x, batches[0])
                 x, residual = add(x, residual, layer.feed_forward_norms)
         return x
+
+
+def _of_tokens(remembered: Remembered, tokens: Tensor) -> Remembered:
+    if isinstance(remembered, Tensor):
+        return remembered[tokens]
+    return tuple(part[tokens] for part in remembered)
 
 
 class Decoder:
@@ -212,7 +230,7 @@ class Decoder:
             eps=description.norm_eps,
             stream_eps=description.norm_eps / unit**2,
         )
-        self._captured: tuple[Sequence[LayerCache], ComputeStep] | None = None
+        self._captured: tuple[Sequence[LayerCache | StateCache], ComputeStep] | None = None
 
     @property
     def last_cache(self) -> int:
@@ -240,8 +258,8 @@ class Decoder:
         self,
         token_ids: Tensor,
         batches: Sequence[FlatBatch],
-        plans: Sequence[AttentionPlan],
-        caches: Sequence[LayerCache],
+        plans: Sequence[AttentionPlan | None],
+        caches: Sequence[LayerCache | StateCache],
         wanted: Wanted | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, [T, E] of token_ids (int64 [T]) or of the wanted.

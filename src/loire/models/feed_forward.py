@@ -14,7 +14,7 @@ from loire.checkpoint.feed_forward import (
     GatedMLPDescription,
     GatedMLPWeights,
 )
-from loire.kernels.interface import FlatBatch, Linear, LinearKernels
+from loire.kernels.interface import FlatBatch, Linear, LinearKernels, PointwiseKernels
 from loire.models.decoder import FeedForward
 from loire.models.layer_loader import LayerLoader
 
@@ -85,6 +85,36 @@ class Experts:
         return sum(expert.weight_bytes for expert in self.experts)
 
 
+@dataclass(frozen=True, slots=True)
+class WithSharedExpert:
+    """Experts, and one more that every token goes through, times the sigmoid of its gate."""
+
+    experts: Experts
+    shared: GatedMLP
+    gate: Linear
+    pointwise: PointwiseKernels
+
+    is_replayable: ClassVar[bool] = False
+
+    def __call__(self, x: Tensor, batch: FlatBatch | None) -> Tensor:
+        """[T, E] to [T, E]."""
+        shared = self.pointwise.gate(self.shared(x, batch), self.gate(x, batch))
+        return self.experts(x, batch) + shared
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """Those of the experts that so many tokens may be expected to choose, and the shared."""
+        return self.experts.bytes_per_step(num_tokens) + self._shared_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of them all."""
+        return self.experts.weight_bytes + self._shared_bytes
+
+    @property
+    def _shared_bytes(self) -> int:
+        return self.shared.weight_bytes + self.gate.weight_bytes
+
+
 def build_feed_forward(
     description: FeedForwardDescription, weights: object, load: LayerLoader
 ) -> FeedForward:
@@ -92,13 +122,21 @@ def build_feed_forward(
     if isinstance(description, GatedMLPDescription) and isinstance(weights, GatedMLPWeights):
         return _gated_mlp(weights, description.activation, load)
     if isinstance(description, ExpertsDescription) and isinstance(weights, ExpertsWeights):
-        return Experts(
+        experts = Experts(
             description=description,
             kernels=load.kernels,
             router=load.linear(weights.router),
             experts=tuple(
                 _gated_mlp(expert, description.activation, load) for expert in weights.experts
             ),
+        )
+        if weights.shared is None or weights.shared_gate is None:
+            return experts
+        return WithSharedExpert(
+            experts=experts,
+            shared=_gated_mlp(weights.shared, description.activation, load),
+            gate=load.linear(weights.shared_gate),
+            pointwise=load.pointwise,
         )
     raise TypeError(f"no feed-forward part is built from {type(description).__name__}")
 

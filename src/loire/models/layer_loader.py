@@ -10,8 +10,9 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.mixers import RopeDescription
-from loire.checkpoint.weights import Matrix, Role, Vector
+from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
+from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Backend, Linear, RotaryTable, Weight
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
@@ -43,7 +44,7 @@ class WeightReader:
         blocks of the file where they stay so."""
         found: Tensors = {}
         for weight in weights:
-            if isinstance(weight, Vector):
+            if isinstance(weight, Vector | Filters):
                 found[weight.name] = self._reader.read(weight.name, torch.float32)
                 continue
             found |= self._read_matrix(weight)
@@ -103,6 +104,8 @@ class LayerLoader:
     ) -> None:
         self.norm_eps = norm_eps
         self.kernels = reader.backend.linear
+        self.pointwise = reader.backend.pointwise
+        self.recurrent = reader.backend.recurrent
         self.rotary = rotary
         self._reader = reader
         self._tensors = tensors
@@ -111,19 +114,35 @@ class LayerLoader:
         """float32 [size], offset included."""
         return self._numbers(weight.name, (weight.size,)) + weight.offset
 
+    def filters(self, weight: Filters) -> Tensor:
+        """float32 [channels, width]."""
+        found = self._tensors[weight.name]
+        if isinstance(found, Tensor) and found.ndim == 3 and found.shape[1] == 1:
+            self._tensors[weight.name] = found[:, 0]
+        return self._numbers(weight.name, (weight.channels, weight.width))
+
     def matrix(self, weight: Matrix) -> list[Weight]:
-        """[outputs, inputs], in the parts that the file has it in."""
+        """[outputs, inputs], in the parts that the file has it in, groups of rows put together."""
         pieces = weight.pieces(self._tensors)
-        return [self._take(f"{name}.weight", (rows, weight.inputs)) for name, rows in pieces]
+        parts = [self._take(f"{name}.weight", (rows, weight.inputs)) for name, rows in pieces]
+        return [_together(part, weight.interleaved) for part in parts]
+
+    def bias(self, weight: Matrix) -> Tensor | None:
+        """[outputs], in the same order; None if it has none."""
+        if not weight.bias:
+            return None
+        pieces = weight.pieces(self._tensors)
+        parts = [self._numbers(f"{name}.bias", (rows,)) for name, rows in pieces]
+        return _rows_together(torch.cat(parts), weight.interleaved)
 
     def linear(self, weight: Matrix, gate: Activation | None = None) -> Linear:
         """The product with it; gate as in LinearKernels.pack()."""
-        bias = None
-        if weight.bias:
-            pieces = weight.pieces(self._tensors)
-            parts_of_bias = [self._numbers(f"{name}.bias", (rows,)) for name, rows in pieces]
-            bias = parts_of_bias[0] if len(parts_of_bias) == 1 else torch.cat(parts_of_bias)
+        bias = self.bias(weight)
         return self._reader.linear(self.matrix(weight), bias, role=weight.role, gate=gate)
+
+    def linear_of(self, parts: Sequence[Weight], bias: Tensor | None) -> Linear:
+        """The product with weights that were taken apart or put together."""
+        return self._reader.linear(parts, bias)
 
     def table(self, weight: Matrix) -> Tensor:
         """[outputs, inputs] of a matrix that is looked up."""
@@ -141,6 +160,27 @@ class LayerLoader:
                 f"tensor {name!r} has the shape {tuple(found.shape)}, but the model needs {shape}"
             )
         return found.to(self._reader.device)
+
+
+def rows_of(weight: Weight, first: int, end: int) -> Weight:
+    """Some rows of a weight."""
+    if isinstance(weight, Tensor):
+        return weight[first:end]
+    return StoredTensor(weight.format, weight.blocks[first:end])
+
+
+def _together(weight: Weight, sizes: Sequence[int]) -> Weight:
+    if isinstance(weight, Tensor):
+        return _rows_together(weight, sizes)
+    return StoredTensor(weight.format, _rows_together(weight.blocks, sizes))
+
+
+def _rows_together(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Rows in groups of sizes[0] of this, sizes[1] of that and so on: this of all groups first."""
+    if not sizes:
+        return rows
+    groups = rows.unflatten(0, (-1, sum(sizes))).split(list(sizes), dim=1)
+    return torch.cat([part.flatten(0, 1) for part in groups])
 
 
 class RotaryTables:

@@ -11,6 +11,13 @@ from loire.checkpoint.mixers import (
     MixerDescription,
     QueryGrowth,
 )
+from loire.checkpoint.recurrent_mixers import (
+    GatedDeltaNetDescription,
+    GatedDeltaNetWeights,
+    ShortConvolutionDescription,
+    ShortConvolutionWeights,
+)
+from loire.checkpoint.weights import Matrix
 from loire.kernels.interface import (
     AttentionPlan,
     AttentionShape,
@@ -20,9 +27,11 @@ from loire.kernels.interface import (
     LayerCache,
     Linear,
     RotaryTable,
+    StateCache,
 )
-from loire.models.decoder import Mixer
-from loire.models.layer_loader import LayerLoader
+from loire.models.decoder import Mixer, Remembered
+from loire.models.layer_loader import LayerLoader, rows_of
+from loire.models.recurrent_mixers import gated_delta_net, short_convolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +51,16 @@ class Attention:
         """Factors of queries are PyTorch's work."""
         return self.query_factors is None
 
-    def remember(self, x: Tensor, backend: Backend, batch: FlatBatch, cache: LayerCache) -> Tensor:
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
         """[T, H, D] of x [T, E], whose keys and values are in the cache afterwards."""
+        assert isinstance(cache, LayerCache)
         queries = backend.attention.rotate_and_store(
             self.qkv(x, batch), self.shape, self.norms, self.rotary, batch, cache
         )
@@ -53,15 +70,27 @@ class Attention:
 
     def recall(
         self,
-        remembered: Tensor,
+        remembered: Remembered,
         backend: Backend,
         batch: FlatBatch,
-        plan: AttentionPlan,
-        cache: LayerCache,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
     ) -> Tensor:
         """[T, E] of queries [T, H, D], with a batch and a plan of these."""
-        attended = backend.attention.attend(remembered, cache, plan, self.shape)
-        return self.output(attended, batch)
+        assert isinstance(remembered, Tensor)
+        return self.output(self.attend(remembered, backend, plan, cache), batch)
+
+    def attend(
+        self,
+        queries: Tensor,
+        backend: Backend,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, H * D] of queries [T, H, D]."""
+        assert isinstance(cache, LayerCache)
+        assert plan is not None
+        return backend.attention.attend(queries, cache, plan, self.shape)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """All of them."""
@@ -73,16 +102,74 @@ class Attention:
         return self.qkv.weight_bytes + self.output.weight_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class GatedAttention:
+    """Attention whose result is multiplied by a sigmoid of the layer's input.
+
+    It remembers queries and gates.
+    """
+
+    attention: Attention
+    gate: Linear
+
+    @property
+    def is_replayable(self) -> bool:
+        """As attention is."""
+        return self.attention.is_replayable
+
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> tuple[Tensor, Tensor]:
+        """Queries [T, H, D] and gates [T, H * D] of x [T, E]."""
+        return self.attention.remember(x, backend, batch, plan, cache), self.gate(x, batch)
+
+    def recall(
+        self,
+        remembered: Remembered,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, E] of queries and gates, with a batch and a plan of these."""
+        assert isinstance(remembered, tuple)
+        queries, gate = remembered
+        attended = self.attention.attend(queries, backend, plan, cache)
+        return self.attention.output(backend.pointwise.gate(attended, gate), batch)
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """All of them."""
+        return self.weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all products."""
+        return self.attention.weight_bytes + self.gate.weight_bytes
+
+
 def build_mixer(description: MixerDescription, weights: object, load: LayerLoader) -> Mixer:
     """The mixer of a description with its weights."""
     if isinstance(description, AttentionDescription) and isinstance(weights, AttentionWeights):
         return _attention(description, weights, load)
+    if isinstance(description, GatedDeltaNetDescription) and isinstance(
+        weights, GatedDeltaNetWeights
+    ):
+        return gated_delta_net(description, weights, load)
+    if isinstance(description, ShortConvolutionDescription) and isinstance(
+        weights, ShortConvolutionWeights
+    ):
+        return short_convolution(description, weights, load)
     raise TypeError(f"no mixer is built from {type(description).__name__}")
 
 
 def _attention(
     description: AttentionDescription, weights: AttentionWeights, load: LayerLoader
-) -> Attention:
+) -> Attention | GatedAttention:
     norms = None
     if weights.query_norm is not None:
         query_weight = load.vector(weights.query_norm)
@@ -90,7 +177,12 @@ def _attention(
         if weights.key_norm is not None:
             key_weight = load.vector(weights.key_norm)
         norms = HeadNorms(query_weight, key_weight, load.norm_eps)
-    return Attention(
+    gate: Linear | None = None
+    if weights.query_gate is None:
+        qkv = load.linear(weights.qkv)
+    else:
+        qkv, gate = _with_gate(weights.query_gate, weights.qkv, load)
+    attention = Attention(
         shape=AttentionShape(
             num_heads=description.num_heads,
             num_kv_heads=description.num_kv_heads,
@@ -100,12 +192,13 @@ def _attention(
             softcap=description.softcap,
             stores=description.cache_of is None,
         ),
-        qkv=load.linear(weights.qkv),
+        qkv=qkv,
         output=load.linear(weights.output),
         norms=norms,
         rotary=load.rotary(description.rope),
         query_factors=_factors(description.query_growth, load),
     )
+    return attention if gate is None else GatedAttention(attention, gate)
 
 
 def _factors(growth: QueryGrowth | None, load: LayerLoader) -> Tensor | None:
@@ -114,3 +207,17 @@ def _factors(growth: QueryGrowth | None, load: LayerLoader) -> Tensor | None:
     positions = torch.arange(load.rotary.num_positions, dtype=torch.float32)
     factors = 1 + growth.beta * torch.log(1 + torch.floor(positions / growth.period))
     return factors[:, None, None].to(load.rotary.device)
+
+
+def _with_gate(query_gate: Matrix, keys_values: Matrix, load: LayerLoader) -> tuple[Linear, Linear]:
+    """The products of queries, keys and values, and of gates."""
+    size = query_gate.outputs // 2
+    [both] = load.matrix(query_gate)
+    bias, others = load.bias(query_gate), load.bias(keys_values)
+    qkv_bias = None if bias is None or others is None else torch.cat([bias[:size], others])
+    parts = [rows_of(both, 0, size), *load.matrix(keys_values)]
+    gate_bias = None if bias is None else bias[size:]
+    return (
+        load.linear_of(parts, qkv_bias),
+        load.linear_of([rows_of(both, size, 2 * size)], gate_bias),
+    )

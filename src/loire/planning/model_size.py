@@ -57,18 +57,20 @@ class ModelSize:
     """Shapes, where they are known: they add attention to the operations."""
 
     def kv_read_bytes(self, context: float) -> float:
-        """KV that one decode step of one sequence reads at that context length."""
+        """KV that one decode step of one sequence reads at that context length. States are read
+        and written, whatever the context."""
         if self.description is None:
             return self.kv_bytes_per_token * context
         model = self.description
         needs = [need for owner in model.cache_owners if (need := model.caches[owner]) is not None]
         per_element = self.kv_bytes_per_token / model.kv_elements_per_token
         read = sum(need.elements_per_token * need.tokens_read(context) for need in needs)
-        return per_element * read
+        return per_element * read + 2 * model.state_bytes
 
     def kv_held_bytes(self, num_tokens: int) -> int:
         """KV memory that a sequence of that length holds at most, in pages: layers with a window
-        hold the window, and what is being computed in a step of the default size."""
+        hold the window, and what is being computed in a step of the default size; those with a
+        state hold that."""
         geometry = self.geometry
         if geometry is None:
             return self.kv_bytes_per_token * num_tokens
@@ -84,10 +86,15 @@ class ModelSize:
         needs = [
             None
             if need is None
-            else LayerNeed(need.kind, round(need.elements_per_token * per_element), need.window)
+            else LayerNeed(
+                need.kind,
+                round(need.elements_per_token * per_element),
+                need.window,
+                need.state_parts,
+            )
             for need in self.description.caches
         ]
-        if all(need is None or need.window is None for need in needs):
+        if all(need is None or need.kind == "full" for need in needs):
             return None
         return cache_geometry(needs, EngineOptions().block_size)
 

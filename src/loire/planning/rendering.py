@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from loire.base.cache_geometry import CacheGeometry
+from loire.base.cache_geometry import CacheGeometry, CacheGroup
 from loire.base.config import KV_MEMORY_SHARE
 from loire.planning.capacity import CapacityPlan
 from loire.planning.choices import Variant
@@ -96,12 +96,18 @@ def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
 
 def _groups(geometry: CacheGeometry) -> str:
     """What a page holds of each cache group, and how much of it nothing."""
-    parts = [
-        f"{len(group.layers)} layers x {group.block_size} tokens"
-        + (f" (window {group.window:,})" if group.window is not None else "")
-        for group in geometry.groups
-    ]
+    parts = [_group(group) for group in geometry.groups]
     return f"pages of {' or '.join(parts)}, padding {geometry.padding:.1%}"
+
+
+def _group(group: CacheGroup) -> str:
+    if group.kind == "state":
+        return (
+            f"a part of the {_size(group.state_bytes)} that {len(group.layers)} layers keep of a "
+            f"sequence, whatever its length ({group.pages_per_state} pages)"
+        )
+    window = "" if group.window is None else f" (window {group.window:,})"
+    return f"{len(group.layers)} layers x {group.block_size} tokens{window}"
 
 
 def _bar(parts: Sequence[tuple[str, int]], color: bool, unicode: bool) -> str:

@@ -153,3 +153,17 @@ def experts(
     return ExpertsDescription(
         num_experts=count, top_k=chosen, activation=mlp.activation, **settings
     )
+
+
+def sparse_layers(
+    fields: Fields, description: ModelDescription, experts: ExpertsDescription
+) -> list[ExpertsDescription | None]:
+    """The experts of layers that have them (decoder_sparse_step, mlp_only_layers), else None."""
+    step = fields.integer("decoder_sparse_step", 1)
+    dense_layers = fields.values.get("mlp_only_layers") or []
+    if not isinstance(dense_layers, list) or not all(type(i) is int for i in dense_layers):
+        raise fields.wrong("mlp_only_layers", dense_layers, "a list of layers")
+    return [
+        None if index in dense_layers or (index + 1) % step else experts
+        for index in range(description.num_layers)
+    ]

@@ -34,17 +34,7 @@ def _qwen3_moe(fields: Fields) -> ModelDescription:
         intermediate_size=fields.integer("moe_intermediate_size", 768),
         renormalise=fields.flag("norm_topk_prob", False),
     )
-    step = fields.integer("decoder_sparse_step", 1)
-    dense_layers = fields.values.get("mlp_only_layers") or []
-    if not isinstance(dense_layers, list) or not all(type(i) is int for i in dense_layers):
-        raise fields.wrong("mlp_only_layers", dense_layers, "a list of layers")
-    return with_experts(
-        description,
-        [
-            None if index in dense_layers or (index + 1) % step else experts
-            for index in range(num_layers)
-        ],
-    )
+    return with_experts(description, config_fields.sparse_layers(fields, description, experts))
 
 
 def _gguf(source: GGUFSource) -> ModelDescription:

@@ -10,6 +10,7 @@ from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
 from loire.checkpoint.families.phi import PHI3
 from loire.checkpoint.families.qwen import QWEN2, QWEN3
+from loire.checkpoint.families.qwen_hybrid import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from loire.checkpoint.families.qwen_moe import QWEN3_MOE
 from loire.checkpoint.families.seed_oss import SEED_OSS
 from loire.checkpoint.families.smollm3 import SMOLLM3
@@ -21,6 +22,9 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
     GEMMA2,
     GEMMA3,
     PHI3,

@@ -7,6 +7,7 @@ Letters in shapes:
     E  hidden size        I  intermediate size       V  vocabulary size
     H  query heads        K  key/value heads         D  head dimension
     N  blocks in the KV pool                         S  tokens per block
+    C  channels of a convolution                     W  its width
 
 attention.plan() is called once per step, attend() once per layer with its plan (as FlashInfer
 does), so that whatever the layers share is worked out once.
@@ -34,6 +35,13 @@ from loire.kernels.interface.linear import (
     parts_of,
 )
 from loire.kernels.interface.pointwise import PointwiseKernels
+from loire.kernels.interface.recurrent import (
+    DeltaNetShape,
+    DeltaNetWeights,
+    RecurrentKernels,
+    StateCache,
+    StatePlaces,
+)
 from loire.kernels.interface.sampling import (
     Chosen,
     LogitEdits,
@@ -52,6 +60,8 @@ __all__ = [
     "Backend",
     "Chosen",
     "ComputeStep",
+    "DeltaNetShape",
+    "DeltaNetWeights",
     "Expert",
     "FlatBatch",
     "GraphCapture",
@@ -64,9 +74,12 @@ __all__ = [
     "LowRank",
     "Penalties",
     "PointwiseKernels",
+    "RecurrentKernels",
     "RotaryTable",
     "SamplingKernels",
     "SamplingRows",
+    "StateCache",
+    "StatePlaces",
     "Table",
     "Transfers",
     "Wanted",

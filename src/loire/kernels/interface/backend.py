@@ -8,6 +8,7 @@ from loire.kernels.interface.attention import AttentionKernels
 from loire.kernels.interface.capture import GraphCapture
 from loire.kernels.interface.linear import LinearKernels
 from loire.kernels.interface.pointwise import PointwiseKernels
+from loire.kernels.interface.recurrent import RecurrentKernels
 from loire.kernels.interface.sampling import SamplingKernels
 from loire.kernels.interface.transfers import Transfers
 
@@ -22,6 +23,7 @@ class Backend:
     """What computes, as far as bits depend on it: its results are kept for none but itself."""
     linear: LinearKernels
     attention: AttentionKernels
+    recurrent: RecurrentKernels
     pointwise: PointwiseKernels
     sampling: SamplingKernels
     transfers: Transfers

@@ -23,16 +23,17 @@ class Wanted:
     """Of these alone, in rows of their own, as the last mixer's cache group has it; None where
     there are none."""
     plan: AttentionPlan | None
-    """For attend() of these alone; None where there are none."""
+    """For attend() of these alone; None where there are none, or the last mixer has a state."""
 
 
 ComputeStep = Callable[
-    [Tensor, Sequence[FlatBatch], Sequence[AttentionPlan], Wanted | None], Tensor
+    [Tensor, Sequence[FlatBatch], Sequence[AttentionPlan | None], Wanted | None], Tensor
 ]
 """From token ids (int64 [T]), and the batch with its plan as each cache group has them, to the last
 hidden states [T, E], or [W, E] of the wanted.
 
-The batches of the groups differ in slots and block tables alone.
+The batches of the groups differ in slots and block tables alone. Groups of states may have no
+plan.
 """
 
 

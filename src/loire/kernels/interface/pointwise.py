@@ -33,3 +33,8 @@ class PointwiseKernels(Protocol):
         x's dtype.
         """
         ...
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x * sigmoid(gate), in float32, rounded to the dtype of both; gate [T, E] or [T, 1] for
+        x [T, E]. May overwrite x."""
+        ...

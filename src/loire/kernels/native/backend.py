@@ -14,6 +14,7 @@ from loire.kernels.native.linear import NativeLinearKernels
 from loire.kernels.native.pointwise import NativePointwise
 from loire.kernels.native.recording import NativeCapture
 from loire.kernels.native.sampling import NativeSampling
+from loire.kernels.reference_recurrent import ReferenceRecurrent
 from loire.kernels.reference_transfers import ReferenceTransfers
 
 BATCH_INVARIANT_DTYPES = frozenset(TYPES)
@@ -51,6 +52,7 @@ class NativeBackend(Backend):
             numbers=f"native {INTERFACE_VERSION} {self.instruction_set}",
             linear=NativeLinearKernels(context),
             attention=NativeAttention(context),
+            recurrent=ReferenceRecurrent(),
             pointwise=NativePointwise(context),
             sampling=NativeSampling(context),
             transfers=ReferenceTransfers(),

@@ -8,6 +8,7 @@ from loire.kernels.native import calls
 from loire.kernels.native.context import NativeContext, address
 from loire.kernels.native.dtypes import type_number
 from loire.kernels.native.linear import NativeLinear
+from loire.kernels.reference_pointwise import ReferencePointwise
 
 
 class NativePointwise:
@@ -17,6 +18,7 @@ class NativePointwise:
         self._context = context
         self._norm = context.library.norm
         self._embed = context.library.embed
+        self._reference = ReferencePointwise()
 
     def embed(
         self, token_ids: Tensor, table: Table, scale: float, weight: Tensor, eps: float
@@ -71,6 +73,10 @@ class NativePointwise:
         x = self._context.results.dense(x)
         self._normalise(x, residual, weight, x, eps)
         return x, residual
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x * sigmoid(gate)."""
+        return self._reference.gate(x, gate)
 
     def _normalise(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps: float

@@ -1,0 +1,164 @@
+"""Mixers with a state, built from their descriptions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loire.checkpoint.recurrent_mixers import (
+    GatedDeltaNetDescription,
+    GatedDeltaNetWeights,
+    ShortConvolutionDescription,
+    ShortConvolutionWeights,
+)
+from loire.kernels.interface import (
+    AttentionPlan,
+    Backend,
+    DeltaNetShape,
+    DeltaNetWeights,
+    FlatBatch,
+    LayerCache,
+    Linear,
+    StateCache,
+)
+from loire.models.layer_loader import LayerLoader
+
+
+@dataclass(frozen=True, slots=True)
+class GatedDeltaNet:
+    """All but the last product changes the state, so remember() does it for every token."""
+
+    shape: DeltaNetShape
+    weights: DeltaNetWeights
+    qkv_gate: Linear
+    beta_alpha: Linear
+    output: Linear
+    is_replayable: bool
+
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, Hv * Dv] of x [T, E]."""
+        assert isinstance(cache, StateCache)
+        return backend.recurrent.gated_delta_net(
+            self.qkv_gate(x, batch),
+            self.beta_alpha(x, batch),
+            self.weights,
+            self.shape,
+            batch,
+            plan,
+            cache,
+        )
+
+    def recall(
+        self,
+        remembered: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, E] of what remember() gave for these tokens."""
+        return self.output(remembered, batch)
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """All of them."""
+        return self.weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the products."""
+        products = (self.qkv_gate, self.beta_alpha, self.output)
+        return sum(product.weight_bytes for product in products)
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConvolution:
+    """output(second * convolution(first * x))."""
+
+    filters: Tensor
+    """float32 [width, E]."""
+    bias: Tensor | None
+    input: Linear
+    output: Linear
+    is_replayable: bool
+
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, E] of x [T, E]."""
+        assert isinstance(cache, StateCache)
+        gated = self.input(x, batch)
+        return backend.recurrent.short_convolution(
+            gated, self.filters, self.bias, batch, plan, cache
+        )
+
+    def recall(
+        self,
+        remembered: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, E] of what remember() gave for these tokens."""
+        return self.output(remembered, batch)
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """All of them."""
+        return self.weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of both products."""
+        return self.input.weight_bytes + self.output.weight_bytes
+
+
+def gated_delta_net(
+    description: GatedDeltaNetDescription, weights: GatedDeltaNetWeights, load: LayerLoader
+) -> GatedDeltaNet:
+    """With its weights."""
+    decay = load.vector(weights.decay)
+    return GatedDeltaNet(
+        shape=DeltaNetShape(
+            num_key_heads=description.num_key_heads,
+            num_value_heads=description.num_value_heads,
+            key_dim=description.key_dim,
+            value_dim=description.value_dim,
+            heads_in_turn=description.heads_in_turn,
+            eps=load.norm_eps,
+        ),
+        weights=DeltaNetWeights(
+            filters=load.filters(weights.filters).T.contiguous(),
+            rate=torch.exp(decay) if description.decay_is_log else -decay,
+            decay_bias=load.vector(weights.decay_bias),
+            norm=load.vector(weights.norm),
+        ),
+        qkv_gate=load.linear(weights.qkv_gate),
+        beta_alpha=load.linear(weights.beta_alpha),
+        output=load.linear(weights.output),
+        is_replayable=load.recurrent.is_replayable,
+    )
+
+
+def short_convolution(
+    description: ShortConvolutionDescription, weights: ShortConvolutionWeights, load: LayerLoader
+) -> ShortConvolution:
+    """With its weights."""
+    return ShortConvolution(
+        filters=load.filters(weights.filters).T.contiguous(),
+        bias=None if weights.filter_bias is None else load.vector(weights.filter_bias),
+        input=load.linear(weights.input),
+        output=load.linear(weights.output),
+        is_replayable=load.recurrent.is_replayable,
+    )

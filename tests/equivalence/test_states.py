@@ -1,0 +1,167 @@
+"""Models with states: nobody's tokens change by company, chunks, snapshots or preemption."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loire import SamplingParams
+from loire.base.config import EngineOptions
+from loire.base.messages import EngineRequest
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.start import Engine, load_engine
+from loire.kernels.native.backend import NativeBackend
+from support.recorded_models import save
+
+usable, why = NativeBackend.available()
+BACKENDS = [
+    {"kernels": "reference", "dtype": "float32"},
+    {"kernels": "cpu", "dtype": "float32"},
+    {"kernels": "native", "dtype": "float32"},
+]
+UNIT = 16
+"""Tokens: prefixes are found in multiples of it."""
+
+Tokens = dict[str, list[int]]
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three gated delta nets, one attention between them."""
+    return save("qwen3_5", tmp_path_factory.mktemp("qwen3_5"))
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda given: " ".join(given.values()))
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    given: dict[str, Any] = request.param
+    if given["kernels"] == "native" and not usable:
+        pytest.skip(why)
+    return given
+
+
+def requests() -> list[EngineRequest]:
+    """Some share 100 tokens; of any length; siblings, too."""
+    rng = random.Random(3)
+    shared = [rng.randrange(3, 259) for _ in range(100)]
+    prompts = [[rng.randrange(3, 259) for _ in range(n)] for n in (1, 5, 40, 90, 200)]
+    prompts += [shared + [rng.randrange(3, 259) for _ in range(n)] for n in (1, 30, 50)]
+    return [
+        EngineRequest(
+            request_id=str(index),
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(
+                n=1 + 2 * (index in (1, 3)),
+                temperature=0.8 * (index % 2),
+                max_tokens=24,
+                ignore_eos=True,
+            ),
+            seed=index,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
+    given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": 64}
+    options = {**backend, **given, "num_threads": 1, **options}
+    return load_engine(open_checkpoint(path), EngineOptions(**options), name="hybrid")
+
+
+def played(
+    engine: Engine, given: Sequence[EngineRequest], then: Sequence[EngineRequest] = ()
+) -> Tokens:
+    """then: requests that come when the first ones have been computed for 12 steps."""
+    tokens: Tokens = {}
+    for request in given:
+        engine.core.add(request)
+    while engine.core.has_work:
+        if len(engine.core.records) == 12:
+            for request in then:
+                engine.core.add(request)
+            then = ()
+        for update in engine.core.step():
+            assert update.error is None
+            name = f"{update.request_id} {update.choice}"
+            tokens.setdefault(name, []).extend(update.token_ids)
+        engine.core.scheduler.allocator.check()
+    assert engine.core.scheduler.allocator.counts.in_use == 0
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def alone(hybrid: Path, backend: dict[str, Any]) -> Tokens:
+    """Each by itself, its prompt in one step, without a cache."""
+    engine = start(hybrid, backend, enable_prefix_caching=False, max_num_batched_tokens=512)
+    return {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_together_and_cached(
+    hybrid: Path, backend: dict[str, Any], alone: Tokens, depth: int
+) -> None:
+    engine = start(hybrid, backend, pipeline_depth=depth)
+    geometry = engine.config.geometry
+    assert [group.kind for group in geometry.groups] == ["full", "state"]
+    assert geometry.unit == UNIT
+    assert played(engine, requests()) == alone
+    first = sum(record.num_prefix_hit_tokens for record in engine.core.records)
+    assert first >= 2 * 96, "what the last two share with the one before them"
+    assert played(engine, requests()) == alone
+    hits = sum(record.num_prefix_hit_tokens for record in engine.core.records) - first
+    wanted = [(len(r.prompt_token_ids) - 1) // UNIT * UNIT for r in requests()]
+    assert hits >= sum(wanted), "every prompt's snapshot is found again"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("caching", [True, False])
+def test_preempted(
+    hybrid: Path, backend: dict[str, Any], alone: Tokens, depth: int, caching: bool
+) -> None:
+    engine = start(
+        hybrid,
+        backend,
+        enable_prefix_caching=caching,
+        pipeline_depth=depth,
+        max_num_seqs=2,
+        max_num_batched_tokens=24,
+    )
+    given = requests()
+    late = [replace(request, priority=1) for request in given[2:5]]
+    assert played(engine, late, then=[*given[:2], *given[5:]]) == alone
+    assert sum(record.num_preemptions for record in engine.core.records) >= 2
+
+
+def test_little_memory(hybrid: Path, backend: dict[str, Any], alone: Tokens) -> None:
+    """There is room for two or three sequences; some are preempted for want of pages."""
+    geometry = start(hybrid, backend).config.geometry
+    pages = geometry.pages_for(256, 64) * 5 // 2
+    engine = start(
+        hybrid,
+        backend,
+        kv_cache_memory_bytes=pages * geometry.page_bytes,
+        max_model_len=256,
+    )
+    assert played(engine, requests()) == alone
+
+
+def test_conversations_compute_only_what_is_new(hybrid: Path, backend: dict[str, Any]) -> None:
+    """Four conversations that are answered in turns: from the second turn on each prompt's
+    beginning is found, up to the last border of a block before its last token."""
+    engine = start(hybrid, backend, max_num_batched_tokens=128, kv_cache_memory_bytes=16_000_000)
+    rng = random.Random(9)
+    talks = [[rng.randrange(3, 259) for _ in range(100 + 11 * i)] for i in range(4)]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    kept = [0] * len(talks)
+    for turn in range(4):
+        for index, talk in enumerate(talks):
+            before = len(engine.core.records)
+            request = EngineRequest(f"{turn} {index}", tuple(talk), params, seed=0)
+            [answer] = played(engine, [request]).values()
+            records = list(engine.core.records)[before:]
+            computed = sum(slot.num_prefill_tokens for r in records for slot in r.slots)
+            assert computed == len(talk) - kept[index], "only what comes after the last snapshot"
+            kept[index] = (len(talk) - 1) // UNIT * UNIT
+            talk += [*answer, *(rng.randrange(3, 259) for _ in range(20))]

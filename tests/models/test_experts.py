@@ -115,7 +115,7 @@ def test_numbers_of_experts_that_disagree(qwen3_moe: Path, tmp_path: Path) -> No
     if "num_local_experts" in json.loads((qwen3_moe / "config.json").read_text()):
         key = "num_local_experts"
     more = changed(qwen3_moe, tmp_path / "more", **{key: 9})
-    with pytest.raises(CheckpointError, match=r"9 missing .*experts\.8\."):
+    with pytest.raises(CheckpointError, match=r"layer 0 should have 9 experts .* are those of 8"):
         load(more, ReferenceBackend)
     few = changed(qwen3_moe, tmp_path / "few", **{key: 2})
     with pytest.raises(CheckpointError, match=rf"num_experts_per_tok .*at most {key}, 2"):

@@ -46,6 +46,22 @@ def test_the_talks_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert grouped["kv_bytes_per_token"] < opt["kv_bytes_per_token"] / 4
 
 
+def test_a_published_model_without_its_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = json_of(capsys, "plan", "Llama-3-8B", "--device", "h100-80gb")
+    assert plan["weights_bytes"] == pytest.approx(16.06e9, rel=0.001)
+    assert plan["kv_bytes_per_token"] == 2 * 32 * 8 * 128 * 2
+    assert plan["window"] == 8192
+    # A file of that name is meant where there is one; other names are refused with the list.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama-3-8b").write_text("")
+    assert main(["plan", "llama-3-8b"]) == 1
+    assert "neither a model directory" in capsys.readouterr().err
+    assert main(["plan", "llama-9"]) == 1
+    assert "Without its files, a plan knows llama-2-7b, " in capsys.readouterr().err
+
+
 def test_the_table_has_the_talks_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(TALK) == 0
     text = capsys.readouterr().out

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loire.base.errors import ConfigError, ModelNotFoundError
+from loire.base.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
+from loire.checkpoint import huggingface_config
 from loire.checkpoint.download import Progress, check_once, fetch, is_complete
 from loire.checkpoint.hub_cache import cached_models
+from loire.checkpoint.json_file import read_json
 from loire.checkpoint.registry import PINNED, PinnedModel
 from loire.checkpoint.safetensors_header import INDEX
 
@@ -150,8 +152,8 @@ def _resolve_pinned(model: PinnedModel, allow_download: bool, progress: Progress
 
 
 def _resolve_hub(name: str, allow_download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def snapshot(*, local: bool) -> Path:
         found = snapshot_download(
@@ -172,8 +174,18 @@ def _resolve_hub(name: str, allow_download: bool) -> Path:
     if not allow_download:
         raise ModelNotFoundError(f"{name} {state}: run `loire pull {name}`")
     try:
+        config = read_json(Path(hf_hub_download(name, "config.json")))
+        # Before gigabytes of weights come that nothing here could run.
+        huggingface_config.describe(config, f"{name}, config.json")
         return snapshot(local=False)
+    except ModelError:
+        raise
     except Exception as error:  # of several HTTP libraries, by version
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise UnsupportedModelError(
+                f"{name} has no config.json, so that it is no model in the format of Hugging "
+                f"Face; if it has a GGUF file, download that and name it"
+            ) from error
         raise ModelNotFoundError(
             f"{name} {state}, and the hub did not give it: {type(error).__name__}: {error}\n"
             f"Check the name, the connection and, for a gated model, HF_TOKEN"

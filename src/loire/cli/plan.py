@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from loire.base.errors import ConfigError
+from loire.base.errors import ConfigError, ModelNotFoundError
 from loire.base.units import parse_bytes, parse_count, parse_tokens
 from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, argument_type
 
@@ -27,6 +28,9 @@ What many replicas do with real traffic, `loire simulate` tells.
   loire plan
   loire plan --params 13B --dtype fp16 --kv-per-token 1MB --device h100-80gb --window 8k
   loire plan smollm2 --what-if --device l4,a100-80gb --window 2k,8k
+  loire plan llama-3-8b --device h100-80gb
+
+The last names a model that need not be here: shapes of some published ones are known.
 """
 
 
@@ -155,11 +159,8 @@ def _question(args: argparse.Namespace) -> "Question":
     if args.params is None:
         if args.kv_per_token is not None:
             raise ConfigError("--kv-per-token belongs to --params: a MODEL has its own")
-        from loire.checkpoint.open import open_checkpoint
-        from loire.checkpoint.store import resolve_model
-
         name = args.model or DEFAULT_MODEL
-        model = open_checkpoint(resolve_model(name, allow_download=False))
+        model = _model(name)
     else:
         if args.model is not None:
             raise ConfigError(f"give either the model {args.model!r} or --params, not both")
@@ -176,6 +177,23 @@ def _question(args: argparse.Namespace) -> "Question":
         max_num_seqs=args.max_num_seqs,
         activation_bytes=args.activation_reserve,
     )
+
+
+def _model(name: str) -> "Checkpoint":
+    """A model that is here, or one whose shapes are known."""
+    from loire.checkpoint.open import open_checkpoint
+    from loire.checkpoint.store import resolve_model
+    from loire.planning.published_models import PUBLISHED, published_model
+
+    known = name.lower()
+    if known in PUBLISHED and not Path(name).exists():
+        return published_model(known)
+    try:
+        return open_checkpoint(resolve_model(name, allow_download=False))
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{error}\nWithout its files, a plan knows {', '.join(PUBLISHED)}"
+        ) from error
 
 
 def _choices(args: argparse.Namespace) -> "list[Variant]":

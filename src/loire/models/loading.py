@@ -1,8 +1,9 @@
 """Weights from a checkpoint into a decoder, layer by layer, so that memory peaks at little more
 than the final size. Every tensor must be used and every weight be there."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -20,6 +21,7 @@ from loire.models.layer_loader import LayerLoader, RotaryTables, WeightReader
 from loire.models.mixers import build_mixer
 
 LAYERS_AHEAD = 2
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
 
 
 def load_decoder(
@@ -108,11 +110,29 @@ def check_names(checkpoint: Checkpoint, weights: ModelWeights) -> None:
         present.discard("lm_head.weight")  # some files repeat the embedding there
     missing, unused = sorted(expected - present), sorted(present - expected)
     if missing or unused:
+        _check_experts(checkpoint, expected)
         raise CheckpointError(
             f"{checkpoint.path} does not hold the weights of a "
             f"{checkpoint.description.architecture} model: {_named('missing', missing)}; "
             f"{_named('unused', unused)}"
         )
+
+
+def _check_experts(checkpoint: Checkpoint, expected: Collection[str]) -> None:
+    """Raises CheckpointError where a layer has another number of experts than it should."""
+    wanted, found = _num_experts(expected), _num_experts(checkpoint.tensors)
+    for layer in sorted(wanted.keys() | found.keys(), key=int):
+        if wanted[layer] != found[layer]:
+            raise CheckpointError(
+                f"{checkpoint.path}: layer {layer} should have {wanted[layer]} experts by the "
+                f"model's configuration, but its weights are those of {found[layer]}"
+            )
+
+
+def _num_experts(names: Iterable[str]) -> Counter[str]:
+    """How many experts each layer has that has some."""
+    experts = {match.groups() for name in names if (match := _EXPERT.match(name))}
+    return Counter(layer for layer, _ in experts)
 
 
 def _named(what: str, names: Sequence[str]) -> str:

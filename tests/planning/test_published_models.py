@@ -1,0 +1,34 @@
+"""Published models by name: their sizes are those that their makers tell."""
+
+import re
+
+import pytest
+
+from loire.planning.published_models import PUBLISHED, published_model
+
+PARAMETERS = {
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704,
+    "codestral-22b": 22_247_282_688,
+    "gemma-2-9b": 9_241_705_984,
+    "phi-4": 14_659_507_200,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_those_of_the_published_weights(name: str) -> None:
+    assert published_model(name).num_parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_tell_the_size(name: str) -> None:
+    checkpoint = published_model(name)
+    told = re.search(r"(?<!x)\b(\d+(?:\.\d+)?)b\b", name)
+    if told is not None:
+        assert checkpoint.num_parameters / 1e9 == pytest.approx(float(told[1]), rel=0.32)
+    assert checkpoint.description.default_window >= 4096
+    assert checkpoint.weight_bytes == 2 * checkpoint.num_parameters

@@ -140,6 +140,7 @@ FAMILIES = [
     ),
     Family("qwen3", "Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     Family("qwen3_biases", "Qwen3", {"head_dim": 16, "attention_bias": True}),
+    Family("gemma", "Gemma", {"head_dim": 24, "attention_bias": True}),
     Family(
         "gemma2",
         "Gemma2",

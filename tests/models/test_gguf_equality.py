@@ -77,6 +77,7 @@ CASES = [
     }),
     Case("qwen2", "qwen2"),
     Case("qwen3", "qwen3"),
+    Case("gemma", "gemma"),
     Case(
         "gemma2",
         "gemma2",

@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3. The converter adds to the norms the 1 that their own files leave out."""
+"""Gemma 1 to 3. The converter adds to the norms the 1 that their own files leave out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +45,25 @@ def _gemma(fields: Fields, architecture: str, **defaults: Any) -> Common:
     return common
 
 
+def _gemma1(fields: Fields) -> ModelDescription:
+    if fields.flag("use_bidirectional_attention", False):
+        raise UnsupportedModelError(f"{fields.source}: bidirectional attention is not supported")
+    # Its makers meant the approximation, whatever the first files say; transformers knows.
+    name = fields.values.get("hidden_activation") or fields.values.get("hidden_act")
+    activation = "gelu_pytorch_tanh" if name in (None, "gelu") else name
+    values = {**fields.values, "hidden_act": activation}
+    filled = config_fields.with_defaults(
+        Fields(values, fields.source), bos_token_id=2, eos_token_id=1
+    )
+    bias = fields.flag("attention_bias", False)
+    common = config_fields.common(
+        filled, "gemma", tied=True, max_positions=8192, head_dim=256, kv_heads=16
+    )
+    common.model.update(norm_offset=1.0, embedding_scale=common.model["hidden_size"] ** 0.5)
+    windows = (None,) * config_fields.num_layers(fields)
+    return dense(common, windows, qkv_bias=bias, output_bias=bias)
+
+
 def _gemma2(fields: Fields) -> ModelDescription:
     filled = config_fields.with_defaults(
         fields,
@@ -87,6 +106,12 @@ def _gemma3(fields: Fields) -> ModelDescription:
     return dense(common, windows, qk_norm=True, local_rope=local_rope)
 
 
+def _gemma1_gguf(source: GGUFSource) -> ModelDescription:
+    common = gguf_fields.common(source)
+    common.model["embedding_scale"] = common.model["hidden_size"] ** 0.5
+    return dense(common, (None,) * source.num_layers, activation="gelu_tanh")
+
+
 def _gguf(
     source: GGUFSource, windows: Sequence[int | None], layers_of_27b: int, **changes: Any
 ) -> ModelDescription:
@@ -113,6 +138,11 @@ def _gemma3_gguf(source: GGUFSource) -> ModelDescription:
     return _gguf(source, windows, layers_of_27b=62, local_rope=local_rope)
 
 
+GEMMA = Family(
+    model_type="gemma",
+    describe=_gemma1,
+    gguf=GGUFFamily(architecture="gemma", describe=_gemma1_gguf),
+)
 GEMMA2 = Family(
     model_type="gemma2",
     describe=_gemma2,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from loire.checkpoint.families.family import Family, GGUFFamily
-from loire.checkpoint.families.gemma import GEMMA2, GEMMA3
+from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.granite import GRANITE
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
@@ -25,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_NEXT,
     QWEN3_5,
     QWEN3_5_MOE,
+    GEMMA,
     GEMMA2,
     GEMMA3,
     PHI3,

@@ -188,11 +188,22 @@ def test_closing_ends_the_calls_of_other_threads(tiny_llama: Path) -> None:
         for _ in llm.stream(PROMPTS[0], replace(GREEDY, max_tokens=None)):
             started.set()
 
-    harm(llm, 9, lambda: time.sleep(0.2))
-    with ThreadPoolExecutor(1) as pool:
+    in_a_step, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        in_a_step.set()
+        assert goes_on.wait(60)
+
+    harm(llm, 9, hold)
+    with ThreadPoolExecutor(2) as pool:
         reading = pool.submit(read)
-        started.wait()
-        llm.close()
+        assert started.wait(60)
+        assert in_a_step.wait(60)
+        closing = pool.submit(llm.close)
+        while llm.alive:
+            time.sleep(0.001)
+        goes_on.set()
+        closing.result(60)
         with pytest.raises(EngineError, match="closed"):
             reading.result()
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
 }
 HARMFUL_WORKER = Path(__file__).parents[1] / "support" / "harmful_worker.py"
 HARMFUL = SupervisorOptions(
-    command=(sys.executable, str(HARMFUL_WORKER)), step_timeout_s=2.0, step_timeout_per_token_s=0.0
+    command=(sys.executable, str(HARMFUL_WORKER)), step_timeout_s=5.0, step_timeout_per_token_s=0.0
 )
 PROMPTS = [f"Tell me about the number {number}" for number in range(8)]
 SAMPLED = SamplingParams(

@@ -16,7 +16,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 
 from playwright.sync_api import Browser, sync_playwright
 
-START_S = 20
+START_S = 120
 
 
 @contextmanager

@@ -264,7 +264,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run an async test, with a limit on its time."""
 
     async def limited() -> None:
-        await asyncio.wait_for(test(), 20)
+        await asyncio.wait_for(test(), 120)
 
     asyncio.run(limited())
 

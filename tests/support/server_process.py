@@ -1,6 +1,7 @@
 """A real server process: started, waited for, and asked."""
 
 import atexit
+import contextlib
 import re
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from typing import Any
 import httpx
 import openai
 
-START_S = 90
+START_S = 120
+"""Most seconds for anything that a busy machine may delay."""
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def num_requests(self) -> int:
-        return int(httpx.get(f"{self.url}/health").json()["num_requests"])
+        return int(httpx.get(f"{self.url}/health", timeout=START_S).json()["num_requests"])
 
 
 def start(model: Path, *flags: str) -> Server:
@@ -63,9 +65,13 @@ def start(model: Path, *flags: str) -> Server:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    """The condition's value once it is true."""
+    """The condition's value once it is true. One that times out is not true yet."""
     end = time.monotonic() + seconds
-    while not (value := condition()):
+    while True:
+        value = None
+        with contextlib.suppress(httpx.TimeoutException):
+            value = condition()
+        if value:
+            return value
         assert time.monotonic() < end, f"waited {seconds} s in vain"
         time.sleep(0.02)
-    return value

@@ -1,4 +1,8 @@
-"""A lock between processes, held on a file; the system lets go of it when a process dies."""
+"""A lock between processes, held on a file; the system lets go of it when a process dies.
+
+The library filelock (4.3.1) takes a file whose mere presence is the lock where the file system has
+no others: whoever dies with it locks everybody out. Here such a place is refused.
+"""
 
 import os
 import sys

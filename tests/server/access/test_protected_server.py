@@ -63,7 +63,7 @@ def test_the_openai_client_with_and_without_a_key(server: Server) -> None:
     life = httpx.get(f"{server.url}/admin/requests/{call_id}", headers=admin).json()
     assert life["tenant"] == "alice"
     assert life["requests"][0]["steps"] == 3
-    wait_for(lambda: any(e.get("request_id") == call_id for e in entries(server)), 10)
+    wait_for(lambda: any(e.get("request_id") == call_id for e in entries(server)), START_S)
     [entry] = [e for e in entries(server) if e.get("request_id") == call_id]
     assert (entry["tenant"], entry["output_tokens"]) == ("alice", 3)
 
@@ -91,7 +91,7 @@ def test_neither_keys_nor_prompts_are_in_the_log(server: Server) -> None:
 
 def test_other_machines_are_not_let_in_without_a_key(tiny_llama: Path) -> None:
     command = [sys.executable, "-m", "loire", "serve", str(tiny_llama), "--host", "0.0.0.0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
     assert done.returncode == 1
     assert "--api-key-file" in done.stderr
     assert "Traceback" not in done.stderr
@@ -104,11 +104,11 @@ def test_keys_and_the_audit_log_of_a_running_server(server: Server, keys: Path) 
     assert main(["keys", "add", "carol", "--file", str(keys)]) == 0
     carol = "carol-key-0123456789"
     keys.write_text(keys.read_text() + f"dave:{carol}\n")
-    wait_for(lambda: status(carol) == 200, 30)
+    wait_for(lambda: status(carol) == 200, START_S)
     assert main(["keys", "revoke", "dave", "--file", str(keys)]) == 0
-    wait_for(lambda: status(carol) == 401, 30)
+    wait_for(lambda: status(carol) == 401, START_S)
     audit = keys.with_name("audit")
-    wait_for(lambda: '"status": 401' in audit.read_text(), 10)
+    wait_for(lambda: '"status": 401' in audit.read_text(), START_S)
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert {line["tenant"] for line in lines} >= {"alice", "bob", "dave", None}
     assert stat.S_IMODE(audit.stat().st_mode) == 0o600

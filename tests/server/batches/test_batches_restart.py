@@ -77,7 +77,7 @@ def until(client: openai.OpenAI, batch_id: str, *states: str) -> Any:
         batch = client.batches.retrieve(batch_id)
         return batch if batch.status in states else None
 
-    return wait_for(reached, 120)
+    return wait_for(reached, START_S)
 
 
 def read(client: openai.OpenAI, file_id: str) -> list[Any]:
@@ -90,7 +90,7 @@ def test_a_killed_server_goes_on(model: Path, folder: Path, server: Server) -> N
     with server.client as client:
         batch = create(client, lines)
         # In the middle: some are done, some are being computed, some have not begun.
-        wait_for(lambda: client.batches.retrieve(batch.id).request_counts.completed > 10, 120)
+        wait_for(lambda: client.batches.retrieve(batch.id).request_counts.completed > 10, START_S)
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(START_S)
     again = launch(model, folder)
@@ -125,7 +125,7 @@ def test_a_batch_is_cancelled_and_requests_overtake_it(server: Server) -> None:
     with server.client as client:
         batch = create(client, lines)
         until(client, batch.id, "in_progress")
-        wait_for(lambda: server.num_requests() >= 6, 30)
+        wait_for(lambda: server.num_requests() >= 6, START_S)
         answer = client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "now"}], max_tokens=4
         )
@@ -136,7 +136,7 @@ def test_a_batch_is_cancelled_and_requests_overtake_it(server: Server) -> None:
         client.batches.cancel(batch.id)
         ended = until(client, batch.id, "cancelled")
         assert ended.request_counts.completed < len(lines)
-        wait_for(lambda: server.num_requests() == 0, 10)
+        wait_for(lambda: server.num_requests() == 0, START_S)
         with pytest.raises(openai.ConflictError, match="cannot be cancelled"):
             client.batches.cancel(batch.id)
 

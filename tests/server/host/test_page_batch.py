@@ -72,7 +72,7 @@ def ask(url: str, number: int, stop: threading.Event) -> int:
         "stream": True,
     }
     num_chunks = 0
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=START_S) as response:
         assert response.status_code == 200
         for line in response.iter_lines():
             num_chunks += line.startswith("data: {")
@@ -113,7 +113,7 @@ def test_ten_requests_are_seen_in_one_batch(page: Page, server: Server) -> None:
     with ThreadPoolExecutor(NUM_REQUESTS) as pool:
         answers = [pool.submit(ask, server.url, number, enough) for number in range(NUM_REQUESTS)]
         try:
-            expect(page.locator("#running")).to_have_text(str(NUM_REQUESTS), timeout=20_000)
+            expect(page.locator("#running")).to_have_text(str(NUM_REQUESTS), timeout=1000 * START_S)
             expect(page.locator("#live-rows tr")).to_have_count(NUM_REQUESTS)
             page.get_by_role("button", name="Pause").click()
             rows = page.locator("#live-rows tr").all_inner_texts()
@@ -122,7 +122,7 @@ def test_ten_requests_are_seen_in_one_batch(page: Page, server: Server) -> None:
             rate = page.locator("#decode-rate").inner_text()
         finally:
             enough.set()
-        assert all(answer.result(60) > 0 for answer in answers)
+        assert all(answer.result(START_S) > 0 for answer in answers)
     page.get_by_role("button", name="Go on").click()
     cells = [row.split("\t") for row in rows]
     assert [cell[0] for cell in cells] == [str(slot + 1) for slot in range(NUM_REQUESTS)]

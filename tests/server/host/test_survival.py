@@ -49,7 +49,7 @@ def engine_pid(server: Server) -> int:
 
 
 def post(server: Server, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json={**LONG, **fields}, timeout=60)
+    return httpx.post(f"{server.url}/v1/completions", json={**LONG, **fields}, timeout=START_S)
 
 
 def texts(response: httpx.Response) -> list[str]:
@@ -72,7 +72,9 @@ def test_kill_9_in_the_middle_of_streams(server: Server) -> None:
     def stream(prompt: str) -> str:
         text = ""
         body = {**LONG, "prompt": prompt, "stream": True, "seed": 7}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as lines:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=body, timeout=START_S
+        ) as lines:
             for number, line in enumerate(lines.iter_lines()):
                 if line.startswith("data: {"):
                     text += json.loads(line[6:])["choices"][0]["text"]
@@ -83,13 +85,13 @@ def test_kill_9_in_the_middle_of_streams(server: Server) -> None:
     with ThreadPoolExecutor(len(prompts)) as pool:
         answers = [pool.submit(stream, prompt) for prompt in prompts]
         for _ in prompts:
-            assert begun.acquire(timeout=30)
+            assert begun.acquire(timeout=START_S)
         killed = engine_pid(server)
         assert server.num_requests() > 0, "in the middle"
         os.kill(killed, signal.SIGKILL)
         wait_for(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503, START_S)
         assert httpx.get(f"{server.url}/health/live").status_code == 200
-        assert [answer.result(60) for answer in answers] == expected
+        assert [answer.result(START_S) for answer in answers] == expected
     assert engine_pid(server) != killed
     wait_for(lambda: server.num_requests() == 0, START_S)
     wait_for(lambda: httpx.get(f"{server.url}/health/ready").json() == {"status": "ready"}, START_S)
@@ -99,7 +101,7 @@ def test_full_queue_is_a_429_at_once(tiny_llama: Path) -> None:
     flags = ("--max-num-seqs", "1", "--max-queued-requests", "3", "--max-queued-tokens", "1k")
     with serving(tiny_llama, *flags) as server, ThreadPoolExecutor(20) as pool:
         answers = [pool.submit(post, server, prompt="on", n=1) for _ in range(20)]
-        responses = [answer.result(60) for answer in answers]
+        responses = [answer.result(START_S) for answer in answers]
         refused = [response for response in responses if response.status_code == 429]
         # One runs, three wait; by the time the last ones come, some may have ended.
         assert 1 <= len(refused) <= 16
@@ -120,8 +122,8 @@ def test_sigterm_drains(tiny_llama: Path) -> None:
         refused = post(server, prompt="x")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         for answer in running:
-            assert len(texts(answer.result(60))) == 4
-        assert server.process.wait(10) == 0, "".join(server.log)
+            assert len(texts(answer.result(START_S))) == 4
+        assert server.process.wait(START_S) == 0, "".join(server.log)
         assert "Traceback" not in "".join(server.log)
 
 
@@ -137,10 +139,10 @@ def test_the_grace_period_ends(tiny_llama: Path, second_signal: bool) -> None:
         if second_signal:
             wait_for(lambda: "stopping" in "".join(server.log), START_S)
             server.process.send_signal(signal.SIGTERM)
-        server.process.wait(60)
+        server.process.wait(START_S)
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), START_S)
         if not second_signal:
-            ended = [answer.result(10) for answer in answers]
+            ended = [answer.result(START_S) for answer in answers]
             cut = [response for response in ended if response.status_code == 503]
             assert cut
             assert "grace period of 0.2 s" in cut[0].json()["error"]["message"]
@@ -150,7 +152,7 @@ def test_the_grace_period_ends(tiny_llama: Path, second_signal: bool) -> None:
 
 
 def _failed(answer: "Future[httpx.Response]") -> bool:
-    error = answer.exception(10)
+    error = answer.exception(START_S)
     return isinstance(error, httpx.TransportError) or answer.result().status_code >= 500
 
 
@@ -169,7 +171,7 @@ def test_an_engine_that_cannot_come_back_ends_the_server(tiny_llama: Path, tmp_p
     with serving(model) as server:
         (model / "config.json").unlink()
         os.kill(engine_pid(server), signal.SIGKILL)
-        assert server.process.wait(60) == 1
+        assert server.process.wait(START_S) == 1
         assert "config.json" in "".join(server.log)
 
 
@@ -193,12 +195,12 @@ def test_a_reader_that_stops_delays_nobody(server: Server) -> None:
     )
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.settimeout(30)
+        reader.settimeout(START_S)
         reader.connect((host, int(port)))
         reader.sendall(head.encode() + body)
         wait_for(lambda: server.num_requests() == 1, START_S)
         texts(post(server, prompt="x", max_tokens=30))
-        wait_for(lambda: server.num_requests() == 0, 30)
+        wait_for(lambda: server.num_requests() == 0, START_S)
         received = bytearray()
         while data := reader.recv(2**16):
             received += data

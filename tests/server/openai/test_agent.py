@@ -114,7 +114,7 @@ def server(smollm2: Path) -> Iterator[Server]:
         yield running
     finally:
         running.process.terminate()
-        running.process.wait(20)
+        running.process.wait(START_S)
 
 
 def _talk(server: Server, memory: Path, *questions: str) -> list[str]:
@@ -125,7 +125,7 @@ def _talk(server: Server, memory: Path, *questions: str) -> list[str]:
         input="\n".join([*questions, "", ""]),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     return run.stdout.removeprefix("> ").splitlines()

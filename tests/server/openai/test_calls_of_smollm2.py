@@ -26,7 +26,7 @@ def server(smollm2: Path) -> Iterator[Server]:
         yield running
     finally:
         running.process.terminate()
-        running.process.wait(20)
+        running.process.wait(START_S)
 
 
 def _schema(chance: random.Random, depth: int) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_closing_a_stream_frees_its_request(server: Server, client: openai.OpenA
     next(iter(stream))
     assert server.num_requests() == 1
     stream.close()
-    wait_for(lambda: server.num_requests() == 0, 5)
+    wait_for(lambda: server.num_requests() == 0, START_S)
 
 
 def test_disconnects_free_running_and_queued_requests(server: Server) -> None:
@@ -254,10 +254,10 @@ def test_disconnects_free_running_and_queued_requests(server: Server) -> None:
     sockets = [socket.create_connection((address[0], int(address[1]))) for _ in range(8)]
     for connection in sockets:
         connection.sendall(head.encode() + body)
-    wait_for(lambda: server.num_requests() == 8, 10)
+    wait_for(lambda: server.num_requests() == 8, START_S)
     for connection in sockets:
         connection.close()
-    wait_for(lambda: server.num_requests() == 0, 5)
+    wait_for(lambda: server.num_requests() == 0, START_S)
 
 
 @pytest.mark.parametrize("moment", ["loading", "idle", "busy"])
@@ -279,7 +279,7 @@ def test_sigterm_ends_it_cleanly(tiny_llama: Path, moment: str) -> None:
                 text = str(last.choices[0].finish_reason)
         else:
             server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0, "".join(server.log)
+        assert server.process.wait(START_S) == 0, "".join(server.log)
         assert text == ("length" if moment == "busy" else "")
         assert "Traceback" not in "".join(server.log)
     finally:

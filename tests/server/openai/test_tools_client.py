@@ -60,7 +60,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
             yield client
     finally:
         server.process.terminate()
-        server.process.wait(20)
+        server.process.wait(START_S)
 
 
 def _calls(completion: ChatCompletion) -> list[tuple[str, dict[str, Any]]]:

@@ -26,8 +26,10 @@ class KeyGuard:
         self._app = app
         self._ring = access.ring
         self._open = ("everybody", "scrapers") if access.public_metrics else ("everybody",)
-        self._nobody = Caller(admin=not access.ring, meter=TenantMeter(limits=access.limits))
-        self._throttle = KeyThrottle()
+        self._clock = access.clock
+        meter = TenantMeter(limits=access.limits, clock=access.clock)
+        self._nobody = Caller(admin=not access.ring, meter=meter)
+        self._throttle = KeyThrottle(access.clock)
         self._callers: dict[str, tuple[ApiKey, Caller]] = {}
         """Of each tenant that came, with the key that it has."""
 
@@ -56,7 +58,10 @@ class KeyGuard:
         if known is not None and known[0] == key:
             return known[1]
         goes_on = known is not None and known[0].limits == key.limits
-        meter = known[1].meter if known and goes_on else TenantMeter(key.name, key.limits)
+        if known and goes_on:
+            meter = known[1].meter
+        else:
+            meter = TenantMeter(key.name, key.limits, self._clock)
         caller = Caller(key.name, key.admin, meter)
         self._callers[key.name] = key, caller
         return caller

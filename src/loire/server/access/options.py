@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from loire.base.errors import ConfigError
 from loire.server.access.key_sources import ADMIN_VARIABLE, KEY_VARIABLE, KeySources
 from loire.server.access.keys import KeyRing
 from loire.server.access.names import KnownNames, known_names
-from loire.server.access.rates import NO_LIMITS, Limits
+from loire.server.access.rates import NO_LIMITS, Clock, Limits
 from loire.server.storage.file_watch import FileWatch
 
 log = logging.getLogger("loire.server")
@@ -30,6 +31,8 @@ class Access:
     public_metrics: bool = False
     names: KnownNames = field(default_factory=KnownNames)
     key_watch: FileWatch | None = None
+    clock: Clock = time.monotonic
+    """Of the limits, in seconds."""
 
 
 OPEN_ACCESS = Access()

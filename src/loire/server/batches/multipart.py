@@ -1,7 +1,9 @@
 """multipart/form-data (RFC 7578) as a stream: parts are given on as they arrive, never held whole.
 
-FastAPI's own reading of forms needs another library and keeps uploads in temporary files first;
-here they go straight to where they stay, and whatever is too long is refused on the way.
+FastAPI's own reading of forms keeps uploads in temporary files first; here they go straight to
+where they stay, and whatever is too long is refused on the way. The parser that FastAPI uses for it
+(python-multipart 0.0.34 was tried) refuses what RFC 2046 allows, such as a preamble or spaces
+behind a boundary. Those are read here.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator

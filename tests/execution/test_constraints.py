@@ -171,3 +171,26 @@ def test_the_vocabulary_can_be_read_in_ahead(factory: ConstraintFactory) -> None
     factory.prepare()
     factory._compiling.shutdown(wait=True)
     assert "_library" in vars(factory._compiler)
+
+
+def test_a_defect_is_logged_and_ends_its_sequences(
+    tokenizer: Tokenizer,
+    factory: ConstraintFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    constraint = factory.constraint(StructuredOutputs(choice=("ab",)), ())
+    assert not isinstance(constraint.allowed(), str)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(factory, "fill", fail)
+    constraint.record(_ids(tokenizer, "a")[0])
+    assert "cannot go on: ZeroDivisionError" in str(constraint.allowed())
+    [record] = caplog.records
+    assert record.exc_info is not None
+    # What its text is to blame for is no defect.
+    wrong = factory.constraint(StructuredOutputs(regex="("), ())
+    assert "cannot go on" in str(wrong.allowed())
+    assert len(caplog.records) == 1

@@ -6,6 +6,7 @@ Compiling is done on threads of its own; `ready` says when it is over, so that a
 the batch with its first mask and nobody waits for it.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ MASK_THREADS = 2
 """Threads that fill the masks of one step; the processors are busy with the next one."""
 
 Bits = NDArray[np.int32]
+
+log = logging.getLogger("loire.engine")
 
 
 class ConstraintError(LoireError):
@@ -147,7 +150,7 @@ class ConstraintFactory:
                 )
         except Exception as error:  # noqa: BLE001  whatever it was, these sequences end with it
             for constraint in going:
-                constraint._error = str(error)
+                constraint._error = _said(error)
         for constraint, row in zip(going, bits, strict=True):
             constraint._take(row)
         for _, known in sampled.values():
@@ -179,6 +182,14 @@ class ConstraintFactory:
         from llguidance import LLExecutor
 
         return LLExecutor(MASK_THREADS)
+
+
+def _said(error: Exception) -> str:
+    """What a sequence ends with. An error that nobody foresaw is a defect: the log has it whole."""
+    if isinstance(error, LoireError):
+        return str(error)
+    log.error("a constraint fails", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 class SequenceConstraint:
@@ -224,7 +235,7 @@ class SequenceConstraint:
                 [bits] = bits
             self._take(bits)
         except Exception as error:  # noqa: BLE001  whatever it was, it concerns one sequence alone
-            self._error = str(error)
+            self._error = _said(error)
         finally:
             self._known.set()
 

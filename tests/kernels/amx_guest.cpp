@@ -152,7 +152,7 @@ struct Product {
         const LinearOperations& dense = operations.bfloat16.dense;
         WeightMemory memory;
         const PackedWeight packed(pool, memory, dense, {{weight.data(), rows, shape.in_features}},
-                                  has_bias ? bias.data() : nullptr, true, WeightFormat::DENSE, gate,
+                                  has_bias ? bias.data() : nullptr, true, WeightFormat::DENSE, gate, {},
                                   shape.out_features, shape.in_features);
         Scratch activations;
         Forecast forecast;
@@ -381,7 +381,7 @@ void quantized_products() {
                     const LinearOperations& linear = operations_of(i == 0 ? amx : other, format);
                     WeightMemory memory;
                     const PackedWeight packed(two, memory, linear, {{weight.data(), rows, stride}}, bias.data(), true,
-                                              format, gate, shape.out_features, shape.in_features);
+                                              format, gate, {}, shape.out_features, shape.in_features);
                     Scratch activations;
                     Forecast forecast;
                     out[i].resize(size_t(shape.tokens * shape.out_features));

@@ -53,6 +53,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape)
             scores = seen @ queries[index, head] * shape.scale
             if shape.softcap is not None:
                 scores = shape.softcap * torch.tanh(scores / shape.softcap)
-            weights = torch.softmax(scores, dim=0)
+            if shape.sinks is not None:
+                scores = torch.cat([scores, shape.sinks[head : head + 1].double()])
+            weights = torch.softmax(scores, dim=0)[: len(seen)]
             output[index, head] = weights @ values[first : position + 1, head // group]
     return output

@@ -132,5 +132,9 @@ def exact_attention(queries: Tensor, keys: Tensor, values: Tensor, shape: Attent
     hidden = key > position
     if shape.window is not None:
         hidden |= key <= position - shape.window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if shape.sinks is not None:
+        sinks = shape.sinks.double()[:, None, None].expand(-1, q, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(-1)[..., :context]
     return torch.einsum("hqc,chd->qhd", weights, wide_values).flatten(1)

@@ -72,7 +72,7 @@ class Family:
         model: PreTrainedModel = model_class(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "norm" in name or name.endswith(".bias"):
+                if "norm" in name or name.endswith(("bias", "sinks")):
                     parameter.add_(torch.randn_like(parameter) * 0.2)
             if config.tie_word_embeddings:
                 # Else the newest token's own embedding decides alone, and is chosen for ever.
@@ -257,6 +257,27 @@ FAMILIES = [
         },
     ),
     Family("seed_oss", "SeedOss", {"head_dim": 24, "attention_out_bias": True}),
+    Family(
+        "gpt_oss",
+        "GptOss",
+        {
+            "head_dim": 32,
+            "sliding_window": 20,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "swiglu_alpha": 1.5,
+            "swiglu_limit": 1.1,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
     Family("phi3", "Phi3", {"tie_word_embeddings": False}),
     Family("phi3_window", "Phi3", {"sliding_window": 20}),
     Family(

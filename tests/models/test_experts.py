@@ -9,13 +9,12 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 
 from loire.base.errors import CheckpointError
-from loire.checkpoint.feed_forward import ExpertsDescription
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.experts import compute_experts
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.reference import ReferenceBackend
 from loire.models.decoder import Decoder
-from loire.models.feed_forward import Experts, GatedMLP
+from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
@@ -71,15 +70,6 @@ def test_a_tokens_sum_is_weighted() -> None:
     found = compute_experts(x, chosen, weights, experts)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert compute_experts(x[:0], chosen[:0], weights[:0], experts).shape == (0, 8)
-
-
-def test_equals_go_to_the_first_experts() -> None:
-    description = ExpertsDescription(num_experts=6, top_k=2, intermediate_size=4)
-    experts = Experts(description, ReferenceBackend().linear, None, ())  # type: ignore[arg-type]
-    logits = torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0, 1.0], [2.0] * 6])
-    chosen, weights = experts.choose(logits)
-    assert chosen.tolist() == [[1, 2], [0, 1]]
-    assert weights.tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 
 def test_a_step_reads_the_experts_that_its_tokens_choose(qwen3_moe: Path) -> None:

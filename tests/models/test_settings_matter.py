@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.feed_forward import ClampedSwiGLU, ExpertsDescription
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.reference import ReferenceBackend
 from loire.models.loading import load_decoder
@@ -53,6 +54,13 @@ def windows_elsewhere(description: ModelDescription) -> ModelDescription:
     return with_attention(description, window=windows(description)[::-1])
 
 
+def scored_otherwise(description: ModelDescription) -> ModelDescription:
+    experts = description.layers[0].feed_forward
+    assert isinstance(experts, ExpertsDescription)
+    routing = replace(experts.routing, scores="softmax", renormalise=False)
+    return with_mlp(description, routing=routing)
+
+
 CASES: list[tuple[str, str, Change]] = [
     ("mistral_window", "window by one", wider_windows),
     ("gemma2", "window by one", wider_windows),
@@ -78,6 +86,12 @@ CASES: list[tuple[str, str, Change]] = [
     ("granite", "residual multiplier", setting(residual_multiplier=1.0)),
     ("granite", "divisor of logits", setting(logit_divisor=1.0)),
     ("granite", "scale of scores", attending(scale=16**-0.5)),
+    ("gpt_oss", "window by one", wider_windows),
+    ("gpt_oss", "which layers have windows", windows_elsewhere),
+    ("gpt_oss", "rounding of the ramp", rope(truncate_band=True)),
+    ("gpt_oss", "clamp of the gate", lambda d: with_mlp(d, activation=ClampedSwiGLU(1.5, 7.0))),
+    ("gpt_oss", "gain of the gate", lambda d: with_mlp(d, activation=ClampedSwiGLU(1.702, 1.1))),
+    ("gpt_oss", "weights of experts", scored_otherwise),
     ("phi4_mini", "partial rotation", rope(rotary_dim=16)),
     ("phi3_longrope_short", "short factors", rope(original_max_positions=64)),
     ("phi3_longrope_long", "long factors", rope(original_max_positions=4096)),

@@ -41,6 +41,8 @@ class TensorInfo:
     interleaved_heads: int = 0
     """If not 0: the rows are that many heads whose rotary pairs stand side by side (GGUF files of
     the Llama family); the loader puts them back into halves."""
+    inputs_first: bool = False
+    """Whether numbers lie the other way round: [in_features, out_features]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

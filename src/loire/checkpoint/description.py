@@ -216,6 +216,7 @@ def dense_layers(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     query_growth: QueryGrowth | None = None,
+    sinks: bool = False,
     attention_softcap: float | None = None,
     norms: NormPlacement = "before",
 ) -> tuple[LayerDescription, ...]:
@@ -239,6 +240,7 @@ def dense_layers(
                 output_bias=output_bias,
                 qk_norm=qk_norm,
                 query_growth=query_growth,
+                sinks=sinks,
                 softcap=attention_softcap,
             ),
             feed_forward=GatedMLPDescription(

@@ -7,9 +7,21 @@ builds it.
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from loire.checkpoint.weights import Matrix, Place
+from loire.checkpoint.weights import Matrix, Place, Vector
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+Scores = Literal["softmax", "softmax_of_chosen", "sigmoid"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwiGLU:
+    """(up + 1) * gate * sigmoid(alpha * gate), where gate is at most limit, and up lies within
+    -limit and limit (gpt-oss)."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+
+Activation = Literal["silu", "gelu_tanh", "gelu"] | ClampedSwiGLU
 
 
 class FeedForwardDescription(Protocol):
@@ -72,11 +84,48 @@ def gated_mlp_weights(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """How a token chooses its experts by a router's logits, and what each of them weighs.
+
+    It takes the top_k with the largest scores, the first of equals; those are their weights.
+
+    Attributes:
+        scores: softmax of the logits over all experts; over the chosen ones; the sigmoid of each.
+        renormalise: the weights are divided by their sum.
+        scale: the weights are multiplied by it.
+        num_groups, chosen_groups: experts lie in so many groups of equal size, and a token may
+            choose from so many of them alone (DeepSeek-AI 2024, "DeepSeek-V2"): those whose best
+            expert, or with the sigmoid whose best two together, have the largest scores.
+
+    Raises ValueError for numbers that do not go together.
+    """
+
+    num_experts: int
+    top_k: int
+    scores: Scores = "softmax"
+    renormalise: bool = True
+    scale: float = 1.0
+    num_groups: int = 1
+    chosen_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chosen_groups <= self.num_groups or self.num_experts % self.num_groups:
+            raise ValueError(
+                f"{self.num_experts} experts in {self.num_groups} groups, of which "
+                f"{self.chosen_groups} are chosen"
+            )
+        most = self.num_experts // self.num_groups * self.chosen_groups
+        if not 1 <= self.top_k <= most:
+            raise ValueError(f"a token cannot choose {self.top_k} of {most} experts")
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertsWeights:
     """Weights of experts and of what chooses among them."""
 
     router: Matrix
+    choice_bias: Vector | None
     experts: tuple[GatedMLPWeights, ...]
     shared: GatedMLPWeights | None
     shared_gate: Matrix | None
@@ -88,45 +137,56 @@ class ExpertsDescription:
     sparsely-gated mixture-of-experts layer").
 
     Attributes:
-        top_k: experts of a token: those with the largest logits, the first of equals.
-        renormalise: whether their weights, shares in the softmax over all experts, are made to
-            sum to 1.
+        choice_bias: whether there is a bias that is added to scores where experts are compared,
+            and to no weight.
+        router_bias: whether the router's product has one.
+        bias: whether the experts' products have one.
         shared_size: of one more expert, which every token goes through, times the sigmoid of its
             own gate (Qwen3-Next); 0: none.
     """
 
-    num_experts: int
-    top_k: int
+    routing: Routing
     intermediate_size: int
     """Of one expert."""
     activation: Activation = "silu"
-    renormalise: bool = True
+    choice_bias: bool = False
+    router_bias: bool = False
+    bias: bool = False
     shared_size: int = 0
 
     @property
     def activation_elements(self) -> int:
         """Of all chosen experts of a token: their inputs, gate, up and product."""
-        return 4 * (self.top_k * self.intermediate_size + self.shared_size)
+        return 4 * (self.routing.top_k * self.intermediate_size + self.shared_size)
 
     def share_read(self, num_tokens: int) -> float:
         """Share of the experts that a step of so many tokens reads, if each expert is as likely."""
-        return 1.0 - (1.0 - self.top_k / self.num_experts) ** num_tokens
+        return 1.0 - (1.0 - self.routing.top_k / self.routing.num_experts) ** num_tokens
 
     def weights(self, place: Place) -> ExpertsWeights:
         """Names as in Hugging Face's Qwen3-MoE, each expert by itself."""
-        prefix = f"{place.prefix}mlp."
+        prefix, num_experts = f"{place.prefix}mlp.", self.routing.num_experts
         return ExpertsWeights(
             router=Matrix(
                 name=f"{prefix}gate",
-                rows=(self.num_experts,),
+                rows=(num_experts,),
                 inputs=place.hidden_size,
+                bias=self.router_bias,
                 role="router",
+            ),
+            choice_bias=(
+                Vector(f"{prefix}gate.e_score_correction_bias", num_experts)
+                if self.choice_bias
+                else None
             ),
             experts=tuple(
                 gated_mlp_weights(
-                    f"{prefix}experts.{index}.", place.hidden_size, self.intermediate_size
+                    f"{prefix}experts.{index}.",
+                    place.hidden_size,
+                    self.intermediate_size,
+                    bias=self.bias,
                 )
-                for index in range(self.num_experts)
+                for index in range(num_experts)
             ),
             shared=gated_mlp_weights(f"{prefix}shared_expert.", place.hidden_size, self.shared_size)
             if self.shared_size

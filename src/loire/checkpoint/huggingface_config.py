@@ -100,7 +100,7 @@ def tensors(
                 f"{tensor.path}: tensors {result[common].name!r} and {name!r} are both the "
                 f"model's {common!r}"
             )
-        result[common] = tensor if common == name else replace(tensor, name=common)
+        result[common] = family.adjusted(replace(tensor, name=common))
     return expert_tensors.taken_apart(result)
 
 

@@ -159,6 +159,7 @@ class AttentionWeights:
     output: Matrix
     query_norm: Vector | None
     key_norm: Vector | None
+    sinks: Vector | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,8 @@ class AttentionDescription:
         window: how many latest positions a token sees (itself included), or None for all.
         qk_norm: RMSNorm over each head of queries and keys before the rotation.
         query_growth: what queries are multiplied by after it, if anything.
+        sinks: each query head has a score of its own, without a key, in its softmax (Xiao et al.
+            2023, "Efficient streaming language models with attention sinks"); gpt-oss trains them.
         softcap: scores x become softcap * tanh(x / softcap).
         cache_of: the earlier layer whose keys and values it reads; None for its own.
         output_gate: what attention gives is multiplied by the sigmoid of a gate, which stands
@@ -185,6 +188,7 @@ class AttentionDescription:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    sinks: bool = False
     softcap: float | None = None
     query_growth: QueryGrowth | None = None
     cache_of: int | None = None
@@ -266,4 +270,5 @@ class AttentionDescription:
             ),
             query_norm=norms.norm("q_norm") if self.qk_norm else None,
             key_norm=norms.norm("k_norm") if self.qk_norm and not shares else None,
+            sinks=Vector(f"{prefix}sinks.weight", self.num_heads) if self.sinks else None,
         )

@@ -25,6 +25,7 @@ from loire.kernels.reference_attention import (
     attend_row,
     first_seen,
     gather_context,
+    softmax_with_sinks,
     visible,
 )
 from loire.kernels.reference_linear import ReferenceLinearKernels, TorchLinear
@@ -221,14 +222,16 @@ def _attend_group(
     keys[rows, :, unseen] = 0
     values[rows, :, unseen] = 0
     grouped = queries.unflatten(1, (shape.num_kv_heads, -1))
-    if shape.softcap is None:
+    if shape.softcap is None and shape.sinks is None:
         attended = F.scaled_dot_product_attention(
             grouped, keys, values, attn_mask=mask[:, None, None], scale=shape.scale
         )
     else:
         scores = grouped.float() @ keys.float().transpose(-1, -2) * shape.scale
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
-        weights = torch.softmax(scores.masked_fill(~mask[:, None, None], float("-inf")), dim=-1)
+        if shape.softcap is not None:
+            scores = shape.softcap * torch.tanh(scores / shape.softcap)
+        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
+        weights = softmax_with_sinks(scores[..., None, :], shape)[..., 0, :]
         attended = (weights @ values.float()).to(queries.dtype)
     return attended.flatten(1, 2)
 
@@ -254,7 +257,7 @@ def _attend_prefill(
     first = first_seen(row.query_len, row.context_len, shape.window, cache.keys.shape[2])
     gathered = gather_context(cache, row.block_table, row.context_len, first)
     keys, values = (tensor.to(queries.dtype) for tensor in gathered)
-    if shape.softcap is not None:
+    if shape.softcap is not None or shape.sinks is not None:
         return attend_row(queries, keys, values, shape, row.context_len)
     whole = row.query_len == row.context_len and (
         shape.window is None or shape.window >= row.context_len

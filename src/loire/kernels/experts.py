@@ -1,20 +1,61 @@
-"""Experts by the products of a backend: each computed once, for the tokens that chose it."""
+"""Mixtures of experts by a backend's products, each computed once, for the tokens that chose it:
+their definition."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from loire.checkpoint.feed_forward import Routing
 from loire.kernels.interface import Expert
+
+
+def choose_experts(logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Experts (int64 [T, top_k], the best first) and their weights (float32 [T, top_k]).
+
+    logits: float32 [T, experts], of the router. bias: float32 [experts], added to scores where they
+    are compared.
+    """
+    scores = logits.sigmoid() if routing.scores == "sigmoid" else logits
+    # (A softmax keeps the order of the logits.)
+    compared = scores if bias is None else scores + bias
+    if routing.chosen_groups < routing.num_groups:
+        compared = compared.masked_fill(~_in_chosen_groups(compared, routing), float("-inf"))
+    chosen = _best(compared, routing.top_k)
+    if routing.scores == "softmax":
+        scores = torch.softmax(logits, dim=-1)
+    weights = scores.gather(-1, chosen)
+    if routing.scores == "softmax_of_chosen":
+        weights = torch.softmax(weights, dim=-1)
+    elif routing.renormalise:
+        # (With the softmax the sum is never 0.)
+        least = 1e-20 if routing.scores == "sigmoid" else 0.0
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + least)
+    return chosen, weights * routing.scale
+
+
+def _best(compared: Tensor, count: int) -> Tensor:
+    """Indices of the largest, in a stable order, so that equals are chosen alike in any company."""
+    return compared.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def _in_chosen_groups(compared: Tensor, routing: Routing) -> Tensor:
+    """bool [T, experts]: whether an expert lies in a group that its token may choose from."""
+    grouped = compared.unflatten(-1, (routing.num_groups, -1))
+    best = min(2 if routing.scores == "sigmoid" else 1, grouped.shape[-1])
+    worth = grouped.topk(best, dim=-1).values.sum(dim=-1)
+    chosen = torch.zeros_like(worth, dtype=torch.bool)
+    chosen.scatter_(-1, _best(worth, routing.chosen_groups), True)
+    return chosen[..., None].expand_as(grouped).flatten(-2)
 
 
 def compute_experts(
     x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
 ) -> Tensor:
-    """See kernels.interface.LinearKernels.experts: its definition.
+    """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in the
+    order of the experts, in float32, then rounded to x's dtype.
 
-    A token's sum is taken in the order of the experts, so that it has the same bits in any company
-    where products have.
+    chosen: int64 [T, k], all different. weights: float32 [T, k].
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     flat = chosen.flatten()
@@ -30,3 +71,24 @@ def compute_experts(
             total[rows] += made.float() * shares[first : first + count]
             first += count
     return total.to(x.dtype)
+
+
+class ReferenceExperts:
+    """Expert by expert. Which of them compute depends on the tokens, so no step is like another."""
+
+    is_replayable = False
+
+    def __init__(self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None) -> None:
+        self._experts = tuple(experts)
+        self._routing = routing
+        self._bias = bias
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all experts."""
+        return sum(part.weight_bytes for x in self._experts for part in (x.gate_up, x.down))
+
+    def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
+        """[T, E] of x [T, E] and a router's logits of it."""
+        chosen, weights = choose_experts(logits, self._routing, self._bias)
+        return compute_experts(x, chosen, weights, self._experts)

@@ -191,9 +191,18 @@ def attend_row(
         scores = shape.softcap * torch.tanh(scores / shape.softcap)
     mask = visible(query_len, context_len, shape.window, queries.device)
     mask = mask[:, context_len - num_keys :]
-    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    weights = softmax_with_sinks(scores.masked_fill(~mask, float("-inf")), shape)
     output = weights @ values.float()[:, None]
     return output.flatten(0, 1).transpose(0, 1).to(queries.dtype)
+
+
+def softmax_with_sinks(scores: Tensor, shape: AttentionShape) -> Tensor:
+    """Of scores (float32 [..., K, H / K, Q, C]) over the keys, beside the head's sink if any."""
+    if shape.sinks is None:
+        return torch.softmax(scores, dim=-1)
+    heads = scores.shape[-4:-2]
+    sinks = shape.sinks.view(*heads, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
 
 
 def visible(query_len: int, context_len: int, window: int | None, device: torch.device) -> Tensor:

@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.feed_forward import Activation, ClampedSwiGLU, Routing
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import dequantize_on_host
-from loire.kernels.experts import compute_experts
+from loire.kernels.experts import ReferenceExperts
 from loire.kernels.interface import (
     MOST_ADAPTERS,
     AdapterRows,
     Expert,
+    Experts,
     FlatBatch,
     Linear,
     LowRank,
@@ -216,6 +217,10 @@ class GatedLinear:
         if wide:
             raise ValueError("gated results are not wide")
         gate, up = self._both(x, batch).chunk(2, dim=-1)
+        if isinstance(self._activation, ClampedSwiGLU):
+            alpha, limit = self._activation.alpha, self._activation.limit
+            gate, up = gate.float().clamp(max=limit), up.float().clamp(-limit, limit)
+            return ((up + 1) * (gate * torch.sigmoid(alpha * gate))).to(x.dtype)
         if self._activation == "silu":
             return F.silu(gate) * up
         approximate = "tanh" if self._activation == "gelu_tanh" else "none"
@@ -280,10 +285,10 @@ class ReferenceLinearKernels:
         return ReferenceLinear(weight, bias)
 
     def experts(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
-    ) -> Tensor:
-        """[T, E] of x [T, E]: expert by expert."""
-        return compute_experts(x, chosen, weights, experts)
+        self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None = None
+    ) -> Experts:
+        """Expert by expert."""
+        return ReferenceExperts(experts, routing, bias)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """On the host, whatever device computes the model."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from loire.checkpoint.feed_forward import (
@@ -14,7 +13,8 @@ from loire.checkpoint.feed_forward import (
     GatedMLPDescription,
     GatedMLPWeights,
 )
-from loire.kernels.interface import FlatBatch, Linear, LinearKernels, PointwiseKernels
+from loire.kernels.interface import Experts as KernelExperts
+from loire.kernels.interface import FlatBatch, Linear, PointwiseKernels
 from loire.models.decoder import FeedForward
 from loire.models.layer_loader import LayerLoader
 
@@ -48,41 +48,27 @@ class Experts:
     """Gated MLPs, of which a router chooses some for each token."""
 
     description: ExpertsDescription
-    kernels: LinearKernels
     router: Linear
-    experts: tuple[GatedMLP, ...]
+    experts: KernelExperts
 
-    is_replayable: ClassVar[bool] = False
+    @property
+    def is_replayable(self) -> bool:
+        """Whether the backend can record them."""
+        return self.experts.is_replayable
 
     def __call__(self, x: Tensor, batch: FlatBatch | None) -> Tensor:
         """[T, E] to [T, E]."""
-        chosen, shares = self.choose(self.router(x, batch, wide=True))
-        return self.kernels.experts(x, chosen, shares, self.experts)
-
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts (int64 [T, k]) and their weights (float32 [T, k]) by a router's logits."""
-        shares = torch.softmax(logits, dim=-1)
-        # A stable order, so that equals are chosen alike in any company.
-        largest, order = shares.sort(dim=-1, descending=True, stable=True)
-        top_k = self.description.top_k
-        chosen, weights = order[:, :top_k], largest[:, :top_k]
-        if self.description.renormalise:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return chosen, weights
+        return self.experts(x, self.router(x, batch, wide=True))
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """Those of the experts that so many tokens may be expected to choose."""
         share = self.description.share_read(num_tokens)
-        return self.router.weight_bytes + round(share * self._expert_bytes)
+        return self.router.weight_bytes + round(share * self.experts.weight_bytes)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the router and all experts."""
-        return self.router.weight_bytes + self._expert_bytes
-
-    @property
-    def _expert_bytes(self) -> int:
-        return sum(expert.weight_bytes for expert in self.experts)
+        return self.router.weight_bytes + self.experts.weight_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +108,12 @@ def build_feed_forward(
     if isinstance(description, GatedMLPDescription) and isinstance(weights, GatedMLPWeights):
         return _gated_mlp(weights, description.activation, load)
     if isinstance(description, ExpertsDescription) and isinstance(weights, ExpertsWeights):
+        bias = None if weights.choice_bias is None else load.vector(weights.choice_bias)
+        parts = [_gated_mlp(expert, description.activation, load) for expert in weights.experts]
         experts = Experts(
             description=description,
-            kernels=load.kernels,
             router=load.linear(weights.router),
-            experts=tuple(
-                _gated_mlp(expert, description.activation, load) for expert in weights.experts
-            ),
+            experts=load.kernels.experts(parts, description.routing, bias),
         )
         if weights.shared is None or weights.shared_gate is None:
             return experts

@@ -190,6 +190,7 @@ def _attention(
             scale=description.scale,
             window=description.window,
             softcap=description.softcap,
+            sinks=None if weights.sinks is None else load.vector(weights.sinks),
             stores=description.cache_of is None,
         ),
         qkv=qkv,

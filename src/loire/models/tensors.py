@@ -39,6 +39,8 @@ class TensorReader:
         if info.format.name in _PLAIN:
             # Otherwise a copy always: nothing may go on pointing into a file.
             values = torch.frombuffer(data, dtype=_PLAIN[info.format.name])
+            if info.inputs_first:
+                values = values.view(info.shape[::-1]).T.contiguous()
             tensor = values.view(info.shape).to(dtype, copy=not may_share)
         else:
             tensor = self._dequantize(data, info.format, dtype).view(info.shape)

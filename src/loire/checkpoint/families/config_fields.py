@@ -9,7 +9,13 @@ from typing import Any
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.common import MAX_EXPERTS, MAX_LAYERS, Common
-from loire.checkpoint.feed_forward import Activation, ExpertsDescription, GatedMLPDescription
+from loire.checkpoint.feed_forward import (
+    Activation,
+    ExpertsDescription,
+    GatedMLPDescription,
+    Routing,
+    Scores,
+)
 from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.rope_config import parse_rope, stretched_window
 
@@ -140,19 +146,32 @@ def num_layers(fields: Fields) -> int:
 
 
 def experts(
-    fields: Fields, description: ModelDescription, *, count_key: str, top_k: int, **settings: Any
+    fields: Fields,
+    description: ModelDescription,
+    *,
+    count_key: str,
+    top_k: int,
+    renormalise: bool = True,
+    scores: Scores = "softmax",
+    **settings: Any,
 ) -> ExpertsDescription:
-    """Experts in the place of the MLP that every layer of a description has."""
+    """Experts in the place of the MLP that every layer of a description has.
+
+    renormalise, scores: of their routing; settings: of ExpertsDescription.
+    """
     mlp = description.layers[0].feed_forward
     assert isinstance(mlp, GatedMLPDescription)
     count = fields.integer(count_key, high=MAX_EXPERTS)
     chosen = fields.integer("num_experts_per_tok", top_k)
     if chosen > count:
         raise fields.wrong("num_experts_per_tok", chosen, f"at most {count_key}, {count}")
-    settings = {"intermediate_size": mlp.intermediate_size, **settings}
-    return ExpertsDescription(
-        num_experts=count, top_k=chosen, activation=mlp.activation, **settings
-    )
+    routing = Routing(num_experts=count, top_k=chosen, scores=scores, renormalise=renormalise)
+    settings = {
+        "intermediate_size": mlp.intermediate_size,
+        "activation": mlp.activation,
+        **settings,
+    }
+    return ExpertsDescription(routing=routing, **settings)
 
 
 def sparse_layers(

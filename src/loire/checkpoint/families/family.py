@@ -14,6 +14,11 @@ def as_it_is(tensor: TensorInfo, part: str, description: ModelDescription) -> Te
     return tensor
 
 
+def unchanged(tensor: TensorInfo) -> TensorInfo:
+    """The tensor where it lies as it should."""
+    return tensor
+
+
 def own_name(name: str) -> str | None:
     """The name of a tensor that has the common one."""
     return name
@@ -51,6 +56,8 @@ class Family:
             names another itself.
         common_name: the common name of a tensor in its safetensors files; None leaves it aside.
             (What holds for all families is in huggingface_config.tensors.)
+        adjusted: what must be done with a tensor of its safetensors files, under its common name,
+            because it lies otherwise.
         gguf: None where the files have another family's architecture, or there are none.
     """
 
@@ -58,4 +65,5 @@ class Family:
     describe: Callable[[Fields], ModelDescription]
     text_of: tuple[str, ...] = ()
     common_name: Callable[[str], str | None] = own_name
+    adjusted: Callable[[TensorInfo], TensorInfo] = unchanged
     gguf: GGUFFamily | None = None

@@ -12,7 +12,7 @@ from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.common import MAX_EXPERTS, MAX_LAYERS, Common
-from loire.checkpoint.feed_forward import ExpertsDescription
+from loire.checkpoint.feed_forward import ExpertsDescription, Routing, Scores
 from loire.checkpoint.fields import MAX_POSITIONS, Fields
 from loire.checkpoint.gguf_file import GGUFFile, numbers
 from loire.checkpoint.mixers import RopeDescription
@@ -158,8 +158,10 @@ def uniform_windows(source: GGUFSource) -> tuple[int | None, ...]:
     return (window(source),) * source.num_layers
 
 
-def experts(source: GGUFSource, description: ModelDescription) -> list[ExpertsDescription | None]:
-    """Of the layers that have a router; None for the others."""
+def experts(
+    source: GGUFSource, description: ModelDescription, *, scores: Scores = "softmax"
+) -> list[ExpertsDescription | None]:
+    """Of the layers that have a router; None for the others. scores: of the routing."""
     own, num_layers = source.own, description.num_layers
     count = own.integer("expert_count", 0, low=0, high=MAX_EXPERTS)
     if not count:
@@ -167,7 +169,9 @@ def experts(source: GGUFSource, description: ModelDescription) -> list[ExpertsDe
     top_k = own.integer("expert_used_count", high=count)
     size = own.integer("expert_feed_forward_length", own.integer("feed_forward_length"))
     # llama.cpp renormalises in these families, whatever the model's makers did.
-    found = ExpertsDescription(num_experts=count, top_k=top_k, intermediate_size=size)
+    found = ExpertsDescription(
+        routing=Routing(num_experts=count, top_k=top_k, scores=scores), intermediate_size=size
+    )
     routed = (source.has(f"blk.{index}.ffn_gate_inp.weight") for index in range(num_layers))
     return [found if has_router else None for has_router in routed]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
+from loire.checkpoint.families.gpt_oss import GPT_OSS
 from loire.checkpoint.families.granite import GRANITE
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE,
     SEED_OSS,
     MIXTRAL,
+    GPT_OSS,
 )
 
 BY_MODEL_TYPE: Mapping[str, Family] = {family.model_type: family for family in FAMILIES}

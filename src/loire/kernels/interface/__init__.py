@@ -27,6 +27,7 @@ from loire.kernels.interface.capture import ComputeStep, GraphCapture, Wanted
 from loire.kernels.interface.linear import (
     MOST_ADAPTERS,
     Expert,
+    Experts,
     Linear,
     LinearKernels,
     LowRank,
@@ -63,6 +64,7 @@ __all__ = [
     "DeltaNetShape",
     "DeltaNetWeights",
     "Expert",
+    "Experts",
     "FlatBatch",
     "GraphCapture",
     "HeadNorms",

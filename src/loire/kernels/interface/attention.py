@@ -1,6 +1,6 @@
 """Attention over the paged KV cache, and how that lies in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -64,6 +64,9 @@ class AttentionShape:
     window: int | None = None
     """A token sees this many latest positions, itself included; None is all."""
     softcap: float | None = None
+    sinks: Tensor | None = field(default=None, compare=False)
+    """float32 [H]: a score of each query head that its softmax has beside those of the keys, and no
+    value comes with."""
     stores: bool = True
     """False: keys and values are another layer's, and rotate_and_store() gets queries alone."""
 

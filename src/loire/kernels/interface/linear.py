@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.feed_forward import Activation, Routing
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface.batch import FlatBatch
@@ -77,6 +77,29 @@ class Expert(Protocol):
         ...
 
 
+class Experts(Protocol):
+    """Gated MLPs, of which each token goes through some."""
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether a step that calls it may be recorded (see GraphCapture)."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all experts."""
+        ...
+
+    def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
+        """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in
+        the order of the experts, in float32, then rounded to x's dtype. Each expert is computed
+        once, for all tokens that chose it.
+
+        logits: float32 [T, experts], of the router.
+        """
+        ...
+
+
 MOST_ADAPTERS = 4096
 """Numbers of adapters are below."""
 
@@ -133,13 +156,11 @@ class LinearKernels(Protocol):
         ...
 
     def experts(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
-    ) -> Tensor:
-        """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in
-        the order of the experts, in float32, then rounded to x's dtype.
+        self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None = None
+    ) -> Experts:
+        """A mixture of experts whose products pack() made, all for inputs of one dtype.
 
-        chosen: int64 [T, k], all different. weights: float32 [T, k]. Each expert is computed once,
-        for all tokens that chose it.
+        bias: float32 [experts], added to scores where they are compared alone.
         """
         ...
 

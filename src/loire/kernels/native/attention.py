@@ -146,6 +146,7 @@ class NativeAttention(ReferenceAttention):
             values=cache.values.data_ptr(),
             key_scales=address(cache.key_scales),
             value_scales=address(cache.value_scales),
+            sinks=address(shape.sinks),
             out=out.data_ptr(),
             heads=heads,
             kv_heads=kv_heads,

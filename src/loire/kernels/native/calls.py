@@ -28,6 +28,8 @@ class PackCall(Call):
         ("type", c_int32),
         ("format", c_int32),
         ("gate", c_int32),
+        ("gate_alpha", c_float),
+        ("gate_limit", c_float),
     ]
 
 
@@ -59,6 +61,28 @@ class AdaptCall(Call):
         ("outputs", c_void_p),
         ("number", c_int32),
         ("num_parts", c_int32),
+    ]
+
+
+class ExpertsCall(Call):
+    """What loire_experts is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("gate_ups", c_void_p),
+        ("downs", c_void_p),
+        ("x", c_void_p),
+        ("logits", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("experts", c_int64),
+        ("top_k", c_int64),
+        ("groups", c_int64),
+        ("chosen_groups", c_int64),
+        ("scores", c_int32),
+        ("renormalise", c_int32),
+        ("scale", c_float),
     ]
 
 
@@ -198,6 +222,7 @@ class AttendCall(Call):
         ("values", c_void_p),
         ("key_scales", c_void_p),
         ("value_scales", c_void_p),
+        ("sinks", c_void_p),
         ("out", c_void_p),
         ("heads", c_int64),
         ("kv_heads", c_int64),

@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 17
+INTERFACE_VERSION = 18
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -42,6 +42,7 @@ class NativeLibrary:
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
         self.linear = self._call("loire_linear", calls.LinearCall)
         self.adapt = self._call("loire_adapt", calls.AdaptCall)
+        self.experts = self._call("loire_experts", calls.ExpertsCall)
         self.norm = self._call("loire_norm", calls.NormCall)
         self.embed = self._call("loire_embed", calls.EmbedCall)
         self.dequantize = self._call("loire_dequantize", calls.DequantizeCall)

@@ -11,14 +11,22 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
-from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.feed_forward import Activation, ClampedSwiGLU, Routing
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
-from loire.kernels.experts import compute_experts
-from loire.kernels.interface import Expert, FlatBatch, Linear, LowRank, Weight, parts_of
+from loire.kernels.interface import (
+    Expert,
+    Experts,
+    FlatBatch,
+    Linear,
+    LowRank,
+    Weight,
+    parts_of,
+)
 from loire.kernels.native.calls import AdaptCall, DequantizeCall, LinearCall, PackCall
 from loire.kernels.native.context import NativeContext
 from loire.kernels.native.dtypes import TYPES, type_number
+from loire.kernels.native.experts import NativeExperts
 from loire.kernels.native.library import array_of
 from loire.kernels.reference_linear import check_low_rank
 
@@ -32,6 +40,7 @@ MOST_PARTS = 3
 """Of a packed weight, as in source/kernels/operations.h."""
 GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
 """As in source/kernels/operations.h."""
+_CLAMPED_SWIGLU = 3
 
 
 class NativeLinear:
@@ -74,7 +83,9 @@ class NativeLinear:
             num_parts=len(data),
             type=type_number(dtype),
             format=_format_number(parts[0], quantization),
-            gate=GATES[gate],
+            gate=_CLAMPED_SWIGLU if isinstance(gate, ClampedSwiGLU) else GATES[gate],
+            gate_alpha=gate.alpha if isinstance(gate, ClampedSwiGLU) else 0.0,
+            gate_limit=gate.limit if isinstance(gate, ClampedSwiGLU) else 0.0,
         )
         handle = context.library.pack(context.handle, call)
         if handle is None:
@@ -258,10 +269,10 @@ class NativeLinearKernels:
         return linears[0] if len(linears) == 1 else StackedNativeLinear(self._context, linears)
 
     def experts(
-        self, x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
-    ) -> Tensor:
-        """[T, E] of x [T, E]: expert by expert."""
-        return compute_experts(x, chosen, weights, experts)
+        self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None = None
+    ) -> Experts:
+        """All of them by one call of the library."""
+        return NativeExperts(self._context, experts, routing, bias)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""

@@ -48,6 +48,7 @@ LOIRE_EXPORT int loire_attend(Context* context, const AttendCall* call) {
         arguments.window = given.window;
         arguments.scale = given.scale;
         arguments.softcap = given.softcap;
+        arguments.sinks = given.sinks;
         arguments.pieces = cut.pieces.data();
         arguments.members = cut.members.data();
         arguments.merges = cut.merges.data();

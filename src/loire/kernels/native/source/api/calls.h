@@ -24,6 +24,7 @@ struct PackCall {
     const void* bias;  // or null
     int64_t in_features;
     int32_t num_parts, type, format, gate;
+    float gate_alpha, gate_limit;  // a Clamp
 };
 
 // out is float32 if wide (not with a gate), else of x's type: the one that the weight was packed from.
@@ -46,6 +47,21 @@ struct AdaptCall {
     const int64_t* firsts;
     const int64_t* outputs;
     int32_t number, num_parts;
+};
+
+// out is what the experts that each token chooses make of x, weighted and added up in the experts' order,
+// of x's type. gate_ups and downs: of each expert, packed with a gate and without. What chooses: see
+// RouteArguments.
+struct ExpertsCall {
+    const PackedWeight* const* gate_ups;
+    const PackedWeight* const* downs;
+    const void* x;        // [T, E]
+    const float* logits;  // [T, experts]
+    const float* bias;    // [experts] or null
+    void* out;            // [T, E]
+    int64_t tokens, experts, top_k, groups, chosen_groups;
+    int32_t scores, renormalise;
+    float scale;
 };
 
 struct NormCall {
@@ -135,6 +151,7 @@ struct AttendCall {
     const void* values;
     const float* key_scales;
     const float* value_scales;
+    const float* sinks;         // [H] or null
     void* out;                  // [T, H * D]
     int64_t heads, kv_heads, head_dim, block_stride, scale_stride, num_blocks;
     int64_t window;             // a token sees this many latest positions

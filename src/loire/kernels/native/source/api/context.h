@@ -15,6 +15,7 @@
 
 #include "../kernels/table.h"
 #include "../runtime/attention_plan.h"
+#include "../runtime/experts.h"
 #include "../runtime/forecast.h"
 #include "../runtime/memory.h"
 #include "../runtime/packed_weight.h"
@@ -50,6 +51,7 @@ struct Context {
     Pool pool;
     WeightMemory weights;
     Scratch activations, partials, hidden;
+    ExpertsScratch experts;
     Forecast forecast;
     Recording* recording = nullptr;  // being made
 

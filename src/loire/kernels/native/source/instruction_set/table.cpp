@@ -2,6 +2,7 @@
 
 #include "../kernels/choose.h"
 #include "../kernels/dequantize.h"
+#include "../kernels/experts.h"
 #include "../kernels/limits.h"
 #include "../kernels/norm.h"
 #include "../kernels/table.h"
@@ -44,12 +45,14 @@ const Operations LOIRE_TABLE = {
     LOIRE_NAME,
     computes_exactly,
     choose_piece,
+    route_piece,
     read_piece,
-    {norm_piece<float>, embed_piece<float>, dequantize_piece<float>, multiply_float32_piece, FLOPS,
+    {norm_piece<float>, embed_piece<float>, dequantize_piece<float>, sum_experts_piece<float>,
+     multiply_float32_piece, FLOPS,
      LOIRE_PART(plain_cache_float32), LOIRE_PART(int8_cache_float32), LOIRE_PART(dense_float32),
      LOIRE_PART(int8_float32), LOIRE_PART(int4_float32), LOIRE_PART(blocks_float32),
      LOIRE_PART(superblocks_float32)},
-    {norm_piece<bfloat16>, embed_piece<bfloat16>, dequantize_piece<bfloat16>,
+    {norm_piece<bfloat16>, embed_piece<bfloat16>, dequantize_piece<bfloat16>, sum_experts_piece<bfloat16>,
 #if defined(LOIRE_AMX)
      multiply_tiles_limit_piece, TILE_LIMIT_FLOPS,
 #else

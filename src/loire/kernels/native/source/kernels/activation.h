@@ -1,7 +1,8 @@
-// The activations of gated products (Shazeer 2020).
+// The activations of gated products (Shazeer 2020); the clamped one is that of gpt-oss.
 
 #pragma once
 
+#include "operations.h"
 #include "vec16.h"
 
 namespace loire {
@@ -25,8 +26,26 @@ INLINE Vec16 gelu(const Vec16& x) {
     return load(lanes);
 }
 
-INLINE Vec16 activated(Gate gate, const Vec16& x) {
-    return gate == Gate::SILU ? x * sigmoid(x) : gate == Gate::GELU_TANH ? gelu_tanh(x) : gelu(x);
+// The smaller; b where either is NaN.
+INLINE Vec16 minimum(const Vec16& a, const Vec16& b) {
+    return zero() - maximum(zero() - a, zero() - b);
+}
+
+INLINE Vec16 clamped_swiglu(const Clamp& clamp, const Vec16& first, const Vec16& second) {
+    const Vec16 limit = broadcast(clamp.limit);
+    const Vec16 gate = minimum(limit, first);
+    const Vec16 other = minimum(limit, maximum(zero() - limit, second));
+    return (other + broadcast(1.0f)) * (gate * sigmoid(gate * broadcast(clamp.alpha)));
+}
+
+// Of both halves of a product.
+INLINE Vec16 gated(Gate gate, const Clamp& clamp, const Vec16& first, const Vec16& second) {
+    switch (gate) {
+        case Gate::SILU: return first * sigmoid(first) * second;
+        case Gate::GELU_TANH: return gelu_tanh(first) * second;
+        case Gate::CLAMPED_SWIGLU: return clamped_swiglu(clamp, first, second);
+        default: return gelu(first) * second;
+    }
 }
 
 }  // namespace

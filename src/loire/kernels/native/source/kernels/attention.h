@@ -4,7 +4,7 @@
 // sum l of exp(score - m) and the weighted values o; splits are folded in ascending order, as in
 // Milakov & Gimelshein 2018 and FlashAttention (Dao et al. 2022). Only the position of a query
 // decides what is added in which order: keys it must not see get the weight 0, and adding those
-// changes no bit. So it does not matter which queries are computed together, or by whom.
+// changes no bit. A sink (Xiao et al. 2023), if a head has one, comes before them all. So it does not matter which queries are computed together, or by whom.
 //
 // The rows of a piece are its tokens times the query heads of one key/value head: each key and
 // value is read once for all of them. Tokens of several sequences are in one piece where those share
@@ -77,10 +77,17 @@ void write_result(const Piece& piece, const AttentionQueries& given, const Parti
     }
 }
 
-INLINE void clear(const Partial& total, int64_t rows, int64_t stride) {
-    __builtin_memset(total.values, 0, rows * stride * sizeof(float));
-    __builtin_memset(total.sums, 0, rows * sizeof(float));
-    for (int64_t r = 0; r < rows; ++r) total.maxima[r] = -__builtin_inff();
+// Before any split, a head's sink has been seen: a score without a value.
+template <typename Piece>
+void begin(const Piece& piece, const Partial& total, int64_t rows) {
+    const float* sinks = piece.a.sinks;
+    __builtin_memset(total.values, 0, rows * piece.stride * sizeof(float));
+    for (int64_t r = 0; r < rows; ++r) {
+        total.sums[r] = sinks == nullptr ? 0.0f : 1.0f;
+        total.maxima[r] = sinks == nullptr
+                              ? -__builtin_inff()
+                              : sinks[piece.piece.kv_head * piece.group + r % piece.group];
+    }
 }
 
 template <typename Element, typename Kept>
@@ -125,7 +132,7 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     }
     if (given.split < 0) {
         const Partial total = partial(total_memory, rows);
-        clear(total, rows, stride);
+        begin(piece, total, rows);
         const int64_t last = (first.first_position + first.tokens - 1) / SPLIT;
         for (int64_t s = piece.first_seen(first.first_position) / SPLIT; s <= last; ++s) {
             compute_split(piece, s, nothing, part);
@@ -149,7 +156,7 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
         row += count;
         if (__atomic_sub_fetch(a.unfinished + member.merge, 1, __ATOMIC_ACQ_REL) != 0) continue;
         const Partial total = partial(total_memory, count);
-        clear(total, count, stride);
+        begin(piece, total, count);
         for (int64_t s = merge.first_split; s < merge.first_split + merge.splits; ++s)
             fold(total, slot(s), count, stride);
         write_result(piece, member.queries, total);

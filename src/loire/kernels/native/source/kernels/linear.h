@@ -256,9 +256,8 @@ INLINE void finish_some(const LinearArguments& a, int64_t row, const float* sums
     auto* out = static_cast<Element*>(a.out) + at;
     if (a.gate == Gate::NONE) return store_some(out, value, count);
     // Rounded before they meet, as where the halves are results of their own.
-    const Vec16 gate = activated(a.gate, rounded<Element>(value));
-    const Vec16 other = rounded<Element>(finished(a, row + PANEL, sums + panel_sums, token));
-    store_some(out, gate * other, count);
+    const Vec16 other = finished(a, row + PANEL, sums + panel_sums, token);
+    store_some(out, gated(a.gate, a.clamp, rounded<Element>(value), rounded<Element>(other)), count);
 }
 
 // Stores the results of one panel or, gated, of two. sums: [tokens][PANEL] of each.

@@ -139,6 +139,7 @@ struct AttentionArguments {
     int64_t window;  // a token sees this many latest positions
     float scale;
     float softcap;  // 0: none
+    const float* sinks;  // [H] or null: scores that each head's softmax has beside those of the keys
     const AttentionPiece* pieces;
     const AttentionMember* members;
     const AttentionMerge* merges;
@@ -159,7 +160,13 @@ struct PackActivationsArguments {
 
 // What becomes of a product whose weight has two halves of rows: gate(first) * second. The panels of
 // such a weight alternate, 32 outputs of the first half and the same of the second.
-enum class Gate : int32_t { NONE = -1, SILU = 0, GELU_TANH = 1, GELU = 2 };
+enum class Gate : int32_t { NONE = -1, SILU = 0, GELU_TANH = 1, GELU = 2, CLAMPED_SWIGLU = 3 };
+
+// Of CLAMPED_SWIGLU: with the first half g at most limit and the second u within -limit and limit,
+// (u + 1) * g * sigmoid(alpha * g).
+struct Clamp {
+    float alpha, limit;
+};
 
 constexpr int64_t panels_per_output(Gate gate) { return gate == Gate::NONE ? 1 : 2; }
 
@@ -201,12 +208,43 @@ struct LinearArguments {
     void* out;                // [T, out], of x's type or float32
     bool wide;                // whether out is float32; not with a gate
     Gate gate;
+    Clamp clamp;
     int64_t tokens, steps, panels, out_features;
     int64_t out_stride;  // from token to token
     int64_t tokens_per_block;  // of the packed activations
     int64_t tokens_per_piece;  // whole blocks
     int64_t panels_per_piece;  // both of a gated output
     AdaptedTokens adapted;
+};
+
+// What a token's scores of the experts are made of, and so its experts' weights.
+enum class Scores : int32_t {
+    SOFTMAX = 0,            // over all experts
+    SOFTMAX_OF_CHOSEN = 1,  // over those that were chosen
+    SIGMOID = 2,            // of each by itself
+};
+
+// A token chooses the top_k experts with the largest scores, the first of equals: of chosen_groups of
+// the groups, of equal size, in which they lie. A group counts as its best expert, or with SIGMOID as
+// its two best together.
+struct RouteArguments {
+    const float* logits;  // [T, experts]
+    const float* bias;    // [experts] or null: added to scores where experts are compared
+    int32_t* chosen;      // [T, top_k], the best first
+    float* weights;       // [T, top_k]: their scores, perhaps divided by their sum, times scale
+    int64_t tokens, experts, top_k, groups, chosen_groups;
+    Scores scores;
+    bool renormalise;
+    float scale;
+};
+
+// What became of each token in its experts, added up.
+struct SumExpertsArguments {
+    const void* made;      // [rows, E] of out's type
+    const int64_t* rows;   // [T, top_k]: of made, in the order of the experts
+    const float* weights;  // [T, top_k] of those
+    void* out;             // [T, E]
+    int64_t tokens, top_k, size;
 };
 
 // Block formats of GGUF, by their numbers there.

@@ -7,7 +7,7 @@
 namespace loire {
 
 struct TypedOperations {
-    PieceFunction norm, embed, dequantize;
+    PieceFunction norm, embed, dequantize, sum_experts;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;
     const CacheOperations &plain_cache, &int8_cache;
@@ -27,6 +27,7 @@ struct Operations {
     const char* name;
     bool (*computes_exactly)();  // whether this processor adds in the order that linear.h states
     PieceFunction choose;            // one row
+    PieceFunction route;
     PieceFunction read_limit;        // LIMIT_PIECE_BYTES
     TypedOperations float32, bfloat16;
 };

@@ -14,6 +14,50 @@ int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 
 }  // namespace
 
+Cut::Cut(const LinearOperations& operations, const PackedWeight& weight, int64_t tokens,
+         int64_t wanted)
+    : tokens_per_block(operations.tokens_per_block(tokens)),
+      blocks(ceil_div(tokens, tokens_per_block)),
+      token_bytes(weight.steps * operations.packed_bytes_per_step) {
+    const int64_t rows = ceil_div(blocks, MOST_TOKENS / tokens_per_block);
+    tokens_per_piece = ceil_div(blocks, rows) * tokens_per_block;
+    const int64_t least = tokens_per_piece * token_bytes > FIRST_CACHE_BYTES
+                              ? operations.panels_per_piece
+                              : 1;
+    const int64_t together = panels_per_output(weight.gate);
+    int64_t panels = std::max(std::max(least, PIECE_BYTES / weight.panel_bytes) / together, int64_t(1));
+    while (panels > 1 && rows * (weight.panels / together / panels) < wanted) panels /= 2;
+    panels_per_piece = panels * together;
+    row_pieces = ceil_div(tokens, tokens_per_piece);
+    column_pieces = ceil_div(weight.panels, panels_per_piece);
+}
+
+LinearArguments Cut::arguments(const PackedWeight& weight, const void* packed, void* out,
+                               int64_t out_stride, bool wide, int64_t tokens) const {
+    LinearArguments found{};
+    found.weight = weight.data;
+    found.scales = weight.scales;
+    found.bias = weight.bias;
+    found.activations = packed;
+    found.out = out;
+    found.wide = wide;
+    found.gate = weight.gate;
+    found.clamp = weight.clamp;
+    found.tokens = tokens;
+    found.steps = weight.steps;
+    found.panels = weight.panels;
+    found.out_features = weight.out_features;
+    found.out_stride = out_stride;
+    found.tokens_per_block = tokens_per_block;
+    found.tokens_per_piece = tokens_per_piece;
+    found.panels_per_piece = panels_per_piece;
+    return found;
+}
+
+int64_t wanted_pieces(const Pool& pool) { return PIECES_PER_THREAD * pool.num_threads(); }
+
+bool waits_for_weights(int64_t tokens) { return tokens <= MOST_TOKENS; }
+
 void multiply(const LinearOperations& operations, Pool& pool, Scratch& activations,
               Forecast& forecast, const PackedWeight& weight, const void* x, void* out,
               int64_t out_stride, bool wide, int64_t tokens, const int32_t* numbers,
@@ -27,36 +71,18 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
         const LowRankArguments arguments{adapted, x, tokens, weight.in_features};
         pool.run(ceil_div(tokens, ROWS_PER_PIECE), operations.low_rank, &arguments);
     }
-    const int64_t block = operations.tokens_per_block(tokens);
-    const int64_t blocks = ceil_div(tokens, block);
-    const int64_t token_bytes = weight.steps * operations.packed_bytes_per_step;
-    const PackActivationsArguments packing{x,
-                                           activations.reserve(size_t(blocks * block * token_bytes)),
-                                           tokens,
-                                           weight.in_features,
-                                           weight.steps,
-                                           block};
-    pool.run(blocks, operations.pack_activations, &packing);
-
-    const int64_t rows = ceil_div(blocks, MOST_TOKENS / block);  // of pieces
-    const int64_t tokens_per_piece = ceil_div(blocks, rows) * block;
-    const int64_t least = tokens_per_piece * token_bytes > FIRST_CACHE_BYTES
-                              ? operations.panels_per_piece
-                              : 1;
-    const int64_t together = panels_per_output(weight.gate);
-    int64_t panels = std::max(std::max(least, PIECE_BYTES / weight.panel_bytes) / together, int64_t(1));
-    const int64_t wanted = PIECES_PER_THREAD * pool.num_threads();
-    while (panels > 1 && rows * (weight.panels / together / panels) < wanted) panels /= 2;
-    panels *= together;
-    const LinearArguments arguments{weight.data,   weight.scales, weight.bias,         packing.packed,
-                                    out,           wide,          weight.gate,         tokens,
-                                    weight.steps,  weight.panels, weight.out_features, out_stride,
-                                    block,         tokens_per_piece, panels, adapted};
-    const int64_t pieces = ceil_div(weight.panels, panels);
-    forecast.begins({static_cast<const char*>(weight.data), pieces, panels * weight.panel_bytes});
-    // Many tokens take longer to multiply than weights take to come.
-    pool.expect(tokens <= MOST_TOKENS ? forecast.next() : Stream{});
-    pool.run(ceil_div(tokens, tokens_per_piece) * pieces, operations.linear, &arguments);
+    const Cut cut(operations, weight, tokens, wanted_pieces(pool));
+    const PackActivationsArguments packing{
+        x,     activations.reserve(size_t(cut.packed_bytes())), tokens, weight.in_features,
+        weight.steps, cut.tokens_per_block};
+    pool.run(cut.blocks, operations.pack_activations, &packing);
+    LinearArguments arguments =
+        cut.arguments(weight, packing.packed, out, out_stride, wide, tokens);
+    arguments.adapted = adapted;
+    forecast.begins({static_cast<const char*>(weight.data), cut.column_pieces,
+                     cut.panels_per_piece * weight.panel_bytes});
+    pool.expect(waits_for_weights(tokens) ? forecast.next() : Stream{});
+    pool.run(cut.pieces(), operations.linear, &arguments);
 }
 
 }  // namespace loire

@@ -10,6 +10,31 @@
 
 namespace loire {
 
+// How a product with some tokens is cut.
+struct Cut {
+    int64_t tokens_per_block, blocks;  // of packed activations
+    int64_t token_bytes;               // of those
+    int64_t tokens_per_piece, panels_per_piece;
+    int64_t row_pieces, column_pieces;
+
+    // into `wanted` pieces at least, if the weight has so many panels.
+    Cut(const LinearOperations& operations, const PackedWeight& weight, int64_t tokens,
+        int64_t wanted);
+
+    int64_t packed_bytes() const { return blocks * tokens_per_block * token_bytes; }
+    int64_t pieces() const { return row_pieces * column_pieces; }
+
+    // Of such a product, without adapters.
+    LinearArguments arguments(const PackedWeight& weight, const void* packed, void* out,
+                              int64_t out_stride, bool wide, int64_t tokens) const;
+};
+
+// Pieces that a product should have, so that threads end at the same time.
+int64_t wanted_pieces(const Pool& pool);
+
+// Whether so few tokens are multiplied that threads wait for weights, and may fetch what comes next.
+bool waits_for_weights(int64_t tokens);
+
 // out [tokens, out] = x [tokens, in] * weight, rows of out lying out_stride elements apart. x is of the
 // type that the weight was packed from, out too unless wide: float32 then. operations: those the weight was packed for. activations: room for
 // packing. forecast: of the weights that the pool's threads fetch ahead.

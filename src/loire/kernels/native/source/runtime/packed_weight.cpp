@@ -18,11 +18,12 @@ float widen(bfloat16 value) {
 
 PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
                            const std::vector<WeightPart>& parts, const void* given_bias,
-                           bool is_bfloat16, WeightFormat format, Gate gate,
+                           bool is_bfloat16, WeightFormat format, Gate gate, Clamp clamp,
                            int64_t out_features, int64_t in_features)
     : is_bfloat16(is_bfloat16),
       format(format),
       gate(gate),
+      clamp(clamp),
       out_features(out_features),
       in_features(in_features),
       panels((out_features + PANEL - 1) / PANEL * panels_per_output(gate)),

@@ -23,13 +23,15 @@ class PackedWeight {
     // the products with the first half of its rows. out_features: of the result.
     PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
                  const std::vector<WeightPart>& parts, const void* bias, bool is_bfloat16,
-                 WeightFormat format, Gate gate, int64_t out_features, int64_t in_features);
+                 WeightFormat format, Gate gate, Clamp clamp, int64_t out_features,
+                 int64_t in_features);
     PackedWeight(const PackedWeight&) = delete;
     PackedWeight& operator=(const PackedWeight&) = delete;
 
     const bool is_bfloat16;  // x is
     const WeightFormat format;
     const Gate gate;
+    const Clamp clamp;  // of that gate
     const int64_t out_features, in_features;
     const int64_t panels, steps, panel_bytes;
     char* data = nullptr;

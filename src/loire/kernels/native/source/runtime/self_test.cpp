@@ -88,7 +88,7 @@ std::vector<float> product(const Operations& operations, Pool& pool, const Shape
     const LinearOperations& dense = operations.bfloat16.dense;
     WeightMemory memory;
     const PackedWeight packed(pool, memory, dense, {{weight.data(), shape.out_features, shape.in_features}},
-                              bias.data(), true, WeightFormat::DENSE, Gate::NONE,
+                              bias.data(), true, WeightFormat::DENSE, Gate::NONE, {},
                               shape.out_features, shape.in_features);
     Scratch activations;
     std::vector<float> out(size_t(shape.tokens * shape.out_features));
@@ -107,7 +107,7 @@ bool quantized_agrees(const Operations& operations, Pool& pool, Random& random,
     const auto rows = random.some(OUTPUTS * INPUTS), x = random.some(TOKENS * INPUTS);
     WeightMemory memory;
     const PackedWeight packed(pool, memory, quantized, {{rows.data(), OUTPUTS, INPUTS}}, nullptr,
-                              true, format, Gate::NONE, OUTPUTS, INPUTS);
+                              true, format, Gate::NONE, {}, OUTPUTS, INPUTS);
     Scratch activations;
     Forecast forecast;
     std::vector<float> together(size_t(TOKENS * OUTPUTS)), alone(together);

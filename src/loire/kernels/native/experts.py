@@ -1,0 +1,84 @@
+"""Mixtures of experts by the native library: source/runtime/experts.h."""
+
+from collections.abc import Sequence
+from ctypes import addressof, c_void_p
+
+import torch
+from torch import Tensor
+
+from loire.checkpoint.feed_forward import Routing, Scores
+from loire.kernels.interface import Expert, Linear
+from loire.kernels.native.calls import ExpertsCall
+from loire.kernels.native.context import NativeContext, address
+from loire.kernels.native.library import array_of
+
+SCORES: dict[Scores, int] = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
+"""As in source/kernels/operations.h."""
+
+
+class NativeExperts:
+    """See kernels.interface.Experts. Tokens are sorted by expert, and the products' pieces of all
+    experts handed out together."""
+
+    is_replayable = True
+
+    def __init__(
+        self,
+        context: NativeContext,
+        experts: Sequence[Expert],
+        routing: Routing,
+        bias: Tensor | None,
+    ) -> None:
+        """Raises ValueError if they are not as many as the routing says."""
+        if len(experts) != routing.num_experts:
+            raise ValueError(f"{len(experts)} experts, but {routing.num_experts} to choose from")
+        self.weight_bytes = sum(x.gate_up.weight_bytes + x.down.weight_bytes for x in experts)
+        """Bytes of all experts."""
+        self._experts = tuple(experts)  # they hold the weights
+        self._routing = routing
+        self._bias = None if bias is None else bias.float().contiguous()
+        self._context = context
+        self._run = context.library.experts
+        self._gate_ups = array_of(c_void_p, [_handle(x.gate_up) for x in experts])
+        self._downs = array_of(c_void_p, [_handle(x.down) for x in experts])
+        self._size, self._dtype = experts[0].gate_up.in_features, experts[0].gate_up.dtype
+
+    def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
+        """[T, E] of x [T, E] and a router's logits of it."""
+        x, logits = self._context.results.dense(x), self._context.results.dense(logits)
+        routing, tokens = self._routing, len(x)
+        fits = x.shape[1] == self._size and x.dtype is self._dtype
+        if not fits or logits.shape != (tokens, routing.num_experts):
+            raise ValueError(
+                f"x is {tuple(x.shape)} {x.dtype} with logits {tuple(logits.shape)}, but there are "
+                f"{routing.num_experts} experts for {self._size} {self._dtype}"
+            )
+        if logits.dtype is not torch.float32:
+            raise ValueError(f"logits are float32, not {logits.dtype}")
+        out = self._context.results.new((tokens, self._size), self._dtype)
+        call = ExpertsCall(
+            gate_ups=addressof(self._gate_ups),
+            downs=addressof(self._downs),
+            x=x.data_ptr(),
+            logits=logits.data_ptr(),
+            bias=address(self._bias),
+            out=out.data_ptr(),
+            tokens=tokens,
+            experts=routing.num_experts,
+            top_k=routing.top_k,
+            groups=routing.num_groups,
+            chosen_groups=routing.chosen_groups,
+            scores=SCORES[routing.scores],
+            renormalise=routing.renormalise,
+            scale=routing.scale,
+        )
+        self._context.run(self._run, call)
+        return out
+
+
+def _handle(linear: Linear) -> int:
+    """Of a weight that the library holds as one."""
+    handle = getattr(linear, "handle", None)
+    if not isinstance(handle, int):
+        raise ValueError(f"an expert's product is a {type(linear).__name__} of several weights")
+    return handle

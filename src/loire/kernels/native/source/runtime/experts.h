@@ -1,0 +1,34 @@
+// Experts: each computed once, for all tokens that chose it, by the products of loire/runtime/multiply.h
+// whose pieces are handed out together.
+
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels/table.h"
+#include "forecast.h"
+#include "packed_weight.h"
+#include "pool.h"
+
+namespace loire {
+
+// One expert: down(gate_up(x)), and the operations that the weights were packed for.
+struct Expert {
+    const PackedWeight* gate_up;
+    const PackedWeight* down;
+    const LinearOperations* gate_up_operations;
+    const LinearOperations* down_operations;
+};
+
+// Room for what is worked out on the way.
+struct ExpertsScratch {
+    Scratch routes, hidden, made;
+};
+
+// routing: chosen and weights are left empty. experts: as many as it says, all of one type and with x's
+// features in and out. x, out [T, E] of that type; key: of this layer, for the forecast.
+void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
+                     ExpertsScratch& scratch, Forecast& forecast, const void* key,
+                     RouteArguments routing, const Expert* experts, const void* x, void* out);
+
+}  // namespace loire

@@ -82,7 +82,7 @@ def measure(
 
         def row(streams: int, context: int) -> dict[str, float]:
             seconds = statistics.median(decode_step_s(llm, streams, context) for _ in range(rounds))
-            read = llm.engine.bytes_per_step + streams * (context + OUTPUT / 2) * kv_bytes
+            read = llm.engine.step_bytes(streams) + streams * (context + OUTPUT / 2) * kv_bytes
             share = read / limits["read"] / seconds
             print(
                 f"{streams:>7}{context:>9}{seconds * 1000:>12.1f}{streams / seconds:>12.1f}"

@@ -16,6 +16,7 @@ from loire.kernels.reference import ReferenceBackend
 from loire.models.decoder import Decoder
 from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
+from loire.planning.model_size import size_of_checkpoint
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 usable, why = NativeBackend.available()
@@ -79,6 +80,23 @@ def test_a_step_reads_the_experts_that_its_tokens_choose(qwen3_moe: Path) -> Non
     assert decoder.bytes_per_step(1000) == others + 3 * 8 * expert
     assert others + 3 * 3 * expert < decoder.bytes_per_step(2) < others + 3 * 6 * expert
     assert decoder.weight_bytes == decoder.bytes_per_step(1000) + 128 * 64 * 4
+
+
+def test_plans_count_the_same_reads(qwen3_moe: Path) -> None:
+    decoder = load(qwen3_moe, ReferenceBackend)
+    size = size_of_checkpoint(
+        open_checkpoint(qwen3_moe),
+        "m",
+        dtype="float32",
+        quantization=None,
+        kv_dtype="float32",
+        on_cpu=False,
+    )
+    for tokens in (1, 2, 7, 1000):
+        assert size.step_bytes(tokens) == pytest.approx(decoder.bytes_per_step(tokens), abs=8)
+    assert size.step_weight_bytes == pytest.approx(decoder.bytes_per_step(1))
+    assert size.step_parameters == pytest.approx(size.step_weight_bytes / 4)
+    assert size.weight_bytes > 1.5 * size.step_weight_bytes
 
 
 def changed(source: Path, target: Path, **config: object) -> Path:

@@ -67,7 +67,7 @@ def engine(num_blocks: int = 4 * WINDOW // BLOCK) -> Engine:
         executor=Watching(),
         constraints=None,  # type: ignore[arg-type]
         weight_bytes=1000,
-        bytes_per_step=1000,
+        step_bytes=lambda tokens: 1000,
         head_bytes=0,
         available_bytes=0,
         kernels="none",
@@ -216,7 +216,7 @@ def test_goodput_needs_both_objectives() -> None:
         load([(4, 4), (4, 4)]),
         8,
     )
-    numbers = {"block_size": 4, "num_blocks": 48, "bytes_per_step": 1, "kv_bytes_per_token": 1}
+    numbers = {"block_size": 4, "num_blocks": 48, "step_bytes": int, "kv_bytes_per_token": 1}
     assert report("x", playback, Objective(9.0, 9.0), **numbers).goodput == 1.0
     assert report("x", playback, Objective(0.0, 9.0), **numbers).goodput == 0.0
     assert report("x", playback, Objective(9.0, 0.0), **numbers).goodput == 0.0

@@ -34,8 +34,8 @@ class Engine:
     """Of the sequences that the executor computes."""
     weight_bytes: int
     """Bytes of all weights as held in memory."""
-    bytes_per_step: int
-    """Bytes of weights that a step reads."""
+    step_bytes: Callable[[int], int]
+    """Bytes of weights that a step of so many tokens reads: of experts, those to be expected."""
     head_bytes: int
     """Those of them in the output head."""
     available_bytes: int
@@ -43,6 +43,11 @@ class Engine:
     kernels: str
     """Name of the backend that computes."""
     load_s: float
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Those that a step of one token reads."""
+        return self.step_bytes(1)
 
     def core_for(
         self,
@@ -127,7 +132,7 @@ def load_engine(
         executor=built.runner,
         constraints=built.runner.constraints,
         weight_bytes=built.weight_bytes,
-        bytes_per_step=built.runner.decoder.bytes_per_step(),
+        step_bytes=built.runner.decoder.bytes_per_step,
         head_bytes=built.runner.decoder.head.weight_bytes,
         available_bytes=built.available_bytes,
         kernels=built.runner.decoder.backend.name,

@@ -104,7 +104,7 @@ class CapacityPlan:
         bandwidth = self._bandwidth
         if bandwidth is None:
             return None
-        read = self.model.step_weight_bytes + batch * self._kv_read_bytes
+        read = self.model.step_bytes(batch) + batch * self._kv_read_bytes
         return read / bandwidth
 
     def decode_compute_s(self, batch: int) -> float | None:
@@ -127,11 +127,12 @@ class CapacityPlan:
 
     @property
     def break_even_batch(self) -> float | None:
-        """Batch size at which computing takes as long as reading the weights, KV left aside."""
+        """Batch size at which computing takes as long as reading the weights, all experts among
+        them; KV left aside."""
         bandwidth, flops = self._bandwidth, self._flops
         if bandwidth is None or flops is None:
             return None
-        read_s = self.model.step_weight_bytes / bandwidth
+        read_s = self.model.step_bytes(math.inf) / bandwidth
         return read_s / (2.0 * self.model.step_parameters / flops)
 
     @property
@@ -148,7 +149,7 @@ class CapacityPlan:
         kv_s = self._kv_read_bytes / bandwidth
         if compute_s <= kv_s:
             return math.inf
-        return self.model.step_weight_bytes / bandwidth / (compute_s - kv_s)
+        return self.model.step_bytes(math.inf) / bandwidth / (compute_s - kv_s)
 
     @property
     def prefill_s_limit(self) -> float | None:
@@ -159,7 +160,7 @@ class CapacityPlan:
         compute_s = self.model.prefill_flops(self.load.prompt) / flops
         if bandwidth is None:
             return compute_s
-        return max(compute_s, self.model.step_weight_bytes / bandwidth)
+        return max(compute_s, self.model.step_bytes(self.load.prompt) / bandwidth)
 
     @property
     def _kv_read_bytes(self) -> float:

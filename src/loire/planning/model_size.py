@@ -15,9 +15,10 @@ from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
 from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
-from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
+from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat
-from loire.checkpoint.weights import Vector, Weight, each, matrices
+from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
@@ -47,14 +48,26 @@ class ModelSize:
     repeated_bytes: int = 0
     """Of these, what is held a second time: a tied embedding beside its packed output head."""
     step_parameters: int
-    """Parameters that one decode step multiplies by: all matrices but an embedding lookup."""
+    """Parameters that a token is multiplied by: all matrices but an embedding lookup and experts
+    that it does not choose."""
     step_weight_bytes: int
-    """Bytes of them: what one decode step reads, whatever its batch size."""
+    """Bytes of them: what a decode step of one sequence reads."""
+    routed_weight_bytes: int = 0
+    """Bytes of all experts that tokens choose from."""
+    routed_share: float = 1.0
+    """Share of them that a token chooses."""
     head_parameters: int
     """Those of step_parameters in the output head; prefill uses them for the last token only."""
     kv_bytes_per_token: int
     description: ModelDescription | None = None
     """Shapes, where they are known: they add attention to the operations."""
+
+    def step_bytes(self, tokens: float) -> float:
+        """Bytes of weights that a step of so many tokens reads: of experts, those that they may be
+        expected to choose if each is as likely."""
+        by_one = self.routed_share * self.routed_weight_bytes
+        by_all = self.routed_weight_bytes * (1.0 - (1.0 - self.routed_share) ** tokens)
+        return self.step_weight_bytes - by_one + by_all
 
     def kv_read_bytes(self, context: float) -> float:
         """KV that one decode step of one sequence reads at that context length. States are read
@@ -116,7 +129,7 @@ class ModelSize:
         if model is None:
             return self.head_parameters
         *_, last = [x.mixer for x in model.layers if x.mixer is not None]
-        last_layer = sum(m.num_elements for m in matrices(model.weights().layers[-1]))
+        last_layer = _parameters_of_token(model.layers[-1], model.weights().layers[-1])
         return self.head_parameters + last_layer - model.hidden_size * last.remembered_outputs
 
     def weight_flops(self, computed: int, wanted: int) -> float:
@@ -178,7 +191,12 @@ def size_of_checkpoint(
 
     names = {weight: weight.stored_names(present) for weight in each(weights)}
     head = weights.embedding if weights.head is None else weights.head
-    multiplied = [*matrices(weights.layers), head]
+    routed = [expert for layer in weights.layers for expert in _routed(layer)]
+    routed_bytes = sum(held(m, m.stored_weights(present)) for m in routed)
+    shares = [share for layer in description.layers if (share := _share_of(layer)) < 1.0]
+    share = sum(shares) / len(shares) if shares else 1.0
+    fixed = (set(matrices(weights.layers)) | {head}) - set(routed)
+    fixed_bytes = sum(held(m, m.stored_weights(present)) for m in fixed)
     numbers = quantization in (None, EXPANDED) and held(head, names[head]) == 2 * head.num_elements
     packs = on_cpu and dtype == "bfloat16" and numbers
     repeated = held(head, names[head]) if weights.head is None and packs else 0
@@ -192,12 +210,36 @@ def size_of_checkpoint(
         ),
         weight_bytes=sum(held(weight, names[weight]) for weight in names) + repeated,
         repeated_bytes=repeated,
-        step_parameters=sum(weight.num_elements for weight in multiplied),
-        step_weight_bytes=sum(held(m, m.stored_weights(present)) for m in multiplied),
+        step_parameters=head.num_elements
+        + sum(map(_parameters_of_token, description.layers, weights.layers)),
+        step_weight_bytes=fixed_bytes + round(share * routed_bytes),
+        routed_weight_bytes=routed_bytes,
+        routed_share=share,
         head_parameters=head.num_elements,
         kv_bytes_per_token=_kv_bytes_per_token(description, kv_dtype),
         description=description,
     )
+
+
+def _share_of(layer: LayerDescription) -> float:
+    """Of its experts, what a token chooses; 1 without experts."""
+    experts = layer.feed_forward
+    if not isinstance(experts, ExpertsDescription):
+        return 1.0
+    return experts.share_read(1)
+
+
+def _routed(weights: LayerWeights) -> tuple[Matrix, ...]:
+    """Matrices of the experts that tokens choose from."""
+    found = weights.feed_forward
+    return matrices(found.experts) if isinstance(found, ExpertsWeights) else ()
+
+
+def _parameters_of_token(layer: LayerDescription, weights: LayerWeights) -> int:
+    """Parameters of a layer's matrices that a token is multiplied by."""
+    routed = sum(matrix.num_elements for matrix in _routed(weights))
+    everything = sum(matrix.num_elements for matrix in matrices(weights))
+    return everything - routed + round(_share_of(layer) * routed)
 
 
 def _held_bytes(weight: Weight, tensor: TensorInfo, dtype: str, quantization: str | None) -> int:

@@ -56,12 +56,11 @@ class BenchResult:
 class StepCounts:
     """What the steps of a run computed."""
 
-    steps: int
-    steps_without_logits: int
-    """Steps of prompts' beginnings only: they read neither the head nor all of the last layer."""
-    computed_tokens: int
-    sampled_tokens: int
-    """Those of computed_tokens whose logits were wanted."""
+    computed: tuple[int, ...]
+    """Tokens of each step."""
+    sampled: tuple[int, ...]
+    """Those of them whose logits were wanted. A step without, as of prompts' beginnings, reads
+    neither the head nor all of the last layer."""
 
 
 def run_load(llm: LLM, load: Load, machine: Measurement) -> BenchResult:
@@ -90,14 +89,14 @@ def _all_records(core: EngineCore) -> Iterator[deque[StepRecord]]:
 
 def count_steps(records: Sequence[StepRecord]) -> StepCounts:
     """What the steps of a run computed, from its beginning to its end."""
-    computed = 0
+    computed = [0] * len(records)
     sampled = [0] * len(records)
     in_prompt: dict[int, int] = {}
     """By sequence, its latest step, until it decodes: that step then was its prompt's last."""
     decoding: set[int] = set()
     for index, record in enumerate(records):
         for slot in record.slots:
-            computed += slot.num_prefill_tokens + slot.num_decode_tokens
+            computed[index] += slot.num_prefill_tokens + slot.num_decode_tokens
             sampled[index] += slot.num_decode_tokens
             if slot.seq_id in decoding:
                 continue
@@ -106,7 +105,7 @@ def count_steps(records: Sequence[StepRecord]) -> StepCounts:
             if slot.num_decode_tokens or slot.ended:
                 sampled[in_prompt[slot.seq_id]] += 1
                 decoding.add(slot.seq_id)
-    return StepCounts(len(records), sampled.count(0), computed, sum(sampled))
+    return StepCounts(tuple(computed), tuple(sampled))
 
 
 def weight_bytes_read(engine: Engine, size: ModelSize, counts: StepCounts) -> float:
@@ -114,8 +113,12 @@ def weight_bytes_read(engine: Engine, size: ModelSize, counts: StepCounts) -> fl
     # What the last layer does after its keys and values: its matrices are held as the others are.
     last = size.wanted_parameters - size.head_parameters
     layers = size.step_parameters - size.head_parameters
-    unread = engine.head_bytes + (engine.bytes_per_step - engine.head_bytes) * last / layers
-    return counts.steps * engine.bytes_per_step - counts.steps_without_logits * unread
+    total = 0.0
+    for computed, sampled in zip(counts.computed, counts.sampled, strict=True):
+        read = engine.step_bytes(computed)
+        unread = engine.head_bytes + (read - engine.head_bytes) * last / layers
+        total += read if sampled else read - unread
+    return total
 
 
 def _summarise(
@@ -135,13 +138,14 @@ def _summarise(
         on_cpu=True,
     )
     counts = count_steps(records)
-    weight_flops = size.weight_flops(counts.computed_tokens, counts.sampled_tokens)
+    weight_flops = size.weight_flops(sum(counts.computed), sum(counts.sampled))
     tpots = [output.timing.tpot_s for output in outputs if output.timing.tpot_s]
     ttfts = [output.timing.ttft_s for output in outputs if output.timing.ttft_s]
     tpot = median(tpots)
     num_output = sum(len(output.outputs[0].token_ids) for output in outputs)
     compute_s = sum(record.compute_s for record in records)
     read = weight_bytes_read(engine, size, counts)
+    steps = len(counts.computed)
     return BenchResult(
         name=load.name,
         wall_s=wall_s,
@@ -153,12 +157,12 @@ def _summarise(
         ttft_s=median(ttfts),
         tpot_s=tpot,
         decode_tokens_per_s=1 / tpot if tpot else 0.0,
-        steps=counts.steps,
-        computed_tokens=counts.computed_tokens,
+        steps=steps,
+        computed_tokens=sum(counts.computed),
         cached_tokens=sum(output.num_cached_tokens for output in outputs),
-        mean_batch=sum(len(record.slots) for record in records) / max(counts.steps, 1),
+        mean_batch=sum(len(record.slots) for record in records) / max(steps, 1),
         preemptions=sum(record.num_preemptions for record in records),
-        step_overhead_s=(wall_s - compute_s) / max(counts.steps, 1),
+        step_overhead_s=(wall_s - compute_s) / max(steps, 1),
         bandwidth_share=read / machine.bandwidth_bytes_per_s / wall_s,
         compute_share=weight_flops / machine.flops / wall_s,
     )

@@ -83,7 +83,7 @@ def compare(
             objective,
             block_size=config.block_size,
             num_blocks=config.num_blocks,
-            bytes_per_step=engine.bytes_per_step,
+            step_bytes=engine.step_bytes,
             kv_bytes_per_token=config.kv_bytes_per_token,
         )
         reports.append(result)

@@ -1,7 +1,7 @@
 """What a playback says of a policy. Shares of KV memory are averages over the time of the steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loire.base.step import StepRecord
@@ -84,11 +84,15 @@ def report(
     *,
     block_size: int,
     num_blocks: int,
-    bytes_per_step: int,
+    step_bytes: Callable[[int], int],
     kv_bytes_per_token: int,
 ) -> PolicyReport:
-    """Sum up a playback."""
+    """Sum up a playback. step_bytes: of weights that a step of so many tokens reads."""
     requests, records = playback.requests, playback.records
+    tokens = [
+        sum(slot.num_prefill_tokens + slot.num_decode_tokens for slot in record.slots)
+        for record in records
+    ]
     num_output = sum(request.num_output for request in requests)
     num_prompt = sum(request.num_prompt for request in requests)
     active = [
@@ -112,12 +116,8 @@ def report(
         preemptions=sum(record.num_preemptions for record in records),
         prefix_hit_rate=sum(request.num_cached for request in requests) / num_prompt,
         steps=len(records),
-        computed_tokens=sum(
-            slot.num_prefill_tokens + slot.num_decode_tokens
-            for record in records
-            for slot in record.slots
-        ),
-        weight_bytes_read=len(records) * bytes_per_step,
+        computed_tokens=sum(tokens),
+        weight_bytes_read=sum(map(step_bytes, tokens)),
         kv_bytes_read=playback.num_kv_tokens_read * kv_bytes_per_token,
         **memory,
     )

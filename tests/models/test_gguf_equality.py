@@ -38,18 +38,25 @@ PARTS = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
+    "self_attn.sinks": "attn_sinks",
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
 }
 LLAMA_NORMS = {"post_attention_layernorm": "ffn_norm"}
-SEED_OSS_NORMS = {"post_attention_layernorm": "post_attention_norm"}
+NAMED_NORMS = {"post_attention_layernorm": "post_attention_norm"}
 GEMMA_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-NORMS = {"gemma2": GEMMA_NORMS, "gemma3": GEMMA_NORMS, "seed_oss": SEED_OSS_NORMS}
+NORMS = {
+    "gemma2": GEMMA_NORMS,
+    "gemma3": GEMMA_NORMS,
+    "seed_oss": NAMED_NORMS,
+    "gpt-oss": NAMED_NORMS,
+}
 INTERLEAVED = ("llama", "mistral3", "smollm3", "granite")
 """Architectures that the converter writes as it writes Llama."""
 
@@ -114,6 +121,21 @@ CASES = [
         "logit_scale": 5.0,
     }),
     Case("seed_oss", "seed_oss"),
+    Case(
+        "gpt_oss",
+        "gpt-oss",
+        {
+            "expert_count": 6,
+            "expert_used_count": 3,
+            "expert_feed_forward_length": 96,
+            "attention.sliding_window": 20,
+            "rope.freq_base": 150000.0,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 64,
+        },
+        settings={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},  # which the files do not hold
+    ),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",
@@ -150,8 +172,30 @@ def interleaved(tensor: Tensor, num_heads: int) -> Tensor:
     return tensor[rows]
 
 
+def gpt_oss_apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Experts with outputs first, gate and up by themselves, and names that end as all do."""
+    found = {}
+    for name, tensor in state.items():
+        stem, ending = re.sub(r"_proj(_bias)?$", "", name), "weight"
+        if name.endswith("_bias"):
+            ending = "bias"
+        elif ".experts." in name:
+            tensor = tensor.transpose(1, 2)
+        if ".experts.gate_up_proj" in name:
+            stem = stem.removesuffix("gate_up")
+            found[f"{stem}gate_proj.{ending}"] = tensor[:, 0::2]
+            found[f"{stem}up_proj.{ending}"] = tensor[:, 1::2]
+        elif ".experts." in name:
+            found[f"{stem}_proj.{ending}"] = tensor
+        else:
+            found[f"{name}.weight" if name.endswith("sinks") else name] = tensor
+    return found
+
+
 def experts_apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gates and inner matrices of experts, one tensor in transformers, as one each."""
+    if any(name.endswith("sinks") for name in state):
+        return gpt_oss_apart(state)
     found = {}
     for name, tensor in state.items():
         if name.endswith("experts.gate_up_proj"):

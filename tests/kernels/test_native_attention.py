@@ -69,6 +69,11 @@ def sequences(
     ]
 
 
+def sinks_of(heads: int) -> Tensor:
+    """Of several sizes: some take nearly all, some nearly nothing."""
+    return torch.linspace(-4.0, 5.0, heads)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[Row], AttentionShape, int]:
     rows = []
@@ -83,6 +88,7 @@ def cases(draw: st.DrawFn) -> tuple[list[Row], AttentionShape, int]:
         scale=draw(st.sampled_from((0.05, 0.125, 0.5))),
         window=draw(st.sampled_from((None, None, 1, 20, 300))),
         softcap=draw(st.sampled_from((None, None, 5.0))),
+        sinks=draw(st.sampled_from((None, sinks_of(kv_heads * group)))),
     )
     return rows, shape, draw(st.sampled_from((8, 16, 32, 64, 128)))
 
@@ -116,6 +122,7 @@ VARIANTS = {
     "plain": SHAPE,
     "window": dataclasses.replace(SHAPE, window=100),
     "softcap": dataclasses.replace(SHAPE, softcap=3.0),
+    "sinks": dataclasses.replace(SHAPE, window=300, sinks=sinks_of(6)),
     "wide heads": dataclasses.replace(SHAPE, num_heads=2, head_dim=256),
 }
 

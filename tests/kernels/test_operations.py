@@ -256,6 +256,12 @@ def test_attention(
 
 
 @pytest.mark.parametrize("window", [None, 7])
+def test_attention_with_sinks(backend: Backend, dtype: torch.dtype, window: int | None) -> None:
+    shape = AttentionShape(6, 2, 32, 32**-0.5, window, sinks=torch.linspace(-3.0, 4.0, 6))
+    check_attention(backend, attention_case(ROWS, shape, dtype=dtype), shape)
+
+
+@pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_attention_over_codes(backend: Backend, window: int | None, softcap: float | None) -> None:
     """A cache of codes counts as what the codes stand for; what no sequence wrote is not read."""

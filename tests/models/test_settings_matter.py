@@ -87,7 +87,6 @@ CASES: list[tuple[str, str, Change]] = [
     ("granite", "divisor of logits", setting(logit_divisor=1.0)),
     ("granite", "scale of scores", attending(scale=16**-0.5)),
     ("gpt_oss", "window by one", wider_windows),
-    ("gpt_oss", "which layers have windows", windows_elsewhere),
     ("gpt_oss", "rounding of the ramp", rope(truncate_band=True)),
     ("gpt_oss", "clamp of the gate", lambda d: with_mlp(d, activation=ClampedSwiGLU(1.5, 7.0))),
     ("gpt_oss", "gain of the gate", lambda d: with_mlp(d, activation=ClampedSwiGLU(1.702, 1.1))),

@@ -66,7 +66,7 @@ class ModelSize:
         """Bytes of weights that a step of so many tokens reads: of experts, those that they may be
         expected to choose if each is as likely."""
         by_one = self.routed_share * self.routed_weight_bytes
-        by_all = self.routed_weight_bytes * (1.0 - (1.0 - self.routed_share) ** tokens)
+        by_all = self.routed_weight_bytes * (1.0 - math.pow(1.0 - self.routed_share, tokens))
         return self.step_weight_bytes - by_one + by_all
 
     def kv_read_bytes(self, context: float) -> float:

@@ -355,4 +355,26 @@ FAMILIES = [
         },
         tolerance=5e-4,
     ),
+    Family(
+        "lfm2",
+        "Lfm2",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Family(
+        "lfm2_adjusted",
+        "Lfm2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", "full_attention", "full_attention"],
+            "conv_L_cache": 4,
+            "conv_bias": True,
+            "block_multiple_of": 32,
+            "block_ffn_dim_multiplier": 1.3,
+            "tie_word_embeddings": True,
+        },
+    ),
 ]

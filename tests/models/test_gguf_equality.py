@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, LONG, SHORT
+from gguf_hybrids import LFM2, QWEN, converted
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -73,6 +74,20 @@ class Case:
     """What the family must have other than in its own tests."""
 
 
+DELTA_NET: dict[str, float | int | str] = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 96,
+    "full_attention_interval": 4,
+}
+SHARED: dict[str, float | int | str] = {
+    "expert_count": 6,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 32,
+    "expert_shared_feed_forward_length": 48,
+}
 CASES = [
     Case("llama_biases", "llama"),
     Case("llama_head_dim_tied", "llama", {"rope.dimension_count": 24}),
@@ -136,6 +151,17 @@ CASES = [
         },
         settings={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},  # which the files do not hold
     ),
+    Case("qwen3_5_long", "qwen35", {**DELTA_NET, "ssm.group_count": 3, "ssm.time_step_rank": 3,
+                                    "ssm.inner_size": 72, "rope.dimension_count": 8},
+         max_model_len=160),
+    Case("qwen3_5", "qwen35", {**DELTA_NET, "rope.dimension_count": 8},
+         settings={"num_hidden_layers": 4, "layer_types": None}),
+    Case("qwen3_5_moe", "qwen35moe", {**DELTA_NET, **SHARED, "rope.dimension_count": 64}),
+    Case("qwen3_next", "qwen3next", {**DELTA_NET, **SHARED, "ssm.conv_kernel": 3,
+                                     "rope.dimension_count": 8}),
+    Case("lfm2", "lfm2", {"shortconv.l_cache": 3, "rope.freq_base": 1e6}),
+    Case("lfm2_adjusted", "lfm2", {"shortconv.l_cache": 4, "rope.freq_base": 1e6,
+                                   "feed_forward_length": 96}),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",
@@ -213,10 +239,16 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    if "feed_forward_length" not in case.extra and hasattr(config, "intermediate_size"):
+        writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    kv_heads = config.num_key_value_heads
+    if case.architecture in LFM2:
+        kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(
+        config.norm_eps if case.architecture in LFM2 else config.rms_norm_eps
+    )
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -227,6 +259,10 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     for name, tensor in experts_apart(state).items():
+        if case.architecture in QWEN + LFM2:
+            for own, changed in converted(case.architecture, config, name, tensor).items():
+                writer.add_tensor(own, changed.contiguous().numpy())
+            continue
         if case.architecture in INTERLEAVED and "q_proj" in name:
             tensor = interleaved(tensor, config.num_attention_heads)
         if case.architecture in INTERLEAVED and "k_proj" in name:

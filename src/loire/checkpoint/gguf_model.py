@@ -88,7 +88,7 @@ def _common_name(name: str, family: GGUFFamily, path: str) -> tuple[str, str | N
     top = {**TOP, **family.top_names}
     if name in top:
         return name, top[name]
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)(\.weight|\.bias|)", name)
+    match = re.fullmatch(r"blk\.(\d+)\.([\w.]+?)(\.weight|\.bias|)", name)
     parts = {**PARTS, **family.names}
     if match is None or match[2] not in parts:
         raise CheckpointError(f"{path}: tensor {name!r} has no place in this model")

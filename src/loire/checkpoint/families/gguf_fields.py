@@ -124,7 +124,7 @@ def common(source: GGUFSource) -> Common:
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
-        "intermediate_size": own.integer("feed_forward_length"),
+        "intermediate_size": _intermediate_size(own),
         "rope": rotary,
         "qkv_bias": source.has("blk.0.attn_q.bias") or source.has("blk.0.attn_qkv.bias"),
         "output_bias": source.has("blk.0.attn_output.bias"),
@@ -133,6 +133,14 @@ def common(source: GGUFSource) -> Common:
         "attention_softcap": own.optional_number("attn_logit_softcapping", low=1e-3, high=1e6),
     }
     return Common(model, layer)
+
+
+def _intermediate_size(own: Fields) -> int:
+    """Of an MLP; a model of nothing but experts may have none."""
+    of_experts = own.optional_integer("expert_feed_forward_length")
+    if of_experts is None:
+        return own.integer("feed_forward_length")
+    return own.integer("feed_forward_length", of_experts)
 
 
 def window(source: GGUFSource, default: int = 0) -> int | None:

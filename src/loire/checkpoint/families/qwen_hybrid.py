@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from loire.base.errors import CheckpointError
+from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import LayerDescription, ModelDescription, with_experts
 from loire.checkpoint.families import config_fields, gguf_fields
 from loire.checkpoint.families.common import dense
@@ -132,8 +133,15 @@ def _gguf(source: GGUFSource) -> ModelDescription:
     own, is_next = source.own, source.architecture == "qwen3next"
     # Layers that predict several tokens stand behind the others.
     num_layers = source.num_layers - own.integer("nextn_predict_layers", 0, low=0)
+    interval = own.integer("full_attention_interval", INTERVAL)
+    has_attention = tuple((layer + 1) % interval == 0 for layer in range(num_layers))
+    first = interval - 1  # with attention
     common = gguf_fields.common(source)
-    common.layer.update(qk_norm=True)
+    common.layer.update(
+        qk_norm=True,
+        qkv_bias=source.has(f"blk.{first}.attn_q.bias"),
+        output_bias=source.has(f"blk.{first}.attn_output.bias"),
+    )
     description = dense(common, (None,) * num_layers)
     value_heads = own.integer("ssm.time_step_rank")
     value_size = own.integer("ssm.inner_size")
@@ -150,8 +158,6 @@ def _gguf(source: GGUFSource) -> ModelDescription:
         is_fused=source.has("blk.0.ssm_in.weight"),
         gates_fused=source.has("blk.0.ssm_ba.weight"),
     )
-    interval = own.integer("full_attention_interval", INTERVAL)
-    has_attention = tuple((layer + 1) % interval == 0 for layer in range(num_layers))
     hybrid = _hybrid(description, has_attention, _checked(delta_net, own.source))
     experts = gguf_fields.experts(source, hybrid)
     shared_size = own.optional_integer("expert_shared_feed_forward_length") or 0
@@ -181,8 +187,14 @@ _NAMES = {
 }
 
 
+def _adjusted(tensor: TensorInfo, part: str, description: ModelDescription) -> TensorInfo:
+    if part == "ffn_gate_inp_shexp" and len(tensor.shape) == 1:
+        return replace(tensor, shape=(1, *tensor.shape))  # a single row
+    return tensor
+
+
 def _gguf_family(architecture: str) -> GGUFFamily:
-    return GGUFFamily(architecture=architecture, describe=_gguf, names=_NAMES)
+    return GGUFFamily(architecture=architecture, describe=_gguf, names=_NAMES, adjusted=_adjusted)
 
 
 QWEN3_5 = Family(

@@ -6,6 +6,7 @@ from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.gpt_oss import GPT_OSS
 from loire.checkpoint.families.granite import GRANITE
+from loire.checkpoint.families.lfm2 import LFM2
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_5,
     QWEN3_5_MOE,
     GEMMA,
+    LFM2,
     GEMMA2,
     GEMMA3,
     PHI3,

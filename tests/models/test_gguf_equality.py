@@ -299,6 +299,5 @@ def test_both_formats_are_the_same_model(tmp_path: Path, case: Case) -> None:
     from_directory = logits(tmp_path / "directory", case.max_model_len)
     from_gguf = logits(tmp_path / "model.gguf", case.max_model_len)
     # Not to the bit: +1 is added before the file is written, factors are stored in float32.
-    torch.testing.assert_close(
-        from_gguf, from_directory, rtol=0, atol=1e-5 * float(from_directory.abs().max())
-    )
+    bound = family.tolerance / 5 * float(from_directory.abs().max())
+    torch.testing.assert_close(from_gguf, from_directory, rtol=0, atol=bound)

@@ -256,6 +256,24 @@ FAMILIES = [
             "attention_bias": True,
         },
     ),
+    Family(
+        "granitemoe",
+        "GraniteMoe",
+        {
+            "embedding_multiplier": 6.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 5.0,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Family(
+        "olmoe",
+        "Olmoe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    ),
     Family("seed_oss", "SeedOss", {"head_dim": 24, "attention_out_bias": True}),
     Family(
         "gpt_oss",

@@ -58,7 +58,7 @@ NORMS = {
     "seed_oss": NAMED_NORMS,
     "gpt-oss": NAMED_NORMS,
 }
-INTERLEAVED = ("llama", "mistral3", "smollm3", "granite")
+INTERLEAVED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
 """Architectures that the converter writes as it writes Llama."""
 
 
@@ -135,6 +135,15 @@ CASES = [
         "residual_scale": 0.3,
         "logit_scale": 5.0,
     }),
+    Case("granitemoe", "granitemoe", {
+        "attention.scale": 0.4,
+        "embedding_scale": 6.0,
+        "residual_scale": 0.3,
+        "logit_scale": 5.0,
+        "expert_count": 6,
+        "expert_used_count": 3,
+    }),
+    Case("olmoe", "olmoe", {"expert_count": 6, "expert_used_count": 2}),
     Case("seed_oss", "seed_oss"),
     Case(
         "gpt_oss",
@@ -224,6 +233,8 @@ def experts_apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return gpt_oss_apart(state)
     found = {}
     for name, tensor in state.items():
+        name = name.replace("block_sparse_moe.router", "mlp.gate")
+        name = name.replace("block_sparse_moe", "mlp")
         if name.endswith("experts.gate_up_proj"):
             gate, up = tensor.chunk(2, dim=1)
             stem = name.removesuffix("gate_up_proj")

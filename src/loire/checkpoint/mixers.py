@@ -170,6 +170,7 @@ class AttentionDescription:
         scale: scores are multiplied by it; usually head_dim ** -0.5.
         window: how many latest positions a token sees (itself included), or None for all.
         qk_norm: RMSNorm over each head of queries and keys before the rotation.
+        norms_span_heads: it is over all heads at once.
         query_growth: what queries are multiplied by after it, if anything.
         sinks: each query head has a score of its own, without a key, in its softmax (Xiao et al.
             2023, "Efficient streaming language models with attention sinks"); gpt-oss trains them.
@@ -189,6 +190,7 @@ class AttentionDescription:
     output_bias: bool = False
     qk_norm: bool = False
     sinks: bool = False
+    norms_span_heads: bool = False
     softcap: float | None = None
     query_growth: QueryGrowth | None = None
     cache_of: int | None = None
@@ -246,6 +248,8 @@ class AttentionDescription:
         if not shares:
             rows |= {"k": self.kv_size, "v": self.kv_size}
         norms = Place(prefix, self.head_dim, place.norm_offset)
+        query_norm_size = self.query_size if self.norms_span_heads else self.head_dim
+        key_norm_size = self.kv_size if self.norms_span_heads else self.head_dim
         query_gate = Matrix(
             name=f"{prefix}q_proj",
             rows=(2 * self.query_size,),
@@ -268,7 +272,7 @@ class AttentionDescription:
                 inputs=self.query_size,
                 bias=self.output_bias,
             ),
-            query_norm=norms.norm("q_norm") if self.qk_norm else None,
-            key_norm=norms.norm("k_norm") if self.qk_norm and not shares else None,
+            query_norm=norms.norm("q_norm", query_norm_size) if self.qk_norm else None,
+            key_norm=norms.norm("k_norm", key_norm_size) if self.qk_norm and not shares else None,
             sinks=Vector(f"{prefix}sinks.weight", self.num_heads) if self.sinks else None,
         )

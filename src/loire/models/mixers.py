@@ -43,13 +43,15 @@ class Attention:
     output: Linear
     norms: HeadNorms | None
     rotary: RotaryTable
+    spanning_norms: HeadNorms | None = None
+    """Instead of norms: over all heads at once, weights [H * D] and [K * D]."""
     query_factors: Tensor | None = None
     """What queries are multiplied by, by position: float32 [P, 1, 1]; None for nothing."""
 
     @property
     def is_replayable(self) -> bool:
-        """Factors of queries are PyTorch's work."""
-        return self.query_factors is None
+        """Factors of queries are PyTorch's work, and so is cutting what is normalised in parts."""
+        return self.query_factors is None and self.spanning_norms is None
 
     def remember(
         self,
@@ -61,8 +63,11 @@ class Attention:
     ) -> Tensor:
         """[T, H, D] of x [T, E], whose keys and values are in the cache afterwards."""
         assert isinstance(cache, LayerCache)
+        qkv = self.qkv(x, batch)
+        if self.spanning_norms is not None:
+            qkv = _normed(qkv, self.spanning_norms, backend)
         queries = backend.attention.rotate_and_store(
-            self.qkv(x, batch), self.shape, self.norms, self.rotary, batch, cache
+            qkv, self.shape, self.norms, self.rotary, batch, cache
         )
         if self.query_factors is None:
             return queries
@@ -195,11 +200,23 @@ def _attention(
         ),
         qkv=qkv,
         output=load.linear(weights.output),
-        norms=norms,
+        norms=None if description.norms_span_heads else norms,
+        spanning_norms=norms if description.norms_span_heads else None,
         rotary=load.rotary(description.rope),
         query_factors=_factors(description.query_growth, load),
     )
     return attention if gate is None else GatedAttention(attention, gate)
+
+
+def _normed(qkv: Tensor, norms: HeadNorms, backend: Backend) -> Tensor:
+    """[T, (H + 2 * K) * D] with queries and keys normalised, each over all heads."""
+    num_queries, num_keys = norms.query_weight.numel(), norms.key_weight.numel()
+    queries, keys, values = qkv.split([num_queries, num_keys, num_keys], dim=-1)
+    normed = (
+        backend.pointwise.rms_norm(part.contiguous(), weight, norms.eps)
+        for part, weight in ((queries, norms.query_weight), (keys, norms.key_weight))
+    )
+    return torch.cat([*normed, values], dim=-1)
 
 
 def _factors(growth: QueryGrowth | None, load: LayerLoader) -> Tensor | None:

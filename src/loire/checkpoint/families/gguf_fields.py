@@ -167,19 +167,24 @@ def uniform_windows(source: GGUFSource) -> tuple[int | None, ...]:
 
 
 def experts(
-    source: GGUFSource, description: ModelDescription, *, scores: Scores = "softmax"
+    source: GGUFSource,
+    description: ModelDescription,
+    *,
+    scores: Scores = "softmax",
+    renormalise: bool = True,
 ) -> list[ExpertsDescription | None]:
-    """Of the layers that have a router; None for the others. scores: of the routing."""
+    """Of the layers that have a router; None for the others. scores: of the routing.
+
+    renormalise: as llama.cpp does in nearly all families, whatever the model's makers did.
+    """
     own, num_layers = source.own, description.num_layers
     count = own.integer("expert_count", 0, low=0, high=MAX_EXPERTS)
     if not count:
         return [None] * num_layers
     top_k = own.integer("expert_used_count", high=count)
     size = own.integer("expert_feed_forward_length", own.integer("feed_forward_length"))
-    # llama.cpp renormalises in these families, whatever the model's makers did.
-    found = ExpertsDescription(
-        routing=Routing(num_experts=count, top_k=top_k, scores=scores), intermediate_size=size
-    )
+    routing = Routing(num_experts=count, top_k=top_k, scores=scores, renormalise=renormalise)
+    found = ExpertsDescription(routing=routing, intermediate_size=size)
     routed = (source.has(f"blk.{index}.ffn_gate_inp.weight") for index in range(num_layers))
     return [found if has_router else None for has_router in routed]
 
@@ -243,6 +248,11 @@ def rope(source: GGUFSource, head_dim: int) -> RopeDescription:
             * (0.1 * math.log(factor) + 1.0),
         )
     raise UnsupportedModelError(f"{file.path}: rotary scaling {kind!r} is not supported")
+
+
+def plain_rope(rope: RopeDescription) -> RopeDescription:
+    """The same without stretching."""
+    return RopeDescription(theta=rope.theta, rotary_dim=rope.rotary_dim)
 
 
 def _floats(file: GGUFFile, name: str, count: int) -> tuple[float, ...]:

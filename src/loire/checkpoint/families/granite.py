@@ -1,6 +1,7 @@
-"""Granite 3: Llama with multipliers of embeddings, scores, layers and logits."""
+"""Granite 3, dense and with experts: Llama with multipliers of embeddings, scores, layers and
+logits."""
 
-from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.description import ModelDescription, with_experts
 from loire.checkpoint.families import config_fields, gguf_fields
 from loire.checkpoint.families.common import Common, dense
 from loire.checkpoint.families.family import Family, GGUFFamily
@@ -67,10 +68,53 @@ def _gguf(source: GGUFSource) -> ModelDescription:
     return dense(gguf_settings(source), (None,) * source.num_layers)
 
 
+def _granite_moe(fields: Fields) -> ModelDescription:
+    bias = fields.flag("attention_bias", False)
+    description = dense(
+        config_settings(fields, "granitemoe"),
+        (None,) * config_fields.num_layers(fields),
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    filled = config_fields.with_defaults(fields, num_local_experts=8)
+    experts = config_fields.experts(filled, description, count_key="num_local_experts", top_k=2)
+    return with_experts(description, [experts] * description.num_layers)
+
+
+def _granite_moe_gguf(source: GGUFSource) -> ModelDescription:
+    description = _gguf(source)
+    return with_experts(description, gguf_fields.experts(source, description))
+
+
+_MOE_NAMES = {
+    "input_linear.weight": "experts.gate_up_proj",
+    "experts.gate_up_proj": "experts.gate_up_proj",
+    "output_linear.weight": "experts.down_proj",
+    "experts.down_proj": "experts.down_proj",
+    "router.layer.weight": "gate.weight",
+    "router.weight": "gate.weight",
+}
+
+
+def _common_name(name: str) -> str:
+    layer, found, part = name.partition(".block_sparse_moe.")
+    return f"{layer}.mlp.{_MOE_NAMES.get(part, part)}" if found else name
+
+
 GRANITE = Family(
     model_type="granite",
     describe=_granite,
     gguf=GGUFFamily(
         architecture="granite", describe=_gguf, adjusted=gguf_fields.interleaved_queries_and_keys
+    ),
+)
+GRANITE_MOE = Family(
+    model_type="granitemoe",
+    describe=_granite_moe,
+    common_name=_common_name,
+    gguf=GGUFFamily(
+        architecture="granitemoe",
+        describe=_granite_moe_gguf,
+        adjusted=gguf_fields.interleaved_queries_and_keys,
     ),
 )

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.gpt_oss import GPT_OSS
-from loire.checkpoint.families.granite import GRANITE
+from loire.checkpoint.families.granite import GRANITE, GRANITE_MOE
 from loire.checkpoint.families.lfm2 import LFM2
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
+from loire.checkpoint.families.olmoe import OLMOE
 from loire.checkpoint.families.phi import PHI3
 from loire.checkpoint.families.qwen import QWEN2, QWEN3
 from loire.checkpoint.families.qwen_hybrid import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
@@ -34,9 +35,11 @@ FAMILIES: tuple[Family, ...] = (
     PHI3,
     SMOLLM3,
     GRANITE,
+    GRANITE_MOE,
     SEED_OSS,
     MIXTRAL,
     GPT_OSS,
+    OLMOE,
 )
 
 BY_MODEL_TYPE: Mapping[str, Family] = {family.model_type: family for family in FAMILIES}

@@ -62,6 +62,21 @@ def test_a_published_model_without_its_files(
     assert "Without its files, a plan knows llama-2-7b, " in capsys.readouterr().err
 
 
+def test_experts_are_all_held_and_some_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("plan", "--params", "30B", "--kv-per-token", "100kB", "--device", "h100-80gb")
+    plan = json_of(capsys, *flags, "--active", "3B")
+    assert plan["weights_bytes"] == 60 * 10**9
+    assert plan["step_weights_bytes"] == 6 * 10**9
+    dense = json_of(capsys, *flags)
+    assert dense["kv_capacity_tokens"] == plan["kv_capacity_tokens"]
+    ratio = plan["decode_tokens_per_s_limit"] / dense["decode_tokens_per_s_limit"]
+    assert ratio == pytest.approx(10)
+    assert main([*flags, "--active", "40B"]) == 1
+    assert "more than all parameters" in capsys.readouterr().err
+    assert main(["plan", "llama-3-8b", "--active", "3B"]) == 1
+    assert "--active belongs to --params" in capsys.readouterr().err
+
+
 def test_the_table_has_the_talks_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(TALK) == 0
     text = capsys.readouterr().out

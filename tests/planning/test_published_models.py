@@ -31,4 +31,11 @@ def test_names_tell_the_size(name: str) -> None:
     if told is not None:
         assert checkpoint.num_parameters / 1e9 == pytest.approx(float(told[1]), rel=0.32)
     assert checkpoint.description.default_window >= 4096
-    assert checkpoint.weight_bytes == 2 * checkpoint.num_parameters
+    if not name.startswith("gpt-oss"):
+        assert checkpoint.weight_bytes == 2 * checkpoint.num_parameters
+
+
+def test_experts_of_gpt_oss_have_four_bits() -> None:
+    checkpoint = published_model("gpt-oss-20b")
+    assert checkpoint.num_parameters == 20_914_757_184
+    assert checkpoint.weight_bytes == pytest.approx(13.8e9, rel=0.01)  # as its files

@@ -27,6 +27,7 @@ What many replicas do with real traffic, `loire simulate` tells.
 
   loire plan
   loire plan --params 13B --dtype fp16 --kv-per-token 1MB --device h100-80gb --window 8k
+  loire plan --params 30B --active 3B --quantization q4_k --kv-per-token 98kB --device l4
   loire plan smollm2 --what-if --device l4,a100-80gb --window 2k,8k
   loire plan llama-3-8b --device h100-80gb
 
@@ -42,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size, tokens = argument_type(parse_bytes), argument_type(parse_tokens)
     add("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     add("--params", type=argument_type(parse_count), help="instead of MODEL: parameters, as 13B")
+    active = "with --params: of experts, what a token uses, as 3B [all]"
+    add("--active", type=argument_type(parse_count), metavar="PARAMS", help=active)
     add("--kv-per-token", type=size, metavar="SIZE", help="with --params: KV of a token, as 1MB")
     add("--device", type=_names, help="* a known device, or this machine [this]")
     add("--memory", type=size, metavar="SIZE", help="of the device, as 80GB")
@@ -159,6 +162,8 @@ def _question(args: argparse.Namespace) -> "Question":
     if args.params is None:
         if args.kv_per_token is not None:
             raise ConfigError("--kv-per-token belongs to --params: a MODEL has its own")
+        if args.active is not None:
+            raise ConfigError("--active belongs to --params: a MODEL has its own")
         name = args.model or DEFAULT_MODEL
         model = _model(name)
     else:
@@ -167,7 +172,11 @@ def _question(args: argparse.Namespace) -> "Question":
         if args.kv_per_token is None:
             raise ConfigError("--params needs --kv-per-token, such as 1MB: KV bytes of one token")
         name = ""
-        model = Shapes(num_parameters=args.params, kv_bytes_per_token=args.kv_per_token)
+        model = Shapes(
+            num_parameters=args.params,
+            kv_bytes_per_token=args.kv_per_token,
+            active_parameters=args.active,
+        )
     return Question(
         model=model,
         model_name=name,

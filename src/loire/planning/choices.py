@@ -30,6 +30,8 @@ class Shapes:
 
     num_parameters: int
     kv_bytes_per_token: int
+    active_parameters: int | None = None
+    """Of a mixture of experts, those that a token is multiplied by; None for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,7 @@ def _size(question: Question, choice: Variant) -> tuple[ModelSize, int]:
         size = size_by_hand(
             model.num_parameters,
             model.kv_bytes_per_token,
+            active_parameters=model.active_parameters,
             dtype=choice.dtype,
             quantization=choice.quantization,
         )

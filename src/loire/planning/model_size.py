@@ -149,20 +149,42 @@ class ModelSize:
 
 
 def size_by_hand(
-    num_parameters: int, kv_bytes_per_token: int, *, dtype: str, quantization: str | None
+    num_parameters: int,
+    kv_bytes_per_token: int,
+    *,
+    active_parameters: int | None = None,
+    dtype: str,
+    quantization: str | None,
 ) -> ModelSize:
-    """Sizes of a model of which only these two numbers are known. Raises ConfigError."""
-    for name, value in (("params", num_parameters), ("kv-per-token", kv_bytes_per_token)):
+    """Sizes of a model of which only these numbers are known. Raises ConfigError.
+
+    active_parameters: of a mixture of experts, those that a token is multiplied by; how many of
+    them are no experts is not known, so that all count as such.
+    """
+    active = num_parameters if active_parameters is None else active_parameters
+    for name, value in (
+        ("params", num_parameters),
+        ("active", active),
+        ("kv-per-token", kv_bytes_per_token),
+    ):
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, but is {value}")
+    if active > num_parameters:
+        raise ConfigError(
+            f"--active is {active}, more than all parameters (--params {num_parameters})"
+        )
+    share = active / num_parameters
     fmt = DTYPES[dtype] if quantization in (None, EXPANDED) else QUANTIZATIONS[quantization]
     weight_bytes = math.ceil(num_parameters * fmt.block_bytes / fmt.block_elements)
     return ModelSize(
-        name=f"{num_parameters / 1e9:g}B parameters",
+        name=f"{num_parameters / 1e9:g}B parameters"
+        + ("" if share == 1.0 else f", {active / 1e9:g}B active"),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        step_parameters=num_parameters,
-        step_weight_bytes=weight_bytes,
+        step_parameters=active,
+        step_weight_bytes=round(share * weight_bytes),
+        routed_weight_bytes=0 if share == 1.0 else weight_bytes,
+        routed_share=share,
         head_parameters=0,
         kv_bytes_per_token=kv_bytes_per_token,
     )

@@ -1,17 +1,18 @@
 """Published models that can be planned for by name, without their files.
 
 Shapes are those of the models' own config.json. Tensors are made up from the same descriptions that
-loading uses, in bfloat16.
+loading uses, in bfloat16, but for experts that were published in four bits alone.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loire.checkpoint import huggingface_config
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo, TokenizerSource
-from loire.checkpoint.formats import BF16
+from loire.checkpoint.formats import BF16, MXFP4
 from loire.checkpoint.weights import Filters, Vector, Weight, each
 
 Config = Mapping[str, Any]
@@ -37,6 +38,8 @@ _LARGE_GEMMA3 = {**_GEMMA3, "sliding_window": 1024}
 _SMALL_GEMMA3 = {**_GEMMA3, "vocab_size": 262144, "sliding_window": 512}
 _PHI3 = {"model_type": "phi3"}
 _GRANITE = {"model_type": "granite", "vocab_size": 49159, "tie_word_embeddings": True}
+_GPT_OSS = {"model_type": "gpt_oss", "vocab_size": 201088, "head_dim": 64,
+            "sliding_window": 128, "num_experts_per_tok": 4}  # fmt: skip
 _MIXTRAL = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
 
 _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
@@ -59,6 +62,8 @@ _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
     ("ministral-3-14b", _MINISTRAL, (5120, 16384, 40, 32, 8, 262144), {}),
     ("mixtral-8x7b", _MIXTRAL, (4096, 14336, 32, 32, 8, 32768), {"vocab_size": 32000}),
     ("mixtral-8x22b", _MIXTRAL, (6144, 16384, 56, 48, 8, 65536), {"vocab_size": 32768}),
+    ("gpt-oss-20b", _GPT_OSS, (2880, 2880, 24, 64, 8, 131072), {"num_local_experts": 32}),
+    ("gpt-oss-120b", _GPT_OSS, (2880, 2880, 36, 64, 8, 131072), {"num_local_experts": 128}),
     ("qwen2.5-0.5b", _SMALL_QWEN2, (896, 4864, 24, 14, 2, 32768), {}),
     ("qwen2.5-1.5b", _SMALL_QWEN2, (1536, 8960, 28, 12, 2, 32768), {}),
     ("qwen2.5-3b", _SMALL_QWEN2, (2048, 11008, 36, 16, 2, 32768), {}),
@@ -128,9 +133,11 @@ def published_model(name: str) -> Checkpoint:
 
 def _tensors(weight: Weight, path: Path) -> list[TensorInfo]:
     def tensor(name: str, shape: tuple[int, ...]) -> TensorInfo:
-        num_bytes = BF16.num_bytes(math.prod(shape))
+        is_short = path.name.startswith("gpt-oss") and re.search(r"\.experts\..*\.weight", name)
+        fmt = MXFP4 if is_short else BF16
+        num_bytes = fmt.num_bytes(math.prod(shape))
         return TensorInfo(
-            name=name, shape=shape, format=BF16, path=path, offset=0, num_bytes=num_bytes
+            name=name, shape=shape, format=fmt, path=path, offset=0, num_bytes=num_bytes
         )
 
     if isinstance(weight, Filters):

@@ -1,16 +1,20 @@
 """Writes a model of random weights in a given shape, for measuring speed.
 
-    python benchmarks/make_model.py OUT               # the 1B shape that engines are compared on
-    python benchmarks/make_model.py OUT --layers 4    # a quarter of it
+    python benchmarks/make_model.py OUT                             # the 1B shape
+    python benchmarks/make_model.py OUT --layers 4                  # a quarter of it
+    python benchmarks/make_model.py OUT --shape 30b-a3b --layers 4  # Qwen3 30B-A3B's layers
 
-Llama: hidden 2048, 16 layers, 32 heads, 8 KV heads of 64, intermediate 8192, vocabulary 49152, tied
-embeddings, rope_theta 500000, 8192 positions, seed 0, deviation 0.02, bfloat16: 1.07 billion
-parameters. The tokenizer is that of a GGUF model, by default SmolLM2's.
+1b, which engines are compared on: Llama, hidden 2048, 16 layers, 32 heads, 8 KV heads of 64,
+intermediate 8192, tied embeddings, rope_theta 500000: 1.07 billion parameters. 30b-a3b: Qwen3-MoE,
+hidden 2048, 48 layers, 32 heads, 4 KV heads of 128, 128 experts of 768, of which a token chooses 8.
+All: vocabulary 49152, 8192 positions, seed 0, deviation 0.02, bfloat16. The tokenizer is that of a
+GGUF model, by default SmolLM2's.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,67 +23,117 @@ from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.text.tokenizer import load_tokenizer
 
+Shape = dict[str, Any]
+SHAPES: dict[str, Shape] = {
+    "1b": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "intermediate_size": 8192,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+    },
+    "30b-a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+    },
+}
+COMMON: Shape = {
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CHANGES = {
+    "hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "kv-heads": "num_key_value_heads", "head-dim": "head_dim",
+    "intermediate": "intermediate_size", "vocab": "vocab_size",
+    "positions": "max_position_embeddings",
+}  # fmt: skip
+"""Options that change a shape, and what of it."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    for name, default in (
-        ("hidden", 2048), ("layers", 16), ("heads", 32), ("kv-heads", 8), ("head-dim", 64),
-        ("intermediate", 8192), ("vocab", 49152), ("positions", 8192),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    for name, key in CHANGES.items():
+        parser.add_argument(f"--{name}", type=int, dest=key, metavar="N")
     args = parser.parse_args()
+    changes = {key: value for key in CHANGES.values() if (value := getattr(args, key)) is not None}
+    config = SHAPES[args.shape] | COMMON | changes
     args.out.mkdir(parents=True, exist_ok=True)
-
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": args.hidden,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": args.heads,
-        "num_key_value_heads": args.kv_heads,
-        "head_dim": args.head_dim,
-        "intermediate_size": args.intermediate,
-        "vocab_size": args.vocab,
-        "max_position_embeddings": args.positions,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
     (args.out / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(random_weights(args), args.out / "model.safetensors", metadata={"format": "pt"})
+    save_file(random_weights(config), args.out / "model.safetensors", metadata={"format": "pt"})
     source = open_checkpoint(resolve_model("smollm2")).tokenizer
     load_tokenizer(source).rust.save(str(args.out / "tokenizer.json"))
     size = (args.out / "model.safetensors").stat().st_size
     print(f"{args.out}: {size / 1e9:.2f} GB")
 
 
-def random_weights(args: argparse.Namespace) -> dict[str, torch.Tensor]:
+def random_weights(config: Shape) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, generator=generator) * 0.02).bfloat16()
 
-    hidden, inner, dim = args.hidden, args.intermediate, args.head_dim
+    def gated(prefix: str, inner: int) -> dict[str, torch.Tensor]:
+        return {
+            prefix + "gate_proj.weight": normal(inner, hidden),
+            prefix + "up_proj.weight": normal(inner, hidden),
+            prefix + "down_proj.weight": normal(hidden, inner),
+        }
+
+    hidden, vocab, dim = config["hidden_size"], config["vocab_size"], config["head_dim"]
+    queries = config["num_attention_heads"] * dim
+    kept = config["num_key_value_heads"] * dim
+    has_experts = "num_experts" in config
     ones = torch.ones(hidden, dtype=torch.bfloat16)
-    weights = {"model.embed_tokens.weight": normal(args.vocab, hidden), "model.norm.weight": ones}
-    for layer in range(args.layers):
+    weights = {"model.embed_tokens.weight": normal(vocab, hidden), "model.norm.weight": ones}
+    for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         weights |= {
             prefix + "input_layernorm.weight": ones.clone(),
             prefix + "post_attention_layernorm.weight": ones.clone(),
-            prefix + "self_attn.q_proj.weight": normal(args.heads * dim, hidden),
-            prefix + "self_attn.k_proj.weight": normal(args.kv_heads * dim, hidden),
-            prefix + "self_attn.v_proj.weight": normal(args.kv_heads * dim, hidden),
-            prefix + "self_attn.o_proj.weight": normal(hidden, args.heads * dim),
-            prefix + "mlp.gate_proj.weight": normal(inner, hidden),
-            prefix + "mlp.up_proj.weight": normal(inner, hidden),
-            prefix + "mlp.down_proj.weight": normal(hidden, inner),
+            prefix + "self_attn.q_proj.weight": normal(queries, hidden),
+            prefix + "self_attn.k_proj.weight": normal(kept, hidden),
+            prefix + "self_attn.v_proj.weight": normal(kept, hidden),
+            prefix + "self_attn.o_proj.weight": normal(hidden, queries),
         }
+        if not has_experts:
+            weights |= gated(prefix + "mlp.", config["intermediate_size"])
+            continue
+        weights |= {
+            prefix + "self_attn.q_norm.weight": ones[:dim].clone(),
+            prefix + "self_attn.k_norm.weight": ones[:dim].clone(),
+            prefix + "mlp.gate.weight": normal(config["num_experts"], hidden),
+        }
+        for expert in range(config["num_experts"]):
+            name = f"{prefix}mlp.experts.{expert}."
+            weights |= gated(name, config["moe_intermediate_size"])
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = normal(vocab, hidden)
     return weights
 
 

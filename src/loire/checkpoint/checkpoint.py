@@ -41,8 +41,15 @@ class TensorInfo:
     interleaved_heads: int = 0
     """If not 0: the rows are that many heads whose rotary pairs stand side by side (GGUF files of
     the Llama family); the loader puts them back into halves."""
+    exponents: "TensorInfo | None" = None
+    """Those of codes in MXFP4, where they lie apart (loire.checkpoint.mxfp4)."""
     inputs_first: bool = False
     """Whether numbers lie the other way round: [in_features, out_features]."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file, of all its parts."""
+        return self.num_bytes + (0 if self.exponents is None else self.exponents.num_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,4 +92,4 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors as they lie on disk."""
-        return sum(tensor.num_bytes for tensor in self.tensors.values())
+        return sum(tensor.stored_bytes for tensor in self.tensors.values())

@@ -22,11 +22,13 @@ def model_digest(checkpoint: Checkpoint) -> str:
         for name in sorted(checkpoint.tensors):
             info = checkpoint.tensors[name]
             what = (name, info.shape, info.format.name, info.interleaved_heads)
-            if info.path not in files:
-                files[info.path] = info.path.open("rb")
-            size = min(info.num_bytes, SAMPLE_BYTES)
-            files[info.path].seek(info.offset + (info.num_bytes - size) // 2)
-            whole.update(repr(what).encode() + files[info.path].read(size))
+            whole.update(repr(what).encode())
+            for part in (info,) if info.exponents is None else (info, info.exponents):
+                if part.path not in files:
+                    files[part.path] = part.path.open("rb")
+                size = min(part.num_bytes, SAMPLE_BYTES)
+                files[part.path].seek(part.offset + (part.num_bytes - size) // 2)
+                whole.update(files[part.path].read(size))
     finally:
         for file in files.values():
             file.close()

@@ -46,5 +46,14 @@ def taken_apart(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
                 shape=shape,
                 offset=info.offset + index * num_bytes,
                 num_bytes=num_bytes,
+                exponents=None if info.exponents is None else _one_of(info.exponents, index),
             )
     return found
+
+
+def _one_of(info: TensorInfo, index: int) -> TensorInfo:
+    """One slice of a tensor along its first dimension."""
+    num_bytes = info.num_bytes // info.shape[0]
+    return replace(
+        info, shape=info.shape[1:], offset=info.offset + index * num_bytes, num_bytes=num_bytes
+    )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
-from loire.checkpoint import expert_tensors
+from loire.checkpoint import expert_tensors, mxfp4
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.family import Family
@@ -38,8 +38,8 @@ def describe(config: Mapping[str, Any], source: str) -> ModelDescription:
     Raises UnsupportedModelError for another family or feature, CheckpointError for nonsense.
     """
     family, fields = family_of(config, source)
-    if config.get("quantization_config"):
-        method = _section(config, "quantization_config").get("quant_method", "unknown")
+    method = _section(config, "quantization_config").get("quant_method", "unknown")
+    if config.get("quantization_config") and method != "mxfp4":
         raise UnsupportedModelError(
             f"{source}: the weights are quantized ({method}), which Loire does not read from "
             f"safetensors; use the unquantized model or a GGUF file"
@@ -101,7 +101,7 @@ def tensors(
                 f"model's {common!r}"
             )
         result[common] = family.adjusted(replace(tensor, name=common))
-    return expert_tensors.taken_apart(result)
+    return expert_tensors.taken_apart(mxfp4.joined(result))
 
 
 def _text_name(name: str) -> str | None:

@@ -25,7 +25,12 @@ PICKLE_REFUSAL = (
 )
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES: dict[str, WeightFormat] = {"F32": F32, "F16": F16, "BF16": BF16}
+_DTYPES: dict[str, WeightFormat] = {
+    "F32": F32,
+    "F16": F16,
+    "BF16": BF16,
+    "U8": WeightFormat("U8", 1, 1),
+}
 BUFFERS = {"I64": WeightFormat("I64", 1, 8), "BOOL": WeightFormat("BOOL", 1, 1)}
 """Types that no weight has: older files hold masks and positions."""
 

@@ -36,7 +36,9 @@ class TensorReader:
         """
         info = self._tensors[name]
         data = self._bytes(info)
-        if info.format.name in _PLAIN:
+        if info.exponents is not None:
+            tensor = self._mxfp4(info).values().to(dtype)
+        elif info.format.name in _PLAIN:
             # Otherwise a copy always: nothing may go on pointing into a file.
             values = torch.frombuffer(data, dtype=_PLAIN[info.format.name])
             if info.inputs_first:
@@ -54,12 +56,27 @@ class TensorReader:
         Raises CheckpointError as read() does.
         """
         info = self._tensors[name]
-        rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
+        if info.exponents is not None:
+            rows, may_share = self._mxfp4(info).blocks, True
+        else:
+            rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
         if info.interleaved_heads:
             rows = _halves(rows, info.interleaved_heads)
         elif not may_share:
             rows = rows.clone()
         return StoredTensor(info.format, rows)
+
+    def _mxfp4(self, info: TensorInfo) -> StoredTensor:
+        """Codes and exponents that lie apart, in GGUF's blocks: an exponent, then codes of which
+        sixteen apart share a byte."""
+        assert info.exponents is not None
+        outputs = info.shape[0]
+        pairs = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(outputs, -1, 16)
+        exponents = torch.frombuffer(self._bytes(info.exponents), dtype=torch.uint8)
+        codes = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(2)
+        halves = codes[..., :16] | codes[..., 16:] << 4
+        blocks = torch.cat([exponents.view(outputs, -1, 1), halves], dim=-1)
+        return StoredTensor(info.format, blocks.flatten(1))
 
     def _bytes(self, info: TensorInfo) -> memoryview:
         data = self._map(info.path)

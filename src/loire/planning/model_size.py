@@ -269,7 +269,7 @@ def _held_bytes(weight: Weight, tensor: TensorInfo, dtype: str, quantization: st
     if isinstance(weight, Vector):
         return F32.num_bytes(num_elements)
     if quantization is None and tensor.format.block_elements > 1:
-        return tensor.num_bytes
+        return tensor.stored_bytes
     if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
         return DTYPES[dtype].num_bytes(num_elements)
     fmt = QUANTIZATIONS[quantization]

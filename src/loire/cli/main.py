@@ -12,6 +12,7 @@ VERBS: dict[str, str] = {
     "run": "answer one prompt, streamed to the terminal",
     "chat": "talk with a model in the terminal",
     "serve": "serve the OpenAI API over HTTP",
+    "launch": "start a coding agent (codex, claude, opencode, aider) over a model of your own",
     "keys": "add, revoke and list the API keys of a file",
     "deploy": "write the file with which Ray Serve keeps replicas of a model",
     "pull": "fetch a model into the local store",
@@ -31,8 +32,13 @@ VERBS: dict[str, str] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status. 2 is a mistake of usage, 1 a failure, 130 Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    passed_on: list[str] = []
+    if arguments[:1] == ["launch"] and "--" in arguments:
+        place = arguments.index("--")
+        arguments, passed_on = arguments[:place], arguments[place + 1 :]
     parser, verb_parser = _parser(arguments[0] if arguments else "")
     args = parser.parse_args(arguments)
+    args.passed_on = passed_on
     if args.verb is None:
         parser.print_help()
         return 2

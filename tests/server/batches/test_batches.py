@@ -441,3 +441,27 @@ def test_a_file_is_not_deleted_while_a_batch_of_it_is_made(
         await server.wait(batch, "completed")
 
     served(engine, tmp_path, check)
+
+
+def test_files_as_peoples_tools_write_them(tiny_llama: Path, tmp_path: Path) -> None:
+    """A byte order mark, Windows' line ends, blank lines, ids of any alphabet; and answers that
+    hold what some readers take for line ends."""
+    engine = FakeEngine(tiny_llama, "one\u2028two\u2029three\x85four")
+    ids = ["a\u2028b", "été ☕", "x\r\ny", '"quoted"', "\u0085"]
+    texts = [line(custom_id) for custom_id in ids]
+    data = b"\xef\xbb\xbf\r\n" + "\r\n\r\n \t\r\n".join(texts).encode() + b"\r\n\r\n"
+
+    async def check(server: Server) -> None:
+        files = {"file": ("in.jsonl", data)}
+        response = await server.client.post("/v1/files", data={"purpose": "batch"}, files=files)
+        batch = await server.create(response.json()["id"])
+        done = await server.wait(batch, "completed", "failed")
+        assert done["errors"] is None
+        assert done["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+        output = await server.lines(done["output_file_id"])  # by str.splitlines()
+        assert [entry["custom_id"] for entry in output] == ids
+        for entry in output:
+            [choice] = entry["response"]["body"]["choices"]
+            assert choice["message"]["content"] == engine.reply
+
+    served(engine, tmp_path, check)

@@ -4,6 +4,7 @@
 """
 
 import time
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,8 +66,11 @@ def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]
     places: list[LinePlace] = []
     errors: list[BatchError] = []
     seen: dict[str, int] = {}
-    offset, number = 0, 0
+    number = 0
     with path.open("rb") as file:
+        # Editors and spreadsheets put a mark of the encoding before the text.
+        offset = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        file.seek(offset)
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:

@@ -10,6 +10,7 @@ from typing import IO
 import msgspec
 
 from loire.server.storage.database import Database
+from loire.server.web.sse import on_one_line
 
 _PAGE = 256
 """Results that are read at a time, so that others get their turn at the database."""
@@ -77,7 +78,8 @@ class Results:
     def write(self, out: IO[bytes], *, ok: bool) -> None:
         """Copy the results of requests that succeeded (or failed), in the order of the input."""
         for line in self._lines(ok):
-            out.write(line + b"\n")
+            # Readers of lines split them at more than this: nothing of it is left inside one.
+            out.write(on_one_line(line.decode()).encode() + b"\n")
 
     def delete(self) -> None:
         """They have been copied. Blocks."""

@@ -6,13 +6,13 @@ const MAX_CHARACTERS = 2_000_000;
 const SAVE_AFTER_MS = 400;
 
 /**
- * What a conversation asks of the server; null and "" mean the server's default. At that default's
- * temperature of 1 small models talk nonsense, so it begins where `loire chat` does.
+ * What a conversation asks of the server; null and "" mean the server's default, which for sampling
+ * is what the model's makers recommend.
  */
 export const DEFAULTS = Object.freeze({
   model: "",
-  temperature: 0.6,
-  topP: 0.95,
+  temperature: null,
+  topP: null,
   maxTokens: null,
   seed: null,
   json: false,

@@ -1,6 +1,7 @@
 """Tenants are served alike, whatever they ask for, and nobody waits for ever."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,13 @@ from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
 from loire.memory.paged import PagedAllocator
 from loire.scheduling.batching import Continuous
-from loire.scheduling.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT, VirtualCounters, surplus_of
+from loire.scheduling.fairness import (
+    INPUT_WEIGHT,
+    OUTPUT_WEIGHT,
+    VirtualCounters,
+    first_to_give_way,
+    surplus_of,
+)
 from loire.scheduling.scheduler import Scheduler
 from support.fake_execution import FakeExecutor, expected_tokens
 
@@ -207,6 +214,61 @@ def test_shared_slots_cost_no_token(depth: int) -> None:
     finally:
         engine.core.close()
     assert engine.scheduler.num_preemptions > 0
+
+
+def test_memory_is_shared_while_somebody_waits() -> None:
+    """Without slots to share: the greedy one has fewer than there are."""
+    engine = Shared(slots=16, num_blocks=64)
+    for _ in range(4):
+        engine.add("greedy", prompt=48, max_tokens=60)
+    for _ in range(10):
+        engine.step()
+    assert engine.slots_of("greedy") == 4
+    light = engine.add("light", prompt=40, max_tokens=8)
+    for _ in range(4):
+        engine.step()
+    assert light in engine.ran
+    assert engine.slots_of("greedy") == 3
+    for _ in range(9):
+        engine.step()
+    assert light in engine.ended, "it was not put out in return"
+    engine.finish()
+
+
+def test_a_tenant_gives_up_no_memory_to_one_that_would_hold_more() -> None:
+    engine = Shared(slots=16, num_blocks=64)
+    greedy = engine.add("greedy", prompt=90, max_tokens=37)
+    for _ in range(4):
+        engine.step()
+    for _ in range(4):
+        engine.add("light", prompt=90, max_tokens=30)
+    while greedy not in engine.ended:
+        engine.step()
+        assert engine.slots_of("greedy") == 1 or greedy in engine.ended
+    engine.finish()
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something that runs."""
+
+    tenant: str
+    num_own_pages: int
+    priority: int = 0
+
+
+def test_who_gives_way_to_one_that_runs() -> None:
+    a, b, c = Held("a", 4), Held("b", 3), Held("a", 5)
+    assert first_to_give_way([a], 0) is a, "nobody else is there"
+    assert first_to_give_way([a, b], 0) is b, "the first never, while there is another"
+    assert first_to_give_way([a, b, c], 1) is c, "of the tenant that holds most"
+    assert first_to_give_way([a, c, b], 0) is c, "though another came later"
+    assert first_to_give_way([a, c, b], 2) is b, "none of those before it, which have their rows"
+    assert first_to_give_way([b, Held("b", 3), a, Held("a", 2)], 0).tenant == "a", (
+        "the last of equals"
+    )
+    behind = Held("b", 0, priority=5)
+    assert first_to_give_way([a, c, behind], 0) is behind, "the less urgent before all others"
 
 
 def test_one_tenant_is_served_in_order() -> None:

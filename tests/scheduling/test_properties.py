@@ -1,5 +1,6 @@
 """Whatever arrives, ends or is aborted: each request gets the tokens that it would get alone."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -238,7 +239,16 @@ class Run:
         displaced = any(s.priority < victim.priority for s in waiting)
         assert victim is not first or displaced, "the first running sequence was preempted"
         gives_slot = any(surplus_of(running, s) is victim for s in waiting)
-        assert gives_slot or victim is max(running, key=lambda s: s.order)
+        last = max(running, key=lambda s: s.order)
+        equals = [s for s in running if s.priority == last.priority]
+        pages = Counter[str]()
+        for sequence in equals:
+            pages[sequence.tenant] += sequence.num_own_pages
+        gives_memory = (
+            victim is [s for s in equals if s.tenant == victim.tenant][-1]
+            and pages[victim.tenant] >= pages[last.tenant]
+        )
+        assert gives_slot or victim is last or gives_memory or displaced
         self._preempt(victim)
 
     def _schedule_checked(self) -> StepPlan | None:

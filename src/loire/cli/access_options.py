@@ -69,9 +69,10 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--public-metrics", action="store_true", help="/metrics needs no key")
     for flag, what in (
-        ("--limit-requests-per-minute", "requests a minute"),
+        ("--limit-requests-per-minute", "sequences begun a minute"),
         ("--limit-tokens-per-minute", "tokens a minute, of prompts and outputs"),
-        ("--limit-concurrency", "calls at a time"),
+        ("--limit-concurrency", "sequences at a time"),
+        ("--limit-storage-bytes", "bytes of files [16 GiB]"),
     ):
         group.add_argument(
             flag, type=int, metavar="N", help=f"most {what} per key, if the key file says no other"
@@ -95,6 +96,7 @@ def access_options(args: argparse.Namespace) -> AccessOptions:
             requests_per_minute=args.limit_requests_per_minute,
             tokens_per_minute=args.limit_tokens_per_minute,
             concurrency=args.limit_concurrency,
+            storage_bytes=args.limit_storage_bytes,
         ),
         allow_no_key=args.allow_no_key,
         public_metrics=args.public_metrics,

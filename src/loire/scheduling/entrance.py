@@ -7,7 +7,7 @@ from loire.memory.allocator import Admitted, KVAllocator, Refusal
 from loire.scheduling.batch import RunningBatch
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
-from loire.scheduling.fairness import surplus_of
+from loire.scheduling.fairness import memory_surplus_of, surplus_of
 from loire.scheduling.sequence import Sequence, Status
 from loire.scheduling.waiting import WaitingQueue
 
@@ -33,6 +33,8 @@ class Entrance:
         self._budget = budget
         self._waiting = waiting
         self._batch = batch
+        self._memory_was_short = False
+        """Whether the last one who might have entered found no memory."""
 
     @property
     def waits_for_forms(self) -> bool:
@@ -86,9 +88,39 @@ class Entrance:
             else:
                 return
 
+    def share_memory(self) -> None:
+        """Where there are slots but no memory, let the next in turn in, in the place of a tenant
+        that holds more, and does so afterwards."""
+        if not self._memory_was_short:
+            return
+        self._memory_was_short = False
+        if not self._policy.makes_way:
+            return
+        for sequence in self._waiting.in_turn():
+            if self._batch.free_slots <= 0:
+                return
+            if self.is_open_to(sequence) and not self._enters_for_its_share(sequence):
+                return
+
+    def _enters_for_its_share(self, sequence: Sequence) -> bool:
+        """Whether it entered, or waits for a prefix; False if the others hold no more than it."""
+        ahead = self._budget.max_tokens
+        num_needed = self._allocator.geometry.pages_for(len(sequence.tokens), ahead)
+        running = self._batch.running
+        while (surplus := memory_surplus_of(running, sequence, num_needed)) is not None:
+            admission = self._try_admission(sequence)
+            if admission is Refusal.PREFIX_PENDING:
+                return True
+            if isinstance(admission, Admitted):
+                self._batch.enter(sequence, admission)
+                return True
+            self._batch.preempt(surplus)
+        return False
+
     def admit(self, rows: Rows) -> None:
         """Let the next ones in, adding their rows to those of the step."""
         batch = self._batch
+        self._memory_was_short = False
         free_slots = batch.free_slots
         for sequence in self._waiting.in_turn():
             if free_slots <= 0:
@@ -100,6 +132,7 @@ class Entrance:
             if admission is None or admission is Refusal.PREFIX_PENDING:
                 continue
             if admission is Refusal.NO_MEMORY:
+                self._memory_was_short = True
                 break
             assert isinstance(admission, Admitted)
             batch.enter(sequence, admission)

@@ -6,8 +6,8 @@ A tenant that comes back after a pause is lifted to the least of those who wait,
 credit for the time when it asked for nothing. Two tenants that always have requests waiting are
 then served the same, but for a constant that does not grow.
 
-One call can bring a hundred sequences, which would keep all slots as long as they run; so slots are
-shared, too, while another tenant waits.
+One call can bring a hundred sequences, which would keep all slots as long as they run, or a few
+that fill the memory; so slots and memory are shared, too, while another tenant waits.
 """
 
 from collections import Counter
@@ -32,6 +32,11 @@ class Owned(Protocol):
         """Lower is earlier."""
         ...
 
+    @property
+    def num_own_pages(self) -> int:
+        """Pages of KV memory that it holds and shares with nobody who was there before it."""
+        ...
+
 
 Running = TypeVar("Running", bound=Owned)
 
@@ -50,6 +55,49 @@ def surplus_of(running: Sequence[Running], newcomer: Owned) -> Running | None:
     if most < slots[newcomer.tenant] + 2:
         return None
     return next(one for one in reversed(equals) if slots[one.tenant] == most)
+
+
+def memory_surplus_of(
+    running: Sequence[Running], newcomer: Owned, num_needed: int
+) -> Running | None:
+    """Who gives up its memory for a newcomer that finds none; None if nobody has to.
+
+    It is the last of the tenant that holds most, if that tenant still holds no less afterwards than
+    the newcomer's does then; counted among equal priorities. running: in order. num_needed: pages.
+    """
+    equals = [one for one in running if one.priority == newcomer.priority]
+    held = _held(equals)
+    if not held:
+        return None
+    richest = max(held, key=held.__getitem__)
+    last = next(one for one in reversed(equals) if one.tenant == richest)
+    left = held[richest] - last.num_own_pages
+    gains = richest != newcomer.tenant and left >= held[newcomer.tenant] + num_needed
+    return last if gains else None
+
+
+def first_to_give_way(running: Sequence[Running], place: int) -> Running:
+    """Who is preempted when one that runs finds no memory for its next tokens.
+
+    Of the least urgent, the last of the tenant that holds most; but none of those before the one
+    that needs it, and never the first of all while there is another. running: in order. place: of
+    the one that needs it.
+    """
+    least = [one for one in running if one.priority == running[-1].priority]
+    held = _held(least)
+    after = running[max(place, 1) :] or running
+    # Among equals the last: a set of names would be in any order.
+    tenants = dict.fromkeys(one.tenant for one in reversed(after) if one in least)
+    richest = max(tenants, key=held.__getitem__)
+    return next(one for one in reversed(after) if one.tenant == richest)
+
+
+def _held(sequences: Iterable[Owned]) -> "Counter[str]":
+    """Pages by tenant."""
+    held: Counter[str] = Counter()
+    for one in sequences:
+        held[one.tenant] += one.num_own_pages
+    return held
 
 
 class VirtualCounters:

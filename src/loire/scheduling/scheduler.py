@@ -5,12 +5,13 @@ wait to run for the first time take turns by tenant (loire.scheduling.fairness),
 tenant come by arrival. Rules, in this order:
 1. A waiting sequence enters in the place of running ones of less urgent priorities, if they have
    the slot or the memory that it needs: the last in order are preempted. So it does, among equal
-   priorities, in the place of a tenant that has at least two slots more.
+   priorities, in the place of a tenant that has at least two slots more, or holds more memory.
 2. Every running sequence gets one token of the budget; if the budget is smaller than their
    number, they take turns, the least recently served first. What is left goes to those with more
    to compute (prefill), in order. Background work (loire.scheduling.budget) comes after all others.
-3. Memory goes to the first in order first. Where it runs out, the last is preempted: it gives
-   everything back, keeps its tokens, and is recomputed later. The first never is.
+3. Memory goes to the first in order first. Where it runs out, the last is preempted, of the tenant
+   that holds most of those who come later: it gives everything back, keeps its tokens, and is
+   recomputed later. The first never is.
 4. What is left of the budget admits waiting sequences in order, as far as the batching policy and
    the memory allow. One that waits for a prefix another is computing lets others pass.
 
@@ -40,6 +41,7 @@ from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
 from loire.scheduling.drafting import Drafter
 from loire.scheduling.entrance import Entrance
+from loire.scheduling.fairness import first_to_give_way
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Request, Sequence, Status
 from loire.scheduling.waiting import WaitingQueue
@@ -153,6 +155,7 @@ class Scheduler:
         self._draft()
         self.entrance.admit_urgent()
         self.entrance.share_slots()
+        self.entrance.share_memory()
         preempted_before = self.batch.num_preemptions
         rows: Rows = []
         # All that are given tokens may be preempted: others can have them then.
@@ -260,7 +263,7 @@ class Scheduler:
                 continue  # preempted for an earlier one
             num_tokens = self.batch.row_length(sequence, grants[sequence])
             while not self.batch.extend(sequence, num_tokens):
-                victim = max(self.running, key=lambda s: s.order)
+                victim = first_to_give_way(self.running, self.running.index(sequence))
                 assert victim is not sequence or len(self.running) > 1, "the oldest must fit alone"
                 self.batch.preempt(victim)
                 if victim is sequence:

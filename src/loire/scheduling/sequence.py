@@ -79,6 +79,11 @@ class Sequence:
         return self.request.message.tenant
 
     @property
+    def num_own_pages(self) -> int:
+        """Pages that it holds and took itself."""
+        return self.table.num_own
+
+    @property
     def order(self) -> tuple[int, bool, int, int]:
         """The more urgent first, then those that ran earlier, earlier requests, earlier choices."""
         has_run = self.turn is not None

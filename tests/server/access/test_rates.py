@@ -14,7 +14,7 @@ from loire.server.access.admission import Admission
 from loire.server.access.keys import KeyRing, parse_key
 from loire.server.access.limits import ServerLimits
 from loire.server.access.options import Access
-from loire.server.access.rates import Bucket, Limits, TenantMeter
+from loire.server.access.rates import Bucket, Limits, TenantMeter, Use
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
 from loire.server.web.errors import ApiError
@@ -77,7 +77,7 @@ def test_a_client_that_waits_as_told_is_let_in(per_minute: int, taken: int, want
     st.integers(1, 5),
     st.integers(1, 30),
     st.integers(1, 300),
-    st.lists(st.tuples(st.sampled_from("bepow"), st.integers(1, 100)), max_size=80),
+    st.lists(st.tuples(st.sampled_from("begpow"), st.integers(1, 100)), max_size=80),
 )
 def test_a_meter_balances(
     concurrency: int, rpm: int, tpm: int, calls: list[tuple[str, int]]
@@ -85,16 +85,22 @@ def test_a_meter_balances(
     clock = Clock()
     limits = Limits(requests_per_minute=rpm, tokens_per_minute=tpm, concurrency=concurrency)
     meter = TenantMeter("t", limits, clock)
-    num_running = num_begun = num_prompt = num_output = 0
+    uses: list[tuple[Use, int]] = []
+    num_begun = num_prompt = num_output = 0
     for kind, amount in calls:
         minutes = (clock.now - 1000) / 60
         try:
             if kind == "b":
-                meter.begin()
-                num_begun, num_running = num_begun + 1, num_running + 1
-            elif kind == "e" and num_running:
-                meter.end()
-                num_running -= 1
+                uses.append((meter.begin(), 1))
+                num_begun += 1
+            elif kind == "e" and uses:
+                uses.pop()[0].end()
+            elif kind == "g" and uses:
+                use, num_before = uses[-1]
+                wanted = max(num_before, amount % 8)
+                use.grow(wanted)
+                uses[-1] = use, wanted
+                num_begun += wanted - num_before
             elif kind == "p":
                 meter.take_prompt(amount)
                 num_prompt += amount
@@ -106,8 +112,9 @@ def test_a_meter_balances(
         except ApiError as refusal:
             told = refusal.headers
             never, wait_s = told is None, 0 if told is None else int(told["Retry-After"])
-            assert wait_s >= 1 or (never and kind == "p" and amount > tpm)
-        assert meter.num_calls == num_running <= concurrency
+            too_many = kind == "g" and amount % 8 > min(concurrency, rpm)
+            assert wait_s >= 1 or (never and (too_many or (kind == "p" and amount > tpm)))
+        assert meter.num_running == sum(num for _, num in uses) <= concurrency
         assert num_begun <= rpm * (1 + minutes) + 1e-6
         assert num_prompt <= tpm * (1 + minutes) + 1e-6
         headers = meter.headers()
@@ -121,15 +128,19 @@ def test_refusals_say_the_numbers() -> None:
     limits = Limits(requests_per_minute=2, tokens_per_minute=60, concurrency=2)
     meter = TenantMeter("alice", limits, clock)
     meter.begin()
-    meter.begin()
-    with pytest.raises(ApiError, match="'alice' may make 2 calls at a time, and 2 are"):
+    use = meter.begin()
+    with pytest.raises(ApiError, match="'alice' may have 2 sequences at a time, and 2 are"):
         meter.begin()
-    meter.end()
+    use.end()
     with pytest.raises(ApiError, match="its 2 requests per minute: try again in 30 s") as caught:
         meter.begin()
     assert caught.value.headers == {"Retry-After": "30"}
     clock.now += 30
-    meter.begin()
+    use = meter.begin()
+    with pytest.raises(ApiError, match=r"2 sequences at a time, and this call brings 8: .* never"):
+        use.grow(8)
+    with pytest.raises(ApiError, match=r"1 are in progress, and this call brings 2: try again"):
+        use.grow(2)
     with pytest.raises(ApiError, match=r"61 tokens.*only 60 per minute.*never") as caught:
         meter.take_prompt(61)
     assert caught.value.headers is None
@@ -137,12 +148,31 @@ def test_refusals_say_the_numbers() -> None:
     with pytest.raises(ApiError, match=r"20 tokens.* 60 tokens per minute .*has 10 left"):
         meter.take_prompt(20)
     meter.take_output(100)
-    meter.end()
+    use.end()
     clock.now += 60
     with pytest.raises(ApiError, match="used its 60 tokens per minute: try again in 31 s"):
         meter.begin()
     clock.now += 31
     meter.begin()
+
+
+def test_a_call_takes_a_request_for_each_sequence() -> None:
+    clock = Clock()
+    meter = TenantMeter("alice", Limits(requests_per_minute=10), clock)
+    use = meter.begin()
+    use.grow(8)
+    assert meter.headers()["x-ratelimit-remaining-requests"] == "2"
+    other = meter.begin()
+    with pytest.raises(ApiError, match=r"10 requests per minute, and this call brings 3: .* 6 s"):
+        other.grow(3)
+    with pytest.raises(ApiError, match=r"10 requests per minute, and this call brings 11: .*never"):
+        other.grow(11)
+    assert meter.headers()["x-ratelimit-remaining-requests"] == "1"
+    use.give_back()
+    assert meter.headers()["x-ratelimit-remaining-requests"] == "9"
+    use.end()
+    other.end()
+    assert meter.num_running == 0
 
 
 def test_resets_are_written_as_openai_does() -> None:
@@ -288,7 +318,9 @@ def test_concurrency_counts_streams_until_they_end(engine: FakeEngine) -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             refused = await client.post("/v1/chat/completions", json=CHAT)
             assert refused.status_code == 429
-            assert "this server may make 1 calls at a time" in refused.json()["error"]["message"]
+            assert (
+                "this server may have 1 sequences at a time" in refused.json()["error"]["message"]
+            )
             assert refused.headers["retry-after"] == "1"
             connection.gone.set()
             await running
@@ -336,3 +368,23 @@ def test_what_the_server_cannot_take_costs_no_request(engine: FakeEngine) -> Non
             assert (await post("x")).json()["error"]["code"] == "rate_limit_exceeded"
 
     run(test)
+
+
+def test_the_limits_count_sequences(engine: FakeEngine) -> None:
+    settled = access(concurrency=4, requests_per_minute=9)
+    path = "/v1/completions"
+    answers = talk(
+        engine,
+        settled,
+        (ALICE, path, {**TEXT, "n": 5}),
+        (ALICE, path, {**TEXT, "prompt": ["a", "b", "c"], "n": 2}),
+        (ALICE, path, {**TEXT, "n": 4}),
+        (ALICE, path, {**TEXT, "n": 3}),
+        (ALICE, path, {**TEXT, "n": 2}),
+        (BOB, path, {**TEXT, "n": 4}),
+    )
+    assert [answer.status_code for answer in answers] == [429, 429, 200, 200, 429, 200]
+    assert "5: it can never be admitted" in answers[0].json()["error"]["message"]
+    # The refused ones have taken the one request with which they came.
+    assert answers[2].headers["x-ratelimit-remaining-requests"] == "3"
+    assert answers[5].headers["x-ratelimit-remaining-requests"] == "5"

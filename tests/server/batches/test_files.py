@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loire.server.access.keys import KeyRing, parse_key
+from loire.server.access.options import Access
 from loire.server.batches import file_store
 from loire.server.batches.file_store import FileStore
 from loire.server.batches.multipart import FormParser, PartBegan, PartData, PartEnded, read_form
@@ -177,6 +180,53 @@ def test_too_many_files_are_refused(app: FastAPI, monkeypatch: pytest.MonkeyPatc
     upload(app)
     response = ask(app, "POST", "/v1/files", data=FORM, files={"file": ("a", LINES)})
     assert (response.status_code, response.json()["error"]["code"]) == (413, "too_many_files")
+
+
+def test_what_a_tenant_keeps_is_bounded_also_while_it_arrives(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    keys = ("alice-key-0123456789", "bob-key-0123456789ab")
+    ring = KeyRing(
+        [
+            parse_key(f"alice:{keys[0]} storage-bytes=1000", place=""),
+            parse_key(f"bob:{keys[1]}", place=""),
+        ]
+    )
+    served = ServedModel([NAME], FakeEngine(tiny_llama))
+    app = create_app(served, Access(ring=ring), tmp_path / "data")
+
+    def send(key: str, size: int) -> Any:
+        headers = {"Authorization": f"Bearer {key}"}
+        files = {"file": ("a", b"x" * size)}
+        return ask(app, "POST", "/v1/files", data=FORM, files=files, headers=headers)
+
+    kept = send(keys[0], 600).json()
+    response = send(keys[0], 401)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_many_files")
+    assert "1,001 bytes" in response.json()["error"]["message"]
+    store = app.state.data.files
+    coming = store.begin("alice", 1000)
+    coming.write(b"x" * 300)
+    assert send(keys[0], 200).status_code == 413, "beside one that is on its way"
+    assert send(keys[1], 5000).status_code == 200, "others have their own"
+    coming.close()
+    assert send(keys[0], 400).status_code == 200
+    batch = {"endpoint": "/v1/completions", "input_file_id": kept["id"], "completion_window": "24h"}
+    headers = {"Authorization": f"Bearer {keys[0]}"}
+    store.put("file-1-output", "alice", "o", "batch_output", lambda out: out.write(b"x"))
+    response = ask(app, "POST", "/v1/batches", json=batch, headers=headers)
+    assert response.status_code == 413, "a batch would write more"
+    assert not list((tmp_path / "data" / "files").glob("*.part"))
+
+
+def test_uploads_leave_some_of_the_disk(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload(app)
+    usage = SimpleNamespace(total=20 * 2**30, free=2**30 - 1)
+    monkeypatch.setattr(file_store.shutil, "disk_usage", lambda path: usage)
+    response = ask(app, "POST", "/v1/files", data=FORM, files={"file": ("a", LINES)})
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "disk_full")
+    usage.total = 5 * 2**30
+    upload(app)
 
 
 def test_a_full_disk_is_told(app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,8 +208,26 @@ def test_mistakes_are_named(
     assert words in error["message"]
 
 
+def test_no_tenant_pushes_out_what_others_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loire.server.openai.responses.store.MAX_TENANT_BYTES", 10_000)
+    monkeypatch.setattr("loire.server.openai.responses.store.MAX_BYTES", 25_000)
+    store = ResponseStore()
+    store.put("mine", StoredResponse("light", "x", ()))
+    for number in range(40):
+        store.put(f"greedy-{number}", StoredResponse("greedy", "x" * 3_000, ()))
+    assert store.get("mine", "light") is not None
+    kept = [number for number in range(40) if store.get(f"greedy-{number}", "greedy")]
+    assert kept == [37, 38, 39]
+    # All together are bounded, too: then the oldest goes.
+    for tenant in ("b", "c"):
+        for number in range(3):
+            store.put(f"{tenant}-{number}", StoredResponse(tenant, "x" * 3_000, ()))
+    assert store.get("mine", "light") is None
+    assert store.get("c-2", "c") is not None
+
+
 def test_store_is_bounded_and_each_tenants_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loire.server.openai.responses.store.MAX_BYTES", 10_000)
+    monkeypatch.setattr("loire.server.openai.responses.store.MAX_TENANT_BYTES", 10_000)
     now = 0.0
     store = ResponseStore(clock=lambda: now)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-from loire.server.access.rates import TenantMeter
+from loire.server.access.rates import TenantMeter, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +29,14 @@ def get_caller(scope: Scope) -> Caller:
     """Who makes this call; nobody in particular if nothing was noted."""
     caller: Caller = scope.get("state", {}).get("caller", Caller())
     return caller
+
+
+def set_use(scope: Scope, use: Use) -> None:
+    """Note what this call takes of its tenant's limits."""
+    scope.setdefault("state", {})["use"] = use
+
+
+def get_use(scope: Scope) -> Use:
+    """What this call takes of its tenant's limits; of none where nothing was noted."""
+    use: Use | None = scope.get("state", {}).get("use")
+    return use or TenantMeter().begin()

@@ -4,7 +4,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loire.server.access.admission import QUEUE_FULL
-from loire.server.access.caller import get_caller
+from loire.server.access.caller import get_caller, set_use
+from loire.server.access.rates import Use
 from loire.server.web.call import get_call
 from loire.server.web.errors import ApiError
 from loire.server.web.refusals import refusal
@@ -29,20 +30,22 @@ class RateGuard:
             await self._app(scope, receive, send)
             return
         meter = get_caller(scope).meter
+        use: Use | None = None
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if get_call(scope).error_code in FREE:
-                    meter.give_back()
+                if use is not None and get_call(scope).error_code in FREE:
+                    use.give_back()
                 MutableHeaders(scope=message).update(meter.headers())
             await send(message)
 
         try:
-            meter.begin()
+            use = meter.begin()
         except ApiError as error:
             await refusal(scope, error)(scope, receive, send_with_headers)
             return
+        set_use(scope, use)
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            meter.end()
+            use.end()

@@ -1,9 +1,9 @@
-"""Limits per tenant: requests and tokens per minute as token buckets, and calls at a time.
+"""Limits per tenant: requests and tokens per minute as token buckets, and sequences at a time.
 
-A bucket holds a minute's worth and is refilled evenly. A call takes one request and its prompt's
-tokens before it begins, or is refused and takes nothing; output tokens are taken as they come, so
-that no answer is ever cut short. They can leave a debt, which must be paid back before the next
-call.
+A bucket holds a minute's worth and is refilled evenly. A call takes a request for each sequence
+that it asks for (n of each prompt) and its prompts' tokens before it begins, or is refused; output
+tokens are taken as they come, so that no answer is ever cut short. They can leave a debt, which
+must be paid back before the next call.
 """
 
 import math
@@ -24,7 +24,9 @@ class Limits:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
-    """Calls at a time."""
+    """Sequences at a time."""
+    storage_bytes: int | None = None
+    """Of files, those that batches wrote among them."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -70,44 +72,58 @@ class TenantMeter:
         self, tenant: str = "", limits: Limits = NO_LIMITS, clock: Clock = time.monotonic
     ) -> None:
         self.limits = limits
-        self.num_calls = 0
-        """Calls that run now."""
+        self.num_running = 0
+        """Sequences that run now, or calls of which it is not known yet how many they bring."""
         self._who = f"tenant {tenant!r}" if tenant else "this server"
         rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
         self._requests = None if rpm is None else Bucket(rpm, clock)
         self._tokens = None if tpm is None else Bucket(tpm, clock)
 
-    def begin(self) -> None:
-        """A call begins; end() must follow. Raises ApiError (429), and then takes nothing."""
-        concurrency = self.limits.concurrency
-        if concurrency is not None and self.num_calls >= concurrency:
-            raise _refused(
-                f"{self._who} may make {concurrency} calls at a time, and {self.num_calls} are in "
-                f"progress: try again when one of them has ended",
-                wait_s=1,
-            )
+    def begin(self) -> "Use":
+        """A call begins, with one sequence; its end() must follow.
+
+        Raises ApiError (429), and then takes nothing.
+        """
         if self._tokens is not None and self._tokens.level <= 0:
             raise _refused(
                 f"{self._who} has used its {self._tokens.per_minute:,} tokens per minute",
                 wait_s=self._tokens.wait_s(1),
             )
-        if self._requests is not None:
-            if self._requests.level < 1:
-                raise _refused(
-                    f"{self._who} has used its {self._requests.per_minute:,} requests per minute",
-                    wait_s=self._requests.wait_s(1),
+        self.take_sequences(1)
+        return Use(self)
+
+    def take_sequences(self, num_more: int, num_before: int = 0) -> None:
+        """Take more for a call that has some. Raises ApiError (429), and then takes none."""
+        brought = num_before + num_more
+        called = f", and this call brings {brought:,}" if brought > 1 else ""
+        most = self.limits.concurrency
+        if most is not None and self.num_running + num_more > most:
+            if brought > most:
+                raise _never(f"{self._who} may have {most:,} sequences at a time{called}")
+            raise _refused(
+                f"{self._who} may have {most:,} sequences at a time, and "
+                f"{self.num_running - num_before:,} are in progress{called}: try again when some "
+                f"of them have ended",
+                wait_s=1,
+            )
+        bucket = self._requests
+        if bucket is not None:
+            if brought > bucket.per_minute:
+                raise _never(
+                    f"{self._who} may make {bucket.per_minute:,} requests per minute{called}"
                 )
-            self._requests.take(1)
-        self.num_calls += 1
+            if bucket.level < num_more:
+                raise _refused(
+                    f"{self._who} has used its {bucket.per_minute:,} requests per minute{called}",
+                    wait_s=bucket.wait_s(num_more),
+                )
+            bucket.take(num_more)
+        self.num_running += num_more
 
-    def give_back(self) -> None:
-        """The call that began was refused for no fault of the tenant's: its request is not used."""
+    def give_back(self, num_requests: int) -> None:
+        """Requests that were taken are not used."""
         if self._requests is not None:
-            self._requests.take(-1)
-
-    def end(self) -> None:
-        """A call has ended."""
-        self.num_calls -= 1
+            self._requests.take(-num_requests)
 
     def take_prompt(self, num_tokens: int) -> None:
         """Take the tokens of prompts. Raises ApiError (429) if there are not as many."""
@@ -144,6 +160,39 @@ class TenantMeter:
                 told[f"x-ratelimit-remaining-{name}"] = str(max(0, int(bucket.level)))
                 told[f"x-ratelimit-reset-{name}"] = _duration(bucket.wait_s(bucket.per_minute))
         return told
+
+
+class Use:
+    """What one call takes of its tenant's limits, beside tokens."""
+
+    def __init__(self, meter: TenantMeter) -> None:
+        self._meter = meter
+        self._num_sequences = self._num_requests = 1
+
+    def grow(self, num_sequences: int) -> None:
+        """It brings so many in all. Raises ApiError (429), and then is as it was."""
+        num_more = num_sequences - self._num_sequences
+        self._meter.take_sequences(num_more, self._num_sequences)
+        self._num_sequences += num_more
+        self._num_requests += num_more
+
+    def give_back(self) -> None:
+        """It was refused for no fault of the tenant's: its requests are not used."""
+        self._meter.give_back(self._num_requests)
+        self._num_requests = 0
+
+    def end(self) -> None:
+        """It has ended."""
+        self._meter.num_running -= self._num_sequences
+        self._num_sequences = 0
+
+
+def _never(reason: str) -> ApiError:
+    return ApiError(
+        429,
+        f"{reason}: it can never be admitted; ask for fewer at a time",
+        code="rate_limit_exceeded",
+    )
 
 
 def _refused(reason: str, *, wait_s: float) -> ApiError:

@@ -6,11 +6,13 @@ A file is there once the database has it; bytes without a row are what a crash l
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 from loire.server.storage.database import Database
@@ -21,8 +23,10 @@ from loire.server.web.routes import MAX_FILE_BYTES
 log = logging.getLogger("loire.server")
 
 MAX_TENANT_BYTES = 16 * 2**30
-"""Of all files of a tenant, before it may upload more."""
+"""Of all files of a tenant that has no limit of its own."""
 MAX_TENANT_FILES = 10_000
+KEPT_FREE_BYTES = 2**30
+"""Of the disk, for all else that a server writes: uploads leave it, of a small disk a tenth."""
 _OWN_NAME = re.compile(rf"file-[0-9a-f]{{32}}(-output|-errors)?({re.escape(PART)})?")
 """Of what a server writes here. Whatever else lies in the folder is somebody's."""
 
@@ -49,6 +53,9 @@ class FileStore:
         self.folder = folder
         self._database = database
         self._files: dict[str, StoredFile] = {}
+        self._uploads: dict[Upload, int] = {}
+        """Those on their way in, with the bytes that have come."""
+        self._counting = Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         database.write(
             "CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, num_bytes INTEGER, "
@@ -74,18 +81,52 @@ class FileStore:
         """Where the bytes of a file are."""
         return self.folder / file_id
 
-    def begin(self, tenant: str) -> "Upload":
-        """Start to receive a file. Raises ApiError: 413 if the tenant has too many, 507 ..."""
+    def begin(self, tenant: str, max_bytes: int | None = None) -> "Upload":
+        """Start to receive a file. max_bytes: of all that the tenant keeps, if it has such a limit.
+
+        Raises ApiError: 413 if the tenant has too much, 507 if the disk is nearly full.
+        """
+        self.check_room(tenant, max_bytes, num_more=1)
+        return Upload(self, tenant, max_bytes)
+
+    def receives(self, upload: "Upload", num_bytes: int) -> None:
+        """So many bytes of an upload are to be written. Raises ApiError as begin() does."""
+        with self._counting:
+            self._uploads[upload] = self._uploads.get(upload, 0) + num_bytes
+        self.check_room(upload.tenant, upload.max_bytes)
+
+    def received(self, upload: "Upload") -> None:
+        """An upload is no more on its way."""
+        with self._counting:
+            self._uploads.pop(upload, None)
+
+    def check_room(self, tenant: str, max_bytes: int | None, num_more: int = 0) -> None:
+        """max_bytes: as in begin(). num_more: files that are to come.
+
+        Raises ApiError: 413 if the tenant has more than it may, 507 if the disk is nearly full.
+        """
+        most = MAX_TENANT_BYTES if max_bytes is None else max_bytes
+        with self._counting:
+            coming = [size for upload, size in self._uploads.items() if upload.tenant == tenant]
         own = self.list(tenant)
-        num_bytes = sum(file.num_bytes for file in own)
-        if len(own) >= MAX_TENANT_FILES or num_bytes >= MAX_TENANT_BYTES:
+        num_bytes = sum(file.num_bytes for file in own) + sum(coming)
+        if len(own) + len(coming) + num_more > MAX_TENANT_FILES or num_bytes > most:
             raise ApiError(
                 413,
-                f"there are {len(own):,} files with {num_bytes:,} bytes already; at most "
-                f"{MAX_TENANT_FILES:,} with {MAX_TENANT_BYTES:,} are kept: delete some",
+                f"there are {len(own):,} files of yours, with {num_bytes:,} bytes together with "
+                f"what is on its way; at most {MAX_TENANT_FILES:,} with {most:,} bytes are kept: "
+                f"delete some",
                 code="too_many_files",
             )
-        return Upload(self, tenant)
+        with storing("keep the file"):
+            disk = shutil.disk_usage(self.folder)
+        if disk.free < min(KEPT_FREE_BYTES, disk.total // 10):
+            raise ApiError(
+                507,
+                f"cannot keep the file: the server's disk has {disk.free:,} bytes left; delete "
+                f"files that are not needed, or make room",
+                code="disk_full",
+            )
 
     def put(
         self,
@@ -138,9 +179,10 @@ class FileStore:
 class Upload:
     """A file that is being received. Blocks on the disk: not for the event loop."""
 
-    def __init__(self, store: FileStore, tenant: str) -> None:
+    def __init__(self, store: FileStore, tenant: str, max_bytes: int | None) -> None:
+        self.tenant = tenant
+        self.max_bytes = max_bytes
         self._store = store
-        self._tenant = tenant
         self._id = f"file-{uuid.uuid4().hex}"
         self._size = 0
         self._part = store.folder / (self._id + PART)
@@ -149,6 +191,7 @@ class Upload:
             self._file = open(  # noqa: SIM115  closed by close()
                 self._part, "wb", buffering=0, opener=open_private
             )
+        store.receives(self, 0)
 
     def write(self, data: bytes) -> None:
         """More of its bytes. Raises ApiError: 413 if they are too many, 507 if the disk is full."""
@@ -160,6 +203,7 @@ class Upload:
                 param="file",
                 code="file_too_large",
             )
+        self._store.receives(self, len(data))
         left = memoryview(data)
         with storing("keep the file"):
             while left:
@@ -174,7 +218,7 @@ class Upload:
             self._file.close()
             path = self._part.replace(self._store.path(self._id))
             try:
-                return self._store.describe(self._id, self._tenant, filename, purpose)
+                return self._store.describe(self._id, self.tenant, filename, purpose)
             except OSError:
                 path.unlink()
                 raise
@@ -183,3 +227,4 @@ class Upload:
         """Whatever happened, leave nothing open and nothing unfinished behind."""
         self._file.close()
         self._part.unlink(missing_ok=True)
+        self._store.received(self)

@@ -30,7 +30,9 @@ WRITE_BYTES = 2**20
 @router.post("", openapi_extra=UPLOAD_SCHEMA)
 async def upload_file(request: Request, data: Data) -> File:
     """Upload the input of a batch."""
-    upload = await asyncio.to_thread(data.files.begin, get_caller(request.scope).tenant)
+    caller = get_caller(request.scope)
+    most = caller.meter.limits.storage_bytes
+    upload = await asyncio.to_thread(data.files.begin, caller.tenant, most)
     try:
         return File.of(await _receive(request, upload))
     except ClientDisconnect as error:

@@ -11,6 +11,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from loire.base.config import EngineConfig
+from loire.server.access.caller import Caller
 from loire.server.batches.data_folder import DataFolder
 from loire.server.batches.in_process import BatchRoutes
 from loire.server.batches.record import BatchRecord, BatchStore
@@ -119,10 +120,13 @@ class BatchQueue:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def create(
-        self, tenant: str, endpoint: str, input_file_id: str, metadata: Mapping[str, str]
+        self, caller: Caller, endpoint: str, input_file_id: str, metadata: Mapping[str, str]
     ) -> BatchRecord:
         """A new batch, which waits for nobody. Raises ApiError."""
         store = await self.store()
+        tenant, most = caller.tenant, caller.meter.limits.storage_bytes
+        # It will write as well.
+        await asyncio.to_thread(self._data.files.check_room, tenant, most)
         async with self._data.deciding:
             file = self._data.files.get(input_file_id, tenant)
             if file.purpose != "batch":

@@ -28,7 +28,7 @@ Queue = Annotated[BatchQueue, Depends(_queue)]
 async def create_batch(body: CreateBatchRequest, request: Request, queue: Queue) -> Batch:
     """Run all requests of an uploaded file within 24 hours."""
     record = await queue.create(
-        get_caller(request.scope).tenant, body.endpoint, body.input_file_id, body.metadata
+        get_caller(request.scope), body.endpoint, body.input_file_id, body.metadata
     )
     return Batch.of(record)
 

@@ -19,7 +19,8 @@ from loire.base.outputs import RequestOutput
 from loire.engine.frontend import Frontend
 from loire.engine.requests import Origin, Submission
 from loire.server.access.admission import Ticket, get_ticket
-from loire.server.access.caller import Caller, get_caller
+from loire.server.access.caller import Caller, get_caller, get_use
+from loire.server.access.rates import Use
 from loire.server.serving.served import ServedModel
 from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.call import Call, get_call
@@ -45,7 +46,13 @@ class CallClient:
     """
 
     def __init__(
-        self, engine: ServedEngine, served: ServedModel, caller: Caller, ticket: Ticket, call: Call
+        self,
+        engine: ServedEngine,
+        served: ServedModel,
+        caller: Caller,
+        use: Use,
+        ticket: Ticket,
+        call: Call,
     ) -> None:
         self._engine = engine
         self._preparations = served.preparations
@@ -53,6 +60,7 @@ class CallClient:
         self._admission = served.admission
         self._observer = served.observer
         self._caller = caller
+        self._use = use
         self._ticket = ticket
         self._call = call
 
@@ -101,14 +109,20 @@ class CallClient:
         return await run(self._caller, request.receive, work, self._abandoned)
 
     def admit(self, submissions: Sequence[Submission]) -> None:
-        """Let all requests of the call into the queue, and take their tokens from its limits.
+        """Let all requests of the call into the queue, and take their sequences and tokens from
+        its limits.
 
         Raises ApiError: 429 if the queue or the tenant's share of it has no room for them, or if
-        they have more tokens than the tenant has left.
+        they have more sequences or tokens than the tenant has left.
         """
         self.take_place(len(submissions))
         num_tokens = sum(len(submission.request.prompt_token_ids) for submission in submissions)
-        self._caller.meter.take_prompt(num_tokens)
+        self._use.grow(_num_sequences(submissions))
+        try:
+            self._caller.meter.take_prompt(num_tokens)
+        except ApiError:
+            self._use.give_back()
+            raise
 
     def take_place(self, num_requests: int) -> None:
         """Let the call in with so many requests. Raises ApiError: 429, or 400 if it never can."""
@@ -144,7 +158,9 @@ def admit(request: Request, model: str) -> CallClient:
     scope = request.scope
     served: ServedModel = request.app.state.served
     engine = served.engine_for(model)
-    client = CallClient(engine, served, get_caller(scope), get_ticket(scope), get_call(scope))
+    client = CallClient(
+        engine, served, get_caller(scope), get_use(scope), get_ticket(scope), get_call(scope)
+    )
     client.take_place(1)
     return client
 
@@ -156,3 +172,9 @@ async def prepare(request: Request, work: Callable[[], T]) -> T:
     """
     served: ServedModel = request.app.state.served
     return await served.preparations.run(get_caller(request.scope), request.receive, work)
+
+
+def _num_sequences(submissions: Sequence[Submission]) -> int:
+    """That a call has the engine write. Texts to embed are one together: they are prompts, which
+    the limit on tokens bounds."""
+    return max(sum(s.request.params.n for s in submissions if not s.request.params.pooling), 1)

@@ -18,8 +18,10 @@ log = logging.getLogger("loire.server")
 
 DATABASE = "responses.sqlite"
 
-MAX_BYTES = 64_000_000
-"""Of all that is kept together, as JSON; the oldest is forgotten first."""
+MAX_TENANT_BYTES = 64_000_000
+"""Of all that is kept of a tenant, as JSON; its oldest is forgotten first."""
+MAX_BYTES = 1_000_000_000
+"""Of all tenants together."""
 MAX_AGE_S = 24 * 3600.0
 
 _TABLES = (
@@ -30,8 +32,8 @@ _TABLES = (
 )
 _TOO_OLD = "DELETE FROM responses WHERE stored_s < ?"
 _TOO_MUCH = (
-    "DELETE FROM responses WHERE number IN (SELECT number FROM (SELECT number, "
-    "SUM(size) OVER (ORDER BY number DESC) AS size_since FROM responses) WHERE size_since > ?)"
+    "DELETE FROM responses WHERE number IN (SELECT number FROM (SELECT number, SUM(size) OVER "
+    "({} ORDER BY number DESC) AS size_since FROM responses) WHERE size_since > ?)"
 )
 _WITHOUT_RESPONSE = "DELETE FROM items WHERE response_id NOT IN (SELECT id FROM responses)"
 
@@ -82,7 +84,7 @@ class ResponseStore:
                     [(item_id, response_id) for item_id in response.items],
                 )
                 self._num_unchecked += len(content)
-                if self._num_unchecked > MAX_BYTES // 64:
+                if self._num_unchecked > MAX_TENANT_BYTES // 64:
                     self._forget(connection)
                     self._num_unchecked = 0
         except OSError as error:
@@ -121,7 +123,8 @@ class ResponseStore:
     def _forget(self, connection: sqlite3.Connection) -> None:
         """Of what is too old or too much. Looks at every response: not for each new one."""
         connection.execute(_TOO_OLD, (self._clock() - MAX_AGE_S,))
-        connection.execute(_TOO_MUCH, (MAX_BYTES,))
+        connection.execute(_TOO_MUCH.format("PARTITION BY tenant"), (MAX_TENANT_BYTES,))
+        connection.execute(_TOO_MUCH.format(""), (MAX_BYTES,))
         connection.execute(_WITHOUT_RESPONSE)
 
     def _find(self, query: str, wanted: str, tenant: str) -> StoredResponse | None:

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.experts import compute_experts
 from loire.kernels.native.backend import NativeBackend
-from loire.kernels.reference import ReferenceBackend
+from loire.kernels.reference import ReferenceBackend, no_capture
 from loire.models.decoder import Decoder
 from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
@@ -50,6 +52,30 @@ def test_a_row_has_the_same_bits_in_any_company(qwen3_moe: Path, dtype: torch.dt
     together = driver.step([(DrivenSequence(), prompt) for prompt in prompts])
     for single, among in zip(alone, together, strict=True):
         assert torch.equal(single, among)
+
+
+@pytest.mark.skipif(not usable, reason=why)
+def test_steps_are_replayed(qwen3_moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same bits, though other tokens choose other experts."""
+    tokens = [3 + (7 * i * i + i) % 125 for i in range(40)]
+    found = []
+    for captures in (True, False):
+        decoder = load(qwen3_moe, NativeBackend, torch.bfloat16)
+        computed: list[int] = []
+        stack = decoder._stack
+
+        def counted(*given: Any, stack: Any = stack, computed: list[int] = computed) -> Tensor:
+            computed.append(len(given[1]))
+            result: Tensor = stack(*given)
+            return result
+
+        monkeypatch.setattr(decoder, "_stack", counted)
+        if not captures:
+            decoder.backend.capture = no_capture
+        driver, sequence = PagedDriver(decoder), DrivenSequence()
+        found.append(torch.cat([driver.step([(sequence, [token])])[0] for token in tokens]))
+        assert len(computed) == (1 if captures else len(tokens))
+    assert torch.equal(*found)
 
 
 def test_a_tokens_sum_is_weighted() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from loire.base.errors import ConfigError
 from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.feed_forward import ExpertsDescription, FeedForwardDescription
+from loire.checkpoint.mixers import MixerDescription
 from loire.planning.devices import Device
 from loire.planning.model_size import ModelSize
 
@@ -216,16 +218,24 @@ def activation_reserve(
 
     num_tokens * element_bytes * (2 E + widest / tp + E), which is residual and input, then what
     lives within the widest part of a layer (queries, keys, values and attention's output; gate, up
-    and their product), and that part's own output; and num_rows * V * (element_bytes + 4) for the
+    and their product; of experts also what goes into and comes out of each that a token chose), and
+    that part's own output; and num_rows * V * (element_bytes + 4) for the
     logits and their float32 copy. E and V are hidden and vocabulary size, num_tokens the token
     budget of a step, num_rows its most sequences.
     """
     hidden = description.hidden_size
     parts = [part for layer in description.layers for part in layer.parts]
-    widest = math.ceil(max(part.activation_elements for part in parts) / tensor_parallel)
+    widest = math.ceil(max(_live_elements(part, hidden) for part in parts) / tensor_parallel)
     layer = num_tokens * element_bytes * (3 * hidden + widest)
     logits = min(num_rows, num_tokens) * description.vocab_size * (element_bytes + 4)
     return layer + logits
+
+
+def _live_elements(part: MixerDescription | FeedForwardDescription, hidden: int) -> int:
+    """Numbers per token that live at once within a part."""
+    if isinstance(part, ExpertsDescription):
+        return part.activation_elements + 2 * part.routing.top_k * hidden
+    return part.activation_elements
 
 
 def _kv_repeats(description: ModelDescription | None, tensor_parallel: int) -> int:

@@ -1,7 +1,6 @@
 """Layers with a window hold no more than that, and nobody's tokens change for it."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from loire.base.step import StepRecord
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.start import Engine, load_engine
 from loire.kernels.native.backend import NativeBackend
+from support.engine_runs import Tokens, played, requests
 from support.recorded_models import save
 
 usable, why = NativeBackend.available()
@@ -27,8 +27,6 @@ BACKENDS = [
 WINDOW, BUDGET = 24, 64
 PAGE_LAYERS = 5
 """Layers with a window; the one that sees everything has five times the tokens in a block."""
-
-Tokens = dict[str, list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -45,53 +43,10 @@ def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
     return given
 
 
-def requests() -> list[EngineRequest]:
-    """Some share 200 tokens, some are longer than the window, some shorter; siblings, too."""
-    rng = random.Random(3)
-    shared = [rng.randrange(3, 259) for _ in range(200)]
-    prompts = [[rng.randrange(3, 259) for _ in range(n)] for n in (5, 40, 170, 300)]
-    prompts += [shared + [rng.randrange(3, 259) for _ in range(n)] for n in (1, 30, 50)]
-    return [
-        EngineRequest(
-            request_id=str(index),
-            prompt_token_ids=tuple(prompt),
-            params=SamplingParams(
-                n=1 + 2 * (index == 2),
-                temperature=0.8 * (index % 2),
-                max_tokens=40,
-                ignore_eos=True,
-            ),
-            seed=index,
-        )
-        for index, prompt in enumerate(prompts)
-    ]
-
-
 def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
     given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": BUDGET}
     options = {**backend, **given, "num_threads": 1, **options}
     return load_engine(open_checkpoint(path), EngineOptions(**options), name="gemma3")
-
-
-def played(
-    engine: Engine, given: list[EngineRequest], then: Sequence[EngineRequest] = ()
-) -> Tokens:
-    """then: requests that come when the first ones have been computed for 16 steps."""
-    tokens: Tokens = {}
-    for request in given:
-        engine.core.add(request)
-    while engine.core.has_work:
-        if len(engine.core.records) == 16:
-            for request in then:
-                engine.core.add(request)
-            then = ()
-        for update in engine.core.step():
-            assert update.error is None
-            name = f"{update.request_id} {update.choice}"
-            tokens.setdefault(name, []).extend(update.token_ids)
-        engine.core.scheduler.allocator.check()
-    assert engine.core.scheduler.allocator.counts.in_use == 0
-    return tokens
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.feed_forward import Activation, PlainActivation
 from loire.kernels.interface import AttentionShape, Backend, HeadNorms, LayerCache, RotaryTable
 from loire.kernels.quantization import quantize_vectors
 from loire.kernels.reference import ReferenceBackend
@@ -21,6 +21,7 @@ from loire.kernels.select import available_backends, select_backend
 BACKENDS = [info.name for info in available_backends() if info.usable]
 DTYPES = [torch.float32, torch.bfloat16]
 EPS = 1e-6
+ACTIVATIONS: tuple[PlainActivation, ...] = ("silu", "gelu", "gelu_tanh")
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -162,30 +163,76 @@ def test_activations_of_extreme_values_are_finite(backend: Backend, dtype: torch
         torch.testing.assert_close(actual.double(), exact, rtol=0.02, atol=1e-3)
 
 
+# --- sums and gates -------------------------------------------------------------------------------
+
+
+def test_a_residual_is_scaled_and_perhaps_only_rounded(
+    backend: Backend, dtype: torch.dtype
+) -> None:
+    x, weight = normal(11, 70, dtype=dtype), normal(70, dtype=torch.float32, seed=2)
+    residual = normal(11, 70, dtype=torch.float32, seed=1)
+    exact = (x.double() + residual.double()) * 0.3
+    pointwise = backend.pointwise
+    normed, total = pointwise.add_rms_norm(x.clone(), residual.clone(), weight, EPS, 0.3)
+    check(total, exact.float(), exact)
+    reference, _ = REFERENCE.pointwise.add_rms_norm(x.clone(), residual.clone(), weight, EPS, 0.3)
+    check(normed, reference, definitions.rms_norm(exact, weight, EPS))
+    rounded, total = pointwise.add_rms_norm(x.clone(), residual.clone(), None, EPS, 0.3)
+    assert torch.equal(rounded, total.to(dtype))
+
+
+def test_rows_that_are_only_looked_up(backend: Backend, dtype: torch.dtype) -> None:
+    table, tokens = normal(9, 70, dtype=dtype), torch.tensor([3, 0, 8])
+    rounded, rows = backend.pointwise.embed(tokens, table, 0.7, None, EPS)
+    exact = table[tokens].double() * 0.7
+    check(rows, exact.float(), exact)
+    assert torch.equal(rounded, rows.to(dtype))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("tokens", [1, 19])
+def test_sums_and_gates(backend: Backend, dtype: torch.dtype, tokens: int, wide: bool) -> None:
+    """Of rows that lie apart, too."""
+    x = normal(tokens, 70, dtype=dtype)
+    y = normal(tokens, 200, dtype=torch.float32 if wide else dtype, seed=1)[:, 50:120]
+    exact = x.double() + y.double()
+    check(backend.pointwise.add(x.clone(), y), REFERENCE.pointwise.add(x, y), exact)
+    for activation in ACTIVATIONS:
+        both = torch.cat([x.double(), y.double()], dim=-1)
+        exact = definitions.gated_activation(both, activation)
+        reference = REFERENCE.pointwise.gated(x, y, activation)
+        check(backend.pointwise.gated(x.clone(), y, activation), reference, exact)
+
+
 # --- rotation and storage -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rotary_dim", [16, 24, 32])
 @pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize("values_are", ["their own", "normalised", "keys", "keys, normalised"])
 def test_rotate_and_store(
-    backend: Backend, dtype: torch.dtype, rotary_dim: int, with_norms: bool
+    backend: Backend, dtype: torch.dtype, rotary_dim: int, with_norms: bool, values_are: str
 ) -> None:
-    shape = AttentionShape(num_heads=4, num_kv_heads=2, head_dim=32, scale=1.0)
+    if "normalised" in values_are and not with_norms:
+        pytest.skip("values are normalised where queries and keys are")
+    shared = "keys" in values_are
+    shape = AttentionShape(
+        num_heads=4, num_kv_heads=2, head_dim=32, scale=1.0, values_are_keys=shared
+    )
     rows = [Row(1, 20), Row(7, 7), Row(5, 30), Row(1, 1)]
     block_size = 16
     tables, num_blocks = blocks_for(rows, block_size, seed=0)
     batch = make_batch(rows, tables, block_size)
     num_tokens = sum(row.query_len for row in rows)
-    qkv = normal(num_tokens, (4 + 2 * 2) * 32, dtype=dtype)
+    qkv = normal(num_tokens, (4 + (1 if shared else 2) * 2) * 32, dtype=dtype)
     angles = normal(40, rotary_dim // 2, dtype=torch.float32, seed=1) * 3
     rotary = RotaryTable(angles.cos() * 1.1, angles.sin() * 1.1)
     norms = None
     if with_norms:
-        norms = HeadNorms(
-            normal(32, dtype=torch.float32, seed=2), normal(32, dtype=torch.float32, seed=3), EPS
-        )
-    heads = qkv.view(num_tokens, 8, 32)
-    queries, keys, values = heads[:, :4].double(), heads[:, 4:6].double(), heads[:, 6:]
+        weights = (normal(32, dtype=torch.float32, seed=seed) for seed in (2, 3))
+        norms = HeadNorms(*weights, EPS, values="normalised" in values_are)
+    heads = qkv.view(num_tokens, -1, 32)
+    queries, keys, values = heads[:, :4].double(), heads[:, 4:6].double(), heads[:, -2:]
     if norms is not None:
         queries = definitions.rms_norm(queries, norms.query_weight, EPS)
         keys = definitions.rms_norm(keys, norms.key_weight, EPS)
@@ -208,7 +255,10 @@ def test_rotate_and_store(
     actual, reference = run(backend), run(REFERENCE)
     check(actual[0], reference[0], queries)
     check(actual[1], reference[1], keys)
-    assert torch.equal(actual[2], values)
+    if norms is not None and norms.values:
+        check(actual[2], reference[2], definitions.rms_norm(values, torch.ones(32), EPS))
+    else:
+        assert torch.equal(actual[2], values)
 
 
 # --- attention ------------------------------------------------------------------------------------

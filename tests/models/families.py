@@ -72,8 +72,14 @@ class Family:
         model: PreTrainedModel = model_class(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "norm" in name or name.endswith(("bias", "sinks")):
+                if "norm" in name or name.endswith(("bias", "sinks", ".scale", "_scale")):
                     parameter.add_(torch.randn_like(parameter) * 0.2)
+                if self.family.startswith("Gemma4") and "q_norm" in name:
+                    # Scores are not scaled but by these: by that much in a trained model.
+                    parameter.mul_(len(parameter) ** -0.5)
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):
+                    buffer.mul_(0.6 + 0.3 * torch.rand_like(buffer))
             if config.tie_word_embeddings:
                 # Else the newest token's own embedding decides alone, and is chosen for ever.
                 model.get_input_embeddings().weight.mul_(0.1)
@@ -85,6 +91,24 @@ class Family:
         model.save_pretrained(directory)
         return model
 
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 20,
+    "layer_types": [LOCAL, GLOBAL, LOCAL, GLOBAL],
+    "hidden_size_per_layer_input": 0,
+}
+PER_LAYER = {"hidden_size_per_layer_input": 24, "vocab_size_per_layer_input": 128}
+EXPERTS = {
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+}
+KEYS_AS_VALUES = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
 
 FAMILIES = [
     Family("llama2", "Llama", {"num_key_value_heads": 4}),
@@ -184,6 +208,45 @@ FAMILIES = [
             "num_hidden_layers": 7,
             "sliding_window": 20,
             "query_pre_attn_scalar": 16,
+        },
+    ),
+    Family("gemma4_keys_as_values", "Gemma4Text", {**GEMMA4, **KEYS_AS_VALUES}),
+    Family(
+        "gemma4_per_layer",
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            **PER_LAYER,
+            "num_hidden_layers": 7,
+            "layer_types": [LOCAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL],
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    Family("gemma4_experts", "Gemma4Text", {**GEMMA4, **EXPERTS, **KEYS_AS_VALUES}),
+    Family(
+        "gemma4_everything",
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            **PER_LAYER,
+            **EXPERTS,
+            **KEYS_AS_VALUES,
+            "num_hidden_layers": 8,
+            "layer_types": [LOCAL, GLOBAL, LOCAL, GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL],
+            "num_kv_shared_layers": 3,
+            "attention_bias": True,
+        },
+    ),
+    Family(
+        "gemma4_unified",
+        "Gemma4UnifiedText",
+        {
+            **{key: value for key, value in GEMMA4.items() if "per_layer" not in key},
+            **KEYS_AS_VALUES,
+            "num_hidden_layers": 7,
+            "layer_types": None,
         },
     ),
     Family(

@@ -19,6 +19,7 @@ from loire.kernels.reference import no_capture
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
+from support.recorded_models import save
 
 usable, why = NativeBackend.available()
 pytestmark = pytest.mark.skipif(not usable, reason=why)
@@ -68,6 +69,15 @@ def test_replayed_is_computed(tiny_llama: Path, dtype: torch.dtype) -> None:
     assert len(computed) > 40
     for logits in replayed:
         assert all(torch.equal(a, b) for a, b in zip(computed, logits, strict=True))
+
+
+def test_replayed_is_computed_with_embeddings_per_layer(tmp_path: Path) -> None:
+    """And with layers that read the keys and values of others."""
+    path = save("gemma4_dense", tmp_path)
+    plain, recorded = load(path, PlainBackend(2)), load(path, NativeBackend(2))
+    computed, replayed = run([PagedDriver(plain), PagedDriver(recorded)], seed=1)
+    assert len(computed) > 40
+    assert all(torch.equal(a, b) for a, b in zip(computed, replayed, strict=True))
 
 
 def small_step() -> tuple[NativeBackend, Callable[[ComputeStep, int], Tensor]]:

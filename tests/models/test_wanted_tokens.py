@@ -1,4 +1,5 @@
-"""The last layer for the wanted tokens alone: they get what they would get among all."""
+"""The last layer, or all that read others' keys, for the wanted tokens alone: they get what they
+would get among all."""
 
 import random
 from pathlib import Path
@@ -16,7 +17,8 @@ from models.families import FAMILIES, Family
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 usable, why = NativeBackend.available()
-SOME = [family for family in FAMILIES if family.name in ("llama_biases", "gemma2", "gemma3")]
+NAMES = ("llama_biases", "gemma2", "gemma3", "gemma4_per_layer", "gemma4_everything")
+SOME = [family for family in FAMILIES if family.name in NAMES]
 
 
 def backend_named(name: str) -> Backend:

@@ -89,8 +89,8 @@ class PagedDriver:
         ]
         wanted = None
         if counts is not None:
-            last = self.caches[self.decoder.last_cache].group
-            _, wanted = wanted_tokens(host, counts, tables[last], sizes[last], backend, nothing)
+            groups = sorted({self.caches[i].group for i in self.decoder.wanted_caches})
+            _, wanted = wanted_tokens(host, counts, tables, sizes, groups, backend, nothing)
         hidden = self.decoder.forward(token_ids, batches, plans, self.caches, wanted)
         return list(self.decoder.logits(hidden).split(list(counts or first.host_query_lens)))
 

@@ -8,6 +8,8 @@ import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3_5ForCausalLM,
@@ -28,6 +30,36 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+def _gemma4(**settings: Any) -> Gemma4ForCausalLM:
+    """The last three of eight layers read the keys and values of the fourth and the fifth."""
+    return Gemma4ForCausalLM(
+        Gemma4TextConfig(
+            num_hidden_layers=8,
+            sliding_window=24,
+            layer_types=[
+                *["sliding_attention"] * 4,
+                "full_attention",
+                *["sliding_attention"] * 2,
+                "full_attention",
+            ],
+            global_head_dim=32,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            num_kv_shared_layers=3,
+            use_double_wide_mlp=True,
+            hidden_size_per_layer_input=16,
+            vocab_size_per_layer_input=259,
+            num_experts=6,
+            top_k_experts=2,
+            moe_intermediate_size=32,
+            **settings,
+            **SIZES,
+        )
+    )
+
+
 MODELS = {
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(num_hidden_layers=2, tie_word_embeddings=False, **SIZES)
@@ -52,6 +84,8 @@ MODELS = {
             **SIZES,
         )
     ),
+    "gemma4": lambda: _gemma4(enable_moe_block=True),
+    "gemma4_dense": lambda: _gemma4(enable_moe_block=False),
 }
 
 
@@ -62,7 +96,7 @@ def save(kind: str, directory: Path) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             whole = torch.from_numpy(random.integers(-128, 129, parameter.shape) / 128)
-            scale = 0.1 if "embed" in name and kind == "gemma3" else 0.4
+            scale = 0.1 if "embed_tokens.weight" in name and kind.startswith("gemma") else 0.4
             if name.endswith("A_log"):
                 scale = 2.0
             parameter.copy_(1 + whole / 4 if "norm" in name else whole * scale)

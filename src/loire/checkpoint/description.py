@@ -9,6 +9,7 @@ from loire.checkpoint.feed_forward import (
     Activation,
     FeedForwardDescription,
     GatedMLPDescription,
+    ParallelDescription,
 )
 from loire.checkpoint.mixers import (
     AttentionDescription,
@@ -16,6 +17,12 @@ from loire.checkpoint.mixers import (
     MixerDescription,
     QueryGrowth,
     RopeDescription,
+)
+from loire.checkpoint.per_layer import (
+    PerLayerEmbeddingDescription,
+    PerLayerEmbeddingWeights,
+    PerLayerInputDescription,
+    PerLayerInputWeights,
 )
 from loire.checkpoint.weights import Matrix, Place, Vector
 
@@ -27,7 +34,8 @@ NormPlacement = Literal["before", "around"]
 class PartNorms:
     """Norms of one part of a layer."""
 
-    before: Vector
+    before: Vector | None
+    """None: the part normalises what goes in itself."""
     after: Vector | None
 
 
@@ -39,20 +47,34 @@ class LayerWeights:
     mixer: object
     feed_forward_norms: PartNorms | None
     feed_forward: object
+    per_layer_norms: PartNorms | None = None
+    per_layer_input: PerLayerInputWeights | None = None
+    output_scale: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDescription:
-    """A mixer, then a feed-forward part, each added to what went into it. One may be absent."""
+    """A mixer, then a feed-forward part, each added to what went into it. One may be absent.
+
+    Attributes:
+        per_layer_input: a third part, if embeddings come per layer.
+        has_output_scale: whether hidden states are multiplied by a number of the layer's own at
+            its end.
+    """
 
     mixer: MixerDescription | None
     feed_forward: FeedForwardDescription | None
     norms: NormPlacement = "before"
+    per_layer_input: PerLayerInputDescription | None = None
+    has_output_scale: bool = False
 
     @property
-    def parts(self) -> tuple[MixerDescription | FeedForwardDescription, ...]:
+    def parts(
+        self,
+    ) -> tuple[MixerDescription | FeedForwardDescription | PerLayerInputDescription, ...]:
         """Those that there are."""
-        return tuple(part for part in (self.mixer, self.feed_forward) if part is not None)
+        parts = (self.mixer, self.feed_forward, self.per_layer_input)
+        return tuple(part for part in parts if part is not None)
 
     def cache_of(self, index: int) -> int:
         """The layer whose cache it uses, standing at index."""
@@ -61,13 +83,15 @@ class LayerDescription:
 
     def weights(self, place: Place) -> LayerWeights:
         """Of the layer in its place."""
-        mixer, feed_forward = self.mixer, self.feed_forward
+        mixer, feed_forward, per_layer = self.mixer, self.feed_forward, self.per_layer_input
         around = self.norms == "around"
-        before_feed_forward = "pre_feedforward" if around else "post_attention"
+        before_feed_forward: str | None = "pre_feedforward" if around else "post_attention"
+        if isinstance(feed_forward, ParallelDescription):
+            before_feed_forward = None
 
-        def norms(before: str, after: str) -> PartNorms:
+        def norms(before: str | None, after: str) -> PartNorms:
             return PartNorms(
-                before=place.norm(f"{before}_layernorm"),
+                before=None if before is None else place.norm(f"{before}_layernorm"),
                 after=place.norm(f"{after}_layernorm") if around else None,
             )
 
@@ -78,7 +102,21 @@ class LayerDescription:
                 None if feed_forward is None else norms(before_feed_forward, "post_feedforward")
             ),
             feed_forward=None if feed_forward is None else feed_forward.weights(place),
+            per_layer_norms=(
+                None
+                if per_layer is None
+                else PartNorms(None, place.norm("post_per_layer_input_norm"))
+            ),
+            per_layer_input=None if per_layer is None else per_layer.weights(place),
+            output_scale=(
+                Vector(f"{place.prefix}layer_scalar.weight", 1) if self.has_output_scale else None
+            ),
         )
+
+    def unread_names(self, place: Place) -> tuple[str, ...]:
+        """Tensors that some files hold although the layer has no use for them."""
+        mixer = self.mixer
+        return mixer.unread_names(place) if isinstance(mixer, AttentionDescription) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +128,7 @@ class ModelWeights:
     final_norm: Vector
     head: Matrix | None
     """None: the embedding."""
+    per_layer: PerLayerEmbeddingWeights | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +144,7 @@ class ModelDescription:
         logit_softcap: logits x become cap * tanh(x / cap).
         eos_token_ids: tokens that end an output.
         dtype: dtype of the checkpoint's own unquantized weights.
+        per_layer: embeddings that come per layer.
     """
 
     architecture: str
@@ -125,6 +165,7 @@ class ModelDescription:
     dtype: str = "bfloat16"
     usual_positions: int | None = None
     """What the file calls its window, where the rotary embedding is stretched further."""
+    per_layer: PerLayerEmbeddingDescription | None = None
 
     @property
     def num_layers(self) -> int:
@@ -168,6 +209,17 @@ class ModelDescription:
         return tuple(layer.cache_of(index) for index, layer in enumerate(self.layers))
 
     @property
+    def last_keeper(self) -> int:
+        """The last layer whose mixer keeps anything. Of a token whose last hidden state nobody
+        reads, nothing is computed after what that layer keeps of it."""
+        keepers = [
+            index
+            for index, layer in enumerate(self.layers)
+            if layer.mixer is not None and layer.mixer.cache_of is None
+        ]
+        return keepers[-1]
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Elements that the KV cache keeps per token, over all layers."""
         return sum(cache.elements_per_token for cache in self.caches if cache is not None)
@@ -194,6 +246,20 @@ class ModelDescription:
             ),
             final_norm=self._place("model.").norm("norm"),
             head=None if self.tied_embeddings else head,
+            per_layer=(
+                None
+                if self.per_layer is None
+                else self.per_layer.weights(self._place("model."), self.num_layers)
+            ),
+        )
+
+    def unread_names(self) -> frozenset[str]:
+        """Tensors that some files hold although the model has no use for them."""
+        layers = enumerate(self.layers)
+        return frozenset(
+            name
+            for index, layer in layers
+            for name in layer.unread_names(self._place(f"model.layers.{index}."))
         )
 
     def _place(self, prefix: str) -> Place:

@@ -21,7 +21,9 @@ class ClampedSwiGLU:
     limit: float = 7.0
 
 
-Activation = Literal["silu", "gelu_tanh", "gelu"] | ClampedSwiGLU
+PlainActivation = Literal["silu", "gelu_tanh", "gelu"]
+"""Of each number by itself."""
+Activation = PlainActivation | ClampedSwiGLU
 
 
 class FeedForwardDescription(Protocol):
@@ -129,6 +131,11 @@ class ExpertsWeights:
     experts: tuple[GatedMLPWeights, ...]
     shared: GatedMLPWeights | None
     shared_gate: Matrix | None
+    router_norm: Vector | None = None
+    norm: Vector | None = None
+    """Before the experts, where the router has a norm of its own."""
+    expert_scales: Vector | None = None
+    """Per expert."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +150,9 @@ class ExpertsDescription:
         bias: whether the experts' products have one.
         shared_size: of one more expert, which every token goes through, times the sigmoid of its
             own gate (Qwen3-Next); 0: none.
+        own_norms: whether the router has an RMSNorm before it, and the experts have another: what
+            goes in is not normalised then (Gemma 4).
+        expert_scales: whether each expert's weight is multiplied by a number of its own.
     """
 
     routing: Routing
@@ -153,6 +163,8 @@ class ExpertsDescription:
     router_bias: bool = False
     bias: bool = False
     shared_size: int = 0
+    own_norms: bool = False
+    expert_scales: bool = False
 
     @property
     def activation_elements(self) -> int:
@@ -199,4 +211,54 @@ class ExpertsDescription:
             )
             if self.shared_size
             else None,
+            router_norm=(
+                Vector(f"{prefix}gate.scale", place.hidden_size, factor=place.hidden_size**-0.5)
+                if self.own_norms
+                else None
+            ),
+            norm=place.norm("pre_feedforward_layernorm_2") if self.own_norms else None,
+            expert_scales=(
+                Vector(f"{prefix}experts.scale", num_experts) if self.expert_scales else None
+            ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BranchWeights:
+    """A part that stands beside others, between norms of its own."""
+
+    before: Vector | None
+    part: object
+    after: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class BranchDescription:
+    """A part that stands beside others, and what its norms are called."""
+
+    part: FeedForwardDescription
+    before: str | None
+    """None: the part normalises what goes in itself."""
+    after: str
+
+    def weights(self, place: Place) -> BranchWeights:
+        """Of the part and of its norms."""
+        before = None if self.before is None else place.norm(self.before)
+        return BranchWeights(before, self.part.weights(place), place.norm(self.after))
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelDescription:
+    """Parts side by side: each has the same hidden states, not yet normalised, and what they make
+    of them is added up (Gemma 4's experts beside a dense MLP)."""
+
+    branches: tuple[BranchDescription, ...]
+
+    @property
+    def activation_elements(self) -> int:
+        """One branch is computed after the other."""
+        return max(branch.part.activation_elements for branch in self.branches)
+
+    def weights(self, place: Place) -> tuple[BranchWeights, ...]:
+        """Of each branch."""
+        return tuple(branch.weights(place) for branch in self.branches)

@@ -29,7 +29,8 @@ class RopeDescription:
         truncate_band: yarn rounds its band outwards to whole dimensions.
         attention_factor: scales cos and sin (yarn, longrope); None is the method's own formula.
         short_factors, long_factors: longrope's divisors per frequency, rotary_dim / 2 each.
-        frequency_divisors: divisors per frequency that a file gives outright (GGUF's rope_freqs).
+        frequency_divisors: divisors per frequency that are given outright (GGUF's rope_freqs);
+            dimensions whose divisor is infinite are not rotated.
     """
 
     theta: float
@@ -174,6 +175,8 @@ class AttentionDescription:
         query_growth: what queries are multiplied by after it, if anything.
         sinks: each query head has a score of its own, without a key, in its softmax (Xiao et al.
             2023, "Efficient streaming language models with attention sinks"); gpt-oss trains them.
+        value_norm: RMSNorm over each head of values too, without a weight (with qk_norm).
+        values_are_keys: values are the keys before norm and rotation.
         softcap: scores x become softcap * tanh(x / softcap).
         cache_of: the earlier layer whose keys and values it reads; None for its own.
         output_gate: what attention gives is multiplied by the sigmoid of a gate, which stands
@@ -191,6 +194,8 @@ class AttentionDescription:
     qk_norm: bool = False
     sinks: bool = False
     norms_span_heads: bool = False
+    value_norm: bool = False
+    values_are_keys: bool = False
     softcap: float | None = None
     query_growth: QueryGrowth | None = None
     cache_of: int | None = None
@@ -238,15 +243,29 @@ class AttentionDescription:
     @property
     def remembered_outputs(self) -> int:
         """Keys and values, unless they are another layer's."""
-        return 2 * self.kv_size if self.cache_of is None else 0
+        return len(self._kept_parts) * self.kv_size
+
+    @property
+    def _kept_parts(self) -> str:
+        """Of the projection, by their letters: those that go into the cache."""
+        if self.cache_of is not None:
+            return ""
+        return "k" if self.values_are_keys else "kv"
+
+    def unread_names(self, place: Place) -> tuple[str, ...]:
+        """Tensors that some files hold although the layer has no use for them: keys and values of
+        one that reads another layer's, those of values that are keys."""
+        prefix, unread = f"{place.prefix}self_attn.", ("k", "v")[len(self._kept_parts) :]
+        norm = () if self.cache_of is None else (f"{prefix}k_norm.weight",)
+        names = (f"{prefix}{part}_proj.{end}" for part in unread for end in ("weight", "bias"))
+        return (*names, *norm)
 
     def weights(self, place: Place) -> AttentionWeights:
         """Names as in Hugging Face's Llama."""
         prefix = f"{place.prefix}self_attn."
-        shares = self.cache_of is not None
+        kept = self._kept_parts
         rows = {"q": self.query_size} if not self.output_gate else {}
-        if not shares:
-            rows |= {"k": self.kv_size, "v": self.kv_size}
+        rows |= dict.fromkeys(kept, self.kv_size)
         norms = Place(prefix, self.head_dim, place.norm_offset)
         query_norm_size = self.query_size if self.norms_span_heads else self.head_dim
         key_norm_size = self.kv_size if self.norms_span_heads else self.head_dim
@@ -273,6 +292,6 @@ class AttentionDescription:
                 bias=self.output_bias,
             ),
             query_norm=norms.norm("q_norm", query_norm_size) if self.qk_norm else None,
-            key_norm=norms.norm("k_norm", key_norm_size) if self.qk_norm and not shares else None,
+            key_norm=norms.norm("k_norm", key_norm_size) if self.qk_norm and kept else None,
             sinks=Vector(f"{prefix}sinks.weight", self.num_heads) if self.sinks else None,
         )

@@ -75,7 +75,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(
         path=path,
         description=description,
-        tensors=gguf_model.tensors(file, description),
+        tensors=_read(gguf_model.tensors(file, description), description),
         tokenizer=TokenizerSource(gguf_metadata=file.metadata),
         chat_template=template,
         sampling_defaults=sampling_defaults.from_gguf(file.metadata, path),
@@ -106,6 +106,7 @@ def _open_directory(directory: Path) -> Checkpoint:
     tensors = huggingface_config.tensors(
         safetensors_header.read_directory(directory), family, description.num_layers
     )
+    tensors = _read(tensors, description)
     description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")
@@ -122,6 +123,14 @@ def _open_directory(directory: Path) -> Checkpoint:
             generation_config, str(directory / GENERATION_CONFIG)
         ),
     )
+
+
+def _read(
+    tensors: Mapping[str, TensorInfo], description: ModelDescription
+) -> dict[str, TensorInfo]:
+    """Those that the model has a use for, as far as the description tells."""
+    unread = description.unread_names()
+    return {name: info for name, info in tensors.items() if name not in unread}
 
 
 def _hint(directory: Path) -> str:

@@ -12,7 +12,7 @@ from loire.base.errors import UnsupportedModelError
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.mixers import RopeDescription
 
-SUPPORTED = ("default", "linear", "llama3", "yarn", "longrope")
+SUPPORTED = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
 
 
 def parse_rope(
@@ -45,6 +45,8 @@ def parse_rope(
         high=1.0,
     )
     rotary_dim = int(head_dim * share)
+    if values.get("rope_type") == "proportional":
+        return _proportional(rope, theta, head_dim, rotary_dim // 2)
     if rotary_dim % 2:
         raise rope.wrong("partial_rotary_factor", share, f"an even share of {head_dim} dimensions")
     kind = values.get("rope_type", values.get("type", "default"))
@@ -98,6 +100,17 @@ def stretched_window(rope: RopeDescription, positions: int) -> int:
     if rope.scaling == "linear":
         return max(positions, int(rope.factor * (rope.original_max_positions or positions)))
     return positions
+
+
+def _proportional(rope: Fields, theta: float, head_dim: int, rotated: int) -> RopeDescription:
+    """Pairs (i, i + head_dim / 2), of which only the first ones are rotated (Gemma 4)."""
+    factor = rope.number("factor", 1.0, low=1e-3, high=4096.0)
+    still = head_dim // 2 - rotated
+    return RopeDescription(
+        theta=theta,
+        rotary_dim=head_dim,
+        frequency_divisors=(factor,) * rotated + (math.inf,) * still,
+    )
 
 
 def _parameters(config: Fields, layer_type: str | None) -> Mapping[str, Any]:

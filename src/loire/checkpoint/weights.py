@@ -20,6 +20,8 @@ class Vector:
     size: int
     offset: float = 0.0
     """Added to each when it is loaded."""
+    factor: float = 1.0
+    """What they are multiplied by then."""
 
     @property
     def num_elements(self) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
-from loire.kernels.interface import Backend, FlatBatch, HostBatch, Wanted
+from loire.kernels.interface import AttentionPlan, Backend, FlatBatch, HostBatch, Wanted
 
 
 def host_batch(
@@ -115,23 +115,32 @@ def _pending(
 def wanted_tokens(
     host: HostBatch,
     counts: Sequence[int],
-    block_tables: NDArray[np.int32],
-    block_size: int,
+    tables: Sequence[NDArray[np.int32]],
+    block_sizes: Sequence[int],
+    groups: Sequence[int],
     backend: Backend,
     latest: Tensor,
 ) -> tuple[HostBatch, Wanted]:
-    """The last tokens of each row of host, counts of them, with a plan for their attention.
+    """The last tokens of each row of host, counts of them, with plans for their attention.
 
-    block_tables, block_size: of the last mixer's cache group; a size of 0 is that of a state, which
-    needs no plan for what is left. latest: as upload() takes it.
+    tables, block_sizes: by cache group; a size of 0 is that of a state, which needs no plan for
+    what is left. groups: those that are read for these tokens alone; the batch on the host is as
+    the first of them has it. latest: as upload() takes it.
     """
-    index, narrow = narrowed(host, counts, block_tables, block_size)
+    found = {group: narrowed(host, counts, tables[group], block_sizes[group]) for group in groups}
+    index, narrow = found[groups[0]]
     tokens = torch.from_numpy(index).to(latest.device)
     if not len(index):
-        return narrow, Wanted(tokens, None, None)
-    _, batch = backend.transfers.upload(narrow, latest)
-    plan = backend.attention.plan(batch, block_size) if block_size else None
-    return narrow, Wanted(tokens, batch, plan)
+        return narrow, Wanted(tokens, (), ())
+    batches: dict[int, FlatBatch] = {}
+    plans: dict[int, AttentionPlan | None] = {}
+    for group, (_, own) in found.items():
+        _, batches[group] = backend.transfers.upload(own, latest)
+        size = block_sizes[group]
+        plans[group] = backend.attention.plan(batches[group], size) if size else None
+    each = [group if group in found else groups[0] for group in range(len(tables))]
+    wanted = Wanted(tokens, [batches[group] for group in each], [plans[group] for group in each])
+    return narrow, wanted
 
 
 def narrowed(

@@ -108,7 +108,7 @@ class ModelRunner:
         self._states: dict[int, SamplingState] = {}
         self._block_sizes = [group.block_size for group in cache.geometry.groups]
         self._tables = [BlockTables() for _ in self._block_sizes]
-        self._last_group = cache.layers[decoder.last_cache].group
+        self._wanted_groups = sorted({cache.layers[i].group for i in decoder.wanted_caches})
         self._latest = LatestTokens(device, is_read=plans_ahead)
         self._chooser = TokenChooser(decoder.backend, constraints, self._penalties, self._latest)
 
@@ -156,7 +156,7 @@ class ModelRunner:
             backend.attention.plan(batch, size) if size else backend.recurrent.plan(batch)
             for batch, size in zip(batches, sizes, strict=True)
         ]
-        counts, known, wanted = self._wanted(plan.rows, host, tables[self._last_group])
+        counts, known, wanted = self._wanted(plan.rows, host, tables)
         hidden = self.decoder.forward(tokens, batches, plans, self.cache.layers, wanted)
         self.cache.copy(plan.snapshots)
         return HiddenStates(self.decoder, hidden, known, counts, latest.tokens)
@@ -181,16 +181,16 @@ class ModelRunner:
             state.end()
 
     def _wanted(
-        self, rows: Sequence[StepRow], host: HostBatch, block_tables: NDArray[np.int32]
+        self, rows: Sequence[StepRow], host: HostBatch, tables: Sequence[NDArray[np.int32]]
     ) -> tuple[Sequence[int], HostBatch, Wanted | None]:
         """Of how many tokens of each row, its last ones, hidden states are computed; and a batch
         of these."""
         counts = [self._num_wanted(row) for row in rows]
         if len(host.token_ids) - sum(counts) < FEWEST_SPARED:
             return [len(row.token_ids) for row in rows], host, None
-        size = self._block_sizes[self._last_group]
         backend, latest = self.decoder.backend, self._latest.tokens
-        return counts, *wanted_tokens(host, counts, block_tables, size, backend, latest)
+        sizes, groups = self._block_sizes, self._wanted_groups
+        return counts, *wanted_tokens(host, counts, tables, sizes, groups, backend, latest)
 
     def _num_wanted(self, row: StepRow) -> int:
         state = self._states[row.seq_id]

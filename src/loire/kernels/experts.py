@@ -10,11 +10,13 @@ from loire.checkpoint.feed_forward import Routing
 from loire.kernels.interface import Expert
 
 
-def choose_experts(logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def choose_experts(
+    logits: Tensor, routing: Routing, bias: Tensor | None, scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Experts (int64 [T, top_k], the best first) and their weights (float32 [T, top_k]).
 
     logits: float32 [T, experts], of the router. bias: float32 [experts], added to scores where they
-    are compared.
+    are compared. scales: float32 [experts]; each expert's weight is multiplied by its own.
     """
     scores = logits.sigmoid() if routing.scores == "sigmoid" else logits
     # (A softmax keeps the order of the logits.)
@@ -31,7 +33,8 @@ def choose_experts(logits: Tensor, routing: Routing, bias: Tensor | None) -> tup
         # (With the softmax the sum is never 0.)
         least = 1e-20 if routing.scores == "sigmoid" else 0.0
         weights = weights / (weights.sum(dim=-1, keepdim=True) + least)
-    return chosen, weights * routing.scale
+    weights = weights * routing.scale
+    return chosen, weights if scales is None else weights * scales[chosen]
 
 
 def _best(compared: Tensor, count: int) -> Tensor:
@@ -78,10 +81,17 @@ class ReferenceExperts:
 
     is_replayable = False
 
-    def __init__(self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        routing: Routing,
+        bias: Tensor | None,
+        scales: Tensor | None = None,
+    ) -> None:
         self._experts = tuple(experts)
         self._routing = routing
         self._bias = bias
+        self._scales = scales
 
     @property
     def weight_bytes(self) -> int:
@@ -90,5 +100,5 @@ class ReferenceExperts:
 
     def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
         """[T, E] of x [T, E] and a router's logits of it."""
-        chosen, weights = choose_experts(logits, self._routing, self._bias)
+        chosen, weights = choose_experts(logits, self._routing, self._bias, self._scales)
         return compute_experts(x, chosen, weights, self._experts)

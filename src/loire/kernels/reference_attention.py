@@ -93,9 +93,11 @@ class ReferenceAttention:
         cos = rotary.cos[batch.positions][:, None]
         sin = rotary.sin[batch.positions][:, None]
         if shape.stores:
-            keys, values = kept.chunk(2, dim=1)
+            keys, values = (kept, kept) if shape.values_are_keys else kept.chunk(2, dim=1)
             if norms is not None:
                 keys = rms_norm(keys, norms.key_weight, norms.eps)
+                if norms.values:
+                    values = rms_norm(values, torch.ones_like(norms.key_weight), norms.eps)
             store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
             store(cache.values, cache.value_scales, batch.slots, values)
         return rotate(queries, cos, sin)

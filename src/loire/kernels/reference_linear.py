@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
-from loire.checkpoint.feed_forward import Activation, ClampedSwiGLU, Routing
+from loire.checkpoint.feed_forward import (
+    Activation,
+    ClampedSwiGLU,
+    PlainActivation,
+    Routing,
+)
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import dequantize_on_host
@@ -197,6 +202,13 @@ def merged(parts: Sequence[Weight]) -> list[Weight]:
     return found
 
 
+def activated(x: Tensor, activation: PlainActivation) -> Tensor:
+    """The activation of a gate, element by element."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
 class GatedLinear:
     """A product, and what becomes of its two halves."""
 
@@ -221,10 +233,7 @@ class GatedLinear:
             alpha, limit = self._activation.alpha, self._activation.limit
             gate, up = gate.float().clamp(max=limit), up.float().clamp(-limit, limit)
             return ((up + 1) * (gate * torch.sigmoid(alpha * gate))).to(x.dtype)
-        if self._activation == "silu":
-            return F.silu(gate) * up
-        approximate = "tanh" if self._activation == "gelu_tanh" else "none"
-        return F.gelu(gate, approximate=approximate) * up
+        return activated(gate, self._activation) * up
 
     def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
         """See Linear.adapt()."""
@@ -285,10 +294,14 @@ class ReferenceLinearKernels:
         return ReferenceLinear(weight, bias)
 
     def experts(
-        self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None = None
+        self,
+        experts: Sequence[Expert],
+        routing: Routing,
+        bias: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> Experts:
         """Expert by expert."""
-        return ReferenceExperts(experts, routing, bias)
+        return ReferenceExperts(experts, routing, bias, scales)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """On the host, whatever device computes the model."""

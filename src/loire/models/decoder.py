@@ -24,6 +24,7 @@ from loire.kernels.interface import (
     Table,
     Wanted,
 )
+from loire.models.per_layer import PerLayerEmbedding, PerLayerInput
 
 Remembered = Tensor | tuple[Tensor, ...]
 """Of each token something: tensors [T, ...]."""
@@ -100,35 +101,41 @@ class FeedForward(Protocol):
 class Norms:
     """RMSNorms before and after a part of a layer: float32 [E], offset included."""
 
-    before: Tensor
+    before: Tensor | None
+    """None: the part gets the hidden states as they are, rounded."""
     after: Tensor | None = None
+    scale: float = 1.0
+    """What hidden states are multiplied by when the part's result has been added."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A mixer, then a feed-forward part; either may be absent. cache_of: whose cache it uses."""
+    """A mixer, a feed-forward part, a part for embeddings that come per layer; any may be absent.
+
+    cache_of: whose cache it uses.
+    """
 
     mixer: Mixer | None
     mixer_norms: Norms | None
     feed_forward: FeedForward | None
     feed_forward_norms: Norms | None
     cache_of: int
+    per_layer_input: PerLayerInput | None = None
+    per_layer_norms: Norms | None = None
 
     @property
-    def parts(self) -> Iterator[Mixer | FeedForward]:
+    def parts(self) -> Iterator[Mixer | FeedForward | PerLayerInput]:
         """Those that there are."""
-        if self.mixer is not None:
-            yield self.mixer
-        if self.feed_forward is not None:
-            yield self.feed_forward
+        for part in (self.mixer, self.feed_forward, self.per_layer_input):
+            if part is not None:
+                yield part
 
     @property
     def norms(self) -> Iterator[Norms]:
         """Of the parts that there are."""
-        if self.mixer_norms is not None:
-            yield self.mixer_norms
-        if self.feed_forward_norms is not None:
-            yield self.feed_forward_norms
+        for norms in (self.mixer_norms, self.feed_forward_norms, self.per_layer_norms):
+            if norms is not None:
+                yield norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +147,13 @@ class LayerStack:
     """[V, E]."""
     embedding_scale: float
     layers: tuple[Layer, ...]
+    last_keeper: int
+    """The last layer that keeps anything of a token."""
     final_norm: Tensor
     eps: float
     stream_eps: float
     """eps of norms of the residual stream, which may be kept in another unit."""
+    per_layer: PerLayerEmbedding | None = None
 
     def __call__(
         self,
@@ -163,34 +173,51 @@ class LayerStack:
         following = iter([*(norm.before for norm in norms[1:]), self.final_norm])
         # The residual stream stays in float32: rounding it to bfloat16 twice per layer costs a
         # small model near-ties, and it is no more than E numbers per token.
-        x, residual = backend.pointwise.embed(
-            token_ids, self.embedding, self.embedding_scale, norms[0].before, self.stream_eps
-        )
+        x, residual, vectors = self._embed(token_ids, batches[0], norms[0].before)
 
         def add(x: Tensor, residual: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
             if norms.after is not None:
                 x = backend.pointwise.rms_norm(x, norms.after, eps)
-            return backend.pointwise.add_rms_norm(x, residual, next(following), self.stream_eps)
+            return backend.pointwise.add_rms_norm(
+                x, residual, next(following), self.stream_eps, norms.scale
+            )
 
-        last_mixer = max(i for i, layer in enumerate(self.layers) if layer.mixer is not None)
         for index, layer in enumerate(self.layers):
             if layer.mixer is not None and layer.mixer_norms is not None:
                 cache = caches[layer.cache_of]
                 batch, plan = batches[cache.group], plans[cache.group]
                 remembered = layer.mixer.remember(x, backend, batch, plan, cache)
-                if wanted is not None and index == last_mixer:
-                    if wanted.batch is None:
+                if wanted is not None and index == self.last_keeper:
+                    if not wanted.batches:
                         return x[:0]
                     remembered = _of_tokens(remembered, wanted.tokens)
                     residual = residual[wanted.tokens]
-                    batch, plan = wanted.batch, wanted.plan
-                    batches = [wanted.batch] * len(batches)
+                    vectors = None if vectors is None else vectors[wanted.tokens]
+                    batches, plans = wanted.batches, wanted.plans
+                    batch, plan = batches[cache.group], plans[cache.group]
                 x = layer.mixer.recall(remembered, backend, batch, plan, cache)
                 x, residual = add(x, residual, layer.mixer_norms)
             if layer.feed_forward is not None and layer.feed_forward_norms is not None:
                 x = layer.feed_forward(x, batches[0])
                 x, residual = add(x, residual, layer.feed_forward_norms)
+            part = layer.per_layer_input
+            if part is not None and layer.per_layer_norms is not None and vectors is not None:
+                size = vectors.shape[1] // len(self.layers)
+                own = vectors[:, index * size : (index + 1) * size]
+                x = part(x, own, backend, batches[0])
+                x, residual = add(x, residual, layer.per_layer_norms)
         return x
+
+    def _embed(
+        self, token_ids: Tensor, batch: FlatBatch, norm: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The first part's input [T, E], the residual stream [T, E], vectors per layer."""
+        pointwise, scale, eps = self.backend.pointwise, self.embedding_scale, self.stream_eps
+        if self.per_layer is None:
+            return *pointwise.embed(token_ids, self.embedding, scale, norm, eps), None
+        x, residual = pointwise.embed(token_ids, self.embedding, scale, None, eps)
+        vectors = self.per_layer(token_ids, x, self.backend, batch)
+        return x if norm is None else pointwise.rms_norm(x, norm, eps), residual, vectors
 
 
 def _of_tokens(remembered: Remembered, tokens: Tensor) -> Remembered:
@@ -210,12 +237,14 @@ class Decoder:
         layers: Sequence[Layer],
         final_norm: Tensor,
         head: Linear,
+        per_layer: PerLayerEmbedding | None = None,
     ) -> None:
         self.description = description
         self.backend = backend
         self.embedding = embedding
         self.layers = tuple(layers)
         self.head = head
+        self.per_layer = per_layer
         # Rounded to the model's dtype, as the models were trained with it.
         scale = float(torch.tensor(description.embedding_scale, dtype=embedding.dtype))
         # Instead of multiplying what every part adds to the stream, the stream is kept divided by
@@ -226,22 +255,28 @@ class Decoder:
             embedding=embedding,
             embedding_scale=scale / unit,
             layers=self.layers,
+            last_keeper=description.last_keeper,
             final_norm=final_norm,
             eps=description.norm_eps,
             stream_eps=description.norm_eps / unit**2,
+            per_layer=per_layer,
         )
         self._captured: tuple[Sequence[LayerCache | StateCache], ComputeStep] | None = None
 
     @property
-    def last_cache(self) -> int:
-        """Whose cache the last mixer uses, by layer."""
-        return [layer.cache_of for layer in self.layers if layer.mixer is not None][-1]
+    def wanted_caches(self) -> tuple[int, ...]:
+        """Whose caches are read for wanted tokens alone (see Wanted), by layer."""
+        layers = self.layers[self.description.last_keeper :]
+        return tuple(layer.cache_of for layer in layers if layer.mixer is not None)
 
     def bytes_per_step(self, num_tokens: int = 1) -> int:
-        """Bytes of weights that a step of so many tokens reads: all but the embedding, of which it
+        """Bytes of weights that a step of so many tokens reads: all but embeddings, of which it
         reads rows."""
         parts = (part for layer in self.layers for part in layer.parts)
-        return self.head.weight_bytes + sum(part.bytes_per_step(num_tokens) for part in parts)
+        shared = 0 if self.per_layer is None else self.per_layer.projection.weight_bytes
+        return (
+            self.head.weight_bytes + shared + sum(part.bytes_per_step(num_tokens) for part in parts)
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -251,6 +286,8 @@ class Decoder:
             embedding = 0
         else:
             embedding = table.nbytes if isinstance(table, Tensor) else table.weight_bytes
+        if self.per_layer is not None:
+            embedding += self.per_layer.weight_bytes
         parts = (part for layer in self.layers for part in layer.parts)
         return embedding + self.head.weight_bytes + sum(part.weight_bytes for part in parts)
 

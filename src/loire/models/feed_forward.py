@@ -7,11 +7,13 @@ from torch import Tensor
 
 from loire.checkpoint.feed_forward import (
     Activation,
+    BranchWeights,
     ExpertsDescription,
     ExpertsWeights,
     FeedForwardDescription,
     GatedMLPDescription,
     GatedMLPWeights,
+    ParallelDescription,
 )
 from loire.kernels.interface import Experts as KernelExperts
 from loire.kernels.interface import FlatBatch, Linear, PointwiseKernels
@@ -44,12 +46,23 @@ class GatedMLP:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnNorms:
+    """RMSNorms of experts whose input is not normalised: float32 [E]."""
+
+    pointwise: PointwiseKernels
+    router: Tensor
+    experts: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
 class Experts:
     """Gated MLPs, of which a router chooses some for each token."""
 
     description: ExpertsDescription
     router: Linear
     experts: KernelExperts
+    own_norms: OwnNorms | None = None
 
     @property
     def is_replayable(self) -> bool:
@@ -58,7 +71,11 @@ class Experts:
 
     def __call__(self, x: Tensor, batch: FlatBatch | None) -> Tensor:
         """[T, E] to [T, E]."""
-        return self.experts(x, self.router(x, batch, wide=True))
+        routed, norms = x, self.own_norms
+        if norms is not None:
+            routed = norms.pointwise.rms_norm(x, norms.router, norms.eps)
+            x = norms.pointwise.rms_norm(x, norms.experts, norms.eps)
+        return self.experts(x, self.router(routed, batch, wide=True))
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """Those of the experts that so many tokens may be expected to choose."""
@@ -101,19 +118,71 @@ class WithSharedExpert:
         return self.shared.weight_bytes + self.gate.weight_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A part beside others, between RMSNorms of its own: float32 [E]."""
+
+    before: Tensor | None
+    part: FeedForward
+    after: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Parts side by side: each gets the same hidden states, and their results are added up."""
+
+    pointwise: PointwiseKernels
+    branches: tuple[Branch, ...]
+    eps: float
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether all of them are."""
+        return all(branch.part.is_replayable for branch in self.branches)
+
+    def __call__(self, x: Tensor, batch: FlatBatch) -> Tensor:
+        """[T, E] of hidden states [T, E], not normalised."""
+        total: Tensor | None = None
+        for branch in self.branches:
+            given = x
+            if branch.before is not None:
+                given = self.pointwise.rms_norm(x, branch.before, self.eps)
+            made = self.pointwise.rms_norm(branch.part(given, batch), branch.after, self.eps)
+            total = made if total is None else self.pointwise.add(total, made)
+        assert total is not None, "there are branches"
+        return total
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """Of all parts."""
+        return sum(branch.part.bytes_per_step(num_tokens) for branch in self.branches)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parts."""
+        return sum(branch.part.weight_bytes for branch in self.branches)
+
+
 def build_feed_forward(
     description: FeedForwardDescription, weights: object, load: LayerLoader
 ) -> FeedForward:
     """The feed-forward part of a description with its weights."""
     if isinstance(description, GatedMLPDescription) and isinstance(weights, GatedMLPWeights):
         return _gated_mlp(weights, description.activation, load)
+    if isinstance(description, ParallelDescription) and isinstance(weights, tuple):
+        return _parallel(description, weights, load)
     if isinstance(description, ExpertsDescription) and isinstance(weights, ExpertsWeights):
+        own_norms = None
+        if weights.router_norm is not None and weights.norm is not None:
+            router_norm, norm = load.vector(weights.router_norm), load.vector(weights.norm)
+            own_norms = OwnNorms(load.pointwise, router_norm, norm, load.norm_eps)
         bias = None if weights.choice_bias is None else load.vector(weights.choice_bias)
+        scales = None if weights.expert_scales is None else load.vector(weights.expert_scales)
         parts = [_gated_mlp(expert, description.activation, load) for expert in weights.experts]
         experts = Experts(
             description=description,
             router=load.linear(weights.router),
-            experts=load.kernels.experts(parts, description.routing, bias),
+            experts=load.kernels.experts(parts, description.routing, bias, scales),
+            own_norms=own_norms,
         )
         if weights.shared is None or weights.shared_gate is None:
             return experts
@@ -124,6 +193,18 @@ def build_feed_forward(
             pointwise=load.pointwise,
         )
     raise TypeError(f"no feed-forward part is built from {type(description).__name__}")
+
+
+def _parallel(
+    description: ParallelDescription, weights: tuple[BranchWeights, ...], load: LayerLoader
+) -> Parallel:
+    def branch(part: FeedForwardDescription, own: BranchWeights) -> Branch:
+        before = None if own.before is None else load.vector(own.before)
+        return Branch(before, build_feed_forward(part, own.part, load), load.vector(own.after))
+
+    pairs = zip(description.branches, weights, strict=True)
+    branches = tuple(branch(described.part, own) for described, own in pairs)
+    return Parallel(load.pointwise, branches, load.norm_eps)
 
 
 def _gated_mlp(weights: GatedMLPWeights, activation: Activation, load: LayerLoader) -> GatedMLP:

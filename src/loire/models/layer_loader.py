@@ -111,8 +111,8 @@ class LayerLoader:
         self._tensors = tensors
 
     def vector(self, weight: Vector) -> Tensor:
-        """float32 [size], offset included."""
-        return self._numbers(weight.name, (weight.size,)) + weight.offset
+        """float32 [size], offset and factor included."""
+        return (self._numbers(weight.name, (weight.size,)) + weight.offset) * weight.factor
 
     def filters(self, weight: Filters) -> Tensor:
         """float32 [channels, width]."""

@@ -5,6 +5,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
-from loire.checkpoint.weights import each
+from loire.checkpoint.weights import Matrix, each
 from loire.kernels.interface import Backend, Table
 from loire.models.decoder import Decoder, Layer, Norms
 from loire.models.feed_forward import build_feed_forward
 from loire.models.layer_loader import LayerLoader, RotaryTables, WeightReader
 from loire.models.mixers import build_mixer
+from loire.models.per_layer import PerLayerEmbedding, build_per_layer_input
 
 LAYERS_AHEAD = 2
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
@@ -49,12 +51,21 @@ def load_decoder(
     def loader(given: object) -> LayerLoader:
         return LayerLoader(reader, reader.read(tuple(each(given))), description.norm_eps, rotary)
 
-    load = loader(weights.embedding)
-    embedding: Table
-    if reader.stays_as_stored(weights.embedding):
-        embedding = load.linear(weights.embedding)
-    else:
-        embedding = load.table(weights.embedding)
+    def table(weight: Matrix) -> Table:
+        load = loader(weight)
+        return load.linear(weight) if reader.stays_as_stored(weight) else load.table(weight)
+
+    embedding = table(weights.embedding)
+    per_layer = None
+    if weights.per_layer is not None and description.per_layer is not None:
+        load = loader((weights.per_layer.projection, weights.per_layer.norm))
+        per_layer = PerLayerEmbedding(
+            size=description.per_layer.size,
+            table=table(weights.per_layer.table),
+            projection=load.linear(weights.per_layer.projection),
+            norm=load.vector(weights.per_layer.norm),
+            norm_eps=description.norm_eps * description.hidden_size,
+        )
     layers = []
     # Reading and dequantizing run ahead on other threads while a layer is packed: by two layers,
     # as so many more in memory are few and all of them would be a second copy.
@@ -76,7 +87,7 @@ def load_decoder(
         head = embedding
     if progress is not None:
         progress(1.0)
-    return Decoder(description, backend, embedding, layers, final_norm, head)
+    return Decoder(description, backend, embedding, layers, final_norm, head, per_layer)
 
 
 def _layer(
@@ -86,19 +97,37 @@ def _layer(
         if part is None:
             return None
         after = None if part.after is None else load.vector(part.after)
-        return Norms(load.vector(part.before), after)
+        return Norms(None if part.before is None else load.vector(part.before), after)
 
     mixer, feed_forward = description.mixer, description.feed_forward
+    per_layer_input = description.per_layer_input
+    each_norms = [
+        norms(weights.mixer_norms),
+        norms(weights.feed_forward_norms),
+        norms(weights.per_layer_norms),
+    ]
+    if weights.output_scale is not None:
+        scale = float(load.vector(weights.output_scale))
+        last = max(i for i, found in enumerate(each_norms) if found is not None)
+        found = each_norms[last]
+        each_norms[last] = None if found is None else replace(found, scale=scale)
+    mixer_norms, feed_forward_norms, per_layer_norms = each_norms
     return Layer(
         mixer=None if mixer is None else build_mixer(mixer, weights.mixer, load),
-        mixer_norms=norms(weights.mixer_norms),
+        mixer_norms=mixer_norms,
         feed_forward=(
             None
             if feed_forward is None
             else build_feed_forward(feed_forward, weights.feed_forward, load)
         ),
-        feed_forward_norms=norms(weights.feed_forward_norms),
+        feed_forward_norms=feed_forward_norms,
         cache_of=description.cache_of(index),
+        per_layer_input=(
+            None
+            if per_layer_input is None or weights.per_layer_input is None
+            else build_per_layer_input(per_layer_input, weights.per_layer_input, load)
+        ),
+        per_layer_norms=per_layer_norms,
     )
 
 

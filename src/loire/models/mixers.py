@@ -181,7 +181,7 @@ def _attention(
         key_weight = query_weight  # not looked at where keys are another layer's
         if weights.key_norm is not None:
             key_weight = load.vector(weights.key_norm)
-        norms = HeadNorms(query_weight, key_weight, load.norm_eps)
+        norms = HeadNorms(query_weight, key_weight, load.norm_eps, description.value_norm)
     gate: Linear | None = None
     if weights.query_gate is None:
         qkv = load.linear(weights.qkv)
@@ -195,6 +195,7 @@ def _attention(
             scale=description.scale,
             window=description.window,
             softcap=description.softcap,
+            values_are_keys=description.values_are_keys,
             sinks=None if weights.sinks is None else load.vector(weights.sinks),
             stores=description.cache_of is None,
         ),

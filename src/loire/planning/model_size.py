@@ -16,7 +16,7 @@ from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
-from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights
+from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
 
@@ -123,14 +123,17 @@ class ModelSize:
     def wanted_parameters(self) -> int:
         """Those of step_parameters that only tokens whose logits are wanted go through.
 
-        The output head, and what the last layer does after its keys and values.
+        The output head, what the last layer that keeps anything does after its keys and values, and
+        the layers behind it.
         """
         model = self.description
         if model is None:
             return self.head_parameters
-        *_, last = [x.mixer for x in model.layers if x.mixer is not None]
-        last_layer = _parameters_of_token(model.layers[-1], model.weights().layers[-1])
-        return self.head_parameters + last_layer - model.hidden_size * last.remembered_outputs
+        last = model.layers[model.last_keeper].mixer
+        assert last is not None, "it keeps something"
+        first, weights = model.last_keeper, model.weights().layers
+        left = sum(map(_parameters_of_token, model.layers[first:], weights[first:]))
+        return self.head_parameters + left - model.hidden_size * last.remembered_outputs
 
     def weight_flops(self, computed: int, wanted: int) -> float:
         """Operations of the weights, two each, on tokens of which some have their logits wanted."""
@@ -142,9 +145,11 @@ class ModelSize:
         total = self.weight_flops(prompt, 1)
         model = self.description
         if model is not None:
-            *mixers, last = [x.mixer for x in model.layers if x.mixer is not None]
-            total += sum(mixer.prompt_operations(prompt) for mixer in mixers)
-            total += last.operations(prompt)
+            for index, layer in enumerate(model.layers):
+                if layer.mixer is not None and index < model.last_keeper:
+                    total += layer.mixer.prompt_operations(prompt)
+                elif layer.mixer is not None:
+                    total += layer.mixer.operations(prompt)
         return total
 
 
@@ -217,7 +222,8 @@ def size_of_checkpoint(
     routed_bytes = sum(held(m, m.stored_weights(present)) for m in routed)
     shares = [share for layer in description.layers if (share := _share_of(layer)) < 1.0]
     share = sum(shares) / len(shares) if shares else 1.0
-    fixed = (set(matrices(weights.layers)) | {head}) - set(routed)
+    shared = () if weights.per_layer is None else (weights.per_layer.projection,)
+    fixed = {*matrices(weights.layers), *shared, head} - {*routed}
     fixed_bytes = sum(held(m, m.stored_weights(present)) for m in fixed)
     numbers = quantization in (None, EXPANDED) and held(head, names[head]) == 2 * head.num_elements
     packs = on_cpu and dtype == "bfloat16" and numbers
@@ -233,6 +239,7 @@ def size_of_checkpoint(
         weight_bytes=sum(held(weight, names[weight]) for weight in names) + repeated,
         repeated_bytes=repeated,
         step_parameters=head.num_elements
+        + sum(matrix.num_elements for matrix in shared)
         + sum(map(_parameters_of_token, description.layers, weights.layers)),
         step_weight_bytes=fixed_bytes + round(share * routed_bytes),
         routed_weight_bytes=routed_bytes,
@@ -245,16 +252,17 @@ def size_of_checkpoint(
 
 def _share_of(layer: LayerDescription) -> float:
     """Of its experts, what a token chooses; 1 without experts."""
-    experts = layer.feed_forward
-    if not isinstance(experts, ExpertsDescription):
-        return 1.0
-    return experts.share_read(1)
+    found = layer.feed_forward
+    parts = [b.part for b in found.branches] if isinstance(found, ParallelDescription) else [found]
+    experts = [part for part in parts if isinstance(part, ExpertsDescription)]
+    return experts[0].share_read(1) if experts else 1.0
 
 
 def _routed(weights: LayerWeights) -> tuple[Matrix, ...]:
     """Matrices of the experts that tokens choose from."""
     found = weights.feed_forward
-    return matrices(found.experts) if isinstance(found, ExpertsWeights) else ()
+    parts = [branch.part for branch in found] if isinstance(found, tuple) else [found]
+    return matrices(tuple(part.experts for part in parts if isinstance(part, ExpertsWeights)))
 
 
 def _parameters_of_token(layer: LayerDescription, weights: LayerWeights) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
+from loire.checkpoint.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from loire.checkpoint.families.gpt_oss import GPT_OSS
 from loire.checkpoint.families.granite import GRANITE, GRANITE_MOE
 from loire.checkpoint.families.lfm2 import LFM2
@@ -32,6 +33,8 @@ FAMILIES: tuple[Family, ...] = (
     LFM2,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
+    GEMMA4_UNIFIED,
     PHI3,
     SMOLLM3,
     GRANITE,

@@ -44,13 +44,16 @@ class RotaryTable:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
-    """RMSNorm over each head of queries and keys, before the rotation (Qwen3, Gemma 3)."""
+    """RMSNorm over each head of queries and keys, before the rotation (Qwen3, Gemma 3), perhaps of
+    values too (Gemma 4)."""
 
     query_weight: Tensor
     """float32 [D], offset included."""
     key_weight: Tensor
     """float32 [D], offset included."""
     eps: float
+    values: bool = False
+    """Whether values are normalised too, without a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class AttentionShape:
     window: int | None = None
     """A token sees this many latest positions, itself included; None is all."""
     softcap: float | None = None
+    values_are_keys: bool = False
+    """Whether values are the keys before norm and rotation, so that they need no product."""
     sinks: Tensor | None = field(default=None, compare=False)
     """float32 [H]: a score of each query head that its softmax has beside those of the keys, and no
     value comes with."""
@@ -114,7 +119,8 @@ class AttentionKernels(Protocol):
     ) -> Tensor:
         """Split qkv [T, (H + 2 * K) * D]; norm and rotate queries and keys; store keys, values.
 
-        Where shape.stores is false, qkv is [T, H * D] and nothing is stored.
+        Where shape.values_are_keys, qkv is [T, (H + K) * D]. Where shape.stores is false, it is
+        [T, H * D] and nothing is stored.
 
         Returns the queries [T, H, D]. Writes cache at batch.slots. May overwrite qkv.
         """

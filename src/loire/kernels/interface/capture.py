@@ -14,16 +14,17 @@ from loire.kernels.interface.batch import FlatBatch
 class Wanted:
     """The tokens of a step whose last hidden states are asked for, fewer than all.
 
-    The others are computed up to the last layer's keys and values: nothing after those is read.
+    The others are computed up to what the last layer that keeps anything keeps of them: nothing
+    after that is read.
     """
 
     tokens: Tensor
     """int64 [W]: indices of tokens in the flat batch, ascending."""
-    batch: FlatBatch | None
-    """Of these alone, in rows of their own, as the last mixer's cache group has it; None where
-    there are none."""
-    plan: AttentionPlan | None
-    """For attend() of these alone; None where there are none, or the last mixer has a state."""
+    batches: Sequence[FlatBatch]
+    """Of these alone, in rows of their own, as each cache group has them; none where there are no
+    tokens. (Of groups that none of the layers from there on reads, anything.)"""
+    plans: Sequence[AttentionPlan | None]
+    """For attend() of these alone; None of a group of states."""
 
 
 ComputeStep = Callable[

@@ -156,11 +156,16 @@ class LinearKernels(Protocol):
         ...
 
     def experts(
-        self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None = None
+        self,
+        experts: Sequence[Expert],
+        routing: Routing,
+        bias: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> Experts:
         """A mixture of experts whose products pack() made, all for inputs of one dtype.
 
-        bias: float32 [experts], added to scores where they are compared alone.
+        bias: float32 [experts], added to scores where they are compared alone. scales: float32
+        [experts]; each expert's weight is multiplied by its own.
         """
         ...
 

@@ -76,10 +76,11 @@ class NativeAttention(ReferenceAttention):
         num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
         num_positions, half = rotary.cos.shape
         stored_heads = kv_heads if shape.stores else 0
-        fits = width == (heads + 2 * stored_heads) * dim
+        each = 1 if shape.values_are_keys else 2
+        fits = width == (heads + each * stored_heads) * dim
         if not fits or (cached_heads, cached_dim) != (kv_heads, dim):
             raise ValueError(
-                f"{heads} + 2 * {stored_heads} heads of {dim} do not fit projections of "
+                f"{heads} + {each} * {stored_heads} heads of {dim} do not fit projections of "
                 f"{width} and a cache of {cached_heads} heads of {cached_dim}"
             )
         if not _fits(cache, qkv.dtype) or batch.positions.shape[0] != tokens:
@@ -110,6 +111,8 @@ class NativeAttention(ReferenceAttention):
             num_blocks=num_blocks,
             num_positions=num_positions,
             type=type_number(qkv.dtype),
+            values_are_keys=shape.values_are_keys,
+            norm_values=norms is not None and norms.values,
             eps=0.0 if norms is None else norms.eps,
         )
         self._context.run(self._rotary, call)

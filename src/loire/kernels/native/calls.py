@@ -74,6 +74,7 @@ class ExpertsCall(Call):
         ("x", c_void_p),
         ("logits", c_void_p),
         ("bias", c_void_p),
+        ("expert_scales", c_void_p),
         ("out", c_void_p),
         ("tokens", c_int64),
         ("experts", c_int64),
@@ -99,6 +100,24 @@ class NormCall(Call):
         ("size", c_int64),
         ("type", c_int32),
         ("eps", c_float),
+        ("scale", c_float),
+    ]
+
+
+class CombineCall(Call):
+    """What loire_combine is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("size", c_int64),
+        ("y_stride", c_int64),
+        ("type", c_int32),
+        ("wide", c_int32),
+        ("gate", c_int32),
     ]
 
 
@@ -193,6 +212,8 @@ class RotaryCall(Call):
         ("num_blocks", c_int64),
         ("num_positions", c_int64),
         ("type", c_int32),
+        ("values_are_keys", c_int32),
+        ("norm_values", c_int32),
         ("eps", c_float),
     ]
 

@@ -28,6 +28,7 @@ class NativeExperts:
         experts: Sequence[Expert],
         routing: Routing,
         bias: Tensor | None,
+        scales: Tensor | None = None,
     ) -> None:
         """Raises ValueError if they are not as many as the routing says."""
         if len(experts) != routing.num_experts:
@@ -37,6 +38,7 @@ class NativeExperts:
         self._experts = tuple(experts)  # they hold the weights
         self._routing = routing
         self._bias = None if bias is None else bias.float().contiguous()
+        self._scales = None if scales is None else scales.float().contiguous()
         self._context = context
         self._run = context.library.experts
         self._gate_ups = array_of(c_void_p, [_handle(x.gate_up) for x in experts])
@@ -62,6 +64,7 @@ class NativeExperts:
             x=x.data_ptr(),
             logits=logits.data_ptr(),
             bias=address(self._bias),
+            expert_scales=address(self._scales),
             out=out.data_ptr(),
             tokens=tokens,
             experts=routing.num_experts,

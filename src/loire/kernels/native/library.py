@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 18
+INTERFACE_VERSION = 19
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -44,6 +44,7 @@ class NativeLibrary:
         self.adapt = self._call("loire_adapt", calls.AdaptCall)
         self.experts = self._call("loire_experts", calls.ExpertsCall)
         self.norm = self._call("loire_norm", calls.NormCall)
+        self.combine = self._call("loire_combine", calls.CombineCall)
         self.embed = self._call("loire_embed", calls.EmbedCall)
         self.dequantize = self._call("loire_dequantize", calls.DequantizeCall)
         self.choose = self._call("loire_choose", calls.ChooseCall)

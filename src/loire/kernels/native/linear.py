@@ -269,10 +269,14 @@ class NativeLinearKernels:
         return linears[0] if len(linears) == 1 else StackedNativeLinear(self._context, linears)
 
     def experts(
-        self, experts: Sequence[Expert], routing: Routing, bias: Tensor | None = None
+        self,
+        experts: Sequence[Expert],
+        routing: Routing,
+        bias: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> Experts:
         """All of them by one call of the library."""
-        return NativeExperts(self._context, experts, routing, bias)
+        return NativeExperts(self._context, experts, routing, bias, scales)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""

@@ -58,6 +58,7 @@ struct ExpertsCall {
     const void* x;        // [T, E]
     const float* logits;  // [T, experts]
     const float* bias;    // [experts] or null
+    const float* expert_scales;  // [experts] or null
     void* out;            // [T, E]
     int64_t tokens, experts, top_k, groups, chosen_groups;
     int32_t scores, renormalise;
@@ -66,19 +67,28 @@ struct ExpertsCall {
 
 struct NormCall {
     const void* x;        // [T, E]
-    float* residual;      // [T, E] or null: x is added to it first
-    const float* weight;  // [E]
+    float* residual;      // [T, E] or null: becomes (x + itself) * scale first
+    const float* weight;  // [E], or null: not normalised, only rounded
     void* out;            // [T, E], may be x
     int64_t tokens, size;
     int32_t type;
-    float eps;
+    float eps, scale;
+};
+
+// x + y, or gate(x) * y.
+struct CombineCall {
+    const void* x;  // [T, size]
+    const void* y;  // [T, size], rows y_stride apart; float32 if wide, else of x's type
+    void* out;      // [T, size]
+    int64_t tokens, size, y_stride;
+    int32_t type, wide, gate;  // gate: a Gate, NONE for the sum
 };
 
 struct EmbedCall {
     const int64_t* token_ids;  // [T]
     const void* table;         // [V, E] of that type, or null
     const PackedWeight* packed;  // [V, E] in blocks, where there is no table
-    const float* weight;       // [E]
+    const float* weight;       // [E], or null: not normalised, only rounded
     float* residual;           // [T, E]
     void* out;                 // [T, E]
     int64_t tokens, size, vocab_size;
@@ -119,7 +129,7 @@ struct ChooseCall {
 
 // Blocks of the cache lie block_stride elements apart, those of scales scale_stride.
 struct RotaryCall {
-    const void* qkv;            // [T, (H + 2 * K) * D]
+    const void* qkv;            // [T, (H + 2 * K) * D], or (H + K) * D if values are keys
     void* queries;              // [T, H, D]
     void* keys;                 // [N, K, S, D]
     void* values;               // [N, K, S, D]
@@ -134,6 +144,8 @@ struct RotaryCall {
     int64_t tokens, heads, kv_heads, head_dim, half;
     int64_t block_size, block_stride, scale_stride, num_blocks, num_positions;
     int32_t type;
+    int32_t values_are_keys;    // whether values are the keys before norm and rotation
+    int32_t norm_values;        // whether values are normalised, without a weight
     float eps;
 };
 

@@ -36,6 +36,7 @@ LOIRE_EXPORT int loire_experts(Context* context, const ExpertsCall* call) {
         RouteArguments routing{};
         routing.logits = given.logits;
         routing.bias = given.bias;
+        routing.expert_scales = given.expert_scales;
         routing.tokens = given.tokens;
         routing.experts = given.experts;
         routing.top_k = given.top_k;

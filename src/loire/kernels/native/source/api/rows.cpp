@@ -1,4 +1,4 @@
-// Operations that go row by row: embedding and norms, rotation.
+// Operations that go row by row: embedding and norms, sums and gates, rotation.
 
 #include <stdexcept>
 
@@ -11,7 +11,7 @@ using namespace loire;
 LOIRE_EXPORT int loire_norm(Context* context, const NormCall* call) {
     return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
         const NormArguments arguments{given.x,      given.residual, given.weight, given.out,
-                                      given.tokens, given.size,     given.eps};
+                                      given.tokens, given.size,     given.eps,    given.scale};
         context->pool.run(row_pieces(given.tokens), context->typed(given.type).norm, &arguments);
     });
 }
@@ -33,6 +33,16 @@ LOIRE_EXPORT int loire_embed(Context* context, const EmbedCall* call) {
                                        given.residual,  given.out,   given.tokens,
                                        given.size,      given.table_scale, given.eps};
         context->pool.run(row_pieces(given.tokens), embed, &arguments);
+    });
+}
+
+LOIRE_EXPORT int loire_combine(Context* context, const CombineCall* call) {
+    return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
+        const CombineArguments arguments{given.x,        given.y,
+                                         given.out,      given.tokens,
+                                         given.size,     given.y_stride,
+                                         given.wide != 0, Gate(given.gate)};
+        context->pool.run(row_pieces(given.tokens), context->typed(given.type).combine, &arguments);
     });
 }
 
@@ -63,6 +73,8 @@ LOIRE_EXPORT int loire_rotary(Context* context, const RotaryCall* call) {
         arguments.block_size = given.block_size;
         arguments.block_stride = given.block_stride;
         arguments.scale_stride = given.scale_stride;
+        arguments.values_are_keys = given.values_are_keys != 0;
+        arguments.norm_values = given.norm_values != 0;
         arguments.eps = given.eps;
         const CacheOperations& cache = context->cache(given.type, given.key_scales);
         context->pool.run(row_pieces(given.tokens), cache.rotary, &arguments);

@@ -47,12 +47,14 @@ const Operations LOIRE_TABLE = {
     choose_piece,
     route_piece,
     read_piece,
-    {norm_piece<float>, embed_piece<float>, dequantize_piece<float>, sum_experts_piece<float>,
+    {norm_piece<float>, embed_piece<float>, combine_piece<float>, dequantize_piece<float>,
+     sum_experts_piece<float>,
      multiply_float32_piece, FLOPS,
      LOIRE_PART(plain_cache_float32), LOIRE_PART(int8_cache_float32), LOIRE_PART(dense_float32),
      LOIRE_PART(int8_float32), LOIRE_PART(int4_float32), LOIRE_PART(blocks_float32),
      LOIRE_PART(superblocks_float32)},
-    {norm_piece<bfloat16>, embed_piece<bfloat16>, dequantize_piece<bfloat16>, sum_experts_piece<bfloat16>,
+    {norm_piece<bfloat16>, embed_piece<bfloat16>, combine_piece<bfloat16>, dequantize_piece<bfloat16>,
+     sum_experts_piece<bfloat16>,
 #if defined(LOIRE_AMX)
      multiply_tiles_limit_piece, TILE_LIMIT_FLOPS,
 #else

@@ -94,7 +94,10 @@ inline void route(const RouteArguments& a, int64_t token, const Candidates& all)
         divisor = a.scores == Scores::SIGMOID ? 1e-20f : 0.0f;
         for (int64_t j = 0; j < a.top_k; ++j) divisor += weights[j];
     }
-    for (int64_t j = 0; j < a.top_k; ++j) weights[j] = weights[j] / divisor * a.scale;
+    for (int64_t j = 0; j < a.top_k; ++j) {
+        weights[j] = weights[j] / divisor * a.scale;
+        if (a.expert_scales != nullptr) weights[j] *= a.expert_scales[chosen[j]];
+    }
 }
 
 // ROWS_PER_PIECE tokens.

@@ -37,17 +37,17 @@ constexpr int64_t ROWS_PER_PIECE = 8;  // of the operations that go row by row
 
 struct NormArguments {
     const void* x;         // [T, E]
-    float* residual;       // [T, E] or null; x is added to it first, and the sum is normalised
-    const float* weight;   // [E]
+    float* residual;       // [T, E] or null; becomes (x + itself) * scale, which is normalised then
+    const float* weight;   // [E], or null: not normalised, only rounded
     void* out;             // [T, E] in x's type; may be x
     int64_t tokens, size;
-    float eps;
+    float eps, scale;
 };
 
 struct EmbedArguments {
     const int64_t* token_ids;  // [T]
     const void* table;         // [V, E], or a packed weight
-    const float* weight;       // [E]
+    const float* weight;       // [E], or null: not normalised, only rounded
     float* residual;           // [T, E]: rows of the table times table_scale
     void* out;                 // [T, E] in the table's type: those, normalised
     int64_t tokens, size;
@@ -92,6 +92,8 @@ struct RotaryArguments {
     const int64_t* positions;     // [T]
     const int64_t* slots;         // [T]
     int64_t tokens, heads, kv_heads, head_dim, half, block_size, block_stride, scale_stride;
+    bool values_are_keys;  // values are the keys before norm and rotation: qkv is [T, (H + K) * D]
+    bool norm_values;      // RMSNorm over each value, without a weight
     float eps;
 };
 
@@ -168,6 +170,16 @@ struct Clamp {
     float alpha, limit;
 };
 
+// Rows that are added or gated: x + y, or gate(x) * y.
+struct CombineArguments {
+    const void* x;  // [T, size]
+    const void* y;  // [T, size], rows y_stride apart, of x's type or float32
+    void* out;      // [T, size] in x's type
+    int64_t tokens, size, y_stride;
+    bool wide;  // whether y is float32
+    Gate gate;  // NONE: the sum
+};
+
 constexpr int64_t panels_per_output(Gate gate) { return gate == Gate::NONE ? 1 : 2; }
 
 // What an adapter adds to a product: up (down x), by panels.
@@ -230,6 +242,7 @@ enum class Scores : int32_t {
 struct RouteArguments {
     const float* logits;  // [T, experts]
     const float* bias;    // [experts] or null: added to scores where experts are compared
+    const float* expert_scales;  // [experts] or null: weights are multiplied by them
     int32_t* chosen;      // [T, top_k], the best first
     float* weights;       // [T, top_k]: their scores, perhaps divided by their sum, times scale
     int64_t tokens, experts, top_k, groups, chosen_groups;

@@ -49,6 +49,19 @@ INLINE void keep_vector(const RotaryArguments& a, const Element* vector, void* c
         __builtin_memcpy(kept, vector, a.head_dim * sizeof(Element));
 }
 
+// A value without a rotation, in `out` if it is normalised, else where it is.
+template <typename Element>
+INLINE const Element* settled_value(const Element* value, const RotaryArguments& a, float* wide,
+                                    Element* out) {
+    if (!a.norm_values) return value;
+    for (int64_t i = 0; i < a.head_dim; i += 16)
+        store_some(wide + i, load_some(value + i, a.head_dim - i), a.head_dim - i);
+    const Vec16 scale = broadcast(inverse_rms(wide, a.head_dim, a.eps));
+    for (int64_t i = 0; i < a.head_dim; i += 16)
+        store_some(out + i, load_some(wide + i, a.head_dim - i) * scale, a.head_dim - i);
+    return out;
+}
+
 template <typename Element, typename Kept>
 void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const RotaryArguments*>(untyped);
@@ -58,8 +71,8 @@ void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
         const float* cos = a.cos + a.positions[t] * a.half;
         const float* sin = a.sin + a.positions[t] * a.half;
-        const Element* head =
-            static_cast<const Element*>(a.qkv) + t * (a.heads + 2 * a.kv_heads) * a.head_dim;
+        const int64_t heads = a.heads + (a.values_are_keys ? 1 : 2) * a.kv_heads;
+        const Element* head = static_cast<const Element*>(a.qkv) + t * heads * a.head_dim;
         Element* query = static_cast<Element*>(a.queries) + t * a.heads * a.head_dim;
         for (int64_t h = 0; h < a.heads; ++h, head += a.head_dim, query += a.head_dim)
             rotate_head(head, query, a.query_weight, a, cos, sin, wide);
@@ -68,8 +81,11 @@ void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
             rotate_head(head, rotated, a.key_weight, a, cos, sin, wide);
             keep_vector<Kept>(a, rotated, a.keys, a.key_scales, block, k * a.block_size + offset);
         }
-        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim)
-            keep_vector<Kept>(a, head, a.values, a.value_scales, block, k * a.block_size + offset);
+        if (a.values_are_keys) head -= a.kv_heads * a.head_dim;
+        for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim) {
+            const Element* value = settled_value(head, a, wide, rotated);
+            keep_vector<Kept>(a, value, a.values, a.value_scales, block, k * a.block_size + offset);
+        }
     }
 }
 

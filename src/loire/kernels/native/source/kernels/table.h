@@ -7,7 +7,7 @@
 namespace loire {
 
 struct TypedOperations {
-    PieceFunction norm, embed, dequantize, sum_experts;
+    PieceFunction norm, embed, combine, dequantize, sum_experts;
     PieceFunction multiply_limit;    // LIMIT_ROUNDS times multiply_limit_flops
     int64_t multiply_limit_flops;
     const CacheOperations &plain_cache, &int8_cache;

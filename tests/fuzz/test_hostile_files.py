@@ -104,6 +104,17 @@ def test_directories(changes: Any, words: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) <= MAX_MESSAGE
 
 
+@pytest.mark.parametrize("text", [False, 5, None, ["x"], {}])
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.json"])
+def test_named_templates_are_texts(where: str, text: Any, tmp_path: Path) -> None:
+    contents = samples.files()
+    del contents["chat_template.jinja"]
+    template = {"chat_template": {"default": samples.TEMPLATE, "tool_use": text}}
+    contents[where] = {**contents.get(where, {}), **template}
+    with pytest.raises(CheckpointError, match="the chat template is not text"):
+        opened(samples.write(tmp_path, contents))
+
+
 def replaced(content: str, times: int) -> dict[str, Any]:
     step = {"type": "Replace", "pattern": {"String": "l"}, "content": content}
     return {"type": "Sequence", "normalizers": [step] * times}

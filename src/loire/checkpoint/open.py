@@ -204,7 +204,8 @@ def _chat_template(
             template = _read_optional(directory / "chat_template.json").get("chat_template")
         if isinstance(template, list):
             template = _named_templates(template)
-    if template is not None and not isinstance(template, str | Mapping):
+    texts = template.values() if isinstance(template, Mapping) else (template or "",)
+    if not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{directory}: the chat template is not text")
     return template
 

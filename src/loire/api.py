@@ -28,6 +28,7 @@ from loire.engine.frontend import Frontend, Message
 from loire.engine.requests import Origin, Submission
 from loire.engine.start import Engine, start_engine
 from loire.engine.thread import EngineThread, client_of
+from loire.text.effort import Effort
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or {"prompt": text} or {"prompt_token_ids": [...]}, optionally with
@@ -174,13 +175,18 @@ class LLM(_LocalEngine):
         tool_choice: ToolChoice = "auto",
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: Effort | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, through the model's chat template.
 
         The options are OpenAI's. In the outputs, `text` is what the model says, `reasoning` what
-        it thought before, and `tool_calls` what it calls. Raises RequestError.
+        it thought before, and `tool_calls` what it calls. reasoning_effort says how much it shall
+        think; a model that knows no degrees takes any but "none" as it thinks anyway. Raises
+        RequestError.
         """
-        options = ChatOptions(tools, tool_choice, response_format, chat_template_kwargs)
+        options = ChatOptions(
+            tools, tool_choice, response_format, chat_template_kwargs, reasoning_effort
+        )
         many = _as_conversations(messages)
         each = _spread(sampling_params, len(many))
         turns = [self._turn(*one, options) for one in zip(many, each, strict=True)]
@@ -196,21 +202,24 @@ class LLM(_LocalEngine):
         tool_choice: ToolChoice = "auto",
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: Effort | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, or answer one conversation as chat() does, giving each piece as it
         comes.
 
         Each output holds what is new. Closing the iterator early ends the request.
         """
-        options = ChatOptions(tools, tool_choice, response_format, chat_template_kwargs)
+        options = ChatOptions(
+            tools, tool_choice, response_format, chat_template_kwargs, reasoning_effort
+        )
         client = self._client
         if _is_conversation(prompt):
             turn = self._turn(cast("Messages", prompt), sampling_params, options)
             return _read(turn, client.run(client.ledgers([turn.submission])))
         if options.given:
             raise RequestError(
-                "tools, response_format and chat_template_kwargs are for conversations: give a "
-                "list of messages instead of a prompt",
+                "tools, response_format, chat_template_kwargs and reasoning_effort are for "
+                "conversations: give a list of messages instead of a prompt",
                 param="prompt",
             )
         return client.run(client.ledgers([self._prompt(cast("Prompt", prompt), sampling_params)]))
@@ -283,9 +292,12 @@ class AsyncLLM(_LocalEngine):
         tool_choice: ToolChoice = "auto",
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: Effort | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer a conversation as LLM.chat() does, giving each piece as it comes."""
-        options = ChatOptions(tools, tool_choice, response_format, chat_template_kwargs)
+        options = ChatOptions(
+            tools, tool_choice, response_format, chat_template_kwargs, reasoning_effort
+        )
         turn = self._turn(messages, sampling_params, options)
         reader = turn.outputs()
         async with aclosing(self.stream(turn.submission)) as outputs:

@@ -158,6 +158,7 @@ def test_thoughts_have_a_field_of_their_own(model: Path, tmp_path: Path) -> None
         ("response_format", {"response_format": {"type": "xml"}}),
         ("response_format", {"response_format": {"type": "json_schema"}}),
         ("response_format", {"response_format": {"type": "text", "json_schema": {}}}),
+        ("reasoning_effort", {"reasoning_effort": "much"}),
         ("chat_template_kwargs.colour", {"chat_template_kwargs": {"colour": "red"}}),
     ],
 )  # fmt: skip
@@ -173,3 +174,21 @@ def test_one_form_at_a_time_and_none_for_plain_prompts(llm: LLM) -> None:
         llm.chat(HELLO, SamplingParams(structured_outputs=form), response_format=FORM)
     with pytest.raises(RequestError, match="for conversations"):
         llm.stream("Hello", GREEDY, tools=[TIME])
+
+
+THINKER = """{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor -%}
+{% if enable_thinking is defined and not enable_thinking %}(no thoughts){% endif -%}
+{% if add_generation_prompt %}<assistant>{% endif %}{{ '' if true else '</think>' }}"""
+
+
+def test_a_system_message_by_default_and_how_much_to_think(model: Path) -> None:
+    options = {**OPTIONS, "system": "Be brief.", "chat_template": THINKER}
+    with LLM(str(model), **options) as llm:
+        [output] = llm.chat(HELLO, SamplingParams(max_tokens=1), reasoning_effort="none")
+        assert output.prompt == "<system>Be brief.<user>Hello(no thoughts)<assistant>"
+        own = [{"role": "system", "content": "Go on."}, *HELLO]
+        [output] = llm.chat(own, SamplingParams(max_tokens=1), reasoning_effort="high")
+        assert output.prompt == "<system>Go on.<user>Hello<assistant>"
+        for piece in llm.stream(HELLO, SamplingParams(max_tokens=1), reasoning_effort="none"):
+            assert piece.prompt is not None
+            assert "(no thoughts)" in piece.prompt

@@ -56,6 +56,7 @@ class EngineOptions:
         chat_template: a Jinja template in place of the model's own.
         seed: from which the seeds of unseeded requests are drawn; random by default.
         kv_events: where others are told which KV blocks can be found here; None: nowhere.
+        system: a system message for conversations that begin without one.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
             so that the text can begin a turn of its own; by default they are text.
     """
@@ -81,6 +82,7 @@ class EngineOptions:
     seed: int | None = None
     kv_events: KVEvents | None = None
     allow_special_in_text: bool = False
+    system: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,7 @@ class EngineConfig:
     pipeline_depth: int
     seed: int | None
     allow_special_in_text: bool = False
+    system: str = ""
     kv_events: KVEvents | None = None
 
     computed_by: str = ""
@@ -246,6 +249,7 @@ def resolve(
         pipeline_depth=options.pipeline_depth,
         seed=options.seed,
         allow_special_in_text=options.allow_special_in_text,
+        system=options.system,
         kv_events=options.kv_events,
     )
 

@@ -120,7 +120,8 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of LLM from the flags that were given."""
-    names = {field.name for field in fields(EngineOptions)} - {"seed"}
+    # --system is the first message of `run` and `chat`; `serve` says it to the engine.
+    names = {field.name for field in fields(EngineOptions)} - {"seed", "system"}
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     if getattr(args, "engine_seed", None) is not None:
         given["seed"] = args.engine_seed

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir", type=Path, help="folder for files and batches [data in LOIRE_HOME]"
     )
+    parser.add_argument(
+        "--system", metavar="TEXT", help="a system message for conversations that have none"
+    )
     add_access_options(parser)
     add_limit_options(parser)
     add_log_options(parser)
@@ -68,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         model=args.model,
         names=args.served_model_name or (args.model,),
         options=EngineOptions(
-            **engine_options(args), override_generation_config=default_sampling(args)
+            **engine_options(args),
+            override_generation_config=default_sampling(args),
+            system=args.system or "",
         ),
         access=access_options(args),
         tls=tls_files(args),

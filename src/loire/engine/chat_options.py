@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -11,6 +11,7 @@ from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
 from loire.engine.dialogue import Conversation
+from loire.text.effort import Effort
 from loire.text.tools.definitions import NO_PARAMETERS, Tool, ToolUse
 
 ToolChoice = str | Mapping[str, Any]
@@ -58,12 +59,14 @@ class ChatOptions:
 
     tools: in OpenAI's form. tool_choice: which of them may or must be called. response_format: of
     type text, json_object or json_schema. template_variables: what else the chat template reads.
+    effort: how much to think first.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: ToolChoice = "auto"
     response_format: Mapping[str, Any] | None = None
     template_variables: Mapping[str, Any] | None = None
+    effort: Effort | None = None
 
     @property
     def given(self) -> bool:
@@ -72,10 +75,13 @@ class ChatOptions:
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> Conversation:
         """A conversation under these options. Raises RequestError."""
+        if self.effort is not None:
+            values.one_of("reasoning_effort", self.effort, get_args(Effort))
         return Conversation(
             messages=messages,
             tools=tool_use(self.tools or (), self.tool_choice),
             variables=self.template_variables or {},
+            effort=self.effort,
         )
 
     def params(self, params: SamplingParams) -> SamplingParams:

@@ -31,13 +31,16 @@ class Frontend:
         *,
         tokenizer: Tokenizer | None = None,
         allow_special_in_text: bool = False,
+        system: str = "",
     ) -> None:
         """tokenizer: the checkpoint's, if it was made already.
 
-        allow_special_in_text: control tokens written in messages count as such.
+        allow_special_in_text: control tokens written in messages count as such. system: a system
+        message for conversations that begin without one.
         """
         self.tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
         self.max_model_len = max_model_len
+        self._system = system
         num_tokens = checkpoint.description.vocab_size
         self.sampling_defaults = dict(checkpoint.sampling_defaults)
         self._builder = RequestBuilder(
@@ -114,6 +117,8 @@ class Frontend:
         variables: what else the template reads. Control tokens in any of it are marked, to be
         encoded as text. Raises RequestError if the template refuses.
         """
+        if self._system and (not messages or messages[0].get("role") != "system"):
+            messages = [{"role": "system", "content": self._system}, *messages]
         if self._control is not None:
             messages = [self._hidden(message) for message in messages]
             tools = [

@@ -73,6 +73,7 @@ class Engine:
             self.config.max_model_len,
             self.config.seed,
             allow_special_in_text=self.config.allow_special_in_text,
+            system=self.config.system,
         )
 
     @property

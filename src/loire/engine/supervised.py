@@ -75,6 +75,7 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
             config.seed,
             tokenizer=tokenizer,
             allow_special_in_text=config.allow_special_in_text,
+            system=config.system,
         )
         self = cls(supervisor, inboxes, frontend, config, request_timeout_s)
         self.plan_lines = ready.plan_lines

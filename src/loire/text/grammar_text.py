@@ -5,6 +5,7 @@ import re
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
+from loire.text.exact_numbers import as_rule, has_inexact
 from loire.text.json_schema import ready_to_enforce
 
 MAX_TEXT = 65_536
@@ -65,23 +66,25 @@ def _json_grammar(spec: StructuredOutputs) -> str:
         raise refuse(spec, f"is no JSON: {error}") from error
     if not isinstance(schema, dict):
         raise refuse(spec, f"a schema must be a JSON object, but is {text[:40]}")
+    # All options are set, so that an "x-guidance" in the schema cannot change them.
+    options = {
+        "item_separator": ",",
+        "key_separator": ":",
+        "whitespace_flexible": not compact,
+        "whitespace_pattern": None if compact else WHITESPACE,
+        "coerce_one_of": False,
+        "lenient": False,
+    }
     try:
-        text = json.dumps(ready_to_enforce(schema), ensure_ascii=False)
+        ready = ready_to_enforce(schema)
+        if has_inexact(ready):
+            rule = as_rule(ready, options)
+            return LLMatcher.grammar_from_lark(f"%llguidance {{}}\nstart: {rule}\n")
+        text = json.dumps(ready, ensure_ascii=False)
     except RequestError as error:
         raise refuse(spec, str(error)) from error
     try:
-        # All options are set, so that an "x-guidance" in the schema cannot change them.
-        return LLMatcher.grammar_from_json_schema(
-            text,
-            overrides={
-                "item_separator": ",",
-                "key_separator": ":",
-                "whitespace_flexible": not compact,
-                "whitespace_pattern": None if compact else WHITESPACE,
-                "coerce_one_of": False,
-                "lenient": False,
-            },
-        )
+        return LLMatcher.grammar_from_json_schema(text, overrides=options)
     except ValueError as error:
         raise refuse(spec, str(error)) from error
 

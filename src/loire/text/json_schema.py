@@ -12,11 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from loire.base.errors import RequestError
-
-MAX_EXACT = 2**53
-"""Up to here every integer is a double."""
-MAX_BOUND = 2**63 - 1024
-"""The largest double below 2**63, as far as bounds of integers reach."""
+from loire.text.exact_numbers import MAX_BOUND, MAX_EXACT, is_inexact
 
 FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6",
                      "uuid", "uri"))  # fmt: skip
@@ -163,22 +159,11 @@ class _Reader:
         large = [value for value in values if _is_number(value) and abs(value) > MAX_EXACT]
         if not large:
             return
-        for value in large:
-            exact = isinstance(value, int) and int(float(value)) == value
-            if not exact or abs(value) > MAX_BOUND:
-                self._refuse(
-                    "enum" if "enum" in ready else "const",
-                    path,
-                    f"{value} is beyond 2**53, up to which every integer can be enforced exactly",
-                )
+        if any(map(is_inexact, values)):
+            return  # written out as a grammar (exact_numbers.py)
         # Each as a range of its own: the library would write a constant with an exponent.
         kept = [value for value in values if value not in large]
-        ranges = [
-            {"type": "integer", "minimum": value, "maximum": value}
-            if isinstance(value, int) and int(float(value)) == value and abs(value) <= MAX_BOUND
-            else {"type": "integer"}
-            for value in large
-        ]
+        ranges = [{"type": "integer", "minimum": value, "maximum": value} for value in large]
         ready.pop("enum", None)
         ready.pop("const", None)
         ready.pop("type", None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
+from loire.text.exact_numbers import as_rule, has_inexact
 from loire.text.json_schema import ready_to_enforce
 from loire.text.reasoning_grammar import Thoughts, fixed_text, nested
 from loire.text.tools.definitions import MAX_CALLS, Tool, ToolUse
@@ -113,6 +114,7 @@ class CallGrammar:
         """
         try:
             schema = ready_to_enforce(tool.parameters, strict=tool.strict)
+            self.json(schema)
             if tool.strict or self._check is None:
                 return schema
             self._check(StructuredOutputs(json=schema))
@@ -128,6 +130,8 @@ class CallGrammar:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """A JSON value, written as chat templates write it."""
+        if has_inexact(schema):
+            return as_rule(schema, _WRITTEN)
         return f"%json {json.dumps({**schema, 'x-guidance': _WRITTEN}, ensure_ascii=False)}"
 
     def until(self, closing: str) -> str:

@@ -41,7 +41,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run an async test, with a limit on its time."""
 
     async def limited() -> None:
-        await asyncio.wait_for(test(), 120)
+        await asyncio.wait_for(test(), 240)
 
     asyncio.run(limited())
 

@@ -16,8 +16,8 @@ class LatestTokens:
     """A place for each sequence; their number grows as needed."""
 
     def __init__(self, device: torch.device, *, is_read: bool = True) -> None:
-        """is_read: whether steps are planned ahead at all; if not, nothing is kept."""
-        self._is_read = is_read
+        """is_read: whether steps are planned ahead at all; if not, nothing need be put."""
+        self.is_read = is_read
         self.tokens = torch.zeros(FEWEST_PLACES, dtype=torch.int64, device=device)
         """int64 [places]."""
         self._places: dict[int, int] = {}
@@ -36,8 +36,6 @@ class LatestTokens:
 
     def put(self, seq_ids: Sequence[int], tokens: Tensor) -> None:
         """Keep tokens (int64 [L]) of these sequences."""
-        if not self._is_read:
-            return  # (a tenth of a millisecond in caches that the weights emptied)
         places = [self.place(seq_id) for seq_id in seq_ids]
         self.tokens[torch.tensor(places, device=self.tokens.device)] = tokens
 

@@ -53,7 +53,7 @@ class LaunchedStep:
         return self._result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _RowOutput:
     """What a row will have given, when the step is over."""
 

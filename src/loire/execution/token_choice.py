@@ -11,6 +11,7 @@ drafts hold.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,8 +25,7 @@ from loire.execution.sampling_state import SamplingState
 from loire.kernels.interface import Backend
 
 
-@dataclass(frozen=True, slots=True)
-class RowTokens:
+class RowTokens(NamedTuple):
     """The tokens of a row, or the error that ends its request."""
 
     token_ids: tuple[int, ...] = ()
@@ -81,11 +81,12 @@ class SamplingRow:
 
     def outcome(self) -> RowTokens:
         """What the row came to, when it is known."""
-        held = self.accepted
+        held = self.accepted if self.drafts else self.draws
+        if not held or held[0].error is not None:
+            return RowTokens(error=self.draws[0].error)
         return RowTokens(
-            token_ids=tuple(draw.token_id for draw in held if draw.token_id is not None),
-            logprobs=tuple(draw.logprobs for draw in held if draw.logprobs is not None),
-            error=None if held else self.draws[0].error,
+            tuple([draw.token_id for draw in held if draw.token_id is not None]),
+            tuple([draw.logprobs for draw in held if draw.logprobs is not None]),
         )
 
 
@@ -148,6 +149,8 @@ class TokenChooser:
     def _keep(self, places: Sequence[tuple[SamplingRow, int]], sampled: Sampled) -> None:
         """Keep the tokens that the next step may take before it is known what they are. Of a row
         that failed it is any: the next step's row of it is dropped. Behind drafts nothing waits."""
+        if not self.latest.is_read:
+            return  # (a tenth of a millisecond in caches that the weights emptied)
         kept = [index for index, (row, _) in enumerate(places) if not row.drafts]
         tokens = sampled.tokens
         if len(kept) < len(tokens):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 from loire.base.errors import RequestError
 from loire.base.structured_outputs import StructuredOutputs
@@ -67,7 +68,7 @@ def _json_grammar(spec: StructuredOutputs) -> str:
     if not isinstance(schema, dict):
         raise refuse(spec, f"a schema must be a JSON object, but is {text[:40]}")
     # All options are set, so that an "x-guidance" in the schema cannot change them.
-    options = {
+    options: Any = {
         "item_separator": ",",
         "key_separator": ":",
         "whitespace_flexible": not compact,

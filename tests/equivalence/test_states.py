@@ -147,6 +147,24 @@ def test_little_memory(hybrid: Path, backend: dict[str, Any], alone: Tokens) -> 
     assert played(engine, requests()) == alone
 
 
+def test_drafted(hybrid: Path, backend: dict[str, Any], alone: Tokens) -> None:
+    """States go on behind what was accepted, and are had again from before what was not."""
+    engine = start(hybrid, backend)
+    prompts = {request.request_id: list(request.prompt_token_ids) for request in requests()}
+    texts = [prompts[name.split()[0]] + tokens for name, tokens in alone.items()]
+
+    def drafter(token_ids: Sequence[int], most: int) -> Sequence[int]:
+        """What comes, with every fifth token wrong."""
+        length = len(token_ids)
+        follow = next((t[length:] for t in texts if t[:length] == token_ids), [])
+        return [4 if (length + i) % 5 == 0 else t for i, t in enumerate(follow[: min(most, 4)])]
+
+    engine.core.scheduler.drafter = drafter
+    assert played(engine, requests()) == alone
+    slots = [slot for record in engine.core.records for slot in record.slots]
+    assert sum(slot.num_decode_tokens > 1 for slot in slots) > 20
+
+
 def test_conversations_compute_only_what_is_new(hybrid: Path, backend: dict[str, Any]) -> None:
     """Four conversations that are answered in turns: from the second turn on each prompt's
     beginning is found, up to the last border of a block before its last token."""

@@ -267,7 +267,6 @@ def test_other_families_are_refused_with_the_list() -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling 'dynamic'"),
         ({"rope_scaling": {"rope_type": ["yarn"], "factor": 2.0}}, "rotary scaling"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized .gptq."),
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "bidirectional"),
         (

@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import family_samples
+import quantized_samples
 import samples
 
 INTEGERS = (
@@ -188,6 +189,12 @@ def directory(rng: random.Random) -> tuple[str, dict[str, Any]]:
     name = rng.choice(list(contents))
     contents[name] = _changed(rng, name, contents[name])
     return name, contents
+
+
+def quantized(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """What is changed, and a directory of quantized weights with one mistake."""
+    method = rng.choice(list(quantized_samples.CONFIGURATIONS))
+    return quantized_samples.changed(rng, method, json_value, data)
 
 
 def _changed(rng: random.Random, name: str, content: Any) -> Any:

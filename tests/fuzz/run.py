@@ -39,6 +39,7 @@ SILENCE_S = 60
 PER_CHILD = 40
 GENERATED_SHARE = 0.1
 """Of the cases: also loaded, and asked for some tokens."""
+KINDS = ("gguf", "directory", "quantized")
 MESSAGES = [{"role": "user", "content": "Hello, w\u00f6rld 123 <|im_end|>"}]
 
 
@@ -52,7 +53,8 @@ def prepare(seed: int, kind: str, folder: Path) -> tuple[str, Path]:
     for old in folder.iterdir():
         if old.is_file():
             old.unlink()
-    name, contents = mutate.directory(rng)
+    change = mutate.quantized if kind == "quantized" else mutate.directory
+    name, contents = change(rng)
     return re.sub(r"-0\S*", "-N.safetensors", name), samples.write(folder, contents)
 
 
@@ -175,13 +177,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=30_000)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("gguf", "directory"))
+    parser.add_argument("--only", choices=KINDS)
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     import loire.api
     import loire.execution.build  # noqa: F401  imported once, for all children
 
-    kinds = (args.only,) if args.only else ("gguf", "directory")
+    kinds = (args.only,) if args.only else KINDS
     if "directory" in kinds:
         family_samples.families()
     end = time.monotonic() + 60 * args.minutes

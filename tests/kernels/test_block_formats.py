@@ -6,8 +6,10 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
 
-from loire.checkpoint.formats import FORMATS
-from loire.kernels.block_formats import UNPACK, StoredTensor, unpack
+from loire.checkpoint.formats import BLOCK_FORMATS, FORMATS
+from loire.kernels.block_formats import UNPACK, StoredTensor, pack_groups, unpack
+
+GGUF = [name for name, fmt in FORMATS.items() if fmt.block_elements > 1]
 
 
 def random_blocks(fmt: str, rows: int, blocks: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +23,7 @@ def random_blocks(fmt: str, rows: int, blocks: int, seed: int = 0) -> torch.Tens
     return torch.from_numpy(data).view(rows, -1)
 
 
-@pytest.mark.parametrize("fmt", UNPACK)
+@pytest.mark.parametrize("fmt", GGUF)
 def test_values_are_those_of_the_gguf_library(fmt: str) -> None:
     blocks = random_blocks(fmt, 5, 7)
     flat = blocks.view(-1, FORMATS[fmt].block_bytes).numpy()
@@ -36,18 +38,34 @@ def test_values_are_those_of_the_gguf_library(fmt: str) -> None:
     )
 
 
-@pytest.mark.parametrize("fmt", UNPACK)
+@pytest.mark.parametrize("fmt", GGUF)
 def test_all_bits_are_used_and_codes_are_small(fmt: str) -> None:
     taken = unpack(random_blocks(fmt, 3, 99), FORMATS[fmt])
     size = taken.codes.shape[2]
     assert taken.scales.shape == (3, 99 * FORMATS[fmt].block_elements // size)
     assert size in (16, 32)
-    assert len(taken.codes.unique()) == {"Q8_0": 256, "Q2_K": 4, "Q3_K": 8, "MXFP4": 15}.get(
-        fmt, 16 if "4" in fmt else 32 if "5" in fmt else 64
+    some = {"Q8_0": 256, "Q2_K": 4, "Q3_K": 8, "MXFP4": 15, "IQ3_XXS": 16, "IQ3_S": 16}
+    assert len(taken.codes.unique()) == some.get(
+        fmt, 6 if fmt.startswith("IQ2") else 16 if "4" in fmt else 32 if "5" in fmt else 64
     )
 
 
 def test_every_format_of_blocks_can_be_taken_apart() -> None:
-    assert set(UNPACK) == {name for name, fmt in FORMATS.items() if fmt.block_elements > 1}
+    assert set(UNPACK) == set(BLOCK_FORMATS)
     with pytest.raises(ValueError, match=r"35 bytes are not blocks of 34 bytes \(Q8_0\)"):
         StoredTensor(FORMATS["Q8_0"], torch.zeros(2, 35, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("fmt", [name for name in BLOCK_FORMATS if name not in FORMATS])
+def test_groups_come_back_as_they_were_packed(fmt: str) -> None:
+    size, wide = BLOCK_FORMATS[fmt].block_elements, fmt.startswith("W8")
+    random = torch.Generator().manual_seed(0)
+    low, high = (-128, 128) if wide else (0, 16)
+    codes = torch.randint(low, high, (5, 3 * size), generator=random)
+    codes = codes.to(torch.int8 if wide else torch.uint8)
+    scales = torch.randn((5, 3), generator=random).half().float()
+    zeros = torch.randint(0, 17, (5, 3), generator=random) if "Z" in fmt else None
+    blocks = pack_groups(BLOCK_FORMATS[fmt], codes, scales, 0.0 if zeros is None else zeros)
+    middle = zeros.repeat_interleave(size, 1) if zeros is not None else 0 if wide else 8
+    expected = (codes.float() - middle) * scales.repeat_interleave(size, 1)
+    assert torch.equal(StoredTensor(BLOCK_FORMATS[fmt], blocks).values(), expected)

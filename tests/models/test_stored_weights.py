@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loire.base.config import WeightQuantization
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
-from loire.checkpoint.formats import FORMATS, WeightFormat
+from loire.checkpoint.formats import BLOCK_FORMATS, WeightFormat
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.block_formats import UNPACK
 from loire.kernels.interface import Backend
@@ -71,7 +71,7 @@ def quantized(folder: Path, formats: dict[str, str], default: str = "Q8_0") -> C
             tensors[name] = TensorInfo(
                 name=name,
                 shape=info.shape,
-                format=FORMATS[fmt],
+                format=BLOCK_FORMATS[fmt],
                 path=path,
                 offset=file.tell(),
                 num_bytes=file.write(blocks_of(fmt, info.shape, index).tobytes()),
@@ -115,7 +115,7 @@ def test_the_reference_computes_with_the_bits_of_the_file(tmp_path: Path, fmt: s
     mixer, mlp = parts(kept)
     rows = {mixer.qkv: 512, mixer.output: 256, mlp.gate_up: 1024, mlp.down: 256, kept.head: 128}
     for linear, outputs in rows.items():
-        assert linear.weight_bytes == FORMATS[fmt].num_bytes(outputs * linear.in_features)
+        assert linear.weight_bytes == BLOCK_FORMATS[fmt].num_bytes(outputs * linear.in_features)
     expanded = load(checkpoint, Keeping(), "none")
     assert expanded.weight_bytes > kept.weight_bytes
     assert torch.allclose(logits(kept), logits(expanded), rtol=1e-4, atol=1e-4)
@@ -175,7 +175,7 @@ def test_rows_of_blocks_are_put_into_the_usual_order(tmp_path: Path, heads: int)
     info = TensorInfo(
         name="w",
         shape=(12, 512),
-        format=FORMATS["Q4_K"],
+        format=BLOCK_FORMATS["Q4_K"],
         path=path,
         offset=33,
         num_bytes=blocks.size,

@@ -1,19 +1,20 @@
-"""Random weights in the block formats of GGUF."""
+"""Random weights in the block formats of GGUF, and of Loire."""
 
 import numpy as np
 import torch
 
-from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.formats import BLOCK_FORMATS
 from loire.kernels.block_formats import StoredTensor
 
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-          "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": ()}  # fmt: skip
+          "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": (), "W4_128": (), "W4Z_128": (),
+          "W4Z_32": (), "W8_128": ()}  # fmt: skip
 """Where a block has numbers of half precision; (0,) if it is not here."""
 
 
 def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> np.ndarray:
     """uint8 [rows, blocks, bytes]: any codes, under scales that give numbers of that deviation."""
-    known = FORMATS[fmt]
+    known = BLOCK_FORMATS[fmt]
     rows, inputs = shape
     size = (rows, inputs // known.block_elements, known.block_bytes)
     rng = np.random.default_rng(seed)
@@ -23,6 +24,11 @@ def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> 
         for at in HALVES.get(fmt, (0,)):
             scales = (rng.uniform(0.5, 1.5, size[:2]) * factor).astype("<f2")
             blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+        if fmt.startswith("W"):
+            floats = (rng.uniform(0.5, 1.5, size[:2]) * factor).astype("<f4")
+            blocks[..., :4] = floats[..., None].view(np.uint8)
+            if "Z" in fmt:
+                blocks[..., 4] &= 15
         if fmt == "MXFP4":
             blocks[..., 0] = rng.integers(120, 124, size[:2])
         return float(StoredTensor(known, torch.from_numpy(blocks).view(rows, -1)).values().std())
@@ -34,4 +40,4 @@ def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> 
 def stored(fmt: str, shape: tuple[int, ...], seed: int = 0, std: float = 0.2) -> StoredTensor:
     """The same as a weight."""
     blocks = torch.from_numpy(blocks_of(fmt, shape, seed, std))
-    return StoredTensor(FORMATS[fmt], blocks.view(shape[0], -1))
+    return StoredTensor(BLOCK_FORMATS[fmt], blocks.view(shape[0], -1))

@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from loire.base.config import EngineOptions
 from loire.checkpoint.description import ModelDescription
@@ -45,11 +46,63 @@ class TensorInfo:
     """Those of codes in MXFP4, where they lie apart (loire.checkpoint.mxfp4)."""
     inputs_first: bool = False
     """Whether numbers lie the other way round: [in_features, out_features]."""
+    quantized: "QuantizedWeight | None" = None
+    """If not None: of what the weight is made; the range is that of its codes, the format what it
+    becomes."""
+
+    @property
+    def num_elements(self) -> int:
+        """Of the weight."""
+        return math.prod(self.shape)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it has codes instead of numbers of 16 or 32 bits."""
+        return self.quantized is not None or self.format.block_elements > 1
+
+    @property
+    def parts(self) -> "tuple[TensorInfo, ...]":
+        """The tensors that hold it."""
+        if self.quantized is not None:
+            return self.quantized.parts
+        return (self,) if self.exponents is None else (self, self.exponents)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes in the file, of all its parts."""
-        return self.num_bytes + (0 if self.exponents is None else self.exponents.num_bytes)
+        return sum(part.num_bytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """A weight [outputs, inputs] in several tensors of a safetensors file:
+
+    (code - zero point) * scale
+    """
+
+    layout: Literal["words", "awq", "gptq", "plain"]
+    """How codes lie: in words of 32 bits along the inputs, in AWQ's or GPTQ's, each by itself."""
+    bits: int
+    codes: TensorInfo
+    scales: TensorInfo
+    zeros: TensorInfo | None = None
+    """Zero points; None where each is the middle of the codes, or 0 for codes with a sign."""
+    groups: TensorInfo | None = None
+    """[inputs]: to which group each belongs, where that is not their order."""
+    group_size: int
+    """Inputs that share a scale."""
+    rows_per_scale: int = 1
+    """Outputs that share a scale."""
+    zero_offset: int = 0
+    """Added to the zero points."""
+    middle: TensorInfo | None = None
+    """Zero points that the file says are the middle, to be checked."""
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        """All its tensors."""
+        given = (self.codes, self.scales, self.zeros, self.groups, self.middle)
+        return tuple(part for part in given if part is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ def model_digest(checkpoint: Checkpoint) -> str:
             info = checkpoint.tensors[name]
             what = (name, info.shape, info.format.name, info.interleaved_heads)
             whole.update(repr(what).encode())
-            for part in (info,) if info.exponents is None else (info, info.exponents):
+            for part in info.parts:
                 if part.path not in files:
                     files[part.path] = part.path.open("rb")
                 size = min(part.num_bytes, SAMPLE_BYTES)

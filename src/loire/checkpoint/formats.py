@@ -42,12 +42,47 @@ Q5_K = WeightFormat("Q5_K", 256, 176)
 Q6_K = WeightFormat("Q6_K", 256, 210)
 Q3_K = WeightFormat("Q3_K", 256, 110)
 Q2_K = WeightFormat("Q2_K", 256, 84)
+IQ2_XXS = WeightFormat("IQ2_XXS", 256, 66)
+IQ2_XS = WeightFormat("IQ2_XS", 256, 74)
+IQ2_S = WeightFormat("IQ2_S", 256, 82)
+IQ3_XXS = WeightFormat("IQ3_XXS", 256, 98)
+IQ3_S = WeightFormat("IQ3_S", 256, 110)
 IQ4_NL = WeightFormat("IQ4_NL", 32, 18)
 IQ4_XS = WeightFormat("IQ4_XS", 256, 136)
 MXFP4 = WeightFormat("MXFP4", 32, 17)
 
+W4_128 = WeightFormat("W4_128", 128, 68)
+W4Z_128 = WeightFormat("W4Z_128", 128, 69)
+W4Z_32 = WeightFormat("W4Z_32", 32, 21)
+W8_128 = WeightFormat("W8_128", 128, 132)
+"""Loire's own, for quantized weights of safetensors: codes, and a scale in float32 and perhaps (Z)
+a zero point for each block."""
+
+_CODES_OF_EIGHT_BITS = WeightFormat("8 bits, a scale per 16", 256, 276)
+
 FORMATS: dict[str, WeightFormat] = {
     fmt.name: fmt
-    for fmt in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL,
-                IQ4_XS, MXFP4)
+    for fmt in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ2_XXS,
+                IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, MXFP4)
 }  # fmt: skip
+"""Those that files have, by name."""
+
+BLOCK_FORMATS: dict[str, WeightFormat] = {
+    fmt.name: fmt
+    for fmt in (*FORMATS.values(), W4_128, W4Z_128, W4Z_32, W8_128)
+    if fmt.block_elements > 1
+}
+"""All that weights are computed with in their blocks, by name."""
+
+
+def held_as(fmt: WeightFormat) -> WeightFormat:
+    """What blocks of a format become in memory where they are kept.
+
+    The codes of IQ2 and IQ3, which stand for entries of tables, are looked up once and are then
+    whole numbers of eight bits. Zero points of Loire's own formats take two bytes.
+    """
+    if fmt.name.startswith(("IQ2_", "IQ3_")):
+        return _CODES_OF_EIGHT_BITS
+    if fmt in (W4Z_128, W4Z_32):
+        return WeightFormat(fmt.name, fmt.block_elements, fmt.block_bytes + 1)
+    return fmt

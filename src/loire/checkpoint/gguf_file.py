@@ -24,6 +24,11 @@ from loire.checkpoint.formats import (
     F16,
     F32,
     FORMATS,
+    IQ2_S,
+    IQ2_XS,
+    IQ2_XXS,
+    IQ3_S,
+    IQ3_XXS,
     IQ4_NL,
     IQ4_XS,
     MXFP4,
@@ -47,7 +52,8 @@ MAX_COUNT = 2**24
 MAX_NAME_BYTES = 2**16 - 1
 """Longest key by the specification; tensor names are far shorter."""
 _TYPES: dict[int, WeightFormat] = {0: F32, 1: F16, 2: Q4_0, 3: Q4_1, 6: Q5_0, 7: Q5_1, 8: Q8_0,
-                                   10: Q2_K, 11: Q3_K, 12: Q4_K, 13: Q5_K, 14: Q6_K, 20: IQ4_NL,
+                                   10: Q2_K, 11: Q3_K, 12: Q4_K, 13: Q5_K, 14: Q6_K, 16: IQ2_XXS,
+                                   17: IQ2_XS, 18: IQ3_XXS, 20: IQ4_NL, 21: IQ3_S, 22: IQ2_S,
                                    23: IQ4_XS, 30: BF16, 39: MXFP4}  # fmt: skip
 _SCALARS = {
     0: "B",

@@ -38,12 +38,6 @@ def describe(config: Mapping[str, Any], source: str) -> ModelDescription:
     Raises UnsupportedModelError for another family or feature, CheckpointError for nonsense.
     """
     family, fields = family_of(config, source)
-    method = _section(config, "quantization_config").get("quant_method", "unknown")
-    if config.get("quantization_config") and method != "mxfp4":
-        raise UnsupportedModelError(
-            f"{source}: the weights are quantized ({method}), which Loire does not read from "
-            f"safetensors; use the unquantized model or a GGUF file"
-        )
     return family.describe(fields)
 
 
@@ -83,7 +77,7 @@ def tensors(
     texts = {
         name: text
         for name, tensor in found.items()
-        if (text := _text_name(name)) is not None and tensor.format not in BUFFERS.values()
+        if (text := _text_name(name)) is not None and not _is_buffer(text, tensor)
     }
     has_prefix = any(text.startswith("model.") for text in texts.values())
     result: dict[str, TensorInfo] = {}
@@ -102,6 +96,11 @@ def tensors(
             )
         result[common] = family.adjusted(replace(tensor, name=common))
     return expert_tensors.taken_apart(mxfp4.joined(result))
+
+
+def _is_buffer(name: str, tensor: TensorInfo) -> bool:
+    """Whether nothing is made of it. (Quantized weights say their shapes in a tensor.)"""
+    return tensor.format in BUFFERS.values() and not name.endswith(".weight_shape")
 
 
 def _text_name(name: str) -> str | None:

@@ -10,6 +10,8 @@ from loire.checkpoint import (
     gguf_model,
     gguf_parts,
     huggingface_config,
+    quantization_config,
+    quantized_tensors,
     safetensors_header,
     sampling_defaults,
 )
@@ -99,14 +101,15 @@ def _open_directory(directory: Path) -> Checkpoint:
     if not config_path.exists():
         raise CheckpointError(f"{directory} has no config.json{_hint(directory)}")
     config = read_json(config_path)
+    quantization = quantization_config.parse(config, str(config_path))
     family, _ = huggingface_config.family_of(config, str(config_path))
     description = huggingface_config.describe(config, str(config_path))
     generation_config = _read_optional(directory / GENERATION_CONFIG)
     description = _with_generation_config(description, generation_config, directory)
-    tensors = huggingface_config.tensors(
+    stored = huggingface_config.tensors(
         safetensors_header.read_directory(directory), family, description.num_layers
     )
-    tensors = _read(tensors, description)
+    tensors = _read(quantized_tensors.combined(stored, quantization), description)
     description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")

@@ -29,10 +29,12 @@ _DTYPES: dict[str, WeightFormat] = {
     "F32": F32,
     "F16": F16,
     "BF16": BF16,
-    "U8": WeightFormat("U8", 1, 1),
+    **{name: WeightFormat(name, 1, 1) for name in ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0")},
+    "I32": WeightFormat("I32", 1, 4),
 }
+"""Of weights, and of what quantized weights are made of."""
 BUFFERS = {"I64": WeightFormat("I64", 1, 8), "BOOL": WeightFormat("BOOL", 1, 1)}
-"""Types that no weight has: older files hold masks and positions."""
+"""Types that no weight has: older files hold masks and positions, quantized ones shapes."""
 
 
 def read_directory(directory: Path) -> dict[str, TensorInfo]:

@@ -42,6 +42,8 @@ class Engine:
     """Memory that was available before the KV pool was made."""
     kernels: str
     """Name of the backend that computes."""
+    weights_held: str
+    """In what the weights are held: formats, their bits and shares."""
     load_s: float
 
     @property
@@ -81,7 +83,7 @@ class Engine:
         """How the memory is used and what fits, in two lines."""
         config = self.config
         return (
-            f"{config.model}: weights {_gb(self.weight_bytes)} ({config.dtype}), KV pool "
+            f"{config.model}: weights {_gb(self.weight_bytes)} ({self._weights}), KV pool "
             f"{_gb(config.kv_pool_bytes)} of {_gb(self.available_bytes)} available: "
             f"{_blocks(config)} = {config.kv_pool_tokens:,} tokens at "
             f"{_kv_bytes_per_token(config) / 1000:,.1f} kB",
@@ -90,6 +92,12 @@ class Engine:
             f"{config.max_num_batched_tokens:,} tokens per step, policy {config.policy}, prefix "
             f"caching {'on' if config.enable_prefix_caching else 'off'}",
         )
+
+    @property
+    def _weights(self) -> str:
+        """In what they are held, and what is computed in."""
+        dtype = self.config.dtype
+        return dtype if self.weights_held in ("", dtype) else f"{self.weights_held}; {dtype}"
 
 
 def start_engine(
@@ -137,6 +145,7 @@ def load_engine(
         head_bytes=built.runner.decoder.head.weight_bytes,
         available_bytes=built.available_bytes,
         kernels=built.runner.decoder.backend.name,
+        weights_held=built.runner.decoder.held,
         load_s=time.perf_counter() - started,
     )
 

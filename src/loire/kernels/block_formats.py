@@ -1,13 +1,16 @@
-"""The block formats of GGUF (ggml): codes, and a scale and perhaps a minimum for a group of them.
+"""Block formats: codes, and a scale and perhaps a minimum for a group of them.
 
     weight = code * scale            or            weight = code * scale + minimum
 
-in float32, each operation rounded by itself: the same bits as the gguf library gives. What a
-backend computes with weights that stay in their blocks is defined by this.
+in float32, each operation rounded by itself: for those of GGUF (ggml) the same bits as the gguf
+library gives. Loire's own (W4 and others) hold what quantized safetensors hold: the minimum is the
+scale times a zero point, and the sum exact for scales of up to 19 bits, as float16 and bfloat16
+are. What a backend computes with weights that stay in their blocks is defined by this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -196,9 +199,125 @@ def _mxfp4(b: Tensor) -> Unpacked:
     return _per_32(_looked_up(MXFP4_VALUES, _nibbles(b[..., 1:])), bits.view(torch.float32))
 
 
+@cache
+def _grid(name: str) -> Tensor:
+    """Codes by their index in the gguf library's table of an IQ format: int8 [n, 8 or 4]."""
+    from gguf import quants
+
+    kind = getattr(quants, name)
+    kind.init_grid()
+    return torch.from_numpy(kind.grid.reshape(kind.grid_shape)).to(torch.int8)
+
+
+def _bits(data: Tensor, shifts: Sequence[int], mask: int) -> Tensor:
+    """Of numbers int64 [...]: those bits from each of the shifts on, [..., shifts]."""
+    return (data[..., None] >> torch.tensor(shifts)) & mask
+
+
+def _signed(codes: Tensor, signs: Tensor) -> Tensor:
+    """Codes int8 [..., 8 n] with the signs of their bits in signs int64 [..., n]."""
+    negative = _bits(signs, range(8), 1).flatten(-2)
+    return torch.where(negative == 0, codes, -codes)
+
+
+def _even_signs(seven: Tensor) -> Tensor:
+    """Signs of eight codes from those of seven: an even number is negative."""
+    return seven | (_bits(seven, range(7), 1).sum(dim=-1) & 1) << 7
+
+
+def _iq(codes: Tensor, block_scales: Tensor, scale_codes: Tensor) -> Unpacked:
+    """codes: int8 [rows, blocks, 256]; block_scales: float32 [rows, blocks]; scale_codes: int64
+    [rows, blocks, 8 or 16]."""
+    scales = block_scales[..., None] * (2 * scale_codes + 1)
+    return Unpacked(_rows(codes, 256 // scale_codes.shape[-1]), scales.flatten(1), None)
+
+
+def _words(data: Tensor) -> Tensor:
+    """int64 [...] of four bytes [..., 4], without a sign."""
+    return data.contiguous().view(torch.int32)[..., 0].long() & 0xFFFFFFFF
+
+
+def _iq2_xxs(b: Tensor) -> Unpacked:
+    groups = b[..., 2:].unflatten(-1, (8, 8))
+    codes = _grid("IQ2_XXS")[groups[..., :4].long()].flatten(-3)
+    rest = _words(groups[..., 4:])
+    signs = _even_signs(_bits(rest, (0, 7, 14, 21), 127)).flatten(-2)
+    return _iq(_signed(codes, signs), _half(b[..., :2]) * 0.125, rest >> 28)
+
+
+def _iq2_xs(b: Tensor) -> Unpacked:
+    both = b[..., 2:66].unflatten(-1, (32, 2)).long()
+    both = both[..., 0] | both[..., 1] << 8
+    codes = _grid("IQ2_XS")[both & 511].flatten(-2)
+    scales = _bits(b[..., 66:].long(), (0, 4), 15).flatten(-2)
+    return _iq(_signed(codes, _even_signs(both >> 9)), _half(b[..., :2]) * 0.125, scales)
+
+
+def _iq2_s(b: Tensor) -> Unpacked:
+    upper = _bits(b[..., 66:74].long(), (0, 2, 4, 6), 3).flatten(-2)
+    codes = _grid("IQ2_S")[b[..., 2:34].long() | upper << 8].flatten(-2)
+    scales = _bits(b[..., 74:].long(), (0, 4), 15).flatten(-2)
+    return _iq(_signed(codes, b[..., 34:66].long()), _half(b[..., :2]) * 0.125, scales)
+
+
+def _iq3_xxs(b: Tensor) -> Unpacked:
+    codes = _grid("IQ3_XXS")[b[..., 2:66].long()].flatten(-2)
+    rest = _words(b[..., 66:].unflatten(-1, (8, 4)))
+    signs = _even_signs(_bits(rest, (0, 7, 14, 21), 127)).flatten(-2)
+    return _iq(_signed(codes, signs), _half(b[..., :2]) * 0.25, rest >> 28)
+
+
+def _iq3_s(b: Tensor) -> Unpacked:
+    upper = _bits(b[..., 66:74].long(), range(8), 1).flatten(-2)
+    codes = _grid("IQ3_S")[b[..., 2:66].long() | upper << 8].flatten(-2)
+    scales = _bits(b[..., 106:].long(), (0, 4), 15).flatten(-2)
+    return _iq(_signed(codes, b[..., 74:106].long()), _half(b[..., :2]), scales)
+
+
+def _float(data: Tensor) -> Tensor:
+    """float32 [...] of four bytes [..., 4]."""
+    return data.contiguous().view(torch.float32)[..., 0]
+
+
+def _w4(b: Tensor) -> Unpacked:
+    codes = _nibbles(b[..., 4:].unflatten(-1, (-1, 16))).to(torch.int8) - 8
+    return Unpacked(codes.flatten(-2), _float(b[..., :4]), None)
+
+
+def _w4z(b: Tensor) -> Unpacked:
+    codes = _nibbles(b[..., 5:].unflatten(-1, (-1, 16))).to(torch.int8)
+    scales = _float(b[..., :4])
+    return Unpacked(codes.flatten(-2), scales, scales * -b[..., 4].to(torch.int8))
+
+
+def _w8(b: Tensor) -> Unpacked:
+    return Unpacked(b[..., 4:].contiguous().view(torch.int8), _float(b[..., :4]), None)
+
+
+def pack_groups(fmt: WeightFormat, codes: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
+    """Blocks uint8 [rows, bytes] of one of Loire's own formats.
+
+    codes: [rows, elements], uint8 (W4) or int8 (W8); scales: float32 [rows, blocks]; zeros: whole
+    numbers [rows, blocks] or one for all, of formats that have zero points.
+    """
+    rows, size = len(codes), fmt.block_elements
+    parts = [scales.contiguous()[..., None].view(torch.uint8)]
+    if fmt.name.startswith("W4Z"):
+        given = zeros if isinstance(zeros, Tensor) else torch.full_like(scales, zeros)
+        parts.append(given.to(torch.uint8)[..., None])
+    if fmt.name.startswith("W4"):
+        halves = codes.reshape(rows, -1, size // 32, 2, 16)
+        parts.append((halves[..., 0, :] | halves[..., 1, :] << 4).flatten(-2))
+    else:
+        parts.append(codes.reshape(rows, -1, size).contiguous().view(torch.uint8))
+    return torch.cat(parts, dim=-1).flatten(1)
+
+
 UNPACK: dict[str, Callable[[Tensor], Unpacked]] = {
     "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k,
     "Q5_K": _q5_k, "Q6_K": _q6_k, "Q3_K": _q3_k, "Q2_K": _q2_k, "IQ4_NL": _iq4_nl,
-    "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
+    "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "W4_128": _w4, "W4Z_128": _w4z, "W4Z_32": _w4z,
+    "W8_128": _w8, "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
 }  # fmt: skip
 """By name: of uint8 [rows, blocks, bytes of a block]."""

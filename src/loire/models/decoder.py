@@ -240,6 +240,8 @@ class Decoder:
         per_layer: PerLayerEmbedding | None = None,
     ) -> None:
         self.description = description
+        self.held = ""
+        """In what its matrices are held, in words, where it was loaded from a file."""
         self.backend = backend
         self.embedding = embedding
         self.layers = tuple(layers)

@@ -74,19 +74,26 @@ class WeightReader:
             return False
         return self.backend.linear.keeps(formats, self.dtype, gated=weight.gated)
 
+    def rounding(self, weight: Matrix, role: Role | None = None) -> Quantization | None:
+        """What a matrix is rounded to, or in another role: nothing that is quantized is rounded
+        a second time, even where it is expanded."""
+        role = role or weight.role
+        if self.quantization not in ("int8", "int4") or role == "router":
+            return None
+        if any(self._tensors[name].is_quantized for name in weight.stored_weights(self._tensors)):
+            return None
+        # The distribution over tokens is what quantization hurts most: 8 bits at least.
+        return "int8" if role == "head" else self.quantization
+
     def linear(
         self,
         parts: Sequence[Weight],
         bias: Tensor | None,
         *,
-        role: Role = "product",
+        rounding: Quantization | None = None,
         gate: Activation | None = None,
     ) -> Linear:
         """The product with a weight [outputs, inputs] in parts; gate as in LinearKernels.pack()."""
-        rounding: Quantization | None = None
-        if self.quantization in ("int8", "int4") and role != "router":
-            # The distribution over tokens is what quantization hurts most: 8 bits at least.
-            rounding = "int8" if role == "head" else self.quantization
         return self.backend.linear.pack(
             parts[0] if len(parts) == 1 else parts,
             bias,
@@ -137,12 +144,13 @@ class LayerLoader:
 
     def linear(self, weight: Matrix, gate: Activation | None = None) -> Linear:
         """The product with it; gate as in LinearKernels.pack()."""
+        rounding = self._reader.rounding(weight)
         bias = self.bias(weight)
-        return self._reader.linear(self.matrix(weight), bias, role=weight.role, gate=gate)
+        return self._reader.linear(self.matrix(weight), bias, rounding=rounding, gate=gate)
 
-    def linear_of(self, parts: Sequence[Weight], bias: Tensor | None) -> Linear:
-        """The product with weights that were taken apart or put together."""
-        return self._reader.linear(parts, bias)
+    def linear_of(self, weight: Matrix, parts: Sequence[Weight], bias: Tensor | None) -> Linear:
+        """The product with parts of a weight, perhaps put together with others."""
+        return self._reader.linear(parts, bias, rounding=self._reader.rounding(weight))
 
     def table(self, weight: Matrix) -> Tensor:
         """[outputs, inputs] of a matrix that is looked up."""

@@ -14,10 +14,11 @@ from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
-from loire.checkpoint.weights import Matrix, each
+from loire.checkpoint.weights import Matrix, each, matrices
 from loire.kernels.interface import Backend, Table
 from loire.models.decoder import Decoder, Layer, Norms
 from loire.models.feed_forward import build_feed_forward
+from loire.models.held_weights import held_in_words
 from loire.models.layer_loader import LayerLoader, RotaryTables, WeightReader
 from loire.models.mixers import build_mixer
 from loire.models.per_layer import PerLayerEmbedding, build_per_layer_input
@@ -82,12 +83,15 @@ def load_decoder(
     if weights.head is not None:
         head = loader(weights.head).linear(weights.head)
     elif isinstance(embedding, Tensor):
-        head = reader.linear([embedding], None, role="head")
+        rounding = reader.rounding(weights.embedding, "head")
+        head = reader.linear([embedding], None, rounding=rounding)
     else:
         head = embedding
     if progress is not None:
         progress(1.0)
-    return Decoder(description, backend, embedding, layers, final_norm, head, per_layer)
+    decoder = Decoder(description, backend, embedding, layers, final_norm, head, per_layer)
+    decoder.held = held_in_words(reader, checkpoint.tensors, matrices(weights))
+    return decoder
 
 
 def _layer(

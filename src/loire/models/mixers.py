@@ -237,6 +237,6 @@ def _with_gate(query_gate: Matrix, keys_values: Matrix, load: LayerLoader) -> tu
     parts = [rows_of(both, 0, size), *load.matrix(keys_values)]
     gate_bias = None if bias is None else bias[size:]
     return (
-        load.linear_of(parts, qkv_bias),
-        load.linear_of([rows_of(both, size, 2 * size)], gate_bias),
+        load.linear_of(query_gate, parts, qkv_bias),
+        load.linear_of(query_gate, [rows_of(both, size, 2 * size)], gate_bias),
     )

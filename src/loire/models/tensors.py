@@ -12,8 +12,20 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import Dequantize, dequantize_by_library
+from loire.models.quantized_weights import read_grouped, to_blocks
 
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PLAIN = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 
 
 class TensorReader:
@@ -35,17 +47,18 @@ class TensorReader:
         Raises CheckpointError if its file cannot be read, or is shorter than when it was opened.
         """
         info = self._tensors[name]
-        data = self._bytes(info)
+        if info.quantized is not None:
+            return read_grouped(info, self._plain).values().to(dtype)
         if info.exponents is not None:
             tensor = self._mxfp4(info).values().to(dtype)
         elif info.format.name in _PLAIN:
             # Otherwise a copy always: nothing may go on pointing into a file.
-            values = torch.frombuffer(data, dtype=_PLAIN[info.format.name])
+            numbers = self._plain(info)
             if info.inputs_first:
-                values = values.view(info.shape[::-1]).T.contiguous()
-            tensor = values.view(info.shape).to(dtype, copy=not may_share)
+                numbers = numbers.view(info.shape[::-1]).T.contiguous()
+            tensor = numbers.to(dtype, copy=not may_share)
         else:
-            tensor = self._dequantize(data, info.format, dtype).view(info.shape)
+            tensor = self._dequantize(self._bytes(info), info.format, dtype).view(info.shape)
         if info.interleaved_heads:
             tensor = _halves(tensor, info.interleaved_heads)
         return tensor
@@ -56,6 +69,8 @@ class TensorReader:
         Raises CheckpointError as read() does.
         """
         info = self._tensors[name]
+        if info.quantized is not None:
+            return to_blocks(info, self._plain)
         if info.exponents is not None:
             rows, may_share = self._mxfp4(info).blocks, True
         else:
@@ -77,6 +92,11 @@ class TensorReader:
         halves = codes[..., :16] | codes[..., 16:] << 4
         blocks = torch.cat([exponents.view(outputs, -1, 1), halves], dim=-1)
         return StoredTensor(info.format, blocks.flatten(1))
+
+    def _plain(self, info: TensorInfo) -> Tensor:
+        """A tensor of plain numbers as it lies in the mapped file."""
+        dtype = _PLAIN[info.format.name]
+        return torch.frombuffer(self._bytes(info), dtype=dtype).view(info.shape)
 
     def _bytes(self, info: TensorInfo) -> memoryview:
         data = self._map(info.path)

@@ -17,7 +17,7 @@ from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
-from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat
+from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat, held_as
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
@@ -277,7 +277,7 @@ def _held_bytes(weight: Weight, tensor: TensorInfo, dtype: str, quantization: st
     if isinstance(weight, Vector):
         return F32.num_bytes(num_elements)
     if quantization is None and tensor.format.block_elements > 1:
-        return tensor.stored_bytes
+        return held_as(tensor.format).num_bytes(num_elements)
     if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
         return DTYPES[dtype].num_bytes(num_elements)
     fmt = QUANTIZATIONS[quantization]

@@ -9,14 +9,15 @@
 namespace loire {
 namespace {
 
-// Products with the blocks of a file: of rounded inputs, or of float32 as they are.
-template <typename Element, typename Stored>
+// Products with the blocks of a file: of rounded inputs, or of float32 as they are. Packed: a format
+// that is packed alike, whose code is used.
+template <typename Element, typename Stored, typename Packed = Stored>
 constexpr void set_blocks(BlockOperations& operations, BlockFormat format) {
-    using Format = Either<sizeof(Element) == 4, ExactBlocks<Stored>, RoundedBlocks<Stored>>;
+    using Format = Either<sizeof(Element) == 4, ExactBlocks<Packed>, RoundedBlocks<Packed>>;
     LinearOperations& own = operations.formats[int(format)];
     own = linear_operations<Format>(pack_blocks_piece<Stored>, blocks_activations_piece<Format>);
     own.step_inputs = Format::INPUTS;
-    own.embed = embed_blocks_piece<Element, Stored>;
+    own.embed = embed_blocks_piece<Element, Packed>;
 }
 
 template <typename Element>
@@ -40,6 +41,22 @@ constexpr BlockOperations superblock_operations() {
     set_blocks<Element, Q5_K>(result, BlockFormat::Q5_K);
     set_blocks<Element, Q6_K>(result, BlockFormat::Q6_K);
     set_blocks<Element, IQ4_XS>(result, BlockFormat::IQ4_XS);
+    return result;
+}
+
+// Those whose blocks have a float as their scale.
+template <typename Element>
+constexpr BlockOperations float_block_operations() {
+    BlockOperations result{};
+    set_blocks<Element, IQ2_XXS, IQ3_S>(result, BlockFormat::IQ2_XXS);
+    set_blocks<Element, IQ2_XS, IQ3_S>(result, BlockFormat::IQ2_XS);
+    set_blocks<Element, IQ2_S, IQ3_S>(result, BlockFormat::IQ2_S);
+    set_blocks<Element, IQ3_XXS, IQ3_S>(result, BlockFormat::IQ3_XXS);
+    set_blocks<Element, IQ3_S>(result, BlockFormat::IQ3_S);
+    set_blocks<Element, W4_128>(result, BlockFormat::W4_128);
+    set_blocks<Element, W4Z_128>(result, BlockFormat::W4Z_128);
+    set_blocks<Element, W4Z_32>(result, BlockFormat::W4Z_32);
+    set_blocks<Element, W8_128>(result, BlockFormat::W8_128);
     return result;
 }
 

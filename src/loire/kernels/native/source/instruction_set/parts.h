@@ -25,6 +25,7 @@ extern const LinearOperations LOIRE_PART(int8_float32), LOIRE_PART(int8_bfloat16
 extern const LinearOperations LOIRE_PART(int4_float32), LOIRE_PART(int4_bfloat16);
 extern const BlockOperations LOIRE_PART(blocks_float32), LOIRE_PART(blocks_bfloat16);
 extern const BlockOperations LOIRE_PART(superblocks_float32), LOIRE_PART(superblocks_bfloat16);
+extern const BlockOperations LOIRE_PART(float_blocks_float32), LOIRE_PART(float_blocks_bfloat16);
 extern const Operations LOIRE_TABLE;
 
 }  // namespace loire

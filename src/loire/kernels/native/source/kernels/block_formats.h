@@ -1,5 +1,5 @@
-// The block formats of GGUF (ggml), taken apart: codes, and for every 16 of them a scale and perhaps
-// a minimum. loire/kernels/block_formats.py defines them.
+// Block formats, those of GGUF (ggml) and Loire's own, taken apart: codes, and for every 16 of them a
+// scale and perhaps a minimum. loire/kernels/block_formats.py defines them.
 //
 //     number = value of the code * scale            or            the same + minimum
 //
@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "grids.h"
 #include "operations.h"
 #include "vec16.h"
 
@@ -20,13 +21,16 @@ constexpr int64_t LARGEST_BLOCK = 256, SCALED = 16;
 struct Block {
     alignas(64) uint8_t codes[LARGEST_BLOCK];
     uint16_t scale, minimum;  // bits; half precision unless the format says otherwise
+    float number;             // the scale, where it is a float
     // Where a format has such: scale and minimum of 16 codes are these times the block's.
     int8_t scale_codes[LARGEST_BLOCK / SCALED];
     int8_t minimum_codes[LARGEST_BLOCK / SCALED];
+    int8_t zero;  // a minimum of it times the scale, where that is a float
 };
 
-// What the scale of a group is: a number of its own, or a code times the block's number.
-enum class ScaleKind { HALF, BFLOAT16, CODE };
+// What the scale of a group is: a number of its own, or a code times the block's number; or a float of
+// the block, by itself or times codes.
+enum class ScaleKind { HALF, BFLOAT16, CODE, FLOAT, FLOAT_CODE };
 
 // 32 codes of four bits: the lower halves of 16 bytes, then the upper.
 INLINE void nibbles(const uint8_t* source, uint8_t* codes) {
@@ -59,6 +63,7 @@ struct Layout {
     static constexpr ScaleKind SCALE = ELEMENTS == 32 ? ScaleKind::HALF : ScaleKind::CODE;
     static constexpr int GROUPS = 1;         // scales of 32 codes
     static constexpr bool HAS_MINIMUM = false, HAS_TABLE = false;
+    static constexpr bool SHARES_BYTES = false;  // codes of scale and minimum have four bits each
 };
 
 struct Q4_0 : Layout<18, 32, 4, 8> {
@@ -187,7 +192,7 @@ struct Q3_K : Layout<110, 256, 3, 4> {
 
 struct Q2_K : Layout<84, 256, 2, 0> {
     static constexpr int GROUPS = 2;
-    static constexpr bool HAS_MINIMUM = true;
+    static constexpr bool HAS_MINIMUM = true, SHARES_BYTES = true;
     INLINE static void read(const uint8_t* source, Block& block) {
         for (int half = 0; half < 2; ++half)
             for (int quarter = 0; quarter < 4; ++quarter)
@@ -244,6 +249,137 @@ struct MXFP4 : Layout<17, 32, 4, 0> {
     }
 };
 
+INLINE float float_at(const void* source) {
+    float number;
+    __builtin_memcpy(&number, source, sizeof(number));
+    return number;
+}
+
+// Codes of the IQ formats, eight or four at once by their index, and then their signs.
+template <int COUNT, int BITS>
+INLINE void signed_codes(uint16_t packed, const int8_t* values, int signs, uint8_t* codes) {
+    for (int i = 0; i < COUNT; ++i) {
+        const int value = values[packed >> (BITS * i) & ((1 << BITS) - 1)];
+        codes[i] = uint8_t((signs >> i & 1 ? -value : value) + 128);
+    }
+}
+
+// Of the signs of eight codes seven are stored: an even number is negative.
+INLINE int even_signs(int seven) { return seven | __builtin_parity(unsigned(seven)) << 7; }
+
+INLINE uint32_t four_bytes(const uint8_t* source) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, source, sizeof(bits));
+    return bits;
+}
+
+// The IQ2 and IQ3 formats: codes of eight bits, a float per block times (2 s + 1) per 16.
+template <int64_t BYTES>
+struct Grid : Layout<BYTES, 256, 8, 128> {
+    static constexpr int GROUPS = 2;
+    static constexpr ScaleKind SCALE = ScaleKind::FLOAT_CODE;
+
+    // Scales of 16 codes, in halves of bytes.
+    INLINE static void read_scales(const uint8_t* source, Block& block) {
+        for (int i = 0; i < 16; ++i)
+            block.scale_codes[i] = int8_t(2 * (source[i / 2] >> (i % 2 * 4) & 15) + 1);
+    }
+    INLINE static void scale_of_32(int group, int code, Block& block) {
+        block.scale_codes[2 * group] = block.scale_codes[2 * group + 1] = int8_t(2 * code + 1);
+    }
+};
+
+struct IQ2_XXS : Grid<66> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = half_at(source) * 0.125f;
+        for (int group = 0; group < 8; ++group) {
+            const uint8_t* indices = source + 2 + group * 8;
+            const uint32_t rest = four_bytes(indices + 4);
+            scale_of_32(group, int(rest >> 28), block);
+            for (int i = 0; i < 4; ++i)
+                signed_codes<8, 2>(IQ2_XXS_GRID[indices[i]], IQ2_VALUES,
+                                   even_signs(rest >> (7 * i) & 127), block.codes + group * 32 + i * 8);
+        }
+    }
+};
+
+struct IQ2_XS : Grid<74> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = half_at(source) * 0.125f;
+        read_scales(source + 66, block);
+        for (int i = 0; i < 32; ++i) {
+            const int both = two_bytes(source + 2 + i * 2);
+            signed_codes<8, 2>(IQ2_XS_GRID[both & 511], IQ2_VALUES, even_signs(both >> 9),
+                               block.codes + i * 8);
+        }
+    }
+};
+
+struct IQ2_S : Grid<82> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        const uint8_t *lower = source + 2, *signs = source + 34, *upper = source + 66;
+        block.number = half_at(source) * 0.125f;
+        read_scales(source + 74, block);
+        for (int i = 0; i < 32; ++i) {
+            const int index = lower[i] | (upper[i / 4] >> (i % 4 * 2) & 3) << 8;
+            signed_codes<8, 2>(IQ2_S_GRID[index], IQ2_VALUES, signs[i], block.codes + i * 8);
+        }
+    }
+};
+
+struct IQ3_XXS : Grid<98> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = half_at(source) * 0.25f;
+        for (int group = 0; group < 8; ++group) {
+            const uint32_t rest = four_bytes(source + 66 + group * 4);
+            scale_of_32(group, int(rest >> 28), block);
+            for (int i = 0; i < 8; ++i) {
+                const int signs = even_signs(rest >> (i / 2 * 7) & 127) >> (i % 2 * 4);
+                signed_codes<4, 3>(IQ3_XXS_GRID[source[2 + group * 8 + i]], IQ3_XXS_VALUES, signs,
+                                   block.codes + group * 32 + i * 4);
+            }
+        }
+    }
+};
+
+struct IQ3_S : Grid<110> {
+    INLINE static void read(const uint8_t* source, Block& block) {
+        const uint8_t *lower = source + 2, *upper = source + 66, *signs = source + 74;
+        block.number = half_at(source);
+        for (int group = 0; group < 8; ++group)
+            scale_of_32(group, source[106 + group / 2] >> (group % 2 * 4) & 15, block);
+        for (int i = 0; i < 64; ++i) {
+            const int index = lower[i] | (upper[i / 8] >> (i % 8) & 1) << 8;
+            signed_codes<4, 3>(IQ3_S_GRID[index], IQ3_S_VALUES, signs[i / 2] >> (i % 2 * 4),
+                               block.codes + i * 4);
+        }
+    }
+};
+
+// Loire's own: a float per block, and perhaps a zero point.
+template <int64_t GIVEN_ELEMENTS, bool HAS_ZERO>
+struct Grouped4 : Layout<4 + HAS_ZERO + GIVEN_ELEMENTS / 2, GIVEN_ELEMENTS, 4, HAS_ZERO ? 0 : 8> {
+    static constexpr ScaleKind SCALE = ScaleKind::FLOAT;
+    static constexpr bool HAS_MINIMUM = HAS_ZERO;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = float_at(source);
+        if (HAS_ZERO) block.zero = int8_t(-int(source[4]));
+        for (int64_t i = 0; i < GIVEN_ELEMENTS / 32; ++i)
+            nibbles(source + 4 + HAS_ZERO + i * 16, block.codes + i * 32);
+    }
+};
+using W4_128 = Grouped4<128, false>;
+using W4Z_128 = Grouped4<128, true>;
+using W4Z_32 = Grouped4<32, true>;
+
+struct W8_128 : Layout<132, 128, 8, 128> {
+    static constexpr ScaleKind SCALE = ScaleKind::FLOAT;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = float_at(source);
+        for (int i = 0; i < 128; ++i) block.codes[i] = source[4 + i] ^ 128;
+    }
+};
+
 template <ScaleKind KIND>
 INLINE float scale_number(uint16_t bits) {
     if constexpr (KIND != ScaleKind::BFLOAT16) return half_at(&bits);
@@ -256,6 +392,9 @@ INLINE float scale_number(uint16_t bits) {
 // Scale and minimum of the group of 16 codes.
 template <typename Format>
 INLINE float scale_of(const Block& block, int group) {
+    if constexpr (Format::SCALE == ScaleKind::FLOAT) return block.number;
+    if constexpr (Format::SCALE == ScaleKind::FLOAT_CODE)
+        return block.number * float(block.scale_codes[group]);
     const float number = scale_number<Format::SCALE>(block.scale);
     return Format::SCALE == ScaleKind::CODE ? number * float(block.scale_codes[group]) : number;
 }
@@ -264,6 +403,7 @@ INLINE float scale_of(const Block& block, int group) {
 template <typename Format>
 INLINE float minimum_of(const Block& block, int group) {
     if constexpr (!Format::HAS_MINIMUM) return -0.0f;
+    if constexpr (Format::SCALE == ScaleKind::FLOAT) return block.number * float(block.zero);
     const float number = half_at(&block.minimum);
     return Format::SCALE == ScaleKind::CODE ? number * float(block.minimum_codes[group]) : number;
 }
@@ -291,9 +431,18 @@ INLINE auto with_format(BlockFormat format, Call call) {
         case BlockFormat::Q4_K: return call(Q4_K{});
         case BlockFormat::Q5_K: return call(Q5_K{});
         case BlockFormat::Q6_K: return call(Q6_K{});
+        case BlockFormat::IQ2_XXS: return call(IQ2_XXS{});
+        case BlockFormat::IQ2_XS: return call(IQ2_XS{});
+        case BlockFormat::IQ2_S: return call(IQ2_S{});
+        case BlockFormat::IQ3_XXS: return call(IQ3_XXS{});
+        case BlockFormat::IQ3_S: return call(IQ3_S{});
         case BlockFormat::IQ4_NL: return call(IQ4_NL{});
         case BlockFormat::IQ4_XS: return call(IQ4_XS{});
         case BlockFormat::MXFP4: return call(MXFP4{});
+        case BlockFormat::W4_128: return call(W4_128{});
+        case BlockFormat::W4Z_128: return call(W4Z_128{});
+        case BlockFormat::W4Z_32: return call(W4Z_32{});
+        case BlockFormat::W8_128: return call(W8_128{});
     }
     __builtin_unreachable();
 }

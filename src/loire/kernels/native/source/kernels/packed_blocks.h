@@ -1,7 +1,8 @@
-// How weights in a block format of GGUF are packed: their bits as they are, in another order.
+// How weights in a block format are packed: their bits as they are, in another order.
 //
 // Panels of 32 outputs; in a panel, steps of as many inputs as a block has (32 or 256). A step is
 //     where scales are codes: the blocks' scales, and then their minimums, of 32 outputs (halves)
+//     where they are floats: those of 32 outputs, and then their zero points, negated, in 64 bytes
 //     for each 32 inputs: the codes, then scales, then minimums of 32 outputs, for each of the format's
 //     groups: numbers of 16 bits, or codes of 8 bits (which the step's are multiplied with)
 // Codes are in words: lanes of four bytes, one per output. Their bits lie apart:
@@ -87,26 +88,52 @@ struct PackedCodes {
 template <typename Format>
 struct PackedBlocks {
     using Codes = PackedCodes<Format::BITS>;
-    static constexpr bool HAS_CODES = Format::SCALE == ScaleKind::CODE;
+    static constexpr bool IS_FLOAT = Format::SCALE == ScaleKind::FLOAT;
+    static constexpr bool HAS_CODES =
+        Format::SCALE == ScaleKind::CODE || Format::SCALE == ScaleKind::FLOAT_CODE;
+    static constexpr bool HAS_HALVES = Format::SCALE == ScaleKind::CODE;  // at the head
     static constexpr int64_t PARTS_OF_STEP = Format::ELEMENTS / STEP, GROUPS = Format::GROUPS;
     static constexpr int64_t NUMBERS_BYTES = PANEL * 2;  // of 32 outputs
-    static constexpr int64_t SCALE_BYTES = HAS_CODES ? PANEL * GROUPS : NUMBERS_BYTES;
+    static constexpr int64_t FLOATS_BYTES = PANEL * 4, ZEROS_BYTES = 64;
+    static constexpr int64_t SCALE_BYTES = IS_FLOAT ? 0 : HAS_CODES ? PANEL * GROUPS : NUMBERS_BYTES;
     static constexpr int64_t SIDES = Format::HAS_MINIMUM ? 2 : 1;
-    static constexpr int64_t HEAD_BYTES = HAS_CODES ? SIDES * NUMBERS_BYTES : 0;
-    static constexpr int64_t PART_BYTES = Codes::BYTES + SIDES * SCALE_BYTES;
+    static constexpr int64_t HEAD_BYTES = HAS_HALVES ? SIDES * NUMBERS_BYTES
+                                          : IS_FLOAT
+                                              ? FLOATS_BYTES + (SIDES - 1) * ZEROS_BYTES
+                                              : HAS_CODES ? FLOATS_BYTES : 0;
+    static constexpr int64_t PART_BYTES =
+        Codes::BYTES + (Format::SHARES_BYTES ? 1 : SIDES) * SCALE_BYTES;
     static constexpr int64_t BYTES = HEAD_BYTES + PARTS_OF_STEP * PART_BYTES;
 
     static INLINE const char* part(const char* step, int64_t number) {
         return step + HEAD_BYTES + number * PART_BYTES;
     }
 
+    // Of scales, or (side 1) of minimums, and 16 outputs.
+    static INLINE Vec16 codes(const char* found, int side) {
+        const auto* bytes = reinterpret_cast<const int8_t*>(found);
+        if constexpr (!Format::SHARES_BYTES) return load(bytes);
+        Vec16 result;
+        EACH_PART result.part[p] = __builtin_convertvector(
+            to_ints(bytes + p * LANES) >> (side * 4) & 15, Floats);
+        return result;
+    }
+
     // Scales, or (side 1) minimums, of a group of inputs and 16 outputs from `output` on.
     static INLINE Vec16 beside(const char* step, const char* part, int side, int group,
                                int64_t output) {
-        const char* found = part + Codes::BYTES + side * SCALE_BYTES;
-        if constexpr (HAS_CODES)
+        if constexpr (IS_FLOAT) {
+            const Vec16 scales = load(reinterpret_cast<const float*>(step + output * 4));
+            if (side == 0) return scales;
+            return scales * load(reinterpret_cast<const int8_t*>(step + FLOATS_BYTES + output));
+        }
+        const char* found = part + Codes::BYTES + (Format::SHARES_BYTES ? 0 : side * SCALE_BYTES);
+        if constexpr (HAS_HALVES)
             return load_halves(step + side * NUMBERS_BYTES + output * 2) *
-                   load(reinterpret_cast<const int8_t*>(found + group * PANEL + output));
+                   codes(found + group * PANEL + output, side);
+        else if constexpr (HAS_CODES)
+            return load(reinterpret_cast<const float*>(step + output * 4)) *
+                   codes(found + group * PANEL + output, side);
         else if constexpr (Format::SCALE == ScaleKind::HALF)
             return load_halves(found + output * 2);
         else
@@ -118,9 +145,12 @@ struct PackedBlocks {
         const auto number = [&](char* at, uint16_t bits) {
             __builtin_memcpy(at + output * 2, &bits, sizeof(bits));
         };
-        if constexpr (HAS_CODES) {
+        if constexpr (HAS_HALVES) {
             number(step, block.scale);
             if constexpr (Format::HAS_MINIMUM) number(step + NUMBERS_BYTES, block.minimum);
+        } else if constexpr (IS_FLOAT || HAS_CODES) {
+            __builtin_memcpy(step + output * 4, &block.number, sizeof(block.number));
+            if constexpr (Format::HAS_MINIMUM) step[FLOATS_BYTES + output] = char(block.zero);
         }
         for (int64_t p = 0; p < PARTS_OF_STEP; ++p) {
             char* part = step + HEAD_BYTES + p * PART_BYTES;
@@ -130,10 +160,12 @@ struct PackedBlocks {
                 for (int64_t group = 0; group < GROUPS; ++group) {
                     const int64_t given = p * 2 + group, at = group * PANEL + output;
                     scales[at] = char(block.scale_codes[given]);
-                    if constexpr (Format::HAS_MINIMUM)
+                    if constexpr (Format::SHARES_BYTES)
+                        scales[at] = char(scales[at] | block.minimum_codes[given] << 4);
+                    else if constexpr (Format::HAS_MINIMUM)
                         scales[SCALE_BYTES + at] = char(block.minimum_codes[given]);
                 }
-            } else {
+            } else if constexpr (!IS_FLOAT) {
                 number(scales, block.scale);
                 if constexpr (Format::HAS_MINIMUM) number(scales + SCALE_BYTES, block.minimum);
             }
@@ -144,9 +176,14 @@ struct PackedBlocks {
         const auto number = [&](const char* at) {
             return two_bytes(reinterpret_cast<const uint8_t*>(at + output * 2));
         };
-        const char* numbers = HAS_CODES ? step : part(step, 0) + Codes::BYTES;
-        block.scale = number(numbers);
-        if constexpr (Format::HAS_MINIMUM) block.minimum = number(numbers + NUMBERS_BYTES);
+        if constexpr (IS_FLOAT || (HAS_CODES && !HAS_HALVES)) {
+            block.number = float_at(step + output * 4);
+            if constexpr (Format::HAS_MINIMUM) block.zero = int8_t(step[FLOATS_BYTES + output]);
+        } else {
+            const char* numbers = HAS_CODES ? step : part(step, 0) + Codes::BYTES;
+            block.scale = number(numbers);
+            if constexpr (Format::HAS_MINIMUM) block.minimum = number(numbers + NUMBERS_BYTES);
+        }
         for (int64_t p = 0; p < PARTS_OF_STEP; ++p) {
             Codes::get(part(step, p) + output * LANE, block.codes + p * STEP);
             if constexpr (HAS_CODES)
@@ -154,7 +191,10 @@ struct PackedBlocks {
                     const char* scales = part(step, p) + Codes::BYTES;
                     const int64_t at = (GROUPS == 2 ? half * PANEL : 0) + output;
                     block.scale_codes[p * 2 + half] = int8_t(scales[at]);
-                    if constexpr (Format::HAS_MINIMUM)
+                    if constexpr (Format::SHARES_BYTES) {
+                        block.scale_codes[p * 2 + half] = int8_t(scales[at] & 15);
+                        block.minimum_codes[p * 2 + half] = int8_t(scales[at] >> 4 & 15);
+                    } else if constexpr (Format::HAS_MINIMUM)
                         block.minimum_codes[p * 2 + half] = int8_t(scales[SCALE_BYTES + at]);
                 }
         }

@@ -12,14 +12,17 @@ struct TypedOperations {
     int64_t multiply_limit_flops;
     const CacheOperations &plain_cache, &int8_cache;
     const LinearOperations &dense, &int8, &int4;
-    const BlockOperations &blocks, &superblocks;  // of 32 elements, and of 256
+    // Of 32 elements, and of 256; and those whose scale is a float.
+    const BlockOperations &blocks, &superblocks, &float_blocks;
 
     // Null for a format that there is not.
     const LinearOperations* stored(BlockFormat format) const {
         if (int64_t(format) < 0 || int64_t(format) > LAST_BLOCK_FORMAT) return nullptr;
-        const LinearOperations& found = blocks.formats[int64_t(format)];
-        const LinearOperations& other = superblocks.formats[int64_t(format)];
-        return found.pack != nullptr ? &found : other.pack != nullptr ? &other : nullptr;
+        const BlockOperations* const all[] = {&blocks, &superblocks, &float_blocks};
+        for (const BlockOperations* some : all)
+            if (some->formats[int64_t(format)].pack != nullptr)
+                return &some->formats[int64_t(format)];
+        return nullptr;
     }
 };
 

@@ -1,0 +1,281 @@
+"""Quantized weights of safetensors checkpoints: the tensors that make one, found and checked.
+
+    X.weight_packed, X.weight_scale, X.weight_shape          compressed-tensors: codes in words
+        and perhaps X.weight_zero_point, X.weight_g_idx
+    X.weight (int8 or FP8), X.weight_scale or ..._scale_inv  compressed-tensors, FP8
+    X.qweight, X.qzeros, X.scales, perhaps X.g_idx           AWQ, GPTQ
+
+become one tensor X.weight each. Scales for rounding activations and caches are left out: Loire
+rounds activations, if at all, with scales of its own, finer ones.
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from loire.base.errors import CheckpointError, UnsupportedModelError
+from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
+from loire.checkpoint.formats import (
+    W4_128,
+    W4Z_32,
+    W4Z_128,
+    W8_128,
+    WeightFormat,
+)
+from loire.checkpoint.gguf_file import numbers
+from loire.checkpoint.quantization_config import QuantizationConfig
+
+_NUMBERS = ("F32", "F16", "BF16")
+_FP8 = ("F8_E4M3", "F8_E5M2")
+_NOT_NEEDED = (".input_scale", ".input_zero_point", ".input_scale_ub", ".output_scale", ".k_scale",
+               ".v_scale", ".q_scale", ".activation_scale", ".weight_shape")  # fmt: skip
+_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".weight_scale",
+          ".weight_scale_inv", ".weight_zero_point", ".weight_g_idx")  # fmt: skip
+EXPANDED = {2: WeightFormat("INT2", 1, 1), 4: WeightFormat("INT4", 1, 1),
+            8: WeightFormat("INT8", 1, 1)}  # fmt: skip
+"""Codes whose groups no block format has."""
+
+
+def combined(
+    tensors: Mapping[str, TensorInfo], config: QuantizationConfig | None
+) -> dict[str, TensorInfo]:
+    """The same tensors, those that make a quantized weight as one.
+
+    Raises CheckpointError if parts are missing or do not fit, UnsupportedModelError for weights in
+    types that Loire does not read.
+    """
+    found: dict[str, TensorInfo] = {}
+    if config is None:
+        found.update(tensors)
+    else:
+        for name, info in tensors.items():
+            base, _, ending = name.rpartition(".")
+            parts = _Parts(base, tensors)
+            if ending == "qweight" and config.method in ("awq", "gptq"):
+                found[f"{base}.weight"] = _words(parts, info, config)
+            elif ending == "weight_packed":
+                found[f"{base}.weight"] = _compressed(parts, info)
+            elif ending == "weight" and info.format.name in ("I8", *_FP8):
+                found[name] = _plain(parts, info)
+            elif not name.endswith((*_PARTS, *_NOT_NEEDED)):
+                found[name] = info
+    for name, info in found.items():
+        if not info.is_quantized and info.format.name not in _NUMBERS:
+            raise UnsupportedModelError(
+                f"{info.path}: tensor {name!r} has dtype {info.format.name}; Loire reads "
+                f"{', '.join(_NUMBERS)} from safetensors, and others where quantization_config in "
+                f"config.json says how the weights are quantized"
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Access to the tensors of one module."""
+
+    base: str
+    tensors: Mapping[str, TensorInfo]
+
+    def get(self, ending: str) -> TensorInfo | None:
+        return self.tensors.get(f"{self.base}.{ending}")
+
+    def need(self, ending: str, *, dtypes: tuple[str, ...]) -> TensorInfo:
+        found = self.get(ending)
+        if found is None:
+            raise CheckpointError(f"tensor '{self.base}.{ending}' is missing")
+        return self.typed(found, dtypes)
+
+    def typed(self, info: TensorInfo, dtypes: tuple[str, ...]) -> TensorInfo:
+        if info.format.name not in dtypes:
+            raise CheckpointError(
+                f"{info.path}: tensor {info.name!r} has dtype {info.format.name}, but should have "
+                f"{' or '.join(dtypes)}"
+            )
+        return info
+
+    def shaped(self, info: TensorInfo, *shapes: tuple[int, ...]) -> TensorInfo:
+        if info.shape not in shapes:
+            wanted = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+            raise CheckpointError(
+                f"{info.path}: tensor {info.name!r} has the shape {info.shape}, but should have "
+                f"{wanted}"
+            )
+        return info
+
+    def matrix(self, info: TensorInfo) -> tuple[int, int]:
+        if len(info.shape) != 2 or not all(info.shape):
+            raise CheckpointError(
+                f"{info.path}: tensor {info.name!r} of a quantized matrix has the shape "
+                f"{info.shape}"
+            )
+        return info.shape[0], info.shape[1]
+
+
+def _made(
+    parts: _Parts, shape: tuple[int, int], quantized: QuantizedWeight, fmt: WeightFormat
+) -> TensorInfo:
+    name = f"{parts.base}.weight"
+    return replace(quantized.codes, name=name, shape=shape, format=fmt, quantized=quantized)
+
+
+def _words(parts: _Parts, codes: TensorInfo, config: QuantizationConfig) -> TensorInfo:
+    """AWQ and GPTQ: words of 32 bits along the outputs or the inputs, inputs first."""
+    parts.typed(codes, ("I32",))
+    per_word = 32 // config.bits
+    rows, columns = parts.matrix(codes)
+    is_awq = config.method == "awq"
+    inputs = rows if is_awq else rows * per_word
+    outputs = columns * per_word if is_awq else columns
+    group = config.group_size or inputs
+    num_groups = math.ceil(inputs / group)
+    scales = parts.need("scales", dtypes=_NUMBERS)
+    zeros = parts.need("qzeros", dtypes=("I32",))
+    parts.shaped(scales, (num_groups, outputs))
+    parts.shaped(zeros, (num_groups, math.ceil(outputs / per_word)))
+    order = parts.get("g_idx")
+    if order is not None and _is_trivial(parts, order, inputs, group, num_groups):
+        order = None
+    quantized = QuantizedWeight(
+        layout="awq" if is_awq else "gptq",
+        bits=config.bits,
+        codes=codes,
+        scales=scales,
+        zeros=None if config.symmetric and not is_awq else zeros,
+        groups=order,
+        group_size=group,
+        zero_offset=config.zero_offset,
+        middle=zeros if config.symmetric and not is_awq else None,
+    )
+    return _made(parts, (outputs, inputs), quantized, _kept(quantized, inputs))
+
+
+def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
+    """Codes in words of 32 bits along the inputs, with an offset that makes them unsigned."""
+    parts.typed(codes, ("I32",))
+    rows, columns = parts.matrix(codes)
+    stated = parts.shaped(parts.need("weight_shape", dtypes=("I64", "I32")), (2,))
+    outputs, inputs = _read_numbers(stated)
+    bits = next(
+        (b for b in (2, 4, 8) if 0 < inputs < 2**31 and math.ceil(inputs * b / 32) == columns), 0
+    )
+    if outputs != rows or not bits:
+        raise CheckpointError(
+            f"{codes.path}: tensor {codes.name!r} has the shape {codes.shape}, which holds no "
+            f"weight of {outputs} x {inputs} in 2, 4 or 8 bits"
+        )
+    scales = parts.need("weight_scale", dtypes=_NUMBERS)
+    group = _group_of(parts, scales, outputs, inputs)
+    num_groups = math.ceil(inputs / group)
+    zeros = parts.get("weight_zero_point")
+    if zeros is not None:
+        packed = (math.ceil(outputs * bits / 32), num_groups)
+        parts.shaped(parts.typed(zeros, ("I32",)), packed)
+    order = parts.get("weight_g_idx")
+    if order is not None and _is_trivial(parts, order, inputs, group, num_groups):
+        order = None
+    quantized = QuantizedWeight(
+        layout="words",
+        bits=bits,
+        codes=codes,
+        scales=scales,
+        zeros=zeros,
+        groups=order,
+        group_size=group,
+    )
+    return _made(parts, (outputs, inputs), quantized, _kept(quantized, inputs))
+
+
+def _plain(parts: _Parts, codes: TensorInfo) -> TensorInfo:
+    """A code of eight bits each: int8 or FP8."""
+    outputs, inputs = parts.matrix(codes)
+    scales = parts.get("weight_scale_inv") or parts.need(
+        "weight_scale", dtypes=(*_NUMBERS, "F8_E8M0")
+    )
+    parts.typed(scales, (*_NUMBERS, "F8_E8M0"))
+    rows_per_scale, group = 1, inputs
+    if scales.shape in ((), (1,), (1, 1)) and outputs > 1:
+        rows_per_scale = outputs
+    elif scales.shape != (outputs,):
+        rows_per_scale, group = _block_of(parts, scales, outputs, inputs)
+    zeros = parts.get("weight_zero_point")
+    is_fp8 = codes.format.name in _FP8
+    if zeros is not None:
+        zeros = None if is_fp8 else parts.shaped(parts.typed(zeros, ("I8",)), scales.shape)
+    quantized = QuantizedWeight(
+        layout="plain",
+        bits=8,
+        codes=codes,
+        scales=scales,
+        zeros=zeros,
+        group_size=group,
+        rows_per_scale=rows_per_scale,
+    )
+    fmt = codes.format if is_fp8 else _kept(quantized, inputs)
+    return _made(parts, (outputs, inputs), quantized, fmt)
+
+
+def _kept(quantized: QuantizedWeight, inputs: int) -> WeightFormat:
+    """The block format that holds it, or one that says that it is expanded."""
+    group = quantized.group_size if quantized.group_size < inputs else inputs
+    fits = quantized.groups is None and inputs % group == 0
+    if quantized.bits == 8 and fits and quantized.zeros is None and group % 128 == 0:
+        return W8_128
+    if quantized.bits == 4 and fits and group % 128 == 0:
+        return W4_128 if quantized.zeros is None else W4Z_128
+    if quantized.bits == 4 and fits and group % 32 == 0:
+        return W4Z_32
+    return EXPANDED[quantized.bits]
+
+
+def _group_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> int:
+    """Inputs that share a scale, from the number of scales."""
+    if scales.shape in ((outputs,), (outputs, 1)):
+        return inputs
+    if len(scales.shape) != 2 or scales.shape[0] != outputs or not scales.shape[1]:
+        raise CheckpointError(
+            f"{scales.path}: tensor {scales.name!r} has the shape {scales.shape}, which are no "
+            f"scales of {outputs} x {inputs}"
+        )
+    group, rest = divmod(inputs, scales.shape[1])
+    if rest or not group:
+        raise CheckpointError(
+            f"{scales.path}: tensor {scales.name!r} has {scales.shape[1]} scales per output, which "
+            f"do not divide {inputs} inputs into groups"
+        )
+    return group
+
+
+def _block_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> tuple[int, int]:
+    """Outputs and inputs that share a scale: groups of a row, or FP8's blocks of 128 x 128."""
+    if len(scales.shape) == 2 and scales.shape[0] == outputs:
+        return 1, _group_of(parts, scales, outputs, inputs)
+    blocks = (math.ceil(outputs / 128), math.ceil(inputs / 128))
+    parts.shaped(scales, blocks, (outputs, 1), (1,))
+    return 128, 128
+
+
+def _is_trivial(parts: _Parts, order: TensorInfo, inputs: int, group: int, num_groups: int) -> bool:
+    """Whether inputs are in the order of their groups. Raises CheckpointError if one has none."""
+    parts.shaped(parts.typed(order, ("I32", "I64")), (inputs,))
+    given = _read_numbers(order)
+    wrong = [index for index in given if not 0 <= index < num_groups]
+    # compressed-tensors fills it with -1 where there is no such order.
+    if wrong and set(given) != {-1}:
+        raise CheckpointError(
+            f"{order.path}: tensor {order.name!r} puts an input into group {wrong[0]}, but there "
+            f"are {num_groups}"
+        )
+    return bool(wrong) or all(index == i // group for i, index in enumerate(given))
+
+
+def _read_numbers(info: TensorInfo) -> tuple[int, ...]:
+    """The whole numbers of a small tensor."""
+    code = {"I32": "i", "I64": "q"}[info.format.name]
+    with info.path.open("rb") as file:
+        file.seek(info.offset)
+        data = file.read(info.num_bytes)
+    if len(data) != info.num_bytes:
+        raise CheckpointError(f"{info.path} ends within tensor {info.name!r}: it is truncated")
+    assert struct.calcsize(code) * math.prod(info.shape) == len(data)
+    return tuple(int(value) for value in numbers(code, data))

@@ -1,0 +1,164 @@
+"""Quantized weights of safetensors: the numbers that their own libraries read, and the same tokens
+as a model of these numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from loire.api import LLM
+from loire.base.errors import CheckpointError
+from loire.base.sampling import SamplingParams
+from loire.checkpoint.open import open_checkpoint
+from loire.kernels.native.backend import NativeBackend
+from loire.models.tensors import TensorReader
+from support.quantized_models import awq, fp8, gptq, save_by_hand, save_compressed, save_plain
+
+NATIVE, _ = NativeBackend.available()
+INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
+INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+FP8 = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor"}
+PER_TOKEN = {"symmetric": True, "strategy": "token", "dynamic": True}
+COMPRESSED: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
+    "W4A16 in groups of 128": (INT4, None, "W4_128"),
+    "W4A16 in groups of 32": ({**INT4, "group_size": 32}, None, "W4Z_32"),
+    "W4A16 asymmetric": ({**INT4, "symmetric": False}, None, "W4Z_128"),
+    "W4A16 asymmetric, 64": ({**INT4, "symmetric": False, "group_size": 64}, None, "W4Z_32"),
+    "W4A16 by channel": ({"num_bits": 4, "strategy": "channel"}, None, "W4_128"),
+    "W8A16 in groups": ({**INT4, "num_bits": 8}, None, "W8_128"),
+    "W8A16 asymmetric": ({**INT8, "symmetric": False}, None, "INT8"),
+    "W8A8": (INT8, {"num_bits": 8, "type": "int", **PER_TOKEN}, "W8_128"),
+    "FP8 by tensor": (FP8, {"num_bits": 8, "type": "float", **PER_TOKEN}, "F8_E4M3"),
+    "FP8 by channel": ({**FP8, "strategy": "channel"}, None, "F8_E4M3"),
+    "FP8 in blocks": (
+        {**FP8, "strategy": "block", "block_structure": [128, 128]},
+        None,
+        "F8_E4M3",
+    ),
+}
+BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
+    "GPTQ": (gptq(), "W4_128"),
+    "GPTQ, no g_idx": (gptq(with_g_idx=False), "W4_128"),
+    "GPTQ in groups of 32": (gptq(group_size=32), "W4Z_32"),
+    "GPTQ by channel": (gptq(group_size=-1), "W4_128"),
+    "GPTQ asymmetric": (gptq(symmetric=False), "W4Z_128"),
+    "GPTQ, second version": (gptq(symmetric=False, version=2), "W4Z_128"),
+    "GPTQ with act order": (gptq(order=True, group_size=32), "INT4"),
+    "GPTQ with act order, asymmetric": (gptq(order=True, group_size=64, symmetric=False), "INT4"),
+    "GPTQ in eight bits": (gptq(bits=8), "W8_128"),
+    "GPTQ in two bits": (gptq(bits=2, group_size=32), "INT2"),
+    "AWQ": (awq(), "W4Z_128"),
+    "AWQ in groups of 64": (awq(group_size=64), "W4Z_32"),
+    "AWQ by channel": (awq(group_size=-1), "W4Z_128"),
+    "FP8 in blocks": (fp8((128, 128)), "F8_E4M3"),
+    "FP8 in blocks, exponents as scales": (
+        fp8((128, 128), scales=torch.float8_e8m0fnu),
+        "F8_E4M3",
+    ),
+    "FP8 by tensor": (fp8(None), "F8_E4M3"),
+}
+Saved = tuple[Path, dict[str, Tensor], str]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_plain(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module", params=[*COMPRESSED, *(f"{name} by hand" for name in BY_HAND)])
+def saved(
+    request: pytest.FixtureRequest, plain: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Saved:
+    directory = tmp_path_factory.mktemp("quantized")
+    if request.param in COMPRESSED:
+        weights, inputs, fmt = COMPRESSED[request.param]
+        return directory, save_compressed(plain, directory, weights, inputs=inputs), fmt
+    (config, quantize), fmt = BY_HAND[request.param.removesuffix(" by hand")]
+    return directory, save_by_hand(plain, directory, config, quantize), fmt
+
+
+def test_the_numbers_are_those_of_the_library(saved: Saved) -> None:
+    directory, numbers, fmt = saved
+    checkpoint = open_checkpoint(directory)
+    reader = TensorReader(checkpoint.tensors)
+    quantized = {name for name, info in checkpoint.tensors.items() if info.quantized is not None}
+    assert len(quantized) == 14
+    assert {checkpoint.tensors[name].format.name for name in quantized} == {fmt}
+    for name, info in checkpoint.tensors.items():
+        found = reader.read(name, torch.float32)
+        torch.testing.assert_close(found, numbers[name], rtol=0, atol=0)
+        if info.format.block_elements > 1:
+            kept = reader.read_blocks(name).values()
+            torch.testing.assert_close(kept, numbers[name], rtol=1e-6, atol=1e-8)
+
+
+def test_tokens_are_those_of_the_dequantized_model(saved: Saved, plain: Path) -> None:
+    directory, numbers, _ = saved
+    model = LlamaForCausalLM.from_pretrained(plain)
+    model.load_state_dict(numbers)
+    prompt = [5, 77, 130, 9]
+    wanted = model.generate(
+        torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False
+    )[0, len(prompt) :].tolist()
+    params = SamplingParams(max_tokens=64, min_tokens=64, temperature=0.0)
+    with LLM(str(directory), dtype="float32", num_threads=1, kv_cache_memory_bytes=2**24) as llm:
+        [output] = llm.generate([{"prompt_token_ids": prompt}], params)
+    assert list(output.outputs[0].token_ids) == wanted
+
+
+def first_line(directory: Path, **options: Any) -> str:
+    """What is said at start of what the weights are held in, in brackets."""
+    with LLM(str(directory), num_threads=1, kv_cache_memory_bytes=2**22, **options) as llm:
+        [_, said] = llm.engine.plan_lines[0].split("(", 1)
+        return said.split(")", 1)[0]
+
+
+def test_the_start_says_what_is_held_and_what_was_expanded(plain: Path, tmp_path: Path) -> None:
+    ordered, kept = tmp_path / "ordered", tmp_path / "kept"
+    save_by_hand(plain, ordered, *gptq(order=True, group_size=32))
+    assert first_line(plain) == "bfloat16"
+    assert first_line(ordered).startswith("INT4 expanded to bfloat16 8")
+    save_by_hand(plain, kept, *gptq())
+    said = first_line(kept, kernels="native" if NATIVE else "auto")
+    form = "W4_128 in 4.2 bits" if NATIVE else "W4_128 expanded to bfloat16"
+    assert said.startswith(form)
+    assert said.endswith("%; bfloat16")
+    assert first_line(kept, quantization="none").startswith("W4_128 expanded to bfloat16")
+
+
+def test_nothing_is_rounded_a_second_time(plain: Path, tmp_path: Path) -> None:
+    """Where it is expanded neither; but the head, which has 32 bits."""
+    save_by_hand(plain, tmp_path, *fp8((128, 128)))
+    said = first_line(tmp_path, quantization="int4")
+    assert said.startswith("F8_E4M3 expanded to bfloat16")
+    assert "int8 in 8.0 bits" in said
+    assert "int4" not in said
+    assert "int4 in 4.5 bits" in first_line(plain, quantization="int4")
+
+
+@pytest.mark.parametrize(
+    ("ending", "value", "words"),
+    [
+        ("scales", float("inf"), "scales that are not finite"),
+        ("scales", float("nan"), "scales that are not finite"),
+        ("qzeros", 0x11111111, "zero points other than 8, but config.json says"),
+        ("scales", 0.0, None),
+    ],
+)
+def test_wrong_numbers_are_refused_in_a_sentence(
+    plain: Path, tmp_path: Path, ending: str, value: float, words: str | None
+) -> None:
+    save_by_hand(plain, tmp_path, *gptq())
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"model.layers.1.mlp.up_proj.{ending}"][0, 3] = value
+    save_file(tensors, path)
+    if words is None:  # scales of zero are numbers
+        first_line(tmp_path)
+        return
+    with pytest.raises(CheckpointError, match=f"layers.1.mlp.up_proj.{ending}' holds {words}"):
+        first_line(tmp_path)

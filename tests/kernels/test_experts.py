@@ -280,6 +280,24 @@ _packed: dict[str, list[GatedMLP]] = {}
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_beside_is_added_last(dtype: torch.dtype) -> None:
+    routing = Routing(num_experts=NUM_EXPERTS, top_k=2)
+    x, logits = random(50, SIZE, dtype=dtype), random(50, NUM_EXPERTS, seed=1)
+    beside = random(50, SIZE, dtype=dtype, seed=2)
+    found, expected = (
+        kernels.linear.experts(packed(kernels, dtype), routing)(x, logits, beside)
+        for kernels in (backend(), ReferenceBackend())
+    )
+    bound = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    assert (found - expected).abs().max() <= bound * expected.abs().max()
+    mixture = backend().linear.experts(packed(backend(), dtype), routing)
+    assert same_bits(mixture(x[7:9], logits[7:9], beside[7:9]), found[7:9])
+    with pytest.raises(ValueError, match=r"what is added to \(50, 512\) is \(49, 512\)"):
+        mixture(x, logits, beside[1:])
+
+
+@needs_library
 def test_no_tokens_and_wrong_ones() -> None:
     routing = Routing(num_experts=NUM_EXPERTS, top_k=2)
     linear = backend().linear

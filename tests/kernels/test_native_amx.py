@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ from native_cases import backend, needs_library, same_bits
 
 from loire.base.config import Quantization
 from loire.base.machine import usable_cores
-from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.feed_forward import Activation, Routing
 from loire.checkpoint.formats import Q4_1
 from loire.kernels import cpu
 from loire.kernels.block_formats import StoredTensor
+from loire.kernels.interface import Linear
 from loire.kernels.native import backend as native
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.native.library import NativeLibrary
@@ -83,6 +85,12 @@ def emulated(library_path: Path) -> Callable[[int], NativeBackend]:
             backends[threads] = NativeBackend(threads)
             assert backends[threads].instruction_set == "amx"
     return backends.__getitem__
+
+
+@dataclass(frozen=True)
+class Expert:
+    gate_up: Linear
+    down: Linear
 
 
 def random(*size: int, seed: int = 0) -> torch.Tensor:
@@ -171,6 +179,28 @@ def test_quantized_has_the_bits_of_the_other_sets(
         for kernels in (emulated(2), backend(2, "portable"))
     )
     assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_experts_have_the_bits_of_their_products(
+    emulated: Callable[[int], NativeBackend], quantization: Quantization | None
+) -> None:
+    """Each token goes to one expert, so that nothing is added or weighted."""
+    kernels = emulated(2).linear
+    experts = [
+        Expert(
+            kernels.pack(random(2 * 96, 160, seed=i), quantization=quantization, gate="silu"),
+            kernels.pack(random(160, 96, seed=9 + i), quantization=quantization),
+        )
+        for i in range(4)
+    ]
+    together = kernels.experts(experts, Routing(num_experts=4, top_k=1))
+    x, logits = random(75, 160, seed=20), random(75, 4, seed=21).float()
+    found, chosen = together(x, logits), logits.argmax(dim=1)
+    for index, expert in enumerate(experts):
+        rows = chosen == index
+        assert rows.sum() > 4
+        assert same_bits(found[rows], expert.down(expert.gate_up(x[rows])))
 
 
 def test_stored_blocks_have_the_bits_of_the_other_sets(

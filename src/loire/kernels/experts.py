@@ -53,10 +53,14 @@ def _in_chosen_groups(compared: Tensor, routing: Routing) -> Tensor:
 
 
 def compute_experts(
-    x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[Expert]
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    experts: Sequence[Expert],
+    beside: Tensor | None = None,
 ) -> Tensor:
     """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in the
-    order of the experts, in float32, then rounded to x's dtype.
+    order of the experts, and of beside, in float32, then rounded to x's dtype.
 
     chosen: int64 [T, k], all different. weights: float32 [T, k].
     """
@@ -73,6 +77,8 @@ def compute_experts(
             # (Each token is there once, so this is no sum of several.)
             total[rows] += made.float() * shares[first : first + count]
             first += count
+    if beside is not None:
+        total += beside.float()
     return total.to(x.dtype)
 
 
@@ -98,7 +104,7 @@ class ReferenceExperts:
         """Bytes of all experts."""
         return sum(part.weight_bytes for x in self._experts for part in (x.gate_up, x.down))
 
-    def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
-        """[T, E] of x [T, E] and a router's logits of it."""
+    def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
+        """[T, E] of x [T, E], a router's logits of it, and what is added [T, E]."""
         chosen, weights = choose_experts(logits, self._routing, self._bias, self._scales)
-        return compute_experts(x, chosen, weights, self._experts)
+        return compute_experts(x, chosen, weights, self._experts, beside)

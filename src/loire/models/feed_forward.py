@@ -69,13 +69,13 @@ class Experts:
         """Whether the backend can record them."""
         return self.experts.is_replayable
 
-    def __call__(self, x: Tensor, batch: FlatBatch | None) -> Tensor:
-        """[T, E] to [T, E]."""
+    def __call__(self, x: Tensor, batch: FlatBatch | None, beside: Tensor | None = None) -> Tensor:
+        """[T, E] to [T, E], and beside [T, E] added."""
         routed, norms = x, self.own_norms
         if norms is not None:
             routed = norms.pointwise.rms_norm(x, norms.router, norms.eps)
             x = norms.pointwise.rms_norm(x, norms.experts, norms.eps)
-        return self.experts(x, self.router(routed, batch, wide=True))
+        return self.experts(x, self.router(routed, batch, wide=True), beside)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """Those of the experts that so many tokens may be expected to choose."""
@@ -97,12 +97,15 @@ class WithSharedExpert:
     gate: Linear
     pointwise: PointwiseKernels
 
-    is_replayable: ClassVar[bool] = False
+    @property
+    def is_replayable(self) -> bool:
+        """Whether the backend can record all of them."""
+        return self.experts.is_replayable
 
     def __call__(self, x: Tensor, batch: FlatBatch | None) -> Tensor:
         """[T, E] to [T, E]."""
         shared = self.pointwise.gate(self.shared(x, batch), self.gate(x, batch))
-        return self.experts(x, batch) + shared
+        return self.experts(x, batch, shared)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """Those of the experts that so many tokens may be expected to choose, and the shared."""

@@ -90,12 +90,13 @@ class Experts(Protocol):
         """Bytes of all experts."""
         ...
 
-    def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
         """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in
-        the order of the experts, in float32, then rounded to x's dtype. Each expert is computed
-        once, for all tokens that chose it.
+        the order of the experts, and then beside, in float32, then rounded to x's dtype. Each
+        expert is computed once, for all tokens that chose it.
 
-        logits: float32 [T, experts], of the router.
+        logits: float32 [T, experts], of the router. beside: [T, E] in x's dtype, such as what an
+        expert that all tokens share makes of them.
         """
         ...
 

@@ -75,6 +75,7 @@ class ExpertsCall(Call):
         ("logits", c_void_p),
         ("bias", c_void_p),
         ("expert_scales", c_void_p),
+        ("beside", c_void_p),
         ("out", c_void_p),
         ("tokens", c_int64),
         ("experts", c_int64),

@@ -45,8 +45,8 @@ class NativeExperts:
         self._downs = array_of(c_void_p, [_handle(x.down) for x in experts])
         self._size, self._dtype = experts[0].gate_up.in_features, experts[0].gate_up.dtype
 
-    def __call__(self, x: Tensor, logits: Tensor) -> Tensor:
-        """[T, E] of x [T, E] and a router's logits of it."""
+    def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
+        """[T, E] of x [T, E], a router's logits of it, and what is added [T, E]."""
         x, logits = self._context.results.dense(x), self._context.results.dense(logits)
         routing, tokens = self._routing, len(x)
         fits = x.shape[1] == self._size and x.dtype is self._dtype
@@ -57,6 +57,10 @@ class NativeExperts:
             )
         if logits.dtype is not torch.float32:
             raise ValueError(f"logits are float32, not {logits.dtype}")
+        if beside is not None:
+            beside = self._context.results.dense(beside)
+            if beside.shape != x.shape or beside.dtype is not x.dtype:
+                raise ValueError(f"what is added to {tuple(x.shape)} is {tuple(beside.shape)}")
         out = self._context.results.new((tokens, self._size), self._dtype)
         call = ExpertsCall(
             gate_ups=addressof(self._gate_ups),
@@ -65,6 +69,7 @@ class NativeExperts:
             logits=logits.data_ptr(),
             bias=address(self._bias),
             expert_scales=address(self._scales),
+            beside=address(beside),
             out=out.data_ptr(),
             tokens=tokens,
             experts=routing.num_experts,

@@ -50,7 +50,7 @@ struct AdaptCall {
 };
 
 // out is what the experts that each token chooses make of x, weighted and added up in the experts' order,
-// of x's type. gate_ups and downs: of each expert, packed with a gate and without. What chooses: see
+// and then `beside`, of x's type. gate_ups and downs: of each expert, packed with a gate and without. What chooses: see
 // RouteArguments.
 struct ExpertsCall {
     const PackedWeight* const* gate_ups;
@@ -59,6 +59,7 @@ struct ExpertsCall {
     const float* logits;  // [T, experts]
     const float* bias;    // [experts] or null
     const float* expert_scales;  // [experts] or null
+    const void* beside;   // [T, E] or null
     void* out;            // [T, E]
     int64_t tokens, experts, top_k, groups, chosen_groups;
     int32_t scores, renormalise;

@@ -47,6 +47,6 @@ LOIRE_EXPORT int loire_experts(Context* context, const ExpertsCall* call) {
         routing.scale = given.scale;
         compute_experts(context->operations, context->pool, context->activations, context->experts,
                         context->forecast, given.gate_ups, routing, experts.data(), given.x,
-                        given.out);
+                        given.beside, given.out);
     });
 }

@@ -64,6 +64,7 @@ std::string describe() {
     FIELD(ExpertsCall, logits)
     FIELD(ExpertsCall, bias)
     FIELD(ExpertsCall, expert_scales)
+    FIELD(ExpertsCall, beside)
     FIELD(ExpertsCall, out)
     FIELD(ExpertsCall, tokens)
     FIELD(ExpertsCall, experts)

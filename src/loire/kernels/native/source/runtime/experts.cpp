@@ -21,20 +21,25 @@ struct Group {
 
 // Which rows go to whom: a row is a token in one of its experts. They are sorted by expert, then by token.
 struct Routes {
+    int64_t added;          // results of a token that are added up: of its experts, and what is beside
     int32_t* chosen;        // [T, top_k]
     float* weights;         // [T, top_k]
-    float* sorted_weights;  // [T, top_k]: the same in the order of the experts
-    int64_t* tokens;        // [rows]: of each row
-    int64_t* rows;          // [T, top_k]: of each token, in the order of the experts
+    float* sorted_weights;  // [T, added]: the same in the order of the experts, then 1
+    int64_t* tokens;        // [T * top_k]: of each row
+    int64_t* rows;          // [T, added]: of each token, in the order of the experts, then what is beside
 
-    Routes(Scratch& scratch, const RouteArguments& a) {
-        const size_t count = size_t(a.tokens * a.top_k);
-        char* memory = scratch.reserve(count * 28);
+    Routes(Scratch& scratch, const RouteArguments& a, bool beside) : added(a.top_k + beside) {
+        const size_t count = size_t(a.tokens * a.top_k), sums = size_t(a.tokens * added);
+        char* memory = scratch.reserve(count * 16 + sums * 12);
         tokens = reinterpret_cast<int64_t*>(memory);
         rows = tokens + count;
-        weights = reinterpret_cast<float*>(rows + count);
+        weights = reinterpret_cast<float*>(rows + sums);
         sorted_weights = weights + count;
-        chosen = reinterpret_cast<int32_t*>(sorted_weights + count);
+        chosen = reinterpret_cast<int32_t*>(sorted_weights + sums);
+        for (int64_t t = 0; beside && t < a.tokens; ++t) {
+            rows[t * added + a.top_k] = int64_t(count) + t;
+            sorted_weights[t * added + a.top_k] = 1.0f;
+        }
     }
 };
 
@@ -56,8 +61,8 @@ std::vector<Group> sort_by_expert(const RouteArguments& a, const Expert* experts
             routes.tokens[row] = t;
             int64_t place = 0;  // of this expert among the token's
             for (int64_t i = 0; i < a.top_k; ++i) place += chosen[i] < chosen[j];
-            routes.rows[t * a.top_k + place] = row;
-            routes.sorted_weights[t * a.top_k + place] = weights[j];
+            routes.rows[t * routes.added + place] = row;
+            routes.sorted_weights[t * routes.added + place] = weights[j];
         }
     }
     return groups;
@@ -160,7 +165,8 @@ void multiply_groups(Pool& pool, Scratch& activations, const std::vector<Group>&
 
 void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
                      ExpertsScratch& scratch, Forecast& forecast, const void* key,
-                     RouteArguments routing, const Expert* experts, const void* x, void* out) {
+                     RouteArguments routing, const Expert* experts, const void* x,
+                     const void* beside, void* out) {
     if (routing.tokens == 0) return;
     const PackedWeight& first = *experts[0].gate_up;
     const TypedOperations& typed = first.is_bfloat16 ? operations.bfloat16 : operations.float32;
@@ -169,7 +175,7 @@ void compute_experts(const Operations& operations, Pool& pool, Scratch& activati
     // Which experts come next nobody knows.
     forecast.begins({static_cast<const char*>(key), 0, 0});
     pool.expect({});
-    Routes routes(scratch.routes, routing);
+    Routes routes(scratch.routes, routing, beside != nullptr);
     routing.chosen = routes.chosen;
     routing.weights = routes.weights;
     pool.run(row_pieces, operations.route, &routing);
@@ -188,16 +194,18 @@ void compute_experts(const Operations& operations, Pool& pool, Scratch& activati
                         return Operand{static_cast<const char*>(x), routes.tokens + group.first,
                                        group.hidden};
                     });
-    const int64_t rows = routing.tokens * routing.top_k;
-    char* made = scratch.made.reserve(size_t(rows * size * element_bytes));
+    const int64_t rows = routing.tokens * routing.top_k, row_bytes = size * element_bytes;
+    char* made = scratch.made.reserve(size_t((rows + routing.tokens) * row_bytes));
+    if (beside != nullptr)
+        std::memcpy(made + rows * row_bytes, beside, size_t(routing.tokens * row_bytes));
     if (waits_for_weights(routing.tokens)) pool.expect(forecast.next());
     multiply_groups(pool, activations, groups, &Expert::down, &Expert::down_operations,
                     [&](const Group& group) {
                         return Operand{group.hidden, nullptr,
-                                       made + group.first * size * element_bytes};
+                                       made + group.first * row_bytes};
                     });
     const SumExpertsArguments sums{made, routes.rows, routes.sorted_weights, out,
-                                   routing.tokens, routing.top_k, size};
+                                   routing.tokens, routes.added, size};
     pool.run(row_pieces, typed.sum_experts, &sums);
 }
 

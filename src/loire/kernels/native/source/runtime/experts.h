@@ -26,9 +26,11 @@ struct ExpertsScratch {
 };
 
 // routing: chosen and weights are left empty. experts: as many as it says, all of one type and with x's
-// features in and out. x, out [T, E] of that type; key: of this layer, for the forecast.
+// features in and out. x, out [T, E] of that type, and beside [T, E] or null, which is added last; key: of
+// this layer, for the forecast.
 void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
                      ExpertsScratch& scratch, Forecast& forecast, const void* key,
-                     RouteArguments routing, const Expert* experts, const void* x, void* out);
+                     RouteArguments routing, const Expert* experts, const void* x,
+                     const void* beside, void* out);
 
 }  // namespace loire

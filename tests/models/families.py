@@ -332,6 +332,22 @@ FAMILIES = [
             "tie_word_embeddings": True,
         },
     ),
+    Family("olmo2", "Olmo2", {"attention_bias": True, "hidden_size": 96}),
+    Family("olmo3", "Olmo3", {"num_hidden_layers": 5, "sliding_window": 20}),
+    Family(
+        "olmo3_stretched",
+        "Olmo3",
+        {
+            "sliding_window": 20,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": rope(
+                    "yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=4.0
+                ),
+                "sliding_attention": rope("default"),
+            },
+        },
+    ),
     Family(
         "olmoe",
         "Olmoe",

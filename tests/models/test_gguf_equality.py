@@ -5,6 +5,7 @@ the Llama family, Gemma's +1 folded into its norms, Phi-3's projections fused.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ GEMMA_NORMS = {
 NORMS = {
     "gemma2": GEMMA_NORMS,
     "gemma3": GEMMA_NORMS,
+    "olmo2": GEMMA_NORMS,
     "seed_oss": NAMED_NORMS,
     "gpt-oss": NAMED_NORMS,
 }
@@ -66,7 +68,7 @@ INTERLEAVED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
 class Case:
     family: str
     architecture: str
-    extra: dict[str, float | int | str] = field(default_factory=dict)
+    extra: dict[str, float | int | str | list[bool]] = field(default_factory=dict)
     """Keys under the architecture's prefix."""
     tensors: dict[str, list[float]] = field(default_factory=dict)
     max_model_len: int = 128
@@ -142,6 +144,15 @@ CASES = [
         "logit_scale": 5.0,
         "expert_count": 6,
         "expert_used_count": 3,
+    }),
+    Case("olmo3", "olmo2", {"attention.sliding_window": 20, "rope.freq_base": 5e5}),
+    Case("olmo3_stretched", "olmo2", {
+        "attention.sliding_window": 20,
+        "attention.sliding_window_pattern": [False, True, False],
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 64,
+        "rope.scaling.yarn_beta_fast": 4.0,
     }),
     Case("olmoe", "olmoe", {"expert_count": 6, "expert_used_count": 2}),
     Case("seed_oss", "seed_oss"),
@@ -264,7 +275,12 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     for key, value in case.extra.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add: dict[type, Callable[[str, Any], None]] = {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](f"{case.architecture}.{key}", value)
     state = dict(model.state_dict())
     if config.tie_word_embeddings:

@@ -26,8 +26,9 @@ from loire.checkpoint.per_layer import (
 )
 from loire.checkpoint.weights import Matrix, Place, Vector
 
-NormPlacement = Literal["before", "around"]
-"""Where a part's RMSNorms stand: before it (Llama), or before and after it (Gemma)."""
+NormPlacement = Literal["before", "around", "after"]
+"""Where a part's RMSNorms stand: before it (Llama), before and after it (Gemma), or after it alone
+(OLMo 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +85,15 @@ class LayerDescription:
     def weights(self, place: Place) -> LayerWeights:
         """Of the layer in its place."""
         mixer, feed_forward, per_layer = self.mixer, self.feed_forward, self.per_layer_input
-        around = self.norms == "around"
-        before_feed_forward: str | None = "pre_feedforward" if around else "post_attention"
+        has_before, has_after = self.norms != "after", self.norms != "before"
+        before_feed_forward: str | None = "pre_feedforward" if has_after else "post_attention"
         if isinstance(feed_forward, ParallelDescription):
             before_feed_forward = None
 
         def norms(before: str | None, after: str) -> PartNorms:
             return PartNorms(
-                before=None if before is None else place.norm(f"{before}_layernorm"),
-                after=place.norm(f"{after}_layernorm") if around else None,
+                before=place.norm(f"{before}_layernorm") if before and has_before else None,
+                after=place.norm(f"{after}_layernorm") if has_after else None,
             )
 
         return LayerWeights(

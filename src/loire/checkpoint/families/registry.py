@@ -11,6 +11,7 @@ from loire.checkpoint.families.lfm2 import LFM2
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
+from loire.checkpoint.families.olmo import OLMO2, OLMO3
 from loire.checkpoint.families.olmoe import OLMOE
 from loire.checkpoint.families.phi import PHI3
 from loire.checkpoint.families.qwen import QWEN2, QWEN3
@@ -42,6 +43,8 @@ FAMILIES: tuple[Family, ...] = (
     SEED_OSS,
     MIXTRAL,
     GPT_OSS,
+    OLMO2,
+    OLMO3,
     OLMOE,
 )
 

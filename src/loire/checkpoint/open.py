@@ -210,7 +210,8 @@ def _chat_template(
     texts = template.values() if isinstance(template, Mapping) else (template or "",)
     if not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{directory}: the chat template is not text")
-    return template
+    found: str | Mapping[str, str] | None = template
+    return found
 
 
 def _named_templates(entries: list[Any]) -> str | dict[str, str] | None:

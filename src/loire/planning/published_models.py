@@ -36,6 +36,10 @@ _GEMMA2 = {"model_type": "gemma2", "vocab_size": 256000, "head_dim": 256}
 _GEMMA3 = {"model_type": "gemma3_text", "vocab_size": 262208, "head_dim": 256}
 _LARGE_GEMMA3 = {**_GEMMA3, "sliding_window": 1024}
 _SMALL_GEMMA3 = {**_GEMMA3, "vocab_size": 262144, "sliding_window": 512}
+_GEMMA4 = {"model_type": "gemma4_text", "vocab_size": 262144, "head_dim": 256,
+           "global_head_dim": 512}  # fmt: skip
+_LARGE_GEMMA4 = {**_GEMMA4, "sliding_window": 1024, "attention_k_eq_v": True,
+                 "hidden_size_per_layer_input": 0}  # fmt: skip
 _PHI3 = {"model_type": "phi3"}
 _GRANITE = {"model_type": "granite", "vocab_size": 49159, "tie_word_embeddings": True}
 _GPT_OSS = {"model_type": "gpt_oss", "vocab_size": 201088, "head_dim": 64,
@@ -99,6 +103,14 @@ _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
     ("gemma-3-4b", _LARGE_GEMMA3, (2560, 10240, 34, 8, 4, 131072), {}),
     ("gemma-3-12b", _LARGE_GEMMA3, (3840, 15360, 48, 16, 8, 131072), {}),
     ("gemma-3-27b", _LARGE_GEMMA3, (5376, 21504, 62, 32, 16, 131072), {"head_dim": 128}),
+    ("gemma-4-e2b", _GEMMA4, (1536, 6144, 35, 8, 1, 131072),
+     {"num_kv_shared_layers": 20, "use_double_wide_mlp": True}),
+    ("gemma-4-e4b", _GEMMA4, (2560, 10240, 42, 8, 2, 131072), {"num_kv_shared_layers": 18}),
+    ("gemma-4-26b-a4b", _LARGE_GEMMA4, (2816, 2112, 30, 16, 8, 262144),
+     {"num_global_key_value_heads": 2, "enable_moe_block": True, "num_experts": 128,
+      "top_k_experts": 8, "moe_intermediate_size": 704}),
+    ("gemma-4-31b", _LARGE_GEMMA4, (5376, 21504, 60, 32, 16, 262144),
+     {"num_global_key_value_heads": 4}),
     ("phi-3-mini", _PHI3, (3072, 8192, 32, 32, 32, 4096), {"vocab_size": 32064}),
     ("phi-3.5-mini", _PHI3, (3072, 8192, 32, 32, 32, 131072), {"vocab_size": 32064}),
     ("phi-4", _PHI3, (5120, 17920, 40, 40, 10, 16384), {"vocab_size": 100352}),

@@ -26,6 +26,8 @@ MAX_SECONDS = 2.0
 """Of processor time to compile one constraint."""
 MAX_MEMORY_BYTES = 3 << 30
 """Of address space, with the vocabulary and the stack of the thread that compiles."""
+NICE = 10
+"""The engine's steps go first: they are what everybody waits for."""
 LENGTH_BYTES = 4
 NUMBER_BYTES = 4
 
@@ -79,6 +81,7 @@ def _watch(compiler: GrammarCompiler, number: int, spec: StructuredOutputs) -> N
 
 
 def _limit() -> None:
+    os.nice(NICE)
     for limit, value in ((resource.RLIMIT_AS, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         _, most = resource.getrlimit(limit)
         value = value if most == resource.RLIM_INFINITY else min(value, most)

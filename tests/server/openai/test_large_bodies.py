@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from loire.server.web.json_body import MAX_VALUES
+from loire.server.web import json_body
+from loire.server.web.json_body import MAX_STRINGS, MAX_VALUES
 from support.fake_engine import NAME, FakeEngine, app_over, call
 
 CHAT: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hi"}]}
@@ -98,7 +99,7 @@ def test_no_json_is_said(engine: FakeEngine, body: bytes) -> None:
     assert "not valid JSON" in response.text
 
 
-MANY = 300_000
+MANY = 140_000
 FLOODS: dict[str, tuple[str, Any]] = {
     "wrong token ids": ("/v1/completions", {"prompt": ["x"] * 2 + [1] * MANY}),
     "ids of the wrong kind": ("/v1/completions", {"prompt": [1] + ["x"] * MANY}),
@@ -118,11 +119,33 @@ def test_a_flood_of_mistakes_is_one_mistake(engine: FakeEngine, name: str) -> No
     assert len(response.content) < 1_000
 
 
-def test_too_many_values_are_counted_before_they_are_read(engine: FakeEngine) -> None:
-    body = b'{"prompt": [' + b"1," * (MAX_VALUES + 1) + b"1]}"
+NAMES = MAX_STRINGS + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "most"),
+    [
+        (b'{"prompt": [' + b"1," * (MAX_VALUES + 1) + b"1]}", MAX_VALUES),
+        (b'{"a": [' + b"[[[0]]]," * (MAX_VALUES // 3) + b"0]}", MAX_VALUES),
+        (b"{" + b",".join(b'"%x": 0' % number for number in range(NAMES)) + b"}", MAX_STRINGS),
+        (b'{"stop": [' + b'"\\"",' * NAMES + b'""]}', MAX_STRINGS),
+        (b"{" + b",".join(b'"%x"\n\t: 0' % number for number in range(NAMES)) + b"}", MAX_STRINGS),
+    ],
+    ids=["numbers", "lists", "names", "texts", "names and blanks"],
+)
+def test_too_many_values_are_counted_before_they_are_read(
+    engine: FakeEngine, body: bytes, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_body, "from_json", lambda *_, **__: pytest.fail("it is read"))
     response = send(engine, body, "/v1/completions")
     assert response.status_code == 413
-    assert f"{MAX_VALUES:,}" in response.text
+    assert f"{most:,}" in response.text
+
+
+def test_quotes_within_a_text_are_no_texts(engine: FakeEngine) -> None:
+    text = 'say "a" and "b"' * MAX_STRINGS
+    response = send(engine, json.dumps({"model": NAME, "prompt": text}).encode(), "/v1/completions")
+    assert response.status_code == 400, "read, and longer than the window"
 
 
 def test_large_bodies_are_read_off_the_event_loop(

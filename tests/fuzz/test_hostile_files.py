@@ -109,10 +109,10 @@ def test_directories(changes: Any, words: str, tmp_path: Path) -> None:
 def test_named_templates_are_texts(where: str, text: Any, tmp_path: Path) -> None:
     contents = samples.files()
     del contents["chat_template.jinja"]
-    template = {"chat_template": {"default": samples.TEMPLATE, "tool_use": text}}
-    contents[where] = {**contents.get(where, {}), **template}
-    with pytest.raises(CheckpointError, match="the chat template is not text"):
-        opened(samples.write(tmp_path, contents))
+    for template in ({"default": samples.TEMPLATE, "tool_use": text}, False, 5):
+        contents[where] = {**contents.get(where, {}), "chat_template": template}
+        with pytest.raises(CheckpointError, match="the chat template is not text"):
+            opened(samples.write(tmp_path, contents))
 
 
 def replaced(content: str, times: int) -> dict[str, Any]:

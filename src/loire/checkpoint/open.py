@@ -207,8 +207,8 @@ def _chat_template(
             template = _read_optional(directory / "chat_template.json").get("chat_template")
         if isinstance(template, list):
             template = _named_templates(template)
-    texts = template.values() if isinstance(template, Mapping) else (template or "",)
-    if not all(isinstance(text, str) for text in texts):
+    texts = template.values() if isinstance(template, Mapping) else (template,)
+    if template is not None and not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{directory}: the chat template is not text")
     found: str | Mapping[str, str] | None = template
     return found

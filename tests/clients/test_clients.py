@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.scripted_server import Call, Script, caller, scripted_server, with_template
+from support.server_process import start, wait_for
 
 HERE = Path(__file__).parent
 LEVELS: Sequence[Call] = [("level", {"station": "Tours"}), ("level", {"station": "Blois"})]
@@ -97,3 +98,26 @@ def test_two_turns_with_a_tool_each(name: str, tiny_llama: Path, tmp_path: Path)
             command, env=variables, capture_output=True, text=True, check=False, timeout=300
         )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_evaluation_harness_finds_what_transformers_gives(tmp_path: Path) -> None:
+    """Through both of its clients for servers: scores, log-likelihoods and texts."""
+    from support.tiny_models import save_tiny_llama
+
+    python = environment("lm-eval", ["lm_eval[api]", "torch", "transformers", "accelerate"])
+    model = save_tiny_llama(tmp_path / "model", max_positions=2048)
+    server = start(model, "--dtype", "float32", "--kv-cache-memory", "64MB")
+    try:
+        wait_for(lambda: "ready after" in "".join(server.log), 120)
+        done = subprocess.run(
+            [python, HERE / "lm_evaluation.py"],
+            env={**os.environ, "MODEL": str(model), "LOIRE_URL": server.url,
+                 "OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+            capture_output=True, text=True, check=False, timeout=900,
+        )  # fmt: skip
+    finally:
+        server.process.terminate()
+        server.process.wait()
+    assert done.returncode == 0, done.stderr[-4000:]

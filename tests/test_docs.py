@@ -1,0 +1,111 @@
+"""What README and docs/ say to type: commands are understood, Python and curl run as they stand.
+
+Only names are put in: the tiny model for smollm2, the test's server for the default address.
+"""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import loire
+from loire.cli.main import VERBS, _parser
+from support.fake_engine import NAME, FakeEngine, serving
+
+ROOT = Path(loire.__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = ("langchain_openai", "litellm")
+"""Packages that tests/clients/ installs for tests of their own."""
+_FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)")
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    """All blocks of code, with the page and the line that they begin in."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found = list(_FENCED.finditer(text))
+        # Lines of fenced blocks may be indented as well: they are seen once.
+        blanked = _FENCED.sub(lambda match: re.sub(r"[^\n]", "x", match[0]), text)
+        found += _INDENTED.finditer(blanked)
+        for match in found:
+            yield f"{page.name}:{text.count(chr(10), 0, match.start(1)) + 1}", match[1]
+
+
+def is_python(block: str) -> bool:
+    try:
+        tree = ast.parse(textwrap.dedent(block))
+    except SyntaxError:
+        return False
+    return any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree))
+
+
+BLOCKS = [(place, textwrap.dedent(block)) for place, block in blocks()]
+PYTHON = [(place, block) for place, block in BLOCKS if is_python(block)]
+COMMANDS = [
+    (place, line.removeprefix(".venv/bin/"))
+    for place, block in BLOCKS
+    for line in re.sub(r"\\\n\s*", "", block).splitlines()
+    if re.match(r"(\.venv/bin/)?loire \w", line)
+]
+
+
+def test_there_is_something_to_try() -> None:
+    assert len(PYTHON) >= 7
+    assert len(COMMANDS) >= 25
+
+
+@pytest.mark.parametrize(("place", "line"), COMMANDS, ids=[place for place, _ in COMMANDS])
+def test_commands_are_understood(place: str, line: str) -> None:
+    words = shlex.split(line, comments=True)
+    ends = [number for number, word in enumerate(words) if word in ("|", ">", ">>", "&", "&&")]
+    _, verb, *rest = words[: min(ends, default=len(words))]
+    assert verb in VERBS, place
+    _parser(verb)[0].parse_args([verb, *rest])
+
+
+def put_in(text: str, model: Path, url: str) -> str:
+    small = 'kv_cache_memory_bytes=8_000_000, num_threads=1, dtype="float32"'
+    text = text.replace('LLM("smollm2")', f"LLM({str(model)!r}, {small})")
+    text = text.replace("smollm2", NAME).replace("http://localhost:8000", DEFAULT_URL)
+    return text.replace(DEFAULT_URL, url)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like tiny_llama, with a window for what pages ask."""
+    from support.tiny_models import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("docs"), max_positions=4096)
+
+
+@pytest.mark.parametrize(("place", "block"), PYTHON, ids=[place for place, _ in PYTHON])
+def test_python_runs(
+    place: str, block: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if any(package in block for package in ELSEWHERE):
+        pytest.skip("tests/clients/ has it, with packages of its own")
+    monkeypatch.chdir(tmp_path)
+    reply = '{"name": "Ada", "age": 36}'
+    with serving(FakeEngine(model, reply, window=4096)) as url:
+        exec(compile(put_in(block, model, url), place, "exec"), {"__name__": "__main__"})
+
+
+def test_the_three_dialects_of_the_first_screen(model: Path) -> None:
+    [script] = [block for _, block in BLOCKS if block.startswith("ask() {")]
+    with serving(FakeEngine(model, "Hello there", window=4096)) as url:
+        asked = subprocess.run(
+            ["bash", "-c", put_in(script, model, url).replace('-d "$2"', '-w "\\n" -d "$2"')],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert [answer.get("object", answer.get("type")) for answer in answers] == [
+        "chat.completion", "response", "message"
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from loire.api import LLM, AsyncLLM
     from loire.base.errors import LoireError
+    from loire.base.lora import LoRARequest
     from loire.base.outputs import CompletionOutput, RequestOutput
     from loire.base.sampling import SamplingParams
 
@@ -20,6 +21,7 @@ __all__ = [
     "LLM",
     "AsyncLLM",
     "CompletionOutput",
+    "LoRARequest",
     "LoireError",
     "RequestOutput",
     "SamplingParams",
@@ -30,6 +32,7 @@ _HOMES = {
     "LLM": "loire.api",
     "AsyncLLM": "loire.api",
     "CompletionOutput": "loire.base.outputs",
+    "LoRARequest": "loire.base.lora",
     "LoireError": "loire.base.errors",
     "RequestOutput": "loire.base.outputs",
     "SamplingParams": "loire.base.sampling",

@@ -18,9 +18,11 @@ from typing import Any, cast
 
 from loire.base.config import EngineConfig, EngineOptions
 from loire.base.errors import EngineError, RequestError
+from loire.base.lora import LoRARequest
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import Pooling, SamplingParams
 from loire.base.step import StepRecord
+from loire.engine.adapters import AdapterNames
 from loire.engine.chat_options import ChatOptions, ToolChoice
 from loire.engine.client import EngineClient
 from loire.engine.dialogue import Turn, begin_turn
@@ -36,6 +38,9 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 Messages = Sequence[Message]
 """A conversation."""
+
+Lora = LoRARequest | Sequence[LoRARequest | None] | None
+"""An adapter for all prompts, or one or none for each."""
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions that a model may call: {"type": "function", "function": {"name": ...,
@@ -63,6 +68,8 @@ class _LocalEngine:
             model, EngineOptions(**options), allow_download=allow_download, progress=progress
         )
         self._opened: tuple[Engine, EngineClient[EngineThread]] | None = engine, client_of(engine)
+        description = engine.checkpoint.description
+        self._adapters = AdapterNames(description, engine.adapters.announce)
 
     @property
     def engine(self) -> Engine:
@@ -116,15 +123,25 @@ class _LocalEngine:
         client.link.close()
         client.fail_all(EngineError("the engine was closed"))
 
-    def _prompt(self, prompt: Prompt, params: SamplingParams | None) -> Submission:
+    def _prompt(
+        self, prompt: Prompt, params: SamplingParams | None, lora: LoRARequest | None
+    ) -> Submission:
         client = self._client
         content, salt = _content_and_salt(prompt)
+        origin = self._origin(lora, salt)
         return client.frontend.prompt(
-            client.next_id(), content, params or SamplingParams(), origin=Origin(cache_salt=salt)
+            client.next_id(), content, params or SamplingParams(), origin=origin
         )
 
+    def _origin(self, lora: LoRARequest | None, salt: str = "") -> Origin:
+        return Origin(cache_salt=salt, adapter="" if lora is None else self._adapters.use(lora))
+
     def _turn(
-        self, messages: Messages, params: SamplingParams | None, options: ChatOptions
+        self,
+        messages: Messages,
+        params: SamplingParams | None,
+        options: ChatOptions,
+        lora: LoRARequest | None,
     ) -> Turn:
         """A conversation as a request, and how its answer is to be read. Raises RequestError."""
         client = self._client
@@ -133,6 +150,7 @@ class _LocalEngine:
             client.next_id(),
             options.conversation(messages),
             options.params(params or SamplingParams()),
+            origin=self._origin(lora),
         )
 
 
@@ -147,14 +165,18 @@ class LLM(_LocalEngine):
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        lora_request: Lora = None,
     ) -> list[RequestOutput]:
         """Complete one or many prompts together; outputs come in the prompts' order.
 
-        Raises RequestError before anything is computed if any prompt cannot be accepted.
+        lora_request: the adapter of all prompts, or one (or None) for each. Raises RequestError
+        before anything is computed if any prompt cannot be accepted, ModelError for an adapter that
+        cannot be used.
         """
         many = _as_prompts(prompts)
         each = _spread(sampling_params, len(many))
-        return self._run(list(map(self._prompt, many, each)))
+        return self._run(list(map(self._prompt, many, each, _spread_lora(lora_request, len(many)))))
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean"
@@ -176,6 +198,7 @@ class LLM(_LocalEngine):
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning_effort: Effort | None = None,
+        lora_request: Lora = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, through the model's chat template.
 
@@ -189,7 +212,9 @@ class LLM(_LocalEngine):
         )
         many = _as_conversations(messages)
         each = _spread(sampling_params, len(many))
-        turns = [self._turn(*one, options) for one in zip(many, each, strict=True)]
+        loras = _spread_lora(lora_request, len(many))
+        triples = zip(many, each, loras, strict=True)
+        turns = [self._turn(one, params, options, lora) for one, params, lora in triples]
         outputs = self._run([turn.submission for turn in turns])
         return [turn.outputs().read(output) for turn, output in zip(turns, outputs, strict=True)]
 
@@ -203,6 +228,7 @@ class LLM(_LocalEngine):
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning_effort: Effort | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, or answer one conversation as chat() does, giving each piece as it
         comes.
@@ -214,7 +240,7 @@ class LLM(_LocalEngine):
         )
         client = self._client
         if _is_conversation(prompt):
-            turn = self._turn(cast("Messages", prompt), sampling_params, options)
+            turn = self._turn(cast("Messages", prompt), sampling_params, options, lora_request)
             return _read(turn, client.run(client.ledgers([turn.submission])))
         if options.given:
             raise RequestError(
@@ -222,7 +248,8 @@ class LLM(_LocalEngine):
                 "conversations: give a list of messages instead of a prompt",
                 param="prompt",
             )
-        return client.run(client.ledgers([self._prompt(cast("Prompt", prompt), sampling_params)]))
+        submission = self._prompt(cast("Prompt", prompt), sampling_params, lora_request)
+        return client.run(client.ledgers([submission]))
 
     def close(self) -> None:
         """Free the weights and the KV memory. Closing twice is fine."""
@@ -272,13 +299,19 @@ class AsyncLLM(_LocalEngine):
         return self._client.stream(submission)
 
     async def generate(
-        self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, or answer a conversation, giving each piece as it comes."""
         if _is_conversation(prompt):
-            outputs = self.chat(cast("Messages", prompt), sampling_params)
+            messages = cast("Messages", prompt)
+            outputs = self.chat(messages, sampling_params, lora_request=lora_request)
         else:
-            outputs = self.stream(self._prompt(cast("Prompt", prompt), sampling_params))
+            submission = self._prompt(cast("Prompt", prompt), sampling_params, lora_request)
+            outputs = self.stream(submission)
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -293,12 +326,13 @@ class AsyncLLM(_LocalEngine):
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning_effort: Effort | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer a conversation as LLM.chat() does, giving each piece as it comes."""
         options = ChatOptions(
             tools, tool_choice, response_format, chat_template_kwargs, reasoning_effort
         )
-        turn = self._turn(messages, sampling_params, options)
+        turn = self._turn(messages, sampling_params, options, lora_request)
         reader = turn.outputs()
         async with aclosing(self.stream(turn.submission)) as outputs:
             async for output in outputs:
@@ -367,6 +401,16 @@ def _spread(
             param="sampling_params",
         )
     return params
+
+
+def _spread_lora(lora: Lora, count: int) -> Sequence[LoRARequest | None]:
+    if lora is None or isinstance(lora, LoRARequest):
+        return [lora] * count
+    if len(lora) != count:
+        raise RequestError(
+            f"there are {count} prompts, but {len(lora)} adapters", param="lora_request"
+        )
+    return lora
 
 
 def _vector(output: RequestOutput) -> tuple[float, ...]:

@@ -55,6 +55,8 @@ class EngineOptions:
             SamplingParams.
         chat_template: a Jinja template in place of the model's own.
         seed: from which the seeds of unseeded requests are drawn; random by default.
+        lora_memory_bytes: of adapters' weights; those that no running request uses make room for
+            others beyond it.
         kv_events: where others are told which KV blocks can be found here; None: nowhere.
         system: a system message for conversations that begin without one.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
@@ -80,6 +82,7 @@ class EngineOptions:
     override_generation_config: Mapping[str, float] = field(default_factory=dict)
     chat_template: str | None = None
     seed: int | None = None
+    lora_memory_bytes: int = 2**30
     kv_events: KVEvents | None = None
     allow_special_in_text: bool = False
     system: str = ""

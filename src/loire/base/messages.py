@@ -23,6 +23,7 @@ class EngineRequest:
     """All token ids that end it: the model's own (unless ignore_eos) and the request's."""
     cache_salt: str = ""
     adapter: str = ""
+    """Which adapter it is for, by its content; it has been announced then. "" for none."""
     output_token_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice, tokens generated earlier, when a request is resumed."""
     cache_marks: tuple[int, ...] = ()
@@ -32,6 +33,18 @@ class EngineRequest:
     """Lower is earlier; above 0 it is background work."""
     tenant: str = ""
     """On whose behalf; within a priority, tenants are served the same number of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedAdapter:
+    """An adapter that requests may name from now on."""
+
+    identity: str
+    """Hash of its content."""
+    path: str
+    """Its directory."""
+    pinned: bool = False
+    """Whether its weights stay in memory once they are there."""
 
 
 @dataclass(frozen=True, slots=True)

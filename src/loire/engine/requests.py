@@ -44,12 +44,14 @@ class Origin:
     cache_salt: only requests of equal salt share prefixes. priority: lower is earlier; above 0 it
     is background work. tenant: on whose behalf; tenants are served the same number of tokens, and
     their constraints are compiled in turn. abandoned: done as soon as nobody wants it any more.
+    adapter: which one it is for, by its content; "" for none.
     """
 
     cache_salt: str = ""
     priority: int = 0
     tenant: str = ""
     abandoned: "Future[None] | None" = None
+    adapter: str = ""
 
 
 HERE = Origin()
@@ -123,6 +125,7 @@ class RequestBuilder:
             seed=self._seeds.getrandbits(64) if params.seed is None else params.seed,
             stop_token_ids=self._stop_token_ids(params),
             cache_salt=_salt(origin.cache_salt),
+            adapter=origin.adapter,
             priority=values.whole("priority", origin.priority, -MAX_PRIORITY, MAX_PRIORITY),
             tenant=origin.tenant,
         )

@@ -17,6 +17,7 @@ from loire.memory.block_events import BlockEvent
 from loire.scheduling.presets import build_scheduler
 
 if TYPE_CHECKING:
+    from loire.execution.adapters import AdapterShelf
     from loire.execution.constraints import ConstraintFactory
 
 MakeCore: TypeAlias = "Callable[[EngineConfig, StepExecutor, ConstraintFactory], EngineCore]"
@@ -32,6 +33,8 @@ class Engine:
     executor: StepExecutor
     constraints: "ConstraintFactory"
     """Of the sequences that the executor computes."""
+    adapters: "AdapterShelf"
+    """Those that requests may name."""
     weight_bytes: int
     """Bytes of all weights as held in memory."""
     step_bytes: Callable[[int], int]
@@ -134,12 +137,14 @@ def load_engine(
     config = built.config
     core = (make_core or _core)(config, built.runner, built.runner.constraints)
     core.on_blocks = on_blocks
+    core.scheduler.entrance.adapter_ready = built.adapters.is_ready
     return Engine(
         config=config,
         checkpoint=checkpoint.with_options(options),
         core=core,
         executor=built.runner,
         constraints=built.runner.constraints,
+        adapters=built.adapters,
         weight_bytes=built.weight_bytes,
         step_bytes=built.runner.decoder.bytes_per_step,
         head_bytes=built.runner.decoder.head.weight_bytes,

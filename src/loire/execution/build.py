@@ -18,6 +18,7 @@ from loire.base.config import (
 from loire.base.machine import usable_cores
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
+from loire.execution.adapters import AdapterShelf
 from loire.execution.constraints import ConstraintFactory
 from loire.execution.device import (
     KV_CACHE_DTYPES,
@@ -43,6 +44,7 @@ class BuiltEngine:
 
     config: EngineConfig
     runner: ModelRunner
+    adapters: AdapterShelf
     weight_bytes: int
     """Bytes of the weights as held in memory."""
     available_bytes: int
@@ -126,5 +128,6 @@ def build_runner(
         partial(checkpoint_tokenizer, checkpoint), description.vocab_size
     )
     ahead = config.pipeline_depth > 1
-    runner = ModelRunner(decoder, cache, device, constraints, plans_ahead=ahead)
-    return BuiltEngine(config, runner, decoder.weight_bytes, available)
+    adapters = AdapterShelf(decoder, device, options.lora_memory_bytes)
+    runner = ModelRunner(decoder, cache, device, constraints, plans_ahead=ahead, adapters=adapters)
+    return BuiltEngine(config, runner, adapters, decoder.weight_bytes, available)

@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
+from loire.execution.adapters import AdapterShelf
 from loire.execution.constraints import ConstraintFactory
 from loire.execution.hidden_states import HiddenStates
 from loire.execution.inputs import group_batches, host_batch, wanted_tokens
@@ -98,12 +99,16 @@ class ModelRunner:
         constraints: ConstraintFactory,
         *,
         plans_ahead: bool = True,
+        adapters: AdapterShelf | None = None,
     ) -> None:
         """plans_ahead: whether a step may come whose tokens the one before it has yet to give."""
         self.decoder = decoder
         self.cache = cache
         self.device = device
         self.constraints = constraints
+        self.adapters = adapters
+        self._adapter_of: dict[int, tuple[str, int]] = {}
+        """Content and number of the adapter of each sequence that has one."""
         self._penalties = PenaltyTable(constraints.vocab_size, device)
         self._states: dict[int, SamplingState] = {}
         self._block_sizes = [group.block_size for group in cache.geometry.groups]
@@ -150,6 +155,8 @@ class ModelRunner:
         seq_ids = [row.seq_id for row in plan.rows]
         tables, sizes = [tables.of(seq_ids) for tables in self._tables], self._block_sizes
         host = host_batch(plan, tables[0], sizes[0], latest.place)
+        if self._adapter_of:
+            host = replace(host, adapters=self._adapter_numbers(seq_ids, host))
         tokens, first = backend.transfers.upload(host, latest.tokens)
         batches = group_batches(host, first, tables[1:], sizes[1:])
         plans = [
@@ -169,6 +176,9 @@ class ModelRunner:
                 tables.drop(seq_id)
         for new in plan.new_sequences:
             self._end(new.seq_id)
+            if new.adapter:
+                assert self.adapters is not None, "a sequence has an adapter, but there are none"
+                self._adapter_of[new.seq_id] = new.adapter, self.adapters.take(new.adapter)
             self._states[new.seq_id] = SamplingState(new, self.constraints, self._penalties)
         for row in plan.rows:
             for update in row.tables:
@@ -179,6 +189,16 @@ class ModelRunner:
         state = self._states.pop(seq_id, None)
         if state is not None:
             state.end()
+        adapter = self._adapter_of.pop(seq_id, None)
+        if adapter is not None and self.adapters is not None:
+            self.adapters.give_back(adapter[0])
+
+    def _adapter_numbers(self, seq_ids: Sequence[int], host: HostBatch) -> NDArray[np.int32] | None:
+        """int32 [T]: of each token, -1 for none; None where no row has an adapter."""
+        numbers = [self._adapter_of.get(seq_id, ("", -1))[1] for seq_id in seq_ids]
+        if max(numbers) < 0:
+            return None
+        return np.repeat(np.array(numbers, dtype=np.int32), host.query_lens)
 
     def _wanted(
         self, rows: Sequence[StepRow], host: HostBatch, tables: Sequence[NDArray[np.int32]]

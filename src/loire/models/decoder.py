@@ -4,9 +4,10 @@ Shapes: T tokens of the flat batch, E hidden size, V vocabulary. The operations 
 nothing here knows a device, a weight format or a batching policy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -238,7 +239,9 @@ class Decoder:
         final_norm: Tensor,
         head: Linear,
         per_layer: PerLayerEmbedding | None = None,
+        products: Mapping[str, Linear] = MappingProxyType({}),
     ) -> None:
+        """products: all of them by the names of their weights, for adapters."""
         self.description = description
         self.held = ""
         """In what its matrices are held, in words, where it was loaded from a file."""
@@ -247,6 +250,7 @@ class Decoder:
         self.layers = tuple(layers)
         self.head = head
         self.per_layer = per_layer
+        self.products = products
         # Rounded to the model's dtype, as the models were trained with it.
         scale = float(torch.tensor(description.embedding_scale, dtype=embedding.dtype))
         # Instead of multiplying what every part adds to the stream, the stream is kept divided by

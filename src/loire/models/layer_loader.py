@@ -36,6 +36,8 @@ class WeightReader:
         self.device = device
         self.backend = backend
         self.quantization = quantization
+        self.products: dict[str, Linear] = {}
+        """Those that were made, by the names of their weights."""
         self._tensors = tensors
         self._reader = TensorReader(tensors, backend.linear.dequantize)
 
@@ -146,7 +148,9 @@ class LayerLoader:
         """The product with it; gate as in LinearKernels.pack()."""
         rounding = self._reader.rounding(weight)
         bias = self.bias(weight)
-        return self._reader.linear(self.matrix(weight), bias, rounding=rounding, gate=gate)
+        made = self._reader.linear(self.matrix(weight), bias, rounding=rounding, gate=gate)
+        self._reader.products[weight.name] = made
+        return made
 
     def linear_of(self, weight: Matrix, parts: Sequence[Weight], bias: Tensor | None) -> Linear:
         """The product with parts of a weight, perhaps put together with others."""

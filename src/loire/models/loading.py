@@ -89,7 +89,10 @@ def load_decoder(
         head = embedding
     if progress is not None:
         progress(1.0)
-    decoder = Decoder(description, backend, embedding, layers, final_norm, head, per_layer)
+    products = {**reader.products, "lm_head": head}
+    decoder = Decoder(
+        description, backend, embedding, layers, final_norm, head, per_layer, products
+    )
     decoder.held = held_in_words(reader, checkpoint.tensors, matrices(weights))
     return decoder
 

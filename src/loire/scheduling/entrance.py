@@ -28,6 +28,8 @@ class Entrance:
         self.form_ready: Callable[[StructuredOutputs], bool] = lambda form: True
         """Whether a sequence with such a constraint could sample at once; until then it waits,
         holding nothing and letting others pass."""
+        self.adapter_ready: Callable[[str], bool] = lambda identity: True
+        """The same of a sequence for the adapter of that content."""
         self._allocator = allocator
         self._policy = policy
         self._budget = budget
@@ -38,14 +40,14 @@ class Entrance:
 
     @property
     def waits_for_forms(self) -> bool:
-        """Whether any sequence waits for its constraint."""
-        return not all(map(self._form_is_ready, self._waiting))
+        """Whether any sequence waits for its constraint or its adapter."""
+        return not all(map(self._is_prepared, self._waiting))
 
     def is_open_to(self, sequence: Sequence) -> bool:
         """Whether the sequence may enter at all now."""
         only = self.confined_to
         is_wanted = only is None or sequence.request.message.request_id in only
-        return is_wanted and self._form_is_ready(sequence)
+        return is_wanted and self._is_prepared(sequence)
 
     def admit_urgent(self) -> None:
         """Let those in who are more urgent than somebody who runs, if need be in their place."""
@@ -143,8 +145,11 @@ class Entrance:
                 rows.append((sequence, num_tokens))
             free_slots -= 1
 
-    def _form_is_ready(self, sequence: Sequence) -> bool:
-        form = sequence.request.message.params.structured_outputs
+    def _is_prepared(self, sequence: Sequence) -> bool:
+        message = sequence.request.message
+        form = message.params.structured_outputs
+        if message.adapter and not self.adapter_ready(message.adapter):
+            return False
         return form is None or self.form_ready(form)
 
     def _try_admission(self, sequence: Sequence) -> Admitted | Refusal:

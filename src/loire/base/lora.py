@@ -1,0 +1,16 @@
+"""How Python's callers name an adapter."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LoRARequest:
+    """An adapter that a call is for, as vLLM has it: a name for people, a number, and the adapter's
+    directory in PEFT's format.
+
+    What counts is the content of the directory: name and number may be used again for another.
+    """
+
+    lora_name: str
+    lora_int_id: int = 0
+    lora_path: str = ""

@@ -1,0 +1,125 @@
+"""Reading adapters: what they say, and what is refused in a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoint.adapter_files import adapter_tensors, save_adapter
+from loire.base.errors import ModelError
+from loire.checkpoint.adapter import Adapter, open_adapter
+from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.open import open_checkpoint
+from support.tiny_models import save_tiny_llama
+
+Given = tuple[ModelDescription, Path]
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Given:
+    """A model of two layers, and an adapter of rank 4 for it."""
+    from transformers import AutoModelForCausalLM
+
+    save_tiny_llama(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    adapter = save_adapter(tmp_path / "adapter", adapter_tensors(model, 4), 4)
+    return open_checkpoint(tmp_path / "model").description, adapter
+
+
+def changed(path: Path, **config: Any) -> None:
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+
+
+def scales(adapter: Adapter) -> dict[str, float]:
+    return {part.down.name.split(".layers.")[1]: part.scale for part in adapter.parts}
+
+
+def test_ranks_and_scales(given: Given) -> None:
+    description, path = given
+    adapter = open_adapter(path, description)
+    assert len(adapter.parts) == 14
+    assert adapter.rank == 4
+    assert {part.scale for part in adapter.parts} == {2.0}
+    assert adapter.held_bytes(2) == sum(
+        2 * tensor.numel() for tensor in load_file(path / "adapter_model.safetensors").values()
+    )
+    changed(path, use_rslora=True)
+    assert {part.scale for part in open_adapter(path, description).parts} == {4.0}
+    changed(path, use_rslora=False, alpha_pattern={"^model\\.layers\\.1\\.mlp\\.up_proj$": 1})
+    assert scales(open_adapter(path, description))["1.mlp.up_proj.lora_A.weight"] == 0.25
+    assert scales(open_adapter(path, description))["0.mlp.up_proj.lora_A.weight"] == 2.0
+    changed(path, alpha_pattern={"q_proj": 12}, rank_pattern={"q_proj": 4}, r=8)
+    with pytest.raises(ModelError, match=r"with rank 8 this model needs \[8, 128\]"):
+        open_adapter(path, description)
+
+
+def test_identity_is_the_content(given: Given, tmp_path: Path) -> None:
+    description, path = given
+    first = open_adapter(path, description).identity
+    other = tmp_path / "other"
+    path.rename(other)
+    assert open_adapter(other, description).identity == first
+    changed(other, lora_alpha=9)
+    second = open_adapter(other, description).identity
+    tensors = load_file(other / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] += 1
+    save_file(tensors, other / "adapter_model.safetensors")
+    assert len({first, second, open_adapter(other, description).identity}) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "trained biases"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
+        ({"peft_type": "IA3"}, "of type 'IA3'"),
+        ({"r": 0}, "r should be"),
+        ({"r": 513}, "r should be"),
+        ({"r": "4"}, "r should be"),
+        ({"rank_pattern": {"(a+)+b": 4}}, "regular expressions are not supported"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "q_proj should be"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+    ],
+)
+def test_settings_that_are_refused(given: Given, config: dict[str, Any], message: str) -> None:
+    description, path = given
+    changed(path, **config)
+    with pytest.raises(ModelError, match=message):
+        open_adapter(path, description)
+
+
+def test_weights_that_are_refused(given: Given) -> None:
+    description, path = given
+    file = path / "adapter_model.safetensors"
+    good = load_file(file)
+    first = next(name for name in sorted(good) if "lora_A" in name)
+    stem = "base_model.model.model.layers.7.mlp.up_proj"
+
+    def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
+        save_file(tensors, file)
+        with pytest.raises(ModelError, match=message):
+            open_adapter(path, description)
+
+    refused({name: t for name, t in good.items() if name != first}, r"lora_A of .* is missing")
+    refused({**good, first: torch.full_like(good[first], float("inf"))}, "not finite")
+    refused({**good, first: good[first][:, 1:].contiguous()}, "this model needs")
+    halves = {f"{stem}.lora_A.weight": torch.ones(4, 64), f"{stem}.lora_B.weight": torch.ones(1, 4)}
+    refused({**good, **halves}, "was it made for another one")
+    refused({**good, "base_model.model.../../x": torch.ones(1)}, "no half of an adapted")
+    refused({f"{stem}.lora_embedding_A": torch.ones(4, 1)}, "embeddings are not supported")
+    refused({}, "holds no adapter")
+    save_file(good, file)
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ModelError, match=r"damaged|truncated"):
+        open_adapter(path, description)
+    file.rename(path / "adapter_model.bin")
+    with pytest.raises(ModelError, match="is a pickle"):
+        open_adapter(path, description)
+    with pytest.raises(ModelError, match=r"has no adapter_config.json"):
+        open_adapter(path / "nothing", description)

@@ -1,0 +1,120 @@
+"""Adapters by the products of a decoder, against models they are merged into, in float32."""
+
+import random
+from dataclasses import replace as with_changes
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from torch import Tensor
+
+from checkpoint.adapter_files import LINEAR, adapter_tensors, merged, save_adapter
+from loire.checkpoint.adapter import open_adapter
+from loire.checkpoint.open import open_checkpoint
+from loire.kernels.interface import AdapterRows
+from loire.kernels.select import available_backends, select_backend
+from loire.models.adapters import adapt, drop_adapter, read_adapter
+from loire.models.decoder import Decoder
+from loire.models.loading import load_decoder
+from support.paged_driver import CPU, DrivenSequence, PagedDriver
+
+BACKENDS = [info.name for info in available_backends() if info.usable]
+SOME = ("llama_biases", "llama_head_dim_tied", "gemma3", "phi3", "gemma4_per_layer", "qwen2")
+TOKENS = [3 + (7 * i * i + i) % 125 for i in range(40)]
+
+
+def load(directory: Path, backend: str) -> Decoder:
+    return load_decoder(
+        open_checkpoint(directory),
+        dtype=torch.float32,
+        device=CPU,
+        backend=select_backend(backend, CPU, torch.float32),
+        max_model_len=128,
+    )
+
+
+class AdaptedDriver(PagedDriver):
+    """Every token has adapter number 5."""
+
+    number = 5
+
+    def step(self, rows, counts=None):  # type: ignore[no-untyped-def]
+        upload = self.decoder.backend.transfers.upload
+
+        def adapted(host, latest):  # type: ignore[no-untyped-def]
+            tokens, batch = upload(host, latest)
+            numbers = torch.full((len(host.token_ids),), self.number, dtype=torch.int32)
+            return tokens, with_changes(batch, adapters=AdapterRows(numbers))
+
+        self.decoder.backend.transfers.upload = adapted  # type: ignore[method-assign]
+        try:
+            return super().step(rows, counts)
+        finally:
+            self.decoder.backend.transfers.upload = upload  # type: ignore[method-assign]
+
+
+def logits(driver: PagedDriver) -> Tensor:
+    sequence = DrivenSequence()
+    pieces = [TOKENS[:20], TOKENS[20:35], *([token] for token in TOKENS[35:])]
+    return torch.cat([driver.step([(sequence, piece)])[0] for piece in pieces])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SOME)
+def test_an_adapter_is_as_if_merged(tmp_path: Path, name: str, backend: str) -> None:
+    """Also of part of the layers; dropped, it leaves every bit as it was."""
+    [family] = [family for family in FAMILIES if family.name == name]
+    model = family.save(tmp_path / "model")
+    rank = random.Random(name).choice((1, 3, 8, 16))
+    modules = (*LINEAR, "qkv_proj", "gate_up_proj", "per_layer_projection")
+    tensors = adapter_tensors(model, rank, modules)
+    if name == "qwen2":
+        tensors = {key: value for key, value in tensors.items() if ".layers.1." in key}
+    adapter = open_adapter(
+        save_adapter(tmp_path / "adapter", tensors, rank),
+        open_checkpoint(tmp_path / "model").description,
+    )
+    decoder = load(tmp_path / "model", backend)
+    plain = logits(PagedDriver(decoder))
+    weights = read_adapter(adapter, decoder, CPU)
+    adapt(decoder, 5, weights)
+    found = logits(AdaptedDriver(decoder))
+    merged(model, tensors, 2.0)
+    with torch.inference_mode():
+        expected = model(torch.tensor([TOKENS])).logits[0].float()
+    assert not torch.allclose(plain, expected, atol=0.01), "it matters"
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
+    assert torch.equal(logits(PagedDriver(decoder)), plain)
+    drop_adapter(decoder, 5, list(weights))
+    without = logits(AdaptedDriver(decoder))
+    torch.testing.assert_close(without, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_the_head_has_its_own(tmp_path: Path) -> None:
+    [family] = [family for family in FAMILIES if family.name == "qwen2"]
+    model = family.save(tmp_path / "model")
+    tensors = adapter_tensors(model, 4, ("lm_head",))
+    description = open_checkpoint(tmp_path / "model").description
+    adapter = open_adapter(save_adapter(tmp_path / "adapter", tensors, 4), description)
+    assert [part.target.product for part in adapter.parts] == ["lm_head"]
+
+
+def test_every_family_says_what_can_be_adapted(tmp_path: Path) -> None:
+    """As many products of those names as are made."""
+    from loire.checkpoint.adapter_targets import adapter_targets
+
+    family: Family
+    for family in FAMILIES:
+        family.save(tmp_path / family.name)
+        checkpoint = open_checkpoint(tmp_path / family.name)
+        decoder = load_decoder(
+            checkpoint,
+            dtype=torch.float32,
+            device=CPU,
+            backend=select_backend("reference", CPU, torch.float32),
+            max_model_len=64,
+        )
+        for target in adapter_targets(checkpoint.description).values():
+            product = decoder.products[target.product]
+            assert product.in_features == target.inputs, (family.name, target)

@@ -1,6 +1,7 @@
-"""How Python's callers name an adapter."""
+"""How people name adapters."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +15,12 @@ class LoRARequest:
     lora_name: str
     lora_int_id: int = 0
     lora_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAModule:
+    """An adapter that is served under a name. pinned: its weights stay in memory once read."""
+
+    name: str
+    path: Path
+    pinned: bool = False

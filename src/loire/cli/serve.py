@@ -6,6 +6,7 @@ from pathlib import Path
 from loire.cli.access_options import access_options, add_access_options, tls_files
 from loire.cli.limit_options import add_limit_options, server_limits
 from loire.cli.log_options import add_log_options, log_options
+from loire.cli.lora_options import add_lora_options
 from loire.cli.options import (
     DEFAULT_MODEL,
     MODEL_HELP,
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_access_options(parser)
     add_limit_options(parser)
     add_log_options(parser)
+    add_lora_options(parser)
     add_default_sampling_options(parser)
     add_engine_options(parser)
 
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         replicas=args.replicas,
         metrics_port=args.metrics_port,
         data_dir=args.data_dir,
+        lora_modules=tuple(args.lora_modules),
     )
     # Both sides import for a second or two: side by side.
     launched = launch() if settings.replicas is None else None

@@ -35,8 +35,10 @@ class AdapterNames:
     def __init__(
         self,
         description: ModelDescription,
-        announce: Callable[[AnnouncedAdapter], None],
+        announce: Callable[[AnnouncedAdapter], object],
     ) -> None:
+        self.reserved: frozenset[str] = frozenset()
+        """Names that stand for something else."""
         self._description = description
         self._announce = announce
         self._lock = threading.Lock()
@@ -67,6 +69,11 @@ class AdapterNames:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.strip():
             raise RequestError(
                 "the name of an adapter is 1 to 200 letters, digits, spaces or ._:@/+-",
+                param="lora_name",
+            )
+        if name in self.reserved:
+            raise RequestError(
+                f"{name!r} is the name of the model itself: take another for the adapter",
                 param="lora_name",
             )
         named = NamedAdapter(

@@ -15,6 +15,7 @@ from loire.base.step import StepRecord
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
+from loire.engine.adapters import AdapterNames
 from loire.engine.client import EngineClient
 from loire.engine.frontend import Frontend
 from loire.engine.inbox import Inboxes
@@ -31,6 +32,8 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
 
     plan_lines: tuple[str, ...] = ()
     """How the memory is used and what fits, in two lines."""
+    adapters: AdapterNames
+    """Names of adapters that requests may be for. Loading one takes a while: on a thread."""
 
     @classmethod
     async def create(
@@ -78,6 +81,12 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
             system=config.system,
         )
         self = cls(supervisor, inboxes, frontend, config, request_timeout_s)
+        loop = asyncio.get_running_loop()
+        self.adapters = AdapterNames(
+            checkpoint.description,
+            # (Before whatever those who load it ask of the loop next.)
+            lambda adapter: loop.call_soon_threadsafe(supervisor.announce, adapter),
+        )
         self.plan_lines = ready.plan_lines
         return self
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from loire.base import errors
 from loire.base.errors import EngineError, LoireError, RequestError
-from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.messages import AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 from loire.engine.journal import Entry, Journal
 from loire.engine.process import COMMAND, EngineProcess, Launched, launch
 from loire.engine.restarts import Restarts
 from loire.engine.wire import (
     Abort,
+    Announce,
     Begun,
     Failed,
     FromEngine,
@@ -93,6 +94,8 @@ class EngineSupervisor:
         self._options = options
         self._journal = Journal()
         self._aborts: list[Abort] = []
+        self._announced: dict[str, AnnouncedAdapter] = {}
+        """To each engine, before its first request."""
         self._flush: asyncio.Handle | None = None
         self._num_held_by_engine = 0
         self._process: EngineProcess | None = None
@@ -166,6 +169,12 @@ class EngineSupervisor:
         if self._journal.end_choice(request_id, choice):
             self._aborts.append(Abort(request_id, choice))
         self._flush_soon()
+
+    def announce(self, adapter: AnnouncedAdapter) -> None:
+        """From now on requests may name an adapter, in this engine and in those that follow it."""
+        self._announced[adapter.identity] = adapter
+        if self.ready is not None and self._process is not None:
+            self._process.send(frame(Announce(adapter)))
 
     # --- life -------------------------------------------------------------------------------
 
@@ -305,6 +314,8 @@ class EngineSupervisor:
         assert self._first_ready is not None
         if not self._first_ready.done():
             self._first_ready.set_result(ready)
+        assert self._process is not None
+        self._process.send(*(frame(Announce(adapter)) for adapter in self._announced.values()))
         self._on_ready(ready)
         self._flush_soon()
 

@@ -15,7 +15,7 @@ import msgspec
 
 from loire.base.config import EngineConfig, EngineOptions
 from loire.base.errors import EngineError
-from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.messages import AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 
 MAX_FRAME_BYTES = 256 * 2**20
@@ -51,6 +51,12 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
     request_id: str
     choice: int | None = None
+
+
+class Announce(msgspec.Struct, frozen=True, tag=True):
+    """To the engine: requests may name this adapter from now on."""
+
+    adapter: AnnouncedAdapter
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
@@ -91,7 +97,7 @@ class News(msgspec.Struct, frozen=True, tag=True):
     blocks_in_use: int
 
 
-ToEngine: TypeAlias = LoadModel | Submit | Abort
+ToEngine: TypeAlias = LoadModel | Submit | Abort | Announce
 FromEngine: TypeAlias = Loading | Ready | Failed | Begun | News
 
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

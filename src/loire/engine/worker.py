@@ -20,11 +20,12 @@ from loire.base.config import EngineConfig
 from loire.base.errors import EngineError, LoireError
 from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
-from loire.base.messages import SequenceUpdate
+from loire.base.messages import AnnouncedAdapter, SequenceUpdate
 from loire.engine.core import EngineCore
 from loire.engine.thread import Command, EngineThread
 from loire.engine.wire import (
     Abort,
+    Announce,
     Begun,
     Failed,
     FrameReader,
@@ -41,6 +42,7 @@ from loire.engine.wire import (
 )
 
 if TYPE_CHECKING:
+    from loire.execution.adapters import AdapterShelf
     from loire.execution.constraints import ConstraintFactory
 
 log = logging.getLogger("loire.engine")
@@ -66,6 +68,7 @@ class EngineWorker:
         self._sending = threading.Lock()
         self._reader = FrameReader()
         self._early: list[ToEngine] = []
+        self._adapters: AdapterShelf | None = None
 
     def run(self) -> None:
         """Load and compute until the supervisor hangs up."""
@@ -81,7 +84,7 @@ class EngineWorker:
             on_rest=lambda: self._tell_news(core, ()),
         )
         while messages := self._receive():
-            thread.send([_command(message) for message in messages])
+            thread.send([_command(message, self._announce) for message in messages])
 
     def _load(self) -> EngineCore | None:
         """The core of the model that the supervisor names; None if it cannot be loaded."""
@@ -105,6 +108,7 @@ class EngineWorker:
         except LoireError as error:
             self.send(Failed(type(error).__name__, str(error)))
             return None
+        self._adapters = engine.adapters
         engine.constraints.prepare()
         self.send(Ready(engine.config, engine.plan_lines, engine.kernels))
         return engine.core
@@ -122,6 +126,10 @@ class EngineWorker:
             on_begin=lambda request_ids: self.send(Begun(tuple(request_ids))),
             form_ready=constraints.ready,
         )
+
+    def _announce(self, adapter: AnnouncedAdapter) -> None:
+        assert self._adapters is not None, "the model is loaded"
+        self._adapters.announce(adapter)
 
     def send(self, message: FromEngine) -> None:
         """Send a message; blocks while the supervisor does not read. Ends the process with it."""
@@ -162,8 +170,10 @@ class EngineWorker:
         os._exit(0)
 
 
-def _command(message: ToEngine) -> Command:
+def _command(message: ToEngine, announce: Callable[[AnnouncedAdapter], None]) -> Command:
     match message:
+        case Announce(adapter):
+            return lambda core: announce(adapter)
         case Submit(request, ended_choices):
 
             def submit(core: EngineCore) -> None:

@@ -10,6 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +239,8 @@ async def _load(
 
     client: SupervisedEngine | RayFleetClient
     if settings.replicas is not None:
+        if settings.lora_modules:
+            raise ConfigError("--lora-modules are for one engine here, not for --replicas")
         client = await _join_fleet(settings, settings.replicas)
     else:
         client = await SupervisedEngine.create(
@@ -248,6 +251,15 @@ async def _load(
             request_timeout_s=settings.limits.request_timeout_s,
             on_failure=lose,
         )
+        client.adapters.reserved = frozenset(settings.names)
+        try:
+            for module in settings.lora_modules:
+                load = partial(client.adapters.load, pinned=module.pinned)
+                await asyncio.to_thread(load, module.name, module.path)
+        except BaseException:
+            await client.close()
+            raise
+        served.adapters = client.adapters
     served.set_ready(client)
     for line in client.plan_lines:
         log.info("%s", line)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loire.base.config import EngineOptions
+from loire.base.lora import LoRAModule
 from loire.server.access.limits import ServerLimits
 from loire.server.access.options import AccessOptions
 from loire.server.host.logs import LogOptions
@@ -24,6 +25,7 @@ class ServerSettings:
         replicas: engines that Ray keeps, at the start and at most; None is one engine here.
         tls: what it shows of itself; None speaks plain HTTP.
         metrics_port: of /metrics for everybody, beside the main one, which has it, too.
+        lora_modules: adapters that are served beside the model.
         data_dir: for files and batches; by default data in LOIRE_HOME.
     """
 
@@ -37,3 +39,4 @@ class ServerSettings:
     tls: TlsFiles | None = None
     metrics_port: int | None = None
     data_dir: Path | None = None
+    lora_modules: Sequence[LoRAModule] = ()

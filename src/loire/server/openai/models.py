@@ -12,13 +12,15 @@ router = APIRouter(prefix="/v1/models", responses=ERROR_RESPONSES)
 
 
 class Model(BaseModel):
-    """A name that requests can ask for. max_model_len: its window in tokens."""
+    """A name that requests can ask for. max_model_len: its window in tokens. parent: of an adapter,
+    the model that it is for."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["loire"] = "loire"
     max_model_len: int
+    parent: str | None = None
 
 
 class ModelList(BaseModel):
@@ -28,13 +30,15 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@router.get("")
+@router.get("", response_model_exclude_none=True)
 async def list_models(served: Served) -> ModelList:
-    """The served model under each of its names."""
-    return ModelList(data=[_model(served, name) for name in served.names])
+    """The served model under each of its names, and the adapters beside it."""
+    adapters = () if served.adapters is None else served.adapters.named
+    names = (*served.names, *(named.name for named in adapters))
+    return ModelList(data=[_model(served, name) for name in names])
 
 
-@router.get("/{model_id:path}")
+@router.get("/{model_id:path}", response_model_exclude_none=True)
 async def retrieve_model(model_id: str, served: Served) -> Model:
     """One model by its name."""
     return _model(served, model_id)
@@ -42,4 +46,5 @@ async def retrieve_model(model_id: str, served: Served) -> Model:
 
 def _model(served: ServedModel, name: str) -> Model:
     window = served.engine_for(name).config.max_model_len
-    return Model(id=name, created=served.created, max_model_len=window)
+    parent = served.names[0] if served.adapter_of(name) else None
+    return Model(id=name, created=served.created, max_model_len=window, parent=parent)

@@ -53,7 +53,9 @@ class CallClient:
         use: Use,
         ticket: Ticket,
         call: Call,
+        adapter: str = "",
     ) -> None:
+        """adapter: which one the call is for, by its content."""
         self._engine = engine
         self._preparations = served.preparations
         self._abandoned: Future[None] = Future()
@@ -63,6 +65,7 @@ class CallClient:
         self._use = use
         self._ticket = ticket
         self._call = call
+        self._adapter = adapter
 
     @property
     def config(self) -> EngineConfig:
@@ -98,6 +101,7 @@ class CallClient:
             priority=priority if least is None else max(priority, least),
             tenant=caller.tenant,
             abandoned=self._abandoned,
+            adapter=self._adapter,
         )
 
     async def prepare(self, request: Request, work: Callable[[], T]) -> T:
@@ -159,7 +163,13 @@ def admit(request: Request, model: str) -> CallClient:
     served: ServedModel = request.app.state.served
     engine = served.engine_for(model)
     client = CallClient(
-        engine, served, get_caller(scope), get_use(scope), get_ticket(scope), get_call(scope)
+        engine,
+        served,
+        get_caller(scope),
+        get_use(scope),
+        get_ticket(scope),
+        get_call(scope),
+        served.adapter_of(model),
     )
     client.take_place(1)
     return client

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from fastapi import Depends, Request
 
 from loire.base.errors import EngineError
+from loire.engine.adapters import AdapterNames
 from loire.server.access.admission import Admission
 from loire.server.observe.engine_state import EngineState
 from loire.server.observe.metrics import Metrics
@@ -40,6 +41,8 @@ class ServedModel:
         self.admission = admission or Admission()
         self.observer = Observer(Metrics(self._engine_state), log_prompts=log_prompts)
         self.preparations = Preparations()
+        self.adapters: AdapterNames | None = None
+        """Adapters that are served beside the model, once it is loaded; None: it can have none."""
         self._engine: ServedEngine | None = None
         if engine is not None:
             self.set_ready(engine)
@@ -85,7 +88,7 @@ class ServedModel:
 
     def engine_for(self, name: str) -> ServedEngine:
         """The engine of a model, as `engine`. Raises ApiError: 404 if there is no such model."""
-        if name not in self.names:
+        if name not in self.names and not self.adapter_of(name):
             known = ", ".join(repr(known) for known in self.names)
             raise ApiError(
                 404,
@@ -94,6 +97,10 @@ class ServedModel:
                 code="model_not_found",
             )
         return self.engine
+
+    def adapter_of(self, name: str) -> str:
+        """The content of the adapter of that name; "" for the model itself, and for nobody."""
+        return "" if self.adapters is None else self.adapters.identity(name) or ""
 
     def check_queue(self, tenant: str) -> None:
         """Raises ApiError (429) if the queue is full for this tenant.

@@ -1,0 +1,43 @@
+"""Flags of `loire serve` for adapters."""
+
+import argparse
+import json
+from pathlib import Path
+
+from loire.base.lora import LoRAModule
+
+
+def add_lora_options(parser: argparse.ArgumentParser) -> None:
+    """Which adapters are served."""
+    group = parser.add_argument_group("LoRA adapters")
+    group.add_argument(
+        "--lora-modules",
+        nargs="+",
+        type=parse_module,
+        default=[],
+        metavar="NAME=PATH",
+        help='adapters in PEFT\'s format to serve as models of these names; or JSON, {"name": ..., '
+        '"path": ..., "pinned": true}',
+    )
+
+
+def parse_module(text: str) -> LoRAModule:
+    """NAME=PATH, or a JSON object, as an argparse type."""
+    if not text.startswith("{"):
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+        return LoRAModule(name, Path(path))
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
+    # (base_model_name is vLLM's; the model that is served is the base.)
+    unknown = set(values) - {"name", "path", "pinned", "base_model_name"}
+    name, path, pinned = values.get("name"), values.get("path"), values.get("pinned", False)
+    are_texts = isinstance(name, str) and isinstance(path, str)
+    if unknown or not are_texts or not name or not path or not isinstance(pinned, bool):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} should be an object with name and path, and perhaps pinned (true or false)"
+        )
+    return LoRAModule(name, Path(path), pinned)

@@ -1,6 +1,8 @@
 """Calls are prepared on threads that no tenant can have all, and only while somebody waits."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,8 +31,7 @@ async def _stays() -> Message:
     raise AssertionError
 
 
-def test_a_tenant_cannot_have_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "NUM_THREADS", 5)
+def test_a_tenant_cannot_have_all_threads() -> None:
     preparations, gate, begun = Preparations(), threading.Event(), []
 
     def slow(number: int) -> Callable[[], int]:
@@ -56,7 +57,6 @@ def test_a_tenant_cannot_have_all_threads(monkeypatch: pytest.MonkeyPatch) -> No
     run(test)
     assert not preparations._places
     assert not preparations._num_calls
-    preparations.close()
 
 
 def test_who_leaves_gives_up_a_place_in_the_line_but_no_running_thread() -> None:
@@ -96,7 +96,24 @@ def test_who_leaves_gives_up_a_place_in_the_line_but_no_running_thread() -> None
 
     run(test)
     assert begun == ["slow"] * 4 + ["late"]
-    preparations.close()
+
+
+def test_a_server_that_stops_waits_for_no_thread() -> None:
+    code = (
+        "import asyncio, threading\n"
+        "from loire.server.serving.preparation import Preparations\n"
+        "from loire.server.access.caller import Caller\n"
+        "async def never():\n"
+        "    await asyncio.get_running_loop().create_future()\n"
+        "async def main():\n"
+        "    begun = threading.Event()\n"
+        "    work = lambda: (begun.set(), threading.Event().wait())\n"
+        "    task = asyncio.create_task(Preparations().run(Caller(), never, work))\n"
+        "    while not begun.is_set():\n"
+        "        await asyncio.sleep(0.001)\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_constraints_are_checked_for_the_tenant_and_a_crowd_gets_429(

@@ -1,15 +1,17 @@
 """Calls are made into requests on threads, of which no tenant can have all.
 
 Rendering a conversation, tokenizing it and having its form checked takes a while, seconds in bad
-cases. A call waits for a thread, and for what it does there, only as long as its client is there.
+cases. A call waits for a thread, and for what it does there, only as long as its client is there,
+and a server that stops waits for none of them.
 """
 
 import asyncio
 import contextlib
 import contextvars
+import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -20,8 +22,6 @@ from loire.server.web.connection import while_connected
 T = TypeVar("T")
 _Line = tuple[str, bool]
 
-NUM_THREADS = 32
-"""Most of them wait: for the process of the templates, or for that of the forms."""
 MAX_OF_TENANT = 4
 """Calls of one tenant, or lines of its batches, that are prepared at the same time."""
 MAX_OF_ALL = 24
@@ -32,7 +32,6 @@ class Preparations:
     """The threads of one server, and who waits for them. For one event loop at a time."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="loire-prepare")
         self._places: dict[_Line, asyncio.Semaphore] = {}
         self._num_calls: Counter[_Line] = Counter()
 
@@ -53,9 +52,9 @@ class Preparations:
         return await while_connected(receive, self._run(line, work, abandoned))
 
     async def _run(self, line: _Line, work: Callable[[], T], abandoned: "Future[None] | None") -> T:
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        loop = asyncio.get_running_loop()
         await self._enter(line)
-        running = self._threads.submit(context.run, work)
+        running = _on_a_thread(contextvars.copy_context(), work)
 
         def end(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended before
@@ -90,6 +89,21 @@ class Preparations:
         if not self._num_calls[line]:
             del self._places[line], self._num_calls[line]
 
-    def close(self) -> None:
-        """Take no more; what runs ends by itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+
+def _on_a_thread(context: contextvars.Context, work: Callable[[], T]) -> "Future[T]":
+    """What the work will return. The interpreter does not wait for such a thread when it ends, as
+    it would for those of an executor: what a hostile template does may take half a minute."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            result = context.run(work)
+        except BaseException as error:  # noqa: BLE001  raised where it is waited for
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name="loire-prepare", daemon=True).start()
+    return done

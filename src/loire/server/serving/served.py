@@ -118,7 +118,6 @@ class ServedModel:
 
     async def close(self) -> None:
         """Stop the engine, if there is one."""
-        self.preparations.close()
         if self._engine is not None:
             await self._engine.close()
 

@@ -21,6 +21,7 @@ from loire.kernels.interface import (
 )
 from loire.kernels.native.backend import NativeBackend, instruction_sets
 from loire.kernels.reference import ReferenceBackend
+from loire.kernels.reference_recurrent import read_state
 
 usable, why = NativeBackend.available()
 SHAPES = [
@@ -42,6 +43,7 @@ def backends() -> list[Backend]:
 
 
 BACKENDS = backends()
+NATIVE = [backend for backend in BACKENDS if isinstance(backend, NativeBackend)]
 
 
 class Slots:
@@ -158,10 +160,50 @@ def test_gated_delta_net(backend: Backend, shape: DeltaNetShape, dtype: torch.dt
             assert error < bound, error
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backend", NATIVE, ids=lambda b: str(b.numbers))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_bits_in_any_pieces(
+    backend: Backend, shape: DeltaNetShape, dtype: torch.dtype
+) -> None:
+    """Alone and whole as in company and in pieces, and so are the states that are left."""
+    torch.manual_seed(1)
+    weights = delta_weights(shape)
+    kernels, size = backend.recurrent, shape.channels + shape.value_size
+    given = [
+        (torch.randn(n, size).to(dtype), torch.randn(n, 2 * shape.num_value_heads).to(dtype))
+        for n in (150, 3, 66)
+    ]
+
+    def computed(rng: random.Random, which: Sequence[int], most: int) -> list[list[Tensor]]:
+        slots = Slots(delta_arrays(shape), len(which))
+        found = in_pieces(
+            rng,
+            slots,
+            [given[index] for index in which],
+            lambda x, ba, batch: kernels.gated_delta_net(
+                x, ba, weights, shape, batch, kernels.plan(batch), slots.cache
+            ),
+            most,
+        )
+        states = [read_state(slots.cache, arrays, slots.tables) for arrays in slots.cache.arrays]
+        return [[out, *(s[row] for s in states)] for row, out in enumerate(found)]
+
+    alone = [computed(random.Random(0), [i], 1000)[0] for i in range(len(given))]
+    together = computed(random.Random(2), range(len(given)), 130)
+    for mine, other in zip(alone, together, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(mine, other, strict=True))
+
+
 def in_pieces(
-    rng: random.Random, slots: Slots, given: Sequence[tuple[Tensor, ...]], compute: Compute
+    rng: random.Random,
+    slots: Slots,
+    given: Sequence[tuple[Tensor, ...]],
+    compute: Compute,
+    most: int = 130,
 ) -> list[Tensor]:
-    """Each sequence's results, computed in steps of random rows."""
+    """Each sequence's results, computed in steps of random rows of at most so many tokens; of more
+    than there are: each in one row."""
     done = [0] * len(given)
     results: list[list[Tensor]] = [[] for _ in given]
     while any(n < len(x[0]) for n, x in zip(done, given, strict=True)):
@@ -170,7 +212,10 @@ def in_pieces(
         if not rows:
             continue
         lens = [
-            min(rng.choice([1, 1, 2, 3, rng.randint(1, 130)]), len(given[r][0]) - done[r])
+            min(
+                rng.choice([1, 1, 2, 3, rng.randint(1, most)]) if most < 500 else most,
+                len(given[r][0]) - done[r],
+            )
             for r in rows
         ]
         batch = slots.batch(rows, [done[r] for r in rows], lens)

@@ -474,4 +474,17 @@ FAMILIES = [
             "tie_word_embeddings": True,
         },
     ),
+    Family(
+        "lfm2_moe",
+        "Lfm2Moe",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "routed_scaling_factor": 1.5,
+            "tie_word_embeddings": False,
+        },
+    ),
 ]

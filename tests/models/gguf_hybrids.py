@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 QWEN = ("qwen3next", "qwen35", "qwen35moe")
-LFM2 = ("lfm2",)
+LFM2 = ("lfm2", "lfm2moe")
 
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -45,6 +45,8 @@ _PARTS = {
     "conv.in_proj.bias": "shortconv.in_proj.bias",
     "conv.out_proj.weight": "shortconv.out_proj.weight",
     "conv.out_proj.bias": "shortconv.out_proj.bias",
+    "feed_forward.gate.weight": "ffn_gate_inp.weight",
+    "feed_forward.expert_bias": "exp_probs_b.bias",
     "feed_forward.w1.weight": "ffn_gate.weight",
     "feed_forward.w3.weight": "ffn_up.weight",
     "feed_forward.w2.weight": "ffn_down.weight",
@@ -55,6 +57,7 @@ for _kind in ("weight", "bias"):
 for _matrix in ("gate", "up", "down"):
     _PARTS[f"mlp.{_matrix}_proj.weight"] = f"ffn_{_matrix}.weight"
     _PARTS[f"mlp.experts.{_matrix}_proj.weight"] = f"ffn_{_matrix}_exps.weight"
+    _PARTS[f"feed_forward.experts.{_matrix}_proj.weight"] = f"ffn_{_matrix}_exps.weight"
     _PARTS[f"mlp.shared_expert.{_matrix}_proj.weight"] = f"ffn_{_matrix}_shexp.weight"
 
 

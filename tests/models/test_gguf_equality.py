@@ -182,6 +182,10 @@ CASES = [
     Case("lfm2", "lfm2", {"shortconv.l_cache": 3, "rope.freq_base": 1e6}),
     Case("lfm2_adjusted", "lfm2", {"shortconv.l_cache": 4, "rope.freq_base": 1e6,
                                    "feed_forward_length": 96}),
+    Case("lfm2_moe", "lfm2moe", {"shortconv.l_cache": 3, "rope.freq_base": 1e6,
+                                 "expert_count": 6, "expert_used_count": 2,
+                                 "expert_feed_forward_length": 48},
+         settings={"routed_scaling_factor": 1.0}),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",

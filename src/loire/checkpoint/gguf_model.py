@@ -93,7 +93,10 @@ def _common_name(name: str, family: GGUFFamily, path: str) -> tuple[str, str | N
     if match is None or match[2] not in parts:
         raise CheckpointError(f"{path}: tensor {name!r} has no place in this model")
     common = parts[match[2]]
-    return match[2], None if common is None else f"model.layers.{match[1]}.{common}{match[3]}"
+    if common is None:
+        return match[2], None
+    common = f"{common}{match[3]}".replace("_correction.bias", "_correction_bias")
+    return match[2], f"model.layers.{match[1]}.{common}"
 
 
 def end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:

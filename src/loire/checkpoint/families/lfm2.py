@@ -1,14 +1,15 @@
-"""LFM2: short convolutions, and attention in some layers."""
+"""LFM2: short convolutions, and attention in some layers; in its mixtures experts in most."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.description import ModelDescription, with_experts
 from loire.checkpoint.families import config_fields, gguf_fields
 from loire.checkpoint.families.common import dense
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gguf_fields import GGUFSource
+from loire.checkpoint.feed_forward import ExpertsDescription
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.recurrent_mixers import ShortConvolutionDescription
 
@@ -21,7 +22,9 @@ _NAMES = {
     "feed_forward.w1": "mlp.gate_proj",
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.gate": "mlp.gate",
 }
+_MATRICES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Of parts of layers -> common ones."""
 
 
@@ -68,17 +71,20 @@ def _intermediate_size(fields: Fields) -> int:
     return -(-int(multiplier * size) // multiple) * multiple
 
 
-def _lfm2(fields: Fields) -> ModelDescription:
+def _described(fields: Fields, architecture: str, intermediate_size: int) -> ModelDescription:
+    """With an MLP in every layer."""
     tied = fields.flag("tie_embedding", fields.flag("tie_word_embeddings", True))
     filled = config_fields.with_defaults(fields, bos_token_id=1, eos_token_id=2)
     changed = {
-        "intermediate_size": _intermediate_size(fields),
+        "intermediate_size": intermediate_size,
         "rms_norm_eps": fields.number("norm_eps", 1e-5, low=0.0, high=1.0),
         "tie_word_embeddings": tied,
     }
     filled = Fields({**filled.values, **changed}, fields.source)
     has_attention = _has_attention(fields)
-    common = config_fields.common(filled, "lfm2", max_positions=128_000, kv_heads=8, theta=1e6)
+    common = config_fields.common(
+        filled, architecture, max_positions=128_000, kv_heads=8, theta=1e6
+    )
     description = dense(common, (None,) * len(has_attention), qk_norm=True)
     return _with_convolutions(
         description,
@@ -88,9 +94,40 @@ def _lfm2(fields: Fields) -> ModelDescription:
     )
 
 
+def _lfm2(fields: Fields) -> ModelDescription:
+    return _described(fields, "lfm2", _intermediate_size(fields))
+
+
+def _lfm2_moe(fields: Fields) -> ModelDescription:
+    filled = config_fields.with_defaults(fields, num_experts=32, intermediate_size=7168)
+    description = _described(filled, "lfm2moe", filled.integer("intermediate_size"))
+    experts = config_fields.experts(
+        filled,
+        description,
+        count_key="num_experts",
+        top_k=4,
+        renormalise=fields.flag("norm_topk_prob", True),
+        scores="sigmoid",
+        intermediate_size=fields.integer("moe_intermediate_size", 1792),
+        choice_bias=fields.flag("use_expert_bias", True),
+    )
+    scale = fields.number("routed_scaling_factor", 1.0, low=1e-3, high=1e3)
+    experts = replace(experts, routing=replace(experts.routing, scale=scale))
+    num_dense = fields.integer("num_dense_layers", 2, low=0)
+    count = description.num_layers
+    return with_experts(description, [None if i < num_dense else experts for i in range(count)])
+
+
 def _common_name(name: str) -> str:
     if name.startswith("model.embedding_norm."):
         return name.replace("embedding_norm", "norm")
+    name = name.replace(".feed_forward.expert_bias", ".mlp.gate.e_score_correction_bias")
+    name = re.sub(
+        r"\.feed_forward\.experts\.(\d+)\.(w[123])\.",
+        lambda match: f".mlp.experts.{match[1]}.{_MATRICES[match[2]]}.",
+        name,
+    )
+    name = name.replace(".feed_forward.experts.", ".mlp.experts.")
     match = re.fullmatch(r"(model\.layers\.\d+)\.(.+)\.(weight|bias)", name)
     if match is None or match[2] not in _NAMES:
         return name
@@ -108,26 +145,45 @@ def _gguf(source: GGUFSource) -> ModelDescription:
         source = replace(source, own=Fields(values, own.source))
     common = gguf_fields.common(source)
     common.layer.update(qk_norm=True)
-    return _with_convolutions(
+    description = _with_convolutions(
         dense(common, (None,) * num_layers),
         has_attention,
         own.integer("shortconv.l_cache", low=2, high=64),
         bias=any(source.has(f"blk.{i}.shortconv.in_proj.bias") for i in range(num_layers)),
     )
+    found = gguf_fields.experts(source, description, scores="sigmoid")
+
+    def settled(index: int, experts: ExpertsDescription | None) -> ExpertsDescription | None:
+        if experts is None:
+            return None
+        return replace(experts, choice_bias=source.has(f"blk.{index}.exp_probs_b.bias"))
+
+    return with_experts(description, [settled(*pair) for pair in enumerate(found)])
+
+
+_GGUF_NAMES = {
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
+    "exp_probs_b": "mlp.gate.e_score_correction",
+}
+
+
+def _gguf_family(architecture: str) -> GGUFFamily:
+    return GGUFFamily(
+        architecture=architecture,
+        describe=_gguf,
+        names=_GGUF_NAMES,
+        top_names={"token_embd_norm.weight": "model.norm.weight"},
+    )
 
 
 LFM2 = Family(
-    model_type="lfm2",
-    describe=_lfm2,
+    model_type="lfm2", describe=_lfm2, common_name=_common_name, gguf=_gguf_family("lfm2")
+)
+LFM2_MOE = Family(
+    model_type="lfm2_moe",
+    describe=_lfm2_moe,
     common_name=_common_name,
-    gguf=GGUFFamily(
-        architecture="lfm2",
-        describe=_gguf,
-        names={
-            "shortconv.conv": "conv.conv",
-            "shortconv.in_proj": "conv.in_proj",
-            "shortconv.out_proj": "conv.out_proj",
-        },
-        top_names={"token_embd_norm.weight": "model.norm.weight"},
-    ),
+    gguf=_gguf_family("lfm2moe"),
 )

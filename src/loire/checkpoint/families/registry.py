@@ -7,7 +7,7 @@ from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from loire.checkpoint.families.gpt_oss import GPT_OSS
 from loire.checkpoint.families.granite import GRANITE, GRANITE_MOE
-from loire.checkpoint.families.lfm2 import LFM2
+from loire.checkpoint.families.lfm2 import LFM2, LFM2_MOE
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
@@ -32,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_5_MOE,
     GEMMA,
     LFM2,
+    LFM2_MOE,
     GEMMA2,
     GEMMA3,
     GEMMA4,

@@ -13,8 +13,8 @@ from loire.kernels.native.library import INTERFACE_VERSION, load_library
 from loire.kernels.native.linear import NativeLinearKernels
 from loire.kernels.native.pointwise import NativePointwise
 from loire.kernels.native.recording import NativeCapture
+from loire.kernels.native.recurrent import NativeRecurrent
 from loire.kernels.native.sampling import NativeSampling
-from loire.kernels.reference_recurrent import ReferenceRecurrent
 from loire.kernels.reference_transfers import ReferenceTransfers
 
 BATCH_INVARIANT_DTYPES = frozenset(TYPES)
@@ -52,7 +52,7 @@ class NativeBackend(Backend):
             numbers=f"native {INTERFACE_VERSION} {self.instruction_set}",
             linear=NativeLinearKernels(context),
             attention=NativeAttention(context),
-            recurrent=ReferenceRecurrent(),
+            recurrent=NativeRecurrent(context),
             pointwise=NativePointwise(context),
             sampling=NativeSampling(context),
             transfers=ReferenceTransfers(),

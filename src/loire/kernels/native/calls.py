@@ -259,6 +259,73 @@ class AttendCall(Call):
     ]
 
 
+class DeltaNetCall(Call):
+    """What loire_delta_net is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("plan", c_void_p),
+        ("qkv_gate", c_void_p),
+        ("beta_alpha", c_void_p),
+        ("filters", c_void_p),
+        ("rate", c_void_p),
+        ("decay_bias", c_void_p),
+        ("norm", c_void_p),
+        ("places", c_void_p),
+        ("pages", c_void_p),
+        ("mixed", c_void_p),
+        ("gates", c_void_p),
+        ("out", c_void_p),
+        ("num_pages", c_int64),
+        ("page_bytes", c_int64),
+        ("tokens", c_int64),
+        ("width", c_int64),
+        ("key_heads", c_int64),
+        ("value_heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("type", c_int32),
+        ("heads_in_turn", c_int32),
+        ("eps", c_float),
+    ]
+
+
+class ShortConvolutionCall(Call):
+    """What loire_short_convolution is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("plan", c_void_p),
+        ("gated", c_void_p),
+        ("filters", c_void_p),
+        ("bias", c_void_p),
+        ("places", c_void_p),
+        ("pages", c_void_p),
+        ("out", c_void_p),
+        ("num_pages", c_int64),
+        ("page_bytes", c_int64),
+        ("tokens", c_int64),
+        ("width", c_int64),
+        ("size", c_int64),
+        ("type", c_int32),
+    ]
+
+
+class GateCall(Call):
+    """What loire_gate is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("x", c_void_p),
+        ("gate", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("size", c_int64),
+        ("gate_size", c_int64),
+        ("type", c_int32),
+    ]
+
+
 def layout() -> str:
     """How the structs lie in memory, as source/api/layout.cpp describes its own."""
     return "".join(_described(struct) for struct in Call.__subclasses__())

@@ -9,7 +9,6 @@ from loire.kernels.native import calls
 from loire.kernels.native.context import NativeContext, address
 from loire.kernels.native.dtypes import type_number
 from loire.kernels.native.linear import GATES, NativeLinear
-from loire.kernels.reference_pointwise import ReferencePointwise
 
 
 class NativePointwise:
@@ -19,7 +18,7 @@ class NativePointwise:
         self._context = context
         self._norm = context.library.norm
         self._embed = context.library.embed
-        self._reference = ReferencePointwise()
+        self._gate = context.library.gate
         self._combine = context.library.combine
 
     def embed(
@@ -83,8 +82,25 @@ class NativePointwise:
         return x, residual
 
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
-        """x * sigmoid(gate)."""
-        return self._reference.gate(x, gate)
+        """x * sigmoid(gate), written over x."""
+        x, gate = self._context.results.dense(x), self._context.results.dense(gate)
+        (tokens, size), gate_size = x.shape, gate.shape[1]
+        if len(gate) != tokens or gate_size not in (1, size) or gate.dtype is not x.dtype:
+            raise ValueError(
+                f"gates of {tuple(gate.shape)} ({gate.dtype}) do not fit x of {tuple(x.shape)} "
+                f"({x.dtype})"
+            )
+        call = calls.GateCall(
+            x=x.data_ptr(),
+            gate=gate.data_ptr(),
+            out=x.data_ptr(),
+            tokens=tokens,
+            size=size,
+            gate_size=gate_size,
+            type=type_number(x.dtype),
+        )
+        self._context.run(self._gate, call)
+        return x
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y of [T, N], in x's dtype."""

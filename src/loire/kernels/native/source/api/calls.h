@@ -173,4 +173,44 @@ struct AttendCall {
     float softcap;              // 0: none
 };
 
+// The states lie in pages, page_bytes each; places: [arrays, 2], which page of a row's slot each array is
+// in, and bytes from there. The plan is one of block size 0.
+struct DeltaNetCall {
+    AttentionPlan* plan;
+    const void* qkv_gate;     // [T, C + Hv * value_dim]
+    const void* beta_alpha;   // [T, 2 * Hv]
+    const float* filters;     // [width, C]
+    const float* rate;        // [Hv]
+    const float* decay_bias;  // [Hv]
+    const float* norm;        // [value_dim]
+    const int64_t* places;
+    void* pages;
+    float* mixed;             // [T, C]: scratch
+    float* gates;             // [T, 2 * Hv + Hk]: scratch
+    void* out;                // [T, Hv * value_dim]
+    int64_t num_pages, page_bytes, tokens, width, key_heads, value_heads, key_dim, value_dim;
+    int32_t type, heads_in_turn;
+    float eps;
+};
+
+struct ShortConvolutionCall {
+    AttentionPlan* plan;
+    const void* gated;     // [T, 3 * size]
+    const float* filters;  // [width, size]
+    const float* bias;     // [size] or null
+    const int64_t* places;
+    void* pages;
+    void* out;             // [T, size]
+    int64_t num_pages, page_bytes, tokens, width, size;
+    int32_t type;
+};
+
+struct GateCall {
+    const void* x;     // [T, size]
+    const void* gate;  // [T, gate_size], gate_size being size or 1
+    void* out;         // [T, size], may be x
+    int64_t tokens, size, gate_size;
+    int32_t type;
+};
+
 }  // namespace loire

@@ -8,6 +8,7 @@
 #include "../kernels/table.h"
 #include "../kernels/vec16.h"
 #include "parts.h"
+#include "recurrent_parts.h"
 #if defined(LOIRE_AMX)
 #include "../kernels/linear_amx.h"
 #endif
@@ -52,7 +53,8 @@ const Operations LOIRE_TABLE = {
      multiply_float32_piece, FLOPS,
      LOIRE_PART(plain_cache_float32), LOIRE_PART(int8_cache_float32), LOIRE_PART(dense_float32),
      LOIRE_PART(int8_float32), LOIRE_PART(int4_float32), LOIRE_PART(blocks_float32),
-     LOIRE_PART(superblocks_float32), LOIRE_PART(float_blocks_float32)},
+     LOIRE_PART(superblocks_float32), LOIRE_PART(float_blocks_float32),
+     LOIRE_PART(recurrent_float32)},
     {norm_piece<bfloat16>, embed_piece<bfloat16>, combine_piece<bfloat16>, dequantize_piece<bfloat16>,
      sum_experts_piece<bfloat16>,
 #if defined(LOIRE_AMX)
@@ -62,6 +64,7 @@ const Operations LOIRE_TABLE = {
 #endif
      LOIRE_PART(plain_cache_bfloat16), LOIRE_PART(int8_cache_bfloat16), LOIRE_PART(dense_bfloat16),
      LOIRE_PART(int8_bfloat16), LOIRE_PART(int4_bfloat16), LOIRE_PART(blocks_bfloat16),
-     LOIRE_PART(superblocks_bfloat16), LOIRE_PART(float_blocks_bfloat16)}};
+     LOIRE_PART(superblocks_bfloat16), LOIRE_PART(float_blocks_bfloat16),
+     LOIRE_PART(recurrent_bfloat16)}};
 
 }  // namespace loire

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "operations.h"
+#include "recurrent_operations.h"
 
 namespace loire {
 
@@ -14,6 +15,7 @@ struct TypedOperations {
     const LinearOperations &dense, &int8, &int4;
     // Of 32 elements, and of 256; and those whose scale is a float.
     const BlockOperations &blocks, &superblocks, &float_blocks;
+    const RecurrentOperations& recurrent;
 
     // Null for a format that there is not.
     const LinearOperations* stored(BlockFormat format) const {

@@ -86,13 +86,14 @@ AttentionPlan::AttentionPlan(const int32_t* query_starts, const int32_t* context
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t queries = int64_t(query_starts[row + 1]) - query_starts[row];
         const int64_t context = context_lens[row];
-        if (queries < 0 || context < queries || context > table_size * block_size)
+        const bool has_room = block_size == 0 || context <= table_size * block_size;
+        if (queries < 0 || context < queries || !has_room)
             throw std::invalid_argument(
                 "row " + std::to_string(row) + " has " + std::to_string(queries) +
                 " queries and a context of " + std::to_string(context) +
                 " tokens, but its block table holds " + std::to_string(table_size * block_size));
         const int32_t* table = tables + row * table_size;
-        for (int64_t i = 0; i * block_size < context; ++i) {
+        for (int64_t i = 0; block_size > 0 && i * block_size < context; ++i) {
             lowest_block = std::min(lowest_block, table[i]);
             highest_block = std::max(highest_block, table[i]);
         }

@@ -23,6 +23,7 @@ struct AttentionPieces {
 // The rows of a step. Points into the caller's tensors, which must outlive it.
 class AttentionPlan {
   public:
+    // block_size 0: the rows have states, and the tables are the pages of their slots.
     // Throws std::invalid_argument if the lengths do not fit the block tables.
     AttentionPlan(const int32_t* query_starts, const int32_t* context_lens,
                   const int32_t* block_tables, int64_t rows, int64_t table_size,
@@ -30,6 +31,9 @@ class AttentionPlan {
 
     // Pieces for layers of this shape; made once.
     AttentionPieces& pieces(int64_t heads, int64_t kv_heads, int64_t window);
+
+    const int32_t* query_starts() const { return query_starts_; }
+    int64_t rows() const { return rows_; }
 
     const int32_t* block_tables;
     const int64_t table_size, block_size;

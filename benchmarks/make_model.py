@@ -3,10 +3,12 @@
     python benchmarks/make_model.py OUT                             # the 1B shape
     python benchmarks/make_model.py OUT --layers 4                  # a quarter of it
     python benchmarks/make_model.py OUT --shape 30b-a3b --layers 4  # Qwen3 30B-A3B's layers
+    python benchmarks/make_model.py OUT --shape 4b-hybrid --layers 8
 
 1b, which engines are compared on: Llama, hidden 2048, 16 layers, 32 heads, 8 KV heads of 64,
 intermediate 8192, tied embeddings, rope_theta 500000: 1.07 billion parameters. 30b-a3b: Qwen3-MoE,
 hidden 2048, 48 layers, 32 heads, 4 KV heads of 128, 128 experts of 768, of which a token chooses 8.
+4b-hybrid: Qwen3.5 4B's 32 layers, three gated delta nets before each attention.
 All: vocabulary 49152, 8192 positions, seed 0, deviation 0.02, bfloat16. The tokenizer is that of a
 GGUF model, by default SmolLM2's.
 """
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from loire.checkpoint.huggingface_config import describe
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
+from loire.checkpoint.weights import Filters, Vector, Weight, each
 from loire.text.tokenizer import load_tokenizer
 
 Shape = dict[str, Any]
@@ -55,6 +59,29 @@ SHAPES: dict[str, Shape] = {
         "rope_theta": 1000000.0,
         "tie_word_embeddings": False,
     },
+}
+SHAPES["4b-hybrid"] = {
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "hidden_size": 2560,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "intermediate_size": 9216,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+    },
+    "tie_word_embeddings": True,
 }
 COMMON: Shape = {
     "vocab_size": 49152,
@@ -93,47 +120,28 @@ def main() -> None:
 
 
 def random_weights(config: Shape) -> dict[str, torch.Tensor]:
+    """Of every weight that a model of this configuration has, by its name in such files."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, generator=generator) * 0.02).bfloat16()
 
-    def gated(prefix: str, inner: int) -> dict[str, torch.Tensor]:
-        return {
-            prefix + "gate_proj.weight": normal(inner, hidden),
-            prefix + "up_proj.weight": normal(inner, hidden),
-            prefix + "down_proj.weight": normal(hidden, inner),
-        }
+    def of(weight: Weight) -> dict[str, torch.Tensor]:
+        if isinstance(weight, Filters):
+            return {weight.name: normal(weight.channels, 1, weight.width)}
+        if isinstance(weight, Vector):
+            # Norms multiply by 1, with what they add.
+            value = 1.0 - weight.offset if "norm" in weight.name else 0.0
+            name = weight.name.replace(".dt.bias", ".dt_bias")
+            return {name: torch.full((weight.size,), value, dtype=torch.bfloat16)}
+        names = weight.parts or (weight.name,)
+        rows = weight.rows if weight.parts else (weight.outputs,)
+        pairs = zip(names, rows, strict=True)
+        return {f"{name}.weight": normal(count, weight.inputs) for name, count in pairs}
 
-    hidden, vocab, dim = config["hidden_size"], config["vocab_size"], config["head_dim"]
-    queries = config["num_attention_heads"] * dim
-    kept = config["num_key_value_heads"] * dim
-    has_experts = "num_experts" in config
-    ones = torch.ones(hidden, dtype=torch.bfloat16)
-    weights = {"model.embed_tokens.weight": normal(vocab, hidden), "model.norm.weight": ones}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        weights |= {
-            prefix + "input_layernorm.weight": ones.clone(),
-            prefix + "post_attention_layernorm.weight": ones.clone(),
-            prefix + "self_attn.q_proj.weight": normal(queries, hidden),
-            prefix + "self_attn.k_proj.weight": normal(kept, hidden),
-            prefix + "self_attn.v_proj.weight": normal(kept, hidden),
-            prefix + "self_attn.o_proj.weight": normal(hidden, queries),
-        }
-        if not has_experts:
-            weights |= gated(prefix + "mlp.", config["intermediate_size"])
-            continue
-        weights |= {
-            prefix + "self_attn.q_norm.weight": ones[:dim].clone(),
-            prefix + "self_attn.k_norm.weight": ones[:dim].clone(),
-            prefix + "mlp.gate.weight": normal(config["num_experts"], hidden),
-        }
-        for expert in range(config["num_experts"]):
-            name = f"{prefix}mlp.experts.{expert}."
-            weights |= gated(name, config["moe_intermediate_size"])
-    if not config["tie_word_embeddings"]:
-        weights["lm_head.weight"] = normal(vocab, hidden)
+    weights: dict[str, torch.Tensor] = {}
+    for weight in each(describe(config, "this shape").weights()):
+        weights |= of(weight)
     return weights
 
 

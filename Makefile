@@ -28,8 +28,9 @@ lint:
 types:
 	.venv/bin/mypy
 
+# A few processes at once, each file's tests in one of them.
 tests:
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest.
 lowest:

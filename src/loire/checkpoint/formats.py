@@ -50,6 +50,10 @@ IQ3_S = WeightFormat("IQ3_S", 256, 110)
 IQ4_NL = WeightFormat("IQ4_NL", 32, 18)
 IQ4_XS = WeightFormat("IQ4_XS", 256, 136)
 MXFP4 = WeightFormat("MXFP4", 32, 17)
+# Loire's own (loire quantize): codes of a fixed palette, and one scale for 64 of them.
+P2 = WeightFormat("P2", 64, 18)
+P3 = WeightFormat("P3", 64, 26)
+P4 = WeightFormat("P4", 64, 34)
 
 W4_128 = WeightFormat("W4_128", 128, 68)
 W4Z_128 = WeightFormat("W4Z_128", 128, 69)
@@ -63,7 +67,7 @@ _CODES_OF_EIGHT_BITS = WeightFormat("8 bits, a scale per 16", 256, 276)
 FORMATS: dict[str, WeightFormat] = {
     fmt.name: fmt
     for fmt in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ2_XXS,
-                IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, MXFP4)
+                IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, MXFP4, P2, P3, P4)
 }  # fmt: skip
 """Those that files have, by name."""
 

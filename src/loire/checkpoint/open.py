@@ -14,6 +14,7 @@ from loire.checkpoint import (
     quantized_tensors,
     safetensors_header,
     sampling_defaults,
+    saved_description,
 )
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo, TokenizerSource
 from loire.checkpoint.description import ModelDescription
@@ -101,15 +102,11 @@ def _open_directory(directory: Path) -> Checkpoint:
     if not config_path.exists():
         raise CheckpointError(f"{directory} has no config.json{_hint(directory)}")
     config = read_json(config_path)
-    quantization = quantization_config.parse(config, str(config_path))
-    family, _ = huggingface_config.family_of(config, str(config_path))
-    description = huggingface_config.describe(config, str(config_path))
+    is_own = config.get("model_type") == saved_description.MODEL_TYPE
+    read = _own_model if is_own else _hugging_face_model
+    description, tensors = read(directory, config, str(config_path))
     generation_config = _read_optional(directory / GENERATION_CONFIG)
     description = _with_generation_config(description, generation_config, directory)
-    stored = huggingface_config.tensors(
-        safetensors_header.read_directory(directory), family, description.num_layers
-    )
-    tensors = _read(quantized_tensors.combined(stored, quantization), description)
     description = _settle_tying(description, tensors)
     tokenizer_json = directory / "tokenizer.json"
     tokenizer_config = _read_optional(directory / "tokenizer_config.json")
@@ -134,6 +131,27 @@ def _read(
     """Those that the model has a use for, as far as the description tells."""
     unread = description.unread_names()
     return {name: info for name, info in tensors.items() if name not in unread}
+
+
+def _hugging_face_model(
+    directory: Path, config: Mapping[str, Any], source: str
+) -> tuple[ModelDescription, dict[str, TensorInfo]]:
+    quantization = quantization_config.parse(config, source)
+    family, _ = huggingface_config.family_of(config, source)
+    description = huggingface_config.describe(config, source)
+    stored = huggingface_config.tensors(
+        safetensors_header.read_directory(directory), family, description.num_layers
+    )
+    return description, _read(quantized_tensors.combined(stored, quantization), description)
+
+
+def _own_model(
+    directory: Path, config: Mapping[str, Any], source: str
+) -> tuple[ModelDescription, dict[str, TensorInfo]]:
+    """What `loire quantize` has written."""
+    description = saved_description.read(config, source)
+    stored = safetensors_header.read_directory(directory)
+    return description, saved_description.tensors(stored, config, source)
 
 
 def _hint(directory: Path) -> str:

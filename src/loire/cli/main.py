@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "simulate": "what a trace of traffic would meet in a fleet of replicas",
     "compare": "run a load through the batching policies, one after another",
     "trace": "draw the batch, slot by slot and step by step",
+    "quantize": "make a model smaller: few bits for each weight, as many as it needs",
     "bench": "run loads against the limits of this machine",
     "eval": "how good a model is: the perplexity of a text",
     "env": "versions, CPU features and which kernels are active",

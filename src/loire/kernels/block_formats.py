@@ -313,11 +313,41 @@ def pack_groups(fmt: WeightFormat, codes: Tensor, scales: Tensor, zeros: Tensor 
     return torch.cat(parts, dim=-1).flatten(1)
 
 
+PALETTES = {
+    2: (-127, -38, 38, 127),
+    3: (-127, -79, -45, -14, 14, 45, 79, 127),
+    4: (-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127),
+}
+"""What codes of P2, P3 and P4 stand for, by their bits: the levels with the least square error for
+normally distributed weights (Max 1960, "Quantizing for minimum distortion"), in whole numbers."""
+
+
+def _palette(bits: int, codes: Tensor, b: Tensor) -> Unpacked:
+    """codes: uint8 [rows, blocks, 64]."""
+    scales = _half(b[..., :2])
+    return Unpacked(_rows(_looked_up(PALETTES[bits], codes), 64), scales.flatten(1), None)
+
+
+def _p2(b: Tensor) -> Unpacked:
+    return _palette(2, _planes(b[..., 2:18].unflatten(-1, (2, 8)), 2).flatten(-3), b)
+
+
+def _p3(b: Tensor) -> Unpacked:
+    two = _planes(b[..., 2:18].unflatten(-1, (2, 8)), 2).flatten(-3)
+    third = _fifth_bits(b[..., 18:26].unflatten(-1, (2, 4))).flatten(-2) >> 2
+    return _palette(3, two | third, b)
+
+
+def _p4(b: Tensor) -> Unpacked:
+    return _palette(4, _nibbles(b[..., 2:].unflatten(-1, (2, 16))).flatten(-2), b)
+
+
 UNPACK: dict[str, Callable[[Tensor], Unpacked]] = {
     "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k,
     "Q5_K": _q5_k, "Q6_K": _q6_k, "Q3_K": _q3_k, "Q2_K": _q2_k, "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "W4_128": _w4, "W4Z_128": _w4z, "W4Z_32": _w4z,
-    "W8_128": _w8, "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
+    "W8_128": _w8, "P2": _p2, "P3": _p3, "P4": _p4,
+    "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
     "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
 }  # fmt: skip
 """By name: of uint8 [rows, blocks, bytes of a block]."""

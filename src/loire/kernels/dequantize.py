@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from loire.checkpoint.formats import WeightFormat
+from loire.kernels.block_formats import unpack
 
 Dequantize = Callable[[memoryview, WeightFormat, torch.dtype], Tensor]
 """Whole blocks of a format to its elements, flat: computed in float32, then rounded to the dtype.
@@ -42,8 +43,10 @@ def dequantize_by_library(data: memoryview, fmt: WeightFormat, dtype: torch.dtyp
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    kind = GGMLQuantizationType[fmt.name]
     blocks = np.frombuffer(data, dtype=np.uint8).reshape(-1, fmt.block_bytes)
+    kind = GGMLQuantizationType.__members__.get(fmt.name)
+    if kind is None:  # Loire's own
+        return unpack(torch.from_numpy(blocks), fmt).values().to(dtype).view(-1)
     result = torch.empty(len(blocks), fmt.block_elements, dtype=dtype)
     step = max(1, CHUNK_ELEMENTS // fmt.block_elements)
     for first in range(0, len(blocks), step):

@@ -76,7 +76,7 @@ def load_decoder(
         for index, layer in enumerate(description.layers):
             load = ahead.popleft().result()
             ahead.append(pool.submit(loader, next(waiting, ())))
-            layers.append(_layer(index, layer, weights.layers[index], load))
+            layers.append(build_layer(index, layer, weights.layers[index], load))
             if progress is not None:
                 progress((index + 1) / (description.num_layers + 1))
     final_norm = loader(weights.final_norm).vector(weights.final_norm)
@@ -97,9 +97,11 @@ def load_decoder(
     return decoder
 
 
-def _layer(
+def build_layer(
     index: int, description: LayerDescription, weights: LayerWeights, load: LayerLoader
 ) -> Layer:
+    """A layer from its weights; takes them out of the loader."""
+
     def norms(part: PartNorms | None) -> Norms | None:
         if part is None:
             return None

@@ -44,7 +44,7 @@ constexpr BlockOperations superblock_operations() {
     return result;
 }
 
-// Those whose blocks have a float as their scale.
+// Those whose blocks have a float as their scale, or a number for several groups.
 template <typename Element>
 constexpr BlockOperations float_block_operations() {
     BlockOperations result{};
@@ -57,6 +57,9 @@ constexpr BlockOperations float_block_operations() {
     set_blocks<Element, W4Z_128>(result, BlockFormat::W4Z_128);
     set_blocks<Element, W4Z_32>(result, BlockFormat::W4Z_32);
     set_blocks<Element, W8_128>(result, BlockFormat::W8_128);
+    set_blocks<Element, P2>(result, BlockFormat::P2);
+    set_blocks<Element, P3>(result, BlockFormat::P3);
+    set_blocks<Element, P4>(result, BlockFormat::P4);
     return result;
 }
 

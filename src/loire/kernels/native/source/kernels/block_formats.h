@@ -29,8 +29,8 @@ struct Block {
 };
 
 // What the scale of a group is: a number of its own, or a code times the block's number; or a float of
-// the block, by itself or times codes.
-enum class ScaleKind { HALF, BFLOAT16, CODE, FLOAT, FLOAT_CODE };
+// the block, by itself or times codes; or the block's number by itself, of two groups.
+enum class ScaleKind { HALF, BFLOAT16, CODE, FLOAT, FLOAT_CODE, BLOCK_HALF };
 
 // 32 codes of four bits: the lower halves of 16 bytes, then the upper.
 INLINE void nibbles(const uint8_t* source, uint8_t* codes) {
@@ -380,6 +380,37 @@ struct W8_128 : Layout<132, 128, 8, 128> {
     }
 };
 
+// Loire's own for few bits: codes of a palette, and a scale for 64.
+alignas(16) constexpr int8_t PALETTE_2[16] = {-127, -38, 38, 127};
+alignas(16) constexpr int8_t PALETTE_3[16] = {-127, -79, -45, -14, 14, 45, 79, 127};
+alignas(16) constexpr int8_t PALETTE_4[16] = {-127, -96, -75, -58, -44, -31, -18, -6,
+                                              6,    18,  31,  44,  58,  75,  96,  127};
+
+template <int BITS>
+struct PaletteBlock : Layout<2 + 8 * BITS, 64, BITS, 0> {
+    static constexpr bool HAS_TABLE = true;
+    static constexpr ScaleKind SCALE = ScaleKind::BLOCK_HALF;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.scale = two_bytes(source);
+        for (int half = 0; half < 2; ++half) {
+            uint8_t* codes = block.codes + half * 32;
+            if constexpr (BITS == 4) {
+                nibbles(source + 2 + half * 16, codes);
+            } else {
+                for (int i = 0; i < 32; ++i) {
+                    const int two = source[2 + half * 8 + i % 8] >> (i / 8 * 2) & 3;
+                    const int third = BITS == 3 ? source[18 + half * 4 + i / 8] >> (i % 8) & 1 : 0;
+                    codes[i] = uint8_t(two | third << 2);
+                }
+            }
+        }
+    }
+};
+
+struct P2 : PaletteBlock<2> { static constexpr const int8_t (&TABLE)[16] = PALETTE_2; };
+struct P3 : PaletteBlock<3> { static constexpr const int8_t (&TABLE)[16] = PALETTE_3; };
+struct P4 : PaletteBlock<4> { static constexpr const int8_t (&TABLE)[16] = PALETTE_4; };
+
 template <ScaleKind KIND>
 INLINE float scale_number(uint16_t bits) {
     if constexpr (KIND != ScaleKind::BFLOAT16) return half_at(&bits);
@@ -443,6 +474,9 @@ INLINE auto with_format(BlockFormat format, Call call) {
         case BlockFormat::W4Z_128: return call(W4Z_128{});
         case BlockFormat::W4Z_32: return call(W4Z_32{});
         case BlockFormat::W8_128: return call(W8_128{});
+        case BlockFormat::P2: return call(P2{});
+        case BlockFormat::P3: return call(P3{});
+        case BlockFormat::P4: return call(P4{});
     }
     __builtin_unreachable();
 }

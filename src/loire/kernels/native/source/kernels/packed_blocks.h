@@ -1,6 +1,6 @@
 // How weights in a block format are packed: their bits as they are, in another order.
 //
-// Panels of 32 outputs; in a panel, steps of as many inputs as a block has (32 or 256). A step is
+// Panels of 32 outputs; in a panel, steps of as many inputs as a block has (32 to 256). A step is
 //     where scales are codes: the blocks' scales, and then their minimums, of 32 outputs (halves)
 //     where they are floats: those of 32 outputs, and then their zero points, negated, in 64 bytes
 //     for each 32 inputs: the codes, then scales, then minimums of 32 outputs, for each of the format's
@@ -91,11 +91,14 @@ struct PackedBlocks {
     static constexpr bool IS_FLOAT = Format::SCALE == ScaleKind::FLOAT;
     static constexpr bool HAS_CODES =
         Format::SCALE == ScaleKind::CODE || Format::SCALE == ScaleKind::FLOAT_CODE;
-    static constexpr bool HAS_HALVES = Format::SCALE == ScaleKind::CODE;  // at the head
+    static constexpr bool IS_BLOCK_HALF = Format::SCALE == ScaleKind::BLOCK_HALF;
+    // Numbers of two bytes at the head.
+    static constexpr bool HAS_HALVES = Format::SCALE == ScaleKind::CODE || IS_BLOCK_HALF;
     static constexpr int64_t PARTS_OF_STEP = Format::ELEMENTS / STEP, GROUPS = Format::GROUPS;
     static constexpr int64_t NUMBERS_BYTES = PANEL * 2;  // of 32 outputs
     static constexpr int64_t FLOATS_BYTES = PANEL * 4, ZEROS_BYTES = 64;
-    static constexpr int64_t SCALE_BYTES = IS_FLOAT ? 0 : HAS_CODES ? PANEL * GROUPS : NUMBERS_BYTES;
+    static constexpr int64_t SCALE_BYTES =
+        IS_FLOAT || IS_BLOCK_HALF ? 0 : HAS_CODES ? PANEL * GROUPS : NUMBERS_BYTES;
     static constexpr int64_t SIDES = Format::HAS_MINIMUM ? 2 : 1;
     static constexpr int64_t HEAD_BYTES = HAS_HALVES ? SIDES * NUMBERS_BYTES
                                           : IS_FLOAT
@@ -122,6 +125,7 @@ struct PackedBlocks {
     // Scales, or (side 1) minimums, of a group of inputs and 16 outputs from `output` on.
     static INLINE Vec16 beside(const char* step, const char* part, int side, int group,
                                int64_t output) {
+        if constexpr (IS_BLOCK_HALF) return load_halves(step + output * 2);
         if constexpr (IS_FLOAT) {
             const Vec16 scales = load(reinterpret_cast<const float*>(step + output * 4));
             if (side == 0) return scales;
@@ -165,7 +169,7 @@ struct PackedBlocks {
                     else if constexpr (Format::HAS_MINIMUM)
                         scales[SCALE_BYTES + at] = char(block.minimum_codes[given]);
                 }
-            } else if constexpr (!IS_FLOAT) {
+            } else if constexpr (SCALE_BYTES > 0) {
                 number(scales, block.scale);
                 if constexpr (Format::HAS_MINIMUM) number(scales + SCALE_BYTES, block.minimum);
             }
@@ -180,7 +184,7 @@ struct PackedBlocks {
             block.number = float_at(step + output * 4);
             if constexpr (Format::HAS_MINIMUM) block.zero = int8_t(step[FLOATS_BYTES + output]);
         } else {
-            const char* numbers = HAS_CODES ? step : part(step, 0) + Codes::BYTES;
+            const char* numbers = HAS_HALVES ? step : part(step, 0) + Codes::BYTES;
             block.scale = number(numbers);
             if constexpr (Format::HAS_MINIMUM) block.minimum = number(numbers + NUMBERS_BYTES);
         }

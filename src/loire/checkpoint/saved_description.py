@@ -1,0 +1,138 @@
+"""A model's description in a config.json of Loire's own (model_type "loire"), and back.
+
+Directories that `loire quantize` writes say in it what their model is made of, whatever kind of
+file that came from, and in which formats their tensors are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from loire.base.errors import CheckpointError, UnsupportedModelError
+from loire.checkpoint.checkpoint import TensorInfo
+from loire.checkpoint.description import LayerDescription, ModelDescription
+from loire.checkpoint.feed_forward import GatedMLPDescription
+from loire.checkpoint.fields import MAX_POSITIONS
+from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.mixers import AttentionDescription
+
+MODEL_TYPE = "loire"
+VERSION = 1
+MOST = 2**28
+"""Of any size or count."""
+
+_KINDS: Mapping[str, type] = {
+    "attention": AttentionDescription,
+    "gated_mlp": GatedMLPDescription,
+}
+
+
+def written(description: ModelDescription) -> dict[str, Any]:
+    """As plain values."""
+    names = {kind: name for name, kind in _KINDS.items()}
+
+    def part(given: object) -> dict[str, Any] | None:
+        if given is None:
+            return None
+        return {"kind": names[type(given)], **msgspec.to_builtins(given)}
+
+    plain = {
+        field.name: msgspec.to_builtins(getattr(description, field.name))
+        for field in fields(description)
+        if field.name != "layers"
+    }
+    plain["layers"] = [
+        {
+            "mixer": part(layer.mixer),
+            "feed_forward": part(layer.feed_forward),
+            "norms": layer.norms,
+        }
+        for layer in description.layers
+    ]
+    return plain
+
+
+def read(config: Mapping[str, Any], source: str) -> ModelDescription:
+    """From a parsed config.json. Raises UnsupportedModelError for another version, CheckpointError
+    for what cannot be a model."""
+    if config.get("version") != VERSION:
+        raise UnsupportedModelError(
+            f"{source} has version {str(config.get('version'))[:20]}; this Loire reads {VERSION}"
+        )
+    given = config.get("description")
+    layers = given.get("layers") if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or not isinstance(layers, list) or not layers:
+        raise CheckpointError(f"{source} has no description of its layers")
+    try:
+        made = {
+            name: msgspec.convert(given[name], hint)
+            for name, hint in get_type_hints(ModelDescription).items()
+            if name != "layers" and name in given
+        }
+        description = ModelDescription(**made, layers=tuple(map(_layer, layers)))
+    except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is damaged: {str(error)[:200]}") from error
+    _check(description, source)
+    return description
+
+
+def tensors(
+    found: Mapping[str, TensorInfo], config: Mapping[str, Any], source: str
+) -> dict[str, TensorInfo]:
+    """With the formats and shapes that config.json gives those that are stored as bytes."""
+    formats = config.get("formats")
+    if not isinstance(formats, Mapping):
+        raise CheckpointError(f"{source} does not say in which formats its weights are")
+    made = {}
+    for name, info in found.items():
+        if info.format.name != "U8":
+            made[name] = info
+            continue
+        fmt = FORMATS.get(str(formats.get(name)))
+        if fmt is None or len(info.shape) != 2 or info.shape[1] % fmt.block_bytes:
+            raise CheckpointError(
+                f"{source}: tensor {name!r}, bytes of the shape {list(info.shape)}, is in no known "
+                f"format: {str(formats.get(name))[:40]!r}"
+            )
+        rows, num_bytes = info.shape
+        elements = num_bytes // fmt.block_bytes * fmt.block_elements
+        made[name] = replace(info, format=fmt, shape=(rows, elements))
+    return made
+
+
+def _layer(given: Mapping[str, Any]) -> LayerDescription:
+    def part(plain: Mapping[str, Any] | None) -> Any:
+        if plain is None:
+            return None
+        values = dict(plain)
+        return msgspec.convert(values, _KINDS[values.pop("kind")])
+
+    return LayerDescription(
+        mixer=part(given["mixer"]),
+        feed_forward=part(given["feed_forward"]),
+        norms=msgspec.convert(given["norms"], get_type_hints(LayerDescription)["norms"]),
+    )
+
+
+def _check(description: ModelDescription, source: str) -> None:
+    """Sizes are positive and not absurd, so that computing with them is safe."""
+    parts = [part for layer in description.layers for part in layer.parts]
+    for part in (description, *parts):
+        for name, hint in get_type_hints(type(part)).items():
+            value = getattr(part, name)
+            counts = type(value) is int and not name.endswith("_id") and name != "cache_of"
+            if counts and _is_size(hint) and not 0 < value <= MOST:
+                raise CheckpointError(f"{source}: {name} is {value}")
+    if description.max_positions > MAX_POSITIONS:
+        raise CheckpointError(f"{source}: max_positions is {description.max_positions}")
+    for attention in description.attentions:
+        if attention.num_heads % attention.num_kv_heads or attention.cache_of is not None:
+            raise CheckpointError(f"{source} has an attention that cannot be")
+
+
+def _is_size(hint: Any) -> bool:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return int in options

@@ -1,0 +1,223 @@
+"""One layer at a time over calibration text: what goes into its products, and what comes out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from loire.base.errors import UnsupportedModelError
+from loire.base.step import StepPlan, StepRow
+from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.description import LayerDescription, ModelDescription
+from loire.checkpoint.feed_forward import Activation, GatedMLPDescription
+from loire.checkpoint.mixers import AttentionDescription
+from loire.checkpoint.weights import Matrix, each
+from loire.execution.inputs import host_batch
+from loire.kernels.cpu import CpuBackend
+from loire.kernels.interface import FlatBatch, LayerCache, Linear, LowRank, Weight
+from loire.models.decoder import Layer
+from loire.models.layer_loader import LayerLoader, RotaryTables, Tensors, WeightReader
+from loire.models.loading import build_layer
+
+BLOCK = 16
+CPU = torch.device("cpu")
+
+
+@dataclass(slots=True)
+class Moments:
+    """Second moments of the inputs of products, by the names of their weights.
+
+    num_tokens: how many of a run's tokens count, the first ones; None for all.
+    """
+
+    num_tokens: int | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """float32 [in, in]: sums of x x^T."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Inputs [T, in]."""
+        wide = x[: self.num_tokens].float()
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(wide.shape[1], wide.shape[1])
+            self.counts[name] = 0
+        self.sums[name].addmm_(wide.T, wide)
+        self.counts[name] += len(wide)
+
+    def mean(self, name: str) -> Tensor:
+        """float32 [in, in], of one input."""
+        return self.sums[name] / self.counts[name]
+
+
+class _Watched:
+    """A product that tells what went into it."""
+
+    def __init__(self, inner: Linear, name: str, moments: Moments) -> None:
+        self.inner = inner
+        self.name = name
+        self.moments = moments
+        self.in_features = inner.in_features
+        self.out_features = inner.out_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inner.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.inner.weight_bytes
+
+    def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
+        self.moments.add(self.name, x)
+        return self.inner(x, batch, wide=wide)
+
+    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+        self.inner.adapt(number, parts)
+
+
+class _WatchingLoader(LayerLoader):
+    """Makes products that tell what went into them."""
+
+    moments: Moments | None = None
+
+    def linear(self, weight: Matrix, gate: Activation | None = None) -> Linear:
+        made = super().linear(weight, gate)
+        return made if self.moments is None else _Watched(made, weight.name, self.moments)
+
+
+class CalibrationRun:
+    """Texts of one length, computed layer by layer in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> None:
+        """texts: token ids, all of the same length. Raises UnsupportedModelError for layers of
+        another kind than attention and a gated MLP."""
+        self.description: ModelDescription = checkpoint.description
+        for index, layer in enumerate(self.description.layers):
+            _check_kind(index, layer)
+        self.weights = self.description.weights()
+        self.backend = CpuBackend()
+        self.reader = WeightReader(
+            checkpoint.tensors,
+            dtype=torch.float32,
+            device=CPU,
+            backend=self.backend,
+            quantization="none",
+        )
+        self.token_ids = torch.tensor([*texts], dtype=torch.int64)
+        """int64 [texts, tokens]."""
+        count, length = self.token_ids.shape
+        self._rotary = RotaryTables(length, CPU)
+        rows = tuple(
+            StepRow(index, tuple(ids), 0, samples=False) for index, ids in enumerate(texts)
+        )
+        per_text = -(-length // BLOCK)
+        tables = torch.arange(count * per_text, dtype=torch.int32).view(count, per_text)
+        host = host_batch(StepPlan(0, rows), tables.numpy(), BLOCK, lambda _: 0)
+        self._num_blocks = count * per_text
+        _, self._batch = self.backend.transfers.upload(host, torch.zeros(1, dtype=torch.int64))
+        self._plan = self.backend.attention.plan(self._batch, BLOCK)
+        unit = self.description.residual_multiplier
+        self._embedding_scale = self.description.embedding_scale / unit
+        self._stream_eps = self.description.norm_eps / unit**2
+
+    def layer_tensors(self, index: int) -> Tensors:
+        """All of a layer's, in float32, by name."""
+        return self.reader.read(tuple(each(self.weights.layers[index])))
+
+    def matrix(self, weight: Matrix) -> Tensor:
+        """A weight that is no layer's, float32 [outputs, inputs]."""
+        found = self.reader.read([weight])[f"{weight.name}.weight"]
+        assert isinstance(found, Tensor)
+        return found
+
+    @torch.inference_mode()
+    def embed(self, table: Tensor) -> Tensor:
+        """The stream before the first layer, float32 [T, E], with a table [V, E]."""
+        return table[self.token_ids.flatten()].float() * self._embedding_scale
+
+    @torch.inference_mode()
+    def layer(
+        self,
+        index: int,
+        tensors: Mapping[str, Weight],
+        streams: Sequence[Tensor],
+        moments: Moments | None = None,
+    ) -> list[Tensor]:
+        """Streams after a layer with these tensors as its weights: float32 [T, E] of what each was
+        before it."""
+        loader = _WatchingLoader(
+            self.reader,
+            dict(tensors),
+            self.description.norm_eps,
+            self._rotary,
+        )
+        loader.moments = moments
+        built = build_layer(
+            index, self.description.layers[index], self.weights.layers[index], loader
+        )
+        description = self.description.layers[index]
+        return [self._advance(built, description, stream) for stream in streams]
+
+    @torch.inference_mode()
+    def logits(self, stream: Tensor, head: Tensor) -> Tensor:
+        """float32 [T, V] of the stream after the last layer [T, E], with a head [V, E]."""
+        return self.logits_of(self.final_states(stream), head)
+
+    @torch.inference_mode()
+    def logits_of(self, states: Tensor, head: Tensor) -> Tensor:
+        """float32 [T, V] of what goes into the head [T, E]."""
+        logits = states @ head.T / self.description.logit_divisor
+        cap = self.description.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @torch.inference_mode()
+    def final_states(self, stream: Tensor) -> Tensor:
+        """What goes into the head, float32 [T, E]."""
+        norm = self.weights.final_norm
+        weight = self.reader.read([norm])[norm.name]
+        assert isinstance(weight, Tensor)
+        return self.backend.pointwise.rms_norm(stream, weight + norm.offset, self._stream_eps)
+
+    def _advance(self, layer: Layer, description: LayerDescription, stream: Tensor) -> Tensor:
+        pointwise, eps = self.backend.pointwise, self.description.norm_eps
+        assert layer.mixer is not None
+        assert layer.mixer_norms is not None
+        assert layer.mixer_norms.before is not None
+        assert layer.feed_forward is not None
+        assert layer.feed_forward_norms is not None
+        assert layer.feed_forward_norms.before is not None
+        cache = self._cache(description)
+        x = pointwise.rms_norm(stream, layer.mixer_norms.before, self._stream_eps)
+        remembered = layer.mixer.remember(x, self.backend, self._batch, self._plan, cache)
+        x = layer.mixer.recall(remembered, self.backend, self._batch, self._plan, cache)
+        if layer.mixer_norms.after is not None:
+            x = pointwise.rms_norm(x, layer.mixer_norms.after, eps)
+        stream = stream + x
+        x = pointwise.rms_norm(stream, layer.feed_forward_norms.before, self._stream_eps)
+        x = layer.feed_forward(x, self._batch)
+        if layer.feed_forward_norms.after is not None:
+            x = pointwise.rms_norm(x, layer.feed_forward_norms.after, eps)
+        return stream + x
+
+    def _cache(self, description: LayerDescription) -> LayerCache:
+        assert isinstance(description.mixer, AttentionDescription)
+        shape = (
+            self._num_blocks,
+            description.mixer.num_kv_heads,
+            BLOCK,
+            description.mixer.head_dim,
+        )
+        return LayerCache(torch.zeros(shape), torch.zeros(shape))
+
+
+def _check_kind(index: int, layer: LayerDescription) -> None:
+    plain = isinstance(layer.mixer, AttentionDescription) and isinstance(
+        layer.feed_forward, GatedMLPDescription
+    )
+    has_more = layer.per_layer_input is not None or layer.has_output_scale
+    if not plain or has_more or layer.norms == "after" or layer.cache_of(index) != index:
+        raise UnsupportedModelError(
+            f"layer {index} is not attention and a gated MLP alone, with norms before them: what "
+            f"`loire quantize` is made for"
+        )

@@ -1,0 +1,101 @@
+"""A quantized model as a directory: safetensors, a layer each, and a config.json that says all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from loire import __version__
+from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.saved_description import VERSION, written
+from loire.kernels.block_formats import StoredTensor
+from loire.text.tokenizer import Tokenizer
+
+Piece: TypeAlias = dict[str, "Tensor | StoredTensor"]
+"""Some of a model's tensors by name."""
+
+
+def write_piece(path: Path, piece: Mapping[str, Tensor | StoredTensor]) -> None:
+    """A whole safetensors file, or none: blocks as bytes, numbers in float32."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: tensor.blocks.contiguous()
+        if isinstance(tensor, StoredTensor)
+        else tensor.float().contiguous()
+        for name, tensor in piece.items()
+    }
+    formats = {
+        name: tensor.format.name
+        for name, tensor in piece.items()
+        if isinstance(tensor, StoredTensor)
+    }
+    new = path.with_suffix(".new")
+    save_file(tensors, str(new), metadata={"format": "pt", "formats": json.dumps(formats)})
+    new.replace(path)
+
+
+def read_piece(path: Path) -> Piece:
+    """What write_piece() wrote."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        formats = json.loads(file.metadata()["formats"])
+        found: Piece = {}
+        for name in file.keys():  # noqa: SIM118  no dictionary
+            tensor = file.get_tensor(name)
+            found[name] = (
+                StoredTensor(FORMATS[formats[name]], tensor) if name in formats else tensor
+            )
+    return found
+
+
+def finish(
+    folder: Path,
+    out: Path,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    report: Mapping[str, Any],
+) -> None:
+    """Make the folder of pieces a model's directory, and give it its name."""
+    places = {
+        name: path.name
+        for path in sorted(folder.glob("*.safetensors"))
+        for name in read_piece(path)
+    }
+    _write(
+        folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": report["num_bytes"]}, "weight_map": places},
+    )
+    _write(
+        folder / "config.json",
+        {
+            "model_type": "loire",
+            "version": VERSION,
+            "made_by": f"loire {__version__}",
+            "made_from": checkpoint.path.name,
+            **report,
+            "description": written(checkpoint.description),
+        },
+    )
+    tokenizer.rust.save(str(folder / "tokenizer.json"))
+    _write(folder / "tokenizer_config.json", dict(tokenizer.template_tokens))
+    _write(folder / "generation_config.json", dict(checkpoint.sampling_defaults))
+    template = checkpoint.chat_template
+    if template is not None:
+        named = {"default": template} if isinstance(template, str) else dict(template)
+        (folder / "chat_template.jinja").write_text(named.pop("default"), encoding="utf-8")
+        for name, text in named.items():
+            more = folder / "additional_chat_templates"
+            more.mkdir(exist_ok=True)
+            (more / f"{name}.jinja").write_text(text, encoding="utf-8")
+    for path in (folder / "asked.json", folder / "measured.json"):
+        path.unlink()
+    folder.replace(out)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

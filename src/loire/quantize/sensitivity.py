@@ -1,0 +1,154 @@
+"""What a model loses if one of its weights is rounded: measured on calibration text."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loire.base.errors import UnsupportedModelError
+from loire.checkpoint.weights import matrices
+from loire.kernels.block_formats import StoredTensor
+from loire.kernels.interface import Weight
+from loire.quantize.allocation import Candidate, Choice
+from loire.quantize.layer_run import CalibrationRun, Moments
+from loire.quantize.levels import LEVELS, Levels, levels_for
+from loire.quantize.rounding import round_to_nearest, weighted_error
+
+EVERY = 4
+"""One of so many positions is looked at for what comes next."""
+PROBE = "P3"
+"""The format whose harm is measured; that of others is as their errors are to its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Tensors that get one format, as they are one weight, or halves of a gated one."""
+
+    name: str
+    """Of the weight, or of the first tensor."""
+    tensors: tuple[str, ...]
+    inputs_of: str
+    """The matrix whose inputs are theirs."""
+
+
+def units(weights: object, present: Mapping[str, Weight]) -> Iterator[Unit]:
+    """Those of the matrices among some weights; routers stay as they are."""
+    for matrix in matrices(weights):
+        if matrix.role == "router":
+            continue
+        names = matrix.stored_weights(present)
+        if matrix.gated or len(names) == 1:
+            yield Unit(matrix.name, names, matrix.name)
+        else:
+            for name in names:
+                yield Unit(name.removesuffix(".weight"), (name,), matrix.name)
+
+
+def measure(run: CalibrationRun, progress: Callable[[float], None]) -> list[Candidate]:
+    """What each weight would cost in each format.
+
+    The unit is the Kullback-Leibler divergence of the next token's distribution, in nats, from what
+    the model says with all its weights as they were. One pass over the layers: the stream of each
+    model with one rounded weight goes on through the layers that follow, beside the true one.
+    """
+    table = run.matrix(run.weights.embedding)
+    found, streams = [_embedding(run, table)], [run.embed(table)]
+    streams.append(run.embed(found[0].rounded))
+    num_layers = run.description.num_layers
+    for index in range(num_layers):
+        tensors, moments = run.layer_tensors(index), Moments()
+        [before] = streams[:1]
+        streams = run.layer(index, tensors, streams[:1], moments) + run.layer(
+            index, tensors, streams[1:]
+        )
+        for unit in units(run.weights.layers[index], tensors):
+            trial, changed = _trial(unit, tensors, moments)
+            found.append(trial)
+            streams += run.layer(index, changed, [before])
+        progress((index + 1) / (num_layers + 1))
+    weights = run.weights
+    head = table if weights.head is None else run.matrix(weights.head)
+    states = [run.final_states(stream) for stream in streams]
+    truth = run.logits_of(states[0][::EVERY], head).log_softmax(-1)
+    harms = [_divergence(truth, run.logits_of(x[::EVERY], head)) for x in states[1:]]
+    candidates = [trial.candidate(harm) for trial, harm in zip(found, harms, strict=True)]
+    name = (weights.embedding if weights.head is None else weights.head).name
+    last = _Trial.of(name, head, states[0].square().mean(dim=0))
+    harm = _divergence(truth, run.logits_of(states[0][::EVERY], last.rounded))
+    if weights.head is None:
+        candidates[0] = _added(candidates[0], last.candidate(harm))
+    else:
+        candidates.append(last.candidate(harm))
+    progress(1.0)
+    return candidates
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A weight in the format whose harm is measured."""
+
+    name: str
+    num_elements: int
+    errors: Mapping[str, float]
+    """What each format gets wrong of the product, by name."""
+    probe: Levels
+    rounded: Tensor
+
+    @classmethod
+    def of(cls, name: str, weight: Tensor, importance: Tensor) -> "_Trial":
+        """importance: float32 [in], the mean squares of its inputs."""
+        formats = _formats(weight)
+        errors = {x.format.name: weighted_error(weight, importance, x) for x in formats}
+        probe = next((x for x in formats if x.format.name == PROBE), formats[0])
+        blocks = round_to_nearest(weight, importance, probe)
+        rounded = StoredTensor(probe.format, blocks).values()
+        return cls(name, weight.numel(), errors, probe, rounded)
+
+    def candidate(self, harm: float) -> Candidate:
+        """harm: of the format that was measured."""
+        unit = max(harm, 0.0) / max(self.errors[self.probe.format.name], 1e-30)
+        choices = [
+            Choice(levels.format.name, levels.bits, self.errors[levels.format.name] * unit)
+            for levels in LEVELS
+            if levels.format.name in self.errors
+        ]
+        return Candidate(self.name, self.num_elements, choices)
+
+
+def _embedding(run: CalibrationRun, table: Tensor) -> _Trial:
+    return _Trial.of(run.weights.embedding.name, table, torch.ones(table.shape[1]))
+
+
+def _trial(
+    unit: Unit, tensors: Mapping[str, Weight], moments: Moments
+) -> tuple[_Trial, dict[str, Weight]]:
+    """With a layer's tensors in which the unit's are rounded."""
+    parts = [part for name in unit.tensors if isinstance(part := tensors[name], Tensor)]
+    importance = moments.mean(unit.inputs_of).diagonal()
+    trial = _Trial.of(unit.name, torch.cat(parts), importance)
+    rounded = trial.rounded.split([len(part) for part in parts])
+    return trial, {**tensors, **dict(zip(unit.tensors, rounded, strict=True))}
+
+
+def _divergence(truth: Tensor, logits: Tensor) -> float:
+    """Mean over rows; truth: log-probabilities [T, V]."""
+    return float((truth.exp() * (truth - logits.log_softmax(-1))).sum(-1).mean())
+
+
+def _formats(weight: Tensor) -> tuple[Levels, ...]:
+    formats = levels_for(weight.shape[1])
+    if not formats:
+        raise UnsupportedModelError(
+            f"a weight has rows of {weight.shape[1]} numbers, which no format's groups of 32 fill"
+        )
+    return formats
+
+
+def _added(first: Candidate, second: Candidate) -> Candidate:
+    """One weight that is used twice."""
+    choices = [
+        Choice(a.name, a.bits, a.error + b.error)
+        for a, b in zip(first.choices, second.choices, strict=True)
+    ]
+    return Candidate(first.name, first.num_elements, choices)

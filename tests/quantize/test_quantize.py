@@ -1,0 +1,187 @@
+"""A whole run: what is written runs, says what it is, and goes on where it was broken off."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loire import LLM, SamplingParams
+from loire.base.errors import CheckpointError, ConfigError, UnsupportedModelError
+from loire.checkpoint.open import open_checkpoint
+from loire.cli.main import main
+from loire.kernels.block_formats import StoredTensor
+from loire.quantize import run as run_module
+from loire.quantize.calibration import read_text
+from loire.quantize.run import Report, quantize
+from loire.quantize.save import read_piece
+from loire.text.tokenizer import checkpoint_tokenizer
+from support.tiny_models import save_tiny_llama
+
+TEXT = read_text(None)[:3000]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("made") / "model"
+    return out, run(source, out)
+
+
+def run(source: Path, out: Path, **changes: Any) -> Report:
+    checkpoint = open_checkpoint(source)
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    return quantize(
+        checkpoint, tokenizer, changes.pop("text", TEXT), out, **{"bits": 4.0, **changes}
+    )
+
+
+def stored(tensor: Tensor | StoredTensor) -> tuple[str, list[list[int]]]:
+    """Format and bytes."""
+    if isinstance(tensor, StoredTensor):
+        return tensor.format.name, tensor.blocks.tolist()
+    return str(tensor.dtype), tensor.view(torch.uint8).tolist()
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return config
+
+
+def test_the_result_runs_like_the_rounded_weights(made: tuple[Path, Report]) -> None:
+    out, report = made
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    answers = []
+    for quantization in ("auto", "none"):
+        with LLM(str(out), dtype="float32", quantization=quantization) as llm:
+            answers.append(llm.generate(["Once upon a time"], params)[0].outputs[0].token_ids)
+    assert answers[0] == answers[1]
+    assert 3.0 < report.bits <= 4.0
+
+
+def test_the_directory_says_what_it_is(source: Path, made: tuple[Path, Report]) -> None:
+    out, report = made
+    config, before = config_of(out), open_checkpoint(source)
+    assert config["made_from"] == source.name
+    assert config["bits"] == report.bits
+    assert config["formats"] == report.formats
+    after = open_checkpoint(out)
+    assert after.description == before.description
+    assert {x.name for x in after.tensors.values()} == {x.name for x in before.tensors.values()}
+    assert after.chat_template == before.chat_template
+    files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    assert report.num_bytes <= files <= report.num_bytes + 8192
+    told = checkpoint_tokenizer(after).encode("The Loire")
+    assert told == checkpoint_tokenizer(before).encode("The Loire")
+
+
+def test_a_broken_run_goes_on_to_the_same_result(
+    source: Path, made: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = run_module.write_piece, []
+
+    def fails_at_the_second(path: Path, piece: run_module.Piece) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(path, piece)
+
+    out = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_piece", fails_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out)
+    assert not out.exists()
+    with pytest.raises(ConfigError, match="unfinished work on another"):
+        run(source, out, bits=5.0)
+    monkeypatch.setattr(run_module, "measure", None)  # that was done
+    assert run(source, out) == made[1]
+    for path in made[0].glob("*.safetensors"):
+        again, first = read_piece(out / path.name), read_piece(path)
+        assert {name: stored(x) for name, x in again.items()} == {
+            name: stored(x) for name, x in first.items()
+        }
+    assert not out.with_name("model.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"bits": 2.0}, "from 2.25 to 8.5"), ({"text": "Too short."}, "needs at least")],
+)
+def test_what_cannot_be_done_is_refused(
+    source: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(source, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exists already"):
+        run(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        ({"version": 2}, UnsupportedModelError),
+        ({"description": None}, CheckpointError),
+        ({"formats": {}}, CheckpointError),
+        ({"formats": None}, CheckpointError),
+    ],
+)
+def test_a_damaged_config_is_one_sentence(
+    made: tuple[Path, Report], tmp_path: Path, damage: dict[str, Any], error: type[Exception]
+) -> None:
+    for path in made[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config_of(made[0]) | damage))
+    with pytest.raises(error):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("vocab_size",), 0),
+        (("hidden_size",), -3),
+        (("hidden_size",), "64"),
+        (("layers", 0, "mixer", "num_kv_heads"), 0),
+        (("layers", 0, "mixer", "num_kv_heads"), 3),
+        (("layers", 0, "mixer", "head_dim"), 2**40),
+        (("layers", 0, "mixer", "kind"), "magic"),
+        (("layers", 1, "feed_forward", "intermediate_size"), None),
+        (("layers",), []),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(
+    made: tuple[Path, Report], tmp_path: Path, path: tuple[Any, ...], value: object
+) -> None:
+    for file in made[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = config_of(made[0])
+    place: Any = config["description"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, UnsupportedModelError)):
+        open_checkpoint(tmp_path)
+
+
+def test_the_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    arguments = ["quantize", str(source), "--bits", "5", "-o", str(tmp_path / "out"), "--json"]
+    assert main([*arguments, "--calibration", str(text), "--num-threads", "1"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["bits"] <= 5
+    assert sum(summary["formats"].values()) == 16
+    assert main([*arguments, "--calibration", str(tmp_path / "missing")]) == 1
+    assert "missing cannot be read" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
     variant = [{"prompt": [5, 6], "out": 2}]
     workload.write_text(json.dumps({"name": "tiny", "variants": [variant, variant]}))
     text = folder / "text.txt"
-    text.write_text("to be foretold")
+    text.write_text("to be foretold " * 40)
     return {
         "run": ["Hello", "-m", str(model), "--max-tokens", "2", *SMALL],
         "chat": [str(model), "--max-tokens", "2", *SMALL],
@@ -65,6 +65,11 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
         "trace": [],
         "bench": [str(model), "--workload", str(workload), *SMALL],
         "eval": ["perplexity", str(model), str(text), "--context", "8"],
+        "quantize": [
+            *[str(model), "--bits", "5", "-o", str(folder / "small"), "--num-threads", "1"],
+            *["--calibration", str(text)],
+        ],
+        "launch": ["codex", "--print", "-m", str(model)],
         "env": [],
         "keys": ["add", "alice", "--file", str(folder / "keys")],
     }[verb]

@@ -9,7 +9,11 @@ from gguf.constants import GGMLQuantizationType
 from loire.checkpoint.formats import BLOCK_FORMATS, FORMATS
 from loire.kernels.block_formats import UNPACK, StoredTensor, pack_groups, unpack
 
-GGUF = [name for name, fmt in FORMATS.items() if fmt.block_elements > 1]
+GGUF = [
+    name
+    for name, fmt in FORMATS.items()
+    if fmt.block_elements > 1 and name in GGMLQuantizationType.__members__
+]
 
 
 def random_blocks(fmt: str, rows: int, blocks: int, seed: int = 0) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """The batch: the sequences that hold memory and a slot, and what a step does with their pages."""
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequences
 from heapq import heappop, heappush
 from itertools import count
 
-from loire.memory.allocator import Admitted, KVAllocator, PageOperations
+from loire.memory.allocator import Admitted, BlockCopy, KVAllocator, PageOperations
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.recording import StepRecorder
 from loire.scheduling.sequence import Sequence, Status
@@ -88,8 +88,7 @@ class RunningBatch:
             return False
         self.operations.zeroed += operations.zeroed
         self.operations.snapshots += operations.snapshots
-        for copy in operations.copies:
-            self._add_copy(*copy)
+        self._add_copies(operations.copies)
         return True
 
     def preempt(self, sequence: Sequence) -> None:
@@ -111,12 +110,15 @@ class RunningBatch:
         if not self._policy.keeps(sequence):
             self._leave(sequence, forget=forget)
 
-    def _add_copy(self, source: int, target: int) -> None:
-        """Add a copy to the step. All are read before any is written, so that a copy of a copy (a
-        sibling that forks a parent whose block was copied just now) is taken from the original.
+    def _add_copies(self, copies: Iterable[BlockCopy]) -> None:
+        """Add a sequence's copies to the step. All are read before any is written, so a copy of
+        a copy (a sibling that forks a parent whose block was copied just now) is taken from the
+        original. The sequence's own among them, which may even swap two pages, are no such.
         """
         originals = {target: source for source, target in self.operations.copies}
-        self.operations.copies.append((originals.get(source, source), target))
+        self.operations.copies += [
+            (originals.get(source, source), target) for source, target in copies
+        ]
 
     def _leave(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._allocator.release(sequence.table, forget=forget)

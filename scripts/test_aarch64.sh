@@ -27,8 +27,8 @@ packages=(numpy sympy networkx jinja2 filelock fsspec typing-extensions setuptoo
 # Wheels for AArch64. What PyTorch needs is listed above: pip would find it for the machine it runs on.
 fetch_wheels() {
   .venv/bin/python -m pip install --quiet --only-binary=:all: --python-version 3.11 \
-    --implementation cp --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
-    --platform manylinux2014_aarch64 --target "$installed" "$@"
+    --implementation cp --platform manylinux_2_31_aarch64 --platform manylinux_2_28_aarch64 \
+    --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 --target "$installed" "$@"
 }
 
 # Programs for AArch64 need QEMU before them, also those that Python starts as sys.executable.

@@ -28,9 +28,8 @@ lint:
 types:
 	.venv/bin/mypy
 
-# A few processes at once, each file's tests in one of them.
 tests:
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest
 
 # The quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest.
 lowest:

@@ -3,10 +3,12 @@ hand from the specifications of the others. Each comes with the numbers that its
 for."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -49,6 +51,8 @@ def save_compressed(
     ignore: tuple[str, ...] = ("lm_head",),
 ) -> dict[str, Tensor]:
     """By compressed-tensors. The numbers of all weights, by the library's own reading."""
+    if sys.version_info < (3, 11):
+        pytest.skip("compressed-tensors needs Python 3.11")
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
         QuantizationArgs,

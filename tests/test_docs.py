@@ -86,6 +86,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("docs"), max_positions=4096)
 
 
+def save_french(model: Path) -> None:
+    """The adapter that pages speak of, below the working directory."""
+    from transformers import AutoModelForCausalLM
+
+    from support.adapter_files import adapter_tensors, save_adapter
+
+    tensors = adapter_tensors(AutoModelForCausalLM.from_pretrained(model), 4)
+    save_adapter(Path("adapters/french"), tensors, 4)
+
+
 @pytest.mark.parametrize(("place", "block"), PYTHON, ids=[place for place, _ in PYTHON])
 def test_python_runs(
     place: str, block: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,6 +103,8 @@ def test_python_runs(
     if any(package in block for package in ELSEWHERE):
         pytest.skip("tests/clients/ has it, with packages of its own")
     monkeypatch.chdir(tmp_path)
+    if "LoRARequest" in block:
+        save_french(model)
     reply = '{"name": "Ada", "age": 36}'
     with serving(FakeEngine(model, reply, window=4096)) as url:
         exec(compile(put_in(block, model, url), place, "exec"), {"__name__": "__main__"})

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from checkpoint.adapter_files import adapter_tensors, merged, save_adapter
 from loire import LLM, LoRARequest, SamplingParams
 from loire.base.errors import ModelError, RequestError
+from support.adapter_files import adapter_tensors, merged, save_adapter
 from support.tiny_models import save_tiny_llama
 
 RANKS = (1, 4, 16, 7)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoint.adapter_files import adapter_tensors, save_adapter
 from loire.base.errors import ModelError
 from loire.checkpoint.adapter import Adapter, open_adapter
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.open import open_checkpoint
+from support.adapter_files import adapter_tensors, save_adapter
 from support.tiny_models import save_tiny_llama
 
 Given = tuple[ModelDescription, Path]

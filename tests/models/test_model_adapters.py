@@ -9,7 +9,6 @@ import torch
 from families import FAMILIES, Family
 from torch import Tensor
 
-from checkpoint.adapter_files import LINEAR, adapter_tensors, merged, save_adapter
 from loire.checkpoint.adapter import open_adapter
 from loire.checkpoint.open import open_checkpoint
 from loire.kernels.interface import AdapterRows
@@ -17,6 +16,7 @@ from loire.kernels.select import available_backends, select_backend
 from loire.models.adapters import adapt, drop_adapter, read_adapter
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
+from support.adapter_files import LINEAR, adapter_tensors, merged, save_adapter
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
 BACKENDS = [info.name for info in available_backends() if info.usable]

@@ -11,7 +11,7 @@ import openai
 import pytest
 from transformers import AutoModelForCausalLM
 
-from checkpoint.adapter_files import adapter_tensors, save_adapter
+from support.adapter_files import adapter_tensors, save_adapter
 from support.server_process import START_S, Server, start, wait_for
 
 GREEDY: Any = {"temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from loire.base.errors import ConfigError
-from loire.quantize.allocation import Candidate, Choice, allocate
+from loire.quantize.allocation import Candidate, FormatCost, allocate
 
 BITS = (2.25, 3.25, 4.25, 5.5, 8.5)
 
@@ -16,7 +16,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
     for index in range(draw(st.integers(1, 6))):
         error, choices = draw(st.floats(1e-6, 1.0)), []
         for bits in BITS[draw(st.integers(0, 2)) :]:
-            choices.append(Choice(f"{bits}", bits, error))
+            choices.append(FormatCost(f"{bits}", bits, error))
             error *= draw(st.floats(0.01, 0.9))
         found.append(Candidate(f"w{index}", draw(st.integers(1, 10**6)), choices))
     return found
@@ -41,13 +41,13 @@ def test_the_average_holds_and_nothing_affordable_is_left(
 
 def test_what_is_sensitive_gets_more() -> None:
     def weight(name: str, harm: float) -> Candidate:
-        return Candidate(name, 1000, [Choice(f"{b}", b, harm * 4.0**-b) for b in BITS])
+        return Candidate(name, 1000, [FormatCost(f"{b}", b, harm * 4.0**-b) for b in BITS])
 
     chosen = allocate([weight("calm", 1.0), weight("sensitive", 1000.0)], 4.0)
     assert chosen["sensitive"].bits > chosen["calm"].bits
 
 
 def test_too_few_bits_are_refused_with_the_least() -> None:
-    candidate = Candidate("w", 100, [Choice("Q5_0", 5.5, 0.1)])
+    candidate = Candidate("w", 100, [FormatCost("Q5_0", 5.5, 0.1)])
     with pytest.raises(ConfigError, match=r"at least 5\.50"):
         allocate([candidate], 3.5)

@@ -7,7 +7,7 @@ from loire.base.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FormatCost:
     """A format that a weight could have."""
 
     name: str
@@ -23,11 +23,11 @@ class Candidate:
 
     name: str
     num_elements: int
-    choices: Sequence[Choice]
+    choices: Sequence[FormatCost]
     """With ascending bits."""
 
 
-def allocate(candidates: Sequence[Candidate], bits: float) -> Mapping[str, Choice]:
+def allocate(candidates: Sequence[Candidate], bits: float) -> Mapping[str, FormatCost]:
     """A choice for each, of an average of at most `bits` per weight, by a Lagrange multiplier: what
     a bit more saves is about the same everywhere; what is left over is spent where it saves most.
 
@@ -36,7 +36,7 @@ def allocate(candidates: Sequence[Candidate], bits: float) -> Mapping[str, Choic
     total = sum(candidate.num_elements for candidate in candidates)
     budget = bits * total
 
-    def cost(chosen: Mapping[str, Choice]) -> float:
+    def cost(chosen: Mapping[str, FormatCost]) -> float:
         return sum(chosen[c.name].bits * c.num_elements for c in candidates)
 
     chosen = {c.name: c.choices[0] for c in candidates}
@@ -56,7 +56,7 @@ def allocate(candidates: Sequence[Candidate], bits: float) -> Mapping[str, Choic
     return _spend_the_rest(candidates, chosen, budget - cost(chosen))
 
 
-def _cheapest(candidate: Candidate, price: float) -> Choice:
+def _cheapest(candidate: Candidate, price: float) -> FormatCost:
     """price: of a bit, in units of error."""
     return min(
         candidate.choices,
@@ -65,11 +65,11 @@ def _cheapest(candidate: Candidate, price: float) -> Choice:
 
 
 def _spend_the_rest(
-    candidates: Sequence[Candidate], chosen: Mapping[str, Choice], left: float
-) -> Mapping[str, Choice]:
+    candidates: Sequence[Candidate], chosen: Mapping[str, FormatCost], left: float
+) -> Mapping[str, FormatCost]:
     spent = dict(chosen)
     while True:
-        best: tuple[float, Candidate, Choice] | None = None
+        best: tuple[float, Candidate, FormatCost] | None = None
         for candidate in candidates:
             now = spent[candidate.name]
             for choice in candidate.choices:

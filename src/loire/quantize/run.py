@@ -3,6 +3,7 @@ memory. What is done is kept in a folder beside the result, and a run that was b
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
 from loire.kernels.block_formats import StoredTensor
-from loire.quantize.allocation import Candidate, Choice, allocate
+from loire.quantize.allocation import Candidate, FormatCost, allocate
 from loire.quantize.calibration import cut, num_calibrated
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, Levels
@@ -79,7 +80,7 @@ def quantize(
     chosen = work.chosen(lambda share: progress("measuring", share))
     rounding = _Rounding(checkpoint, texts, chosen, work)
     rounding.run(lambda share: progress("rounding", share))
-    report = rounding.report()
+    report = rounding.report(lambda share: progress("checking", share))
     finish(work.folder, out, checkpoint, tokenizer, asdict(report))
     return report
 
@@ -106,7 +107,7 @@ class _Work:
                 f"finish that, or remove the folder"
             )
 
-    def chosen(self, progress: Callable[[float], None]) -> Mapping[str, Choice]:
+    def chosen(self, progress: Callable[[float], None]) -> Mapping[str, FormatCost]:
         """The format of each weight."""
         path = self.folder / "measured.json"
         if not path.exists():
@@ -118,7 +119,7 @@ class _Work:
             Candidate(
                 entry["name"],
                 entry["num_elements"],
-                [Choice(**choice) for choice in entry["choices"]],
+                [FormatCost(**choice) for choice in entry["choices"]],
             )
             for entry in json.loads(path.read_text())
         ]
@@ -132,7 +133,7 @@ class _Rounding:
         self,
         checkpoint: Checkpoint,
         texts: list[list[int]],
-        chosen: Mapping[str, Choice],
+        chosen: Mapping[str, FormatCost],
         work: _Work,
     ) -> None:
         self._run = CalibrationRun(checkpoint, texts)
@@ -140,46 +141,53 @@ class _Rounding:
         self._work = work
         self._num_texts = num_calibrated(len(texts))
         self._num_tokens = self._num_texts * len(texts[0])
-        self._bytes = 0
-        self._elements = 0
 
     def run(self, progress: Callable[[float], None]) -> None:
         """All layers, then the embedding and the head."""
-        description, weights = self._run.description, self._run.weights
-        table = self._run.matrix(weights.embedding)
-        before = after = self._run.embed(table)
-        for index in range(description.num_layers):
-            tensors = self._run.layer_tensors(index)
-            path = self._work.folder / f"layer-{index:04}.safetensors"
-            [before] = self._run.layer(index, tensors, [before])
+        num_layers = self._run.description.num_layers
+        table = self._run.matrix(self._run.weights.embedding)
+        stream = self._run.embed(table)
+        for index in range(num_layers):
+            path = self._layer_path(index)
             if not path.exists():
-                moments = Moments(self._num_tokens)
-                self._run.layer(index, tensors, [after], moments)
+                tensors, moments = self._run.layer_tensors(index), Moments(self._num_tokens)
+                self._run.layer(index, tensors, [stream], moments)
                 write_piece(path, self._rounded_layer(index, tensors, moments))
-            piece = read_piece(path)
-            [after] = self._run.layer(index, self._values(piece), [after])
-            progress((index + 1) / (description.num_layers + 1))
-        self._before, self._after = before, after
-        self._round_ends(table)
+            [stream] = self._run.layer(index, _values(read_piece(path)), [stream])
+            progress((index + 1) / (num_layers + 1))
+        if not self._ends_path.exists():
+            write_piece(self._ends_path, self._rounded_ends(table, stream))
         progress(1.0)
 
-    def report(self) -> Report:
-        """When all is done."""
-        pieces = [read_piece(path) for path in sorted(self._work.folder.glob("*.safetensors"))]
-        stored = {name: tensor for piece in pieces for name, tensor in piece.items()}
-        blocks = {n: t for n, t in stored.items() if isinstance(t, StoredTensor)}
-        elements = sum(t.shape[0] * t.shape[1] for t in blocks.values())
-        head = self._run.weights.head
-        name = (self._run.weights.embedding if head is None else head).name
-        rounded = blocks[f"{name}.weight"].values()
-        matrix = self._run.matrix(self._run.weights.embedding if head is None else head)
+    def report(self, progress: Callable[[float], None]) -> Report:
+        """When all is done: the model as it was and as it is now, over the texts kept apart."""
+        weights, num_layers = self._run.weights, self._run.description.num_layers
+        head = weights.embedding if weights.head is None else weights.head
+        ends = read_piece(self._ends_path)
+        now, sizes = _values(ends), _Sizes()
+        sizes.add(ends)
+        before = self._run.embed(self._run.matrix(weights.embedding))
+        after = self._run.embed(now[f"{weights.embedding.name}.weight"])
+        for index in range(num_layers):
+            piece = read_piece(self._layer_path(index))
+            sizes.add(piece)
+            [before] = self._run.layer(index, self._run.layer_tensors(index), [before])
+            [after] = self._run.layer(index, _values(piece), [after])
+            progress((index + 1) / num_layers)
         return Report(
-            bits=sum(t.blocks.numel() for t in blocks.values()) * 8 / elements,
-            num_bytes=sum(_num_bytes(tensor) for tensor in stored.values()),
-            formats={n: t.format.name for n, t in blocks.items()},
-            perplexity_before=self._perplexity(self._before, matrix),
-            perplexity_after=self._perplexity(self._after, rounded),
+            bits=sizes.bits,
+            num_bytes=sizes.num_bytes,
+            formats=sizes.formats,
+            perplexity_before=self._perplexity(before, self._run.matrix(head)),
+            perplexity_after=self._perplexity(after, now[f"{head.name}.weight"]),
         )
+
+    @property
+    def _ends_path(self) -> Path:
+        return self._work.folder / "ends.safetensors"
+
+    def _layer_path(self, index: int) -> Path:
+        return self._work.folder / f"layer-{index:04}.safetensors"
 
     def _rounded_layer(
         self, index: int, tensors: Mapping[str, Tensor | StoredTensor], moments: Moments
@@ -194,12 +202,10 @@ class _Rounding:
                 rounded[name] = _rounded(tensor, inputs, levels)
         return rounded
 
-    def _round_ends(self, table: Tensor) -> None:
-        path = self._work.folder / "ends.safetensors"
-        if path.exists():
-            return
+    def _rounded_ends(self, table: Tensor, stream: Tensor) -> Piece:
+        """The embedding, the final norm and the head. stream: after the last layer."""
         weights, piece = self._run.weights, Piece()
-        states = self._run.final_states(self._after)[: self._num_tokens]
+        states = self._run.final_states(stream)[: self._num_tokens]
         moments = states.T @ states / len(states)
         levels = BY_NAME[self._chosen[weights.embedding.name].name]
         tied = weights.head is None
@@ -210,14 +216,7 @@ class _Rounding:
             levels = BY_NAME[self._chosen[weights.head.name].name]
             head = self._run.matrix(weights.head)
             piece[f"{weights.head.name}.weight"] = _rounded(head, moments, levels)
-        piece |= self._run.reader.read([weights.final_norm])
-        write_piece(path, piece)
-
-    def _values(self, piece: Piece) -> Piece:
-        return {
-            name: tensor.values() if isinstance(tensor, StoredTensor) else tensor
-            for name, tensor in piece.items()
-        }
+        return piece | self._run.reader.read([weights.final_norm])
 
     @torch.inference_mode()
     def _perplexity(self, stream: Tensor, head: Tensor) -> float:
@@ -231,8 +230,38 @@ def _rounded(weight: Tensor, inputs: Tensor, levels: Levels) -> StoredTensor:
     return StoredTensor(levels.format, round_with_feedback(weight, inputs, levels))
 
 
-def _num_bytes(tensor: Tensor | StoredTensor) -> int:
-    return tensor.nbytes if isinstance(tensor, Tensor) else tensor.blocks.nbytes
+def _values(piece: Piece) -> dict[str, Tensor]:
+    """The numbers that its tensors stand for."""
+    return {
+        name: tensor.values() if isinstance(tensor, StoredTensor) else tensor
+        for name, tensor in piece.items()
+    }
+
+
+class _Sizes:
+    """What pieces take."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.formats: dict[str, str] = {}
+        self._block_bytes = 0
+        self._elements = 0
+
+    @property
+    def bits(self) -> float:
+        """Per weight, of all that were rounded."""
+        return self._block_bytes * 8 / self._elements
+
+    def add(self, piece: Piece) -> None:
+        """Count one more."""
+        for name, tensor in piece.items():
+            if isinstance(tensor, Tensor):
+                self.num_bytes += tensor.nbytes
+                continue
+            self.num_bytes += tensor.blocks.nbytes
+            self._block_bytes += tensor.blocks.nbytes
+            self._elements += math.prod(tensor.shape)
+            self.formats[name] = tensor.format.name
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from loire import __version__
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.safetensors_header import read_file
 from loire.checkpoint.saved_description import VERSION, written
 from loire.kernels.block_formats import StoredTensor
 from loire.text.tokenizer import Tokenizer
@@ -62,9 +63,7 @@ def finish(
 ) -> None:
     """Make the folder of pieces a model's directory, and give it its name."""
     places = {
-        name: path.name
-        for path in sorted(folder.glob("*.safetensors"))
-        for name in read_piece(path)
+        name: path.name for path in sorted(folder.glob("*.safetensors")) for name in read_file(path)
     }
     _write(
         folder / "model.safetensors.index.json",

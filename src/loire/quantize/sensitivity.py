@@ -10,7 +10,7 @@ from loire.base.errors import UnsupportedModelError
 from loire.checkpoint.weights import matrices
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Weight
-from loire.quantize.allocation import Candidate, Choice
+from loire.quantize.allocation import Candidate, FormatCost
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, Levels, levels_for
 from loire.quantize.rounding import round_to_nearest, weighted_error
@@ -109,7 +109,7 @@ class _Trial:
         """harm: of the format that was measured."""
         unit = max(harm, 0.0) / max(self.errors[self.probe.format.name], 1e-30)
         choices = [
-            Choice(levels.format.name, levels.bits, self.errors[levels.format.name] * unit)
+            FormatCost(levels.format.name, levels.bits, self.errors[levels.format.name] * unit)
             for levels in LEVELS
             if levels.format.name in self.errors
         ]
@@ -148,7 +148,7 @@ def _formats(weight: Tensor) -> tuple[Levels, ...]:
 def _added(first: Candidate, second: Candidate) -> Candidate:
     """One weight that is used twice."""
     choices = [
-        Choice(a.name, a.bits, a.error + b.error)
+        FormatCost(a.name, a.bits, a.error + b.error)
         for a, b in zip(first.choices, second.choices, strict=True)
     ]
     return Candidate(first.name, first.num_elements, choices)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from loire.base.step import PENDING_TOKEN, StepPlan, StepRow
@@ -15,6 +16,14 @@ CPU = torch.device("cpu")
 
 def row(seq_id: int, tokens: tuple[int, ...], start: int) -> StepRow:
     return StepRow(seq_id=seq_id, token_ids=tokens, start=start, samples=True)
+
+
+@pytest.mark.parametrize("tokens", [(5,), (5, 6)])
+def test_tokens_have_no_slots_in_a_state(tokens: tuple[int, ...]) -> None:
+    tables = np.array([[3, 6], [1, 2]], dtype=np.int32)
+    host = host_batch(StepPlan(0, (row(4, tokens, 9), row(2, tokens, 0))), tables, 0, lambda _: 0)
+    assert host.slots.tolist() == []
+    assert host.positions.tolist() == [*range(9, 9 + len(tokens)), *range(len(tokens))]
 
 
 def test_rows_one_after_another() -> None:

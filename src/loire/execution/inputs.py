@@ -63,7 +63,7 @@ def _decoding_tokens(
     first call of any function of numpy takes 20 microseconds: lists are faster here."""
     slots = [
         tables.item(row, start // block_size) * block_size + start % block_size
-        for row, start in enumerate(starts)
+        for row, start in enumerate(starts if block_size else ())
     ]
     return (
         np.array(starts, dtype=np.int64),

@@ -6,14 +6,9 @@ from typing import Any
 
 import pytest
 
-from loire.base.config import EngineOptions
-from loire.checkpoint.open import open_checkpoint
-from loire.engine.start import Engine, load_engine
-from loire.kernels.native.backend import NativeBackend
-from support.engine_runs import Tokens, played, requests
+from support.engine_runs import Tokens, each_alone, played, requests, start, usable_backend
 from support.recorded_models import save
 
-usable, why = NativeBackend.available()
 BACKENDS = [
     {"kernels": "reference", "dtype": "float32"},
     {"kernels": "native", "dtype": "bfloat16"},
@@ -29,23 +24,12 @@ def gemma4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda given: " ".join(given.values()))
 def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
-    given: dict[str, Any] = request.param
-    if given["kernels"] == "native" and not usable:
-        pytest.skip(why)
-    return given
-
-
-def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
-    given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": 64}
-    options = {**backend, **given, "num_threads": 1, **options}
-    return load_engine(open_checkpoint(path), EngineOptions(**options), name="gemma4")
+    return usable_backend(request)
 
 
 @pytest.fixture(scope="module")
 def alone(gemma4: Path, backend: dict[str, Any]) -> Tokens:
-    """Each by itself, its prompt in one step, without a cache."""
-    engine = start(gemma4, backend, enable_prefix_caching=False, max_num_batched_tokens=512)
-    return {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
+    return each_alone(gemma4, backend, requests())
 
 
 @pytest.mark.parametrize("depth", [1, 2])

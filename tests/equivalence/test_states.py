@@ -9,14 +9,10 @@ from typing import Any
 import pytest
 
 from loire import SamplingParams
-from loire.base.config import EngineOptions
 from loire.base.messages import EngineRequest
-from loire.checkpoint.open import open_checkpoint
-from loire.engine.start import Engine, load_engine
-from loire.kernels.native.backend import NativeBackend
+from support.engine_runs import Tokens, each_alone, played, start, usable_backend
 from support.recorded_models import save
 
-usable, why = NativeBackend.available()
 BACKENDS = [
     {"kernels": "reference", "dtype": "float32"},
     {"kernels": "cpu", "dtype": "float32"},
@@ -24,7 +20,6 @@ BACKENDS = [
     {"kernels": "native", "dtype": "bfloat16"},
     {"kernels": "native", "dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"},
 ]
-Tokens = dict[str, list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +30,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda given: " ".join(given.values()))
 def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
-    given: dict[str, Any] = request.param
-    if given["kernels"] == "native" and not usable:
-        pytest.skip(why)
-    return given
+    return usable_backend(request)
 
 
 def requests() -> list[EngineRequest]:
@@ -63,38 +55,9 @@ def requests() -> list[EngineRequest]:
     ]
 
 
-def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
-    given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": 64}
-    options = {**backend, **given, "num_threads": 1, **options}
-    return load_engine(open_checkpoint(path), EngineOptions(**options), name="hybrid")
-
-
-def played(
-    engine: Engine, given: Sequence[EngineRequest], then: Sequence[EngineRequest] = ()
-) -> Tokens:
-    """then: requests that come when the first ones have been computed for 12 steps."""
-    tokens: Tokens = {}
-    for request in given:
-        engine.core.add(request)
-    while engine.core.has_work:
-        if len(engine.core.records) == 12:
-            for request in then:
-                engine.core.add(request)
-            then = ()
-        for update in engine.core.step():
-            assert update.error is None
-            name = f"{update.request_id} {update.choice}"
-            tokens.setdefault(name, []).extend(update.token_ids)
-        engine.core.scheduler.allocator.check()
-    assert engine.core.scheduler.allocator.counts.in_use == 0
-    return tokens
-
-
 @pytest.fixture(scope="module")
 def alone(hybrid: Path, backend: dict[str, Any]) -> Tokens:
-    """Each by itself, its prompt in one step, without a cache."""
-    engine = start(hybrid, backend, enable_prefix_caching=False, max_num_batched_tokens=512)
-    return {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
+    return each_alone(hybrid, backend, requests())
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -131,7 +94,7 @@ def test_preempted(
     )
     given = requests()
     late = [replace(request, priority=1) for request in given[2:5]]
-    assert played(engine, late, then=[*given[:2], *given[5:]]) == alone
+    assert played(engine, late, then=[*given[:2], *given[5:]], after=12) == alone
     assert sum(record.num_preemptions for record in engine.core.records) >= 2
 
 

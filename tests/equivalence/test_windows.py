@@ -8,23 +8,26 @@ from typing import Any
 import pytest
 
 from loire import SamplingParams
-from loire.base.config import EngineOptions
 from loire.base.messages import EngineRequest
 from loire.base.step import StepRecord
-from loire.checkpoint.open import open_checkpoint
-from loire.engine.start import Engine, load_engine
-from loire.kernels.native.backend import NativeBackend
-from support.engine_runs import Tokens, played, requests
+from support.engine_runs import (
+    BUDGET,
+    Tokens,
+    each_alone,
+    played,
+    requests,
+    start,
+    usable_backend,
+)
 from support.recorded_models import save
 
-usable, why = NativeBackend.available()
 BACKENDS = [
     {"kernels": "reference", "dtype": "float32"},
     {"kernels": "cpu", "dtype": "float32"},
     {"kernels": "native", "dtype": "bfloat16"},
     {"kernels": "native", "dtype": "bfloat16", "kv_cache_dtype": "int8"},
 ]
-WINDOW, BUDGET = 24, 64
+WINDOW = 24
 PAGE_LAYERS = 5
 """Layers with a window; the one that sees everything has five times the tokens in a block."""
 
@@ -37,23 +40,12 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda given: " ".join(given.values()))
 def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
-    given: dict[str, Any] = request.param
-    if given["kernels"] == "native" and not usable:
-        pytest.skip(why)
-    return given
-
-
-def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
-    given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": BUDGET}
-    options = {**backend, **given, "num_threads": 1, **options}
-    return load_engine(open_checkpoint(path), EngineOptions(**options), name="gemma3")
+    return usable_backend(request)
 
 
 @pytest.fixture(scope="module")
 def alone(gemma3: Path, backend: dict[str, Any]) -> Tokens:
-    """Each by itself, its prompt in one step, without a cache."""
-    engine = start(gemma3, backend, enable_prefix_caching=False, max_num_batched_tokens=512)
-    return {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
+    return each_alone(gemma3, backend, requests())
 
 
 @pytest.mark.parametrize("depth", [1, 2])

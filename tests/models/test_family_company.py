@@ -1,7 +1,6 @@
 """Of every family: each sequence gets the same tokens alone, in a batch, preempted and cached."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from loire.base.config import EngineOptions
 from loire.base.messages import EngineRequest
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.start import Engine, load_engine
+from support.engine_runs import played
 
 NUM_TOKENS = 16
 
@@ -53,26 +53,6 @@ def requests() -> list[EngineRequest]:
     ]
 
 
-def played(
-    engine: Engine, given: list[EngineRequest], then: Sequence[EngineRequest] = ()
-) -> dict[str, list[int]]:
-    """then: requests that come after six steps."""
-    tokens: dict[str, list[int]] = {}
-    for request in given:
-        engine.core.add(request)
-    while engine.core.has_work:
-        if len(engine.core.records) == 6:
-            for request in then:
-                engine.core.add(request)
-            then = ()
-        for update in engine.core.step():
-            assert update.error is None
-            name = f"{update.request_id} {update.choice}"
-            tokens.setdefault(name, []).extend(update.token_ids)
-    engine.core.scheduler.allocator.check()
-    return tokens
-
-
 def test_company_changes_nothing(model: Path) -> None:
     engine = start(model, enable_prefix_caching=False, kv_cache_memory_bytes=2**21)
     alone = {name: ids for request in requests() for name, ids in played(engine, [request]).items()}
@@ -84,5 +64,5 @@ def test_company_changes_nothing(model: Path) -> None:
     # Who is more urgent takes the place of those that run.
     engine = start(model, max_num_seqs=2, kv_cache_memory_bytes=2**21)
     late = [replace(request, priority=1) for request in requests()[2:4]]
-    assert played(engine, late, then=[*requests()[:2], requests()[4]]) == alone
+    assert played(engine, late, then=[*requests()[:2], requests()[4]], after=6) == alone
     assert sum(record.num_preemptions for record in engine.core.records) >= 2

@@ -2,12 +2,44 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from loire import SamplingParams
+from loire.base.config import EngineOptions
 from loire.base.messages import EngineRequest
-from loire.engine.start import Engine
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.start import Engine, load_engine
+from loire.kernels.native.backend import NativeBackend
+
+BUDGET = 64
+"""Tokens of a step."""
 
 Tokens = dict[str, list[int]]
+
+
+def usable_backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a fixture's parameter, which name kernels; skips where those cannot be used."""
+    given: dict[str, Any] = request.param
+    usable, why = NativeBackend.available()
+    if given["kernels"] == "native" and not usable:
+        pytest.skip(why)
+    return given
+
+
+def start(path: Path, backend: dict[str, Any], **options: Any) -> Engine:
+    """An engine with little memory and small steps, on one thread."""
+    given: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "max_num_batched_tokens": BUDGET}
+    options = {**backend, **given, "num_threads": 1, **options}
+    return load_engine(open_checkpoint(path), EngineOptions(**options), name=path.name)
+
+
+def each_alone(path: Path, backend: dict[str, Any], given: Sequence[EngineRequest]) -> Tokens:
+    """Each by itself, its prompt in one step, without a cache."""
+    engine = start(path, backend, enable_prefix_caching=False, max_num_batched_tokens=512)
+    return {name: ids for request in given for name, ids in played(engine, [request]).items()}
 
 
 def requests() -> list[EngineRequest]:
@@ -33,14 +65,18 @@ def requests() -> list[EngineRequest]:
 
 
 def played(
-    engine: Engine, given: list[EngineRequest], then: Sequence[EngineRequest] = ()
+    engine: Engine,
+    given: Sequence[EngineRequest],
+    then: Sequence[EngineRequest] = (),
+    *,
+    after: int = 16,
 ) -> Tokens:
-    """then: requests that come when the first ones have been computed for 16 steps."""
+    """then: requests that come when the first ones have been computed for so many steps."""
     tokens: Tokens = {}
     for request in given:
         engine.core.add(request)
     while engine.core.has_work:
-        if len(engine.core.records) == 16:
+        if len(engine.core.records) == after:
             for request in then:
                 engine.core.add(request)
             then = ()

@@ -1,5 +1,6 @@
 """Mixers with a state, built from their descriptions."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +25,42 @@ from loire.kernels.interface import (
 from loire.models.layer_loader import LayerLoader
 
 
-@dataclass(frozen=True, slots=True)
-class GatedDeltaNet:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recurrent(ABC):
     """All but the last product changes the state, so remember() does it for every token."""
+
+    output: Linear
+    is_replayable: bool
+
+    def recall(
+        self,
+        remembered: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, E] of what remember() gave for these tokens."""
+        return self.output(remembered, batch)
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """All of them."""
+        return self.weight_bytes
+
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Bytes of the products."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDeltaNet(_Recurrent):
+    """The gated delta rule behind a convolution: see RecurrentKernels.gated_delta_net()."""
 
     shape: DeltaNetShape
     weights: DeltaNetWeights
     qkv_gate: Linear
     beta_alpha: Linear
-    output: Linear
-    is_replayable: bool
 
     def remember(
         self,
@@ -55,21 +82,6 @@ class GatedDeltaNet:
             cache,
         )
 
-    def recall(
-        self,
-        remembered: Tensor,
-        backend: Backend,
-        batch: FlatBatch,
-        plan: AttentionPlan | None,
-        cache: LayerCache | StateCache,
-    ) -> Tensor:
-        """[T, E] of what remember() gave for these tokens."""
-        return self.output(remembered, batch)
-
-    def bytes_per_step(self, num_tokens: int) -> int:
-        """All of them."""
-        return self.weight_bytes
-
     @property
     def weight_bytes(self) -> int:
         """Bytes of the products."""
@@ -77,16 +89,14 @@ class GatedDeltaNet:
         return sum(product.weight_bytes for product in products)
 
 
-@dataclass(frozen=True, slots=True)
-class ShortConvolution:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConvolution(_Recurrent):
     """output(second * convolution(first * x))."""
 
     filters: Tensor
     """float32 [width, E]."""
     bias: Tensor | None
     input: Linear
-    output: Linear
-    is_replayable: bool
 
     def remember(
         self,
@@ -102,21 +112,6 @@ class ShortConvolution:
         return backend.recurrent.short_convolution(
             gated, self.filters, self.bias, batch, plan, cache
         )
-
-    def recall(
-        self,
-        remembered: Tensor,
-        backend: Backend,
-        batch: FlatBatch,
-        plan: AttentionPlan | None,
-        cache: LayerCache | StateCache,
-    ) -> Tensor:
-        """[T, E] of what remember() gave for these tokens."""
-        return self.output(remembered, batch)
-
-    def bytes_per_step(self, num_tokens: int) -> int:
-        """All of them."""
-        return self.weight_bytes
 
     @property
     def weight_bytes(self) -> int:

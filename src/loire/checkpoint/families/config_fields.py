@@ -149,7 +149,6 @@ def experts(
     fields: Fields,
     description: ModelDescription,
     *,
-    count_key: str,
     top_k: int,
     renormalise: bool = True,
     scores: Scores = "softmax",
@@ -159,6 +158,9 @@ def experts(
 
     renormalise, scores: of their routing; settings: of ExpertsDescription.
     """
+    # (The first is what transformers writes for all families, the second what some makers do.)
+    is_local = "num_local_experts" in fields.values
+    count_key = "num_local_experts" if is_local else "num_experts"
     mlp = description.layers[0].feed_forward
     assert isinstance(mlp, GatedMLPDescription)
     count = fields.integer(count_key, high=MAX_EXPERTS)

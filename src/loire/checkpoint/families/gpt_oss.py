@@ -45,9 +45,7 @@ def _gpt_oss(fields: Fields) -> ModelDescription:
         alpha=fields.number("swiglu_alpha", 1.702, low=1e-3, high=1e3),
         limit=fields.number("swiglu_limit", 7.0, low=1e-3, high=1e6),
     )
-    experts = config_fields.experts(
-        filled, description, count_key="num_local_experts", top_k=4, activation=gate, **_EXPERTS
-    )
+    experts = config_fields.experts(filled, description, top_k=4, activation=gate, **_EXPERTS)
     return with_experts(description, [experts] * description.num_layers)
 
 

@@ -77,7 +77,7 @@ def _granite_moe(fields: Fields) -> ModelDescription:
         output_bias=bias,
     )
     filled = config_fields.with_defaults(fields, num_local_experts=8)
-    experts = config_fields.experts(filled, description, count_key="num_local_experts", top_k=2)
+    experts = config_fields.experts(filled, description, top_k=2)
     return with_experts(description, [experts] * description.num_layers)
 
 

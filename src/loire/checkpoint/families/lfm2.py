@@ -104,7 +104,6 @@ def _lfm2_moe(fields: Fields) -> ModelDescription:
     experts = config_fields.experts(
         filled,
         description,
-        count_key="num_experts",
         top_k=4,
         renormalise=fields.flag("norm_topk_prob", True),
         scores="sigmoid",

@@ -19,7 +19,7 @@ def _mixtral(fields: Fields) -> ModelDescription:
         fields, "mixtral", max_positions=131072, kv_heads=8, eps=1e-5, theta=1e6
     )
     description = dense(common, config_fields.uniform_windows(fields))
-    experts = config_fields.experts(fields, description, count_key="num_local_experts", top_k=2)
+    experts = config_fields.experts(fields, description, top_k=2)
     return with_experts(description, [experts] * description.num_layers)
 
 

@@ -24,11 +24,9 @@ def _olmoe(fields: Fields) -> ModelDescription:
         qk_norm=True,
         norms_span_heads=True,
     )
-    key = "num_local_experts" if "num_local_experts" in fields.values else "num_experts"
     experts = config_fields.experts(
         filled,
         description,
-        count_key=key,
         top_k=8,
         renormalise=fields.flag("norm_topk_prob", False),
     )

@@ -93,12 +93,9 @@ def _qwen3_5(fields: Fields) -> ModelDescription:
 
 
 def _shared(fields: Fields, description: ModelDescription, **settings: Any) -> ExpertsDescription:
-    # (num_local_experts is what transformers writes, num_experts what the makers do.)
-    key = "num_local_experts" if "num_local_experts" in fields.values else "num_experts"
     return config_fields.experts(
         fields,
         description,
-        count_key=key,
         intermediate_size=fields.integer("moe_intermediate_size", 512),
         shared_size=fields.integer("shared_expert_intermediate_size", 512),
         **settings,

@@ -24,12 +24,9 @@ def _qwen3_moe(fields: Fields) -> ModelDescription:
         output_bias=bias,
         qk_norm=True,
     )
-    # (num_local_experts is what transformers writes, num_experts what the makers do.)
-    key = "num_local_experts" if "num_local_experts" in fields.values else "num_experts"
     experts = config_fields.experts(
         filled,
         description,
-        count_key=key,
         top_k=8,
         intermediate_size=fields.integer("moe_intermediate_size", 768),
         renormalise=fields.flag("norm_topk_prob", False),

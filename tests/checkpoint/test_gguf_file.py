@@ -178,8 +178,8 @@ def test_files_that_lie_are_refused(tmp_path: Path, data: bytes, message: str) -
 
 
 def test_other_types_are_refused_by_name(tmp_path: Path) -> None:
-    data = file_of(tensor("x", [256], gguf.GGMLQuantizationType.IQ2_XS), num_tensors=1, body=256)
-    with pytest.raises(UnsupportedModelError, match=r"'x' is stored as IQ2_XS.*Q4_K"):
+    data = file_of(tensor("x", [256], gguf.GGMLQuantizationType.IQ1_S), num_tensors=1, body=256)
+    with pytest.raises(UnsupportedModelError, match=r"'x' is stored as IQ1_S.*Q4_K"):
         read_bytes(tmp_path, data)
 
 

@@ -9,11 +9,7 @@ from gguf.constants import GGMLQuantizationType
 from loire.checkpoint.formats import BLOCK_FORMATS, FORMATS
 from loire.kernels.block_formats import UNPACK, StoredTensor, pack_groups, unpack
 
-GGUF = [
-    name
-    for name, fmt in FORMATS.items()
-    if fmt.block_elements > 1 and name in GGMLQuantizationType.__members__
-]
+GGUF = [name for name, fmt in FORMATS.items() if fmt.block_elements > 1]
 
 
 def random_blocks(fmt: str, rows: int, blocks: int, seed: int = 0) -> torch.Tensor:
@@ -60,7 +56,7 @@ def test_every_format_of_blocks_can_be_taken_apart() -> None:
         StoredTensor(FORMATS["Q8_0"], torch.zeros(2, 35, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("fmt", [name for name in BLOCK_FORMATS if name not in FORMATS])
+@pytest.mark.parametrize("fmt", [name for name in BLOCK_FORMATS if name.startswith("W")])
 def test_groups_come_back_as_they_were_packed(fmt: str) -> None:
     size, wide = BLOCK_FORMATS[fmt].block_elements, fmt.startswith("W8")
     random = torch.Generator().manual_seed(0)

@@ -67,13 +67,13 @@ _CODES_OF_EIGHT_BITS = WeightFormat("8 bits, a scale per 16", 256, 276)
 FORMATS: dict[str, WeightFormat] = {
     fmt.name: fmt
     for fmt in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ2_XXS,
-                IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, MXFP4, P2, P3, P4)
+                IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, MXFP4)
 }  # fmt: skip
 """Those that files have, by name."""
 
 BLOCK_FORMATS: dict[str, WeightFormat] = {
     fmt.name: fmt
-    for fmt in (*FORMATS.values(), W4_128, W4Z_128, W4Z_32, W8_128)
+    for fmt in (*FORMATS.values(), P2, P3, P4, W4_128, W4Z_128, W4Z_32, W8_128)
     if fmt.block_elements > 1
 }
 """All that weights are computed with in their blocks, by name."""

@@ -16,7 +16,7 @@ from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import LayerDescription, ModelDescription
 from loire.checkpoint.feed_forward import GatedMLPDescription
 from loire.checkpoint.fields import MAX_POSITIONS
-from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.formats import BLOCK_FORMATS
 from loire.checkpoint.mixers import AttentionDescription
 
 MODEL_TYPE = "loire"
@@ -91,7 +91,7 @@ def tensors(
         if info.format.name != "U8":
             made[name] = info
             continue
-        fmt = FORMATS.get(str(formats.get(name)))
+        fmt = BLOCK_FORMATS.get(str(formats.get(name)))
         if fmt is None or len(info.shape) != 2 or info.shape[1] % fmt.block_bytes:
             raise CheckpointError(
                 f"{source}: tensor {name!r}, bytes of the shape {list(info.shape)}, is in no known "

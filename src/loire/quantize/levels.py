@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from loire.checkpoint.formats import FORMATS, WeightFormat
+from loire.checkpoint.formats import BLOCK_FORMATS, WeightFormat
 from loire.kernels.block_formats import PALETTES
 
 
@@ -105,11 +105,11 @@ _PACKERS = {
 }
 
 LEVELS: tuple[Levels, ...] = (
-    Levels(FORMATS["P2"], PALETTES[2]),
-    Levels(FORMATS["P3"], PALETTES[3]),
-    Levels(FORMATS["P4"], PALETTES[4]),
-    Levels(FORMATS["Q5_0"], tuple(range(-16, 16))),
-    Levels(FORMATS["Q8_0"], tuple(range(-127, 128))),
+    Levels(BLOCK_FORMATS["P2"], PALETTES[2]),
+    Levels(BLOCK_FORMATS["P3"], PALETTES[3]),
+    Levels(BLOCK_FORMATS["P4"], PALETTES[4]),
+    Levels(BLOCK_FORMATS["Q5_0"], tuple(range(-16, 16))),
+    Levels(BLOCK_FORMATS["Q8_0"], tuple(range(-127, 128))),
 )
 """With ascending bits."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loire import __version__
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.formats import FORMATS
+from loire.checkpoint.formats import BLOCK_FORMATS
 from loire.checkpoint.safetensors_header import read_file
 from loire.checkpoint.saved_description import VERSION, written
 from loire.kernels.block_formats import StoredTensor
@@ -49,7 +49,7 @@ def read_piece(path: Path) -> Piece:
         for name in file.keys():  # noqa: SIM118  no dictionary
             tensor = file.get_tensor(name)
             found[name] = (
-                StoredTensor(FORMATS[formats[name]], tensor) if name in formats else tensor
+                StoredTensor(BLOCK_FORMATS[formats[name]], tensor) if name in formats else tensor
             )
     return found
 

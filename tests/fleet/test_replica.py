@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
     "kv_cache_memory_bytes": 8_000_000,
     "max_num_batched_tokens": 256,
 }
-PARAMS = SamplingParams(max_tokens=120, temperature=0.9, seed=5, ignore_eos=True, n=2)
+PARAMS = SamplingParams(max_tokens=400, temperature=0.9, seed=5, ignore_eos=True, n=2)
 
 
 class Fleet:
@@ -107,12 +107,14 @@ def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
                     pid = here.replicas[busy()].supervisor.pid
                     assert pid is not None
                     os.kill(pid, signal.SIGKILL)
-                if num == 60:
+                # (On a quick machine 60 outputs may come before the loss is noticed.)
+                if num >= 60 and link.num_restarts and not drains:
                     drains.append(asyncio.create_task(here.replicas[busy()].drain(60.0)))
 
             drains: list[asyncio.Task[None]] = []
             assert await here.texts("once upon a time", disturb) == undisturbed
             assert link.num_restarts == 1
+            assert drains, "the text ended before the second disturbance"
             await asyncio.gather(*drains)
             assert all(replica.failure is None for replica in here.replicas)
 

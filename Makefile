@@ -45,16 +45,16 @@ fuzz:
 	.venv/bin/python tests/fuzz/run.py --minutes $(or $(MINUTES),5) --cases $(or $(CASES),30000)
 
 test-slow: setup-test
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow -o faulthandler_timeout=2000
 
 test-load: setup-test
-	.venv/bin/python -m pytest -m load
+	.venv/bin/python -m pytest -m load -o faulthandler_timeout=2000
 
 # Ray listens beyond loopback: a network without any other interface. RAY_PYTHON has loire[ray].
 RAY_PYTHON ?= .venv/bin/python
 test-ray:
 	unshare --net --pid --fork --mount-proc --kill-child=SIGKILL sh -c \
-	  'ip link set lo up; exec $(RAY_PYTHON) -m pytest -m ray tests/fleet/ray'
+	  'ip link set lo up; exec $(RAY_PYTHON) -m pytest -m ray -o faulthandler_timeout=900 tests/fleet/ray'
 
 clean:
 	rm -rf .venv .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

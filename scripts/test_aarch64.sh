@@ -59,5 +59,5 @@ fi
 # setup.py runs emulated and finds the machine to be AArch64; the compiler it calls is this machine's.
 export CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ PYTHONDONTWRITEBYTECODE=1
 "$python" setup.py --quiet build --build-base "$folder/build" --build-lib "$folder/loire"
-PYTHONPATH="$folder/loire" "$python" -m pytest -p no:cacheprovider -o timeout=3000 \
+PYTHONPATH="$folder/loire" "$python" -m pytest -p no:cacheprovider -o timeout=3000 -o faulthandler_timeout=3100 \
   "${@:-tests/kernels}"

@@ -1,7 +1,8 @@
 """Whole models give the tokens, and the bits of logits, that are written down here.
 
-They were recorded before KV memory was cut into groups. A change of a kernel's order of additions
-shows here; so does one of batching, memory or sampling, which must not change any.
+Those of llama and gemma3 were recorded before KV memory was cut into groups. A change of a
+kernel's order of additions shows here; so does one of batching, memory or sampling, which must not
+change any.
 """
 
 import hashlib
@@ -40,6 +41,18 @@ RECORDED = {
     "gemma3 int8": "714fc8bacd74",
     "gemma3 int4": "0b5c892ad4d2",
     "gemma3 kv-int8": "e5dc51bd2491",
+    "qwen3_5 bfloat16": "81a07324745c",
+    "qwen3_5 int8": "7d91066fefad",
+    "qwen3_5 int4": "cbaa0bead6d3",
+    "qwen3_5 kv-int8": "720d0a87d086",
+    "gemma4 bfloat16": "bc4ef4f09495",
+    "gemma4 int8": "0c277649deb9",
+    "gemma4 int4": "f81bc492dac9",
+    "gemma4 kv-int8": "9b223ce83ed9",
+    "gemma4_dense bfloat16": "90b15c639da7",
+    "gemma4_dense int8": "29765525e353",
+    "gemma4_dense int4": "e9cc18bd1d89",
+    "gemma4_dense kv-int8": "1d2847c28312",
 }
 
 

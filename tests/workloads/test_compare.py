@@ -63,10 +63,12 @@ def engine(num_blocks: int = 4 * WINDOW // BLOCK) -> Engine:
     return Engine(
         config=settled,
         checkpoint=None,  # type: ignore[arg-type]
+        adapters=None,  # type: ignore[arg-type]
         core=EngineCore(build_scheduler(settled), ConstantExecutor()),
         executor=Watching(),
         constraints=None,  # type: ignore[arg-type]
         weight_bytes=1000,
+        weights_held="",
         step_bytes=lambda tokens: 1000,
         head_bytes=0,
         available_bytes=0,

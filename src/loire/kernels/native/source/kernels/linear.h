@@ -200,7 +200,9 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
                 multiply<Format, rows.value, true>(panel, 0, activations, steps, PREFETCH_BYTES,
                                                    sums);
             });
-    const int64_t chunk = WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES;
+    // (A step of some formats, such as IQ3_S, is larger than that.)
+    constexpr int64_t chunk =
+        Format::WEIGHT_BYTES < WEIGHT_CHUNK_BYTES ? WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES : 1;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
         for (int64_t t = 0; t < tokens; t += block)

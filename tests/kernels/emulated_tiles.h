@@ -8,8 +8,8 @@
 
 extern "C" {
 // 0 none, 1 sums in another order, 2 a crash, 3 no end, 4 wrong whole numbers.
-extern __attribute__((visibility("default"))) int loire_emulated_fault;
-int loire_emulated_fault = 0;
+// (One for all parts of the library, each of which includes this.)
+inline __attribute__((visibility("default"), used)) int loire_emulated_fault = 0;
 }
 
 namespace loire {

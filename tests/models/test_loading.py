@@ -223,7 +223,7 @@ def test_block_formats_are_what_the_gguf_library_makes_of_them(
     rows = np.frombuffer(raw, np.uint8).reshape(shape[0], -1)
     expected = torch.from_numpy(gguf.quants.dequantize(rows, GGMLQuantizationType[fmt]))
     assert expected.isfinite().all()
-    assert len(expected.unique()) > (100 if fmt == "MXFP4" else 1000)
+    assert len(expected.unique()) > (100 if fmt == "MXFP4" else 800)
     reader = TensorReader({"w": info_of(path, "w", fmt, shape, offset)})
     assert torch.equal(reader.read("w", torch.float32), expected)
     assert torch.equal(reader.read("w", torch.bfloat16), expected.to(torch.bfloat16))

@@ -174,7 +174,7 @@ def test_chat_leaves_by_exit_and_explains_ctrl_c(
 
     monkeypatch.setattr("builtins.input", read)
     with LLM(str(tiny_llama), kv_cache_memory_bytes=8_000_000, num_threads=1) as llm:
-        chat.Conversation(llm, SamplingParams()).loop()
+        chat.ChatLoop(llm, SamplingParams()).run()
     assert "(/exit or Ctrl-D leaves)" in capsys.readouterr().out
     assert list(typed) == []
 

@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
                 f"`loire run --raw`"
             )
         print(f"Chat with {args.model}. /help lists what you can do.")
-        Conversation(llm, params, args.system, options=tools).loop()
+        ChatLoop(llm, params, args.system, options=tools).run()
     return 0
 
 
 @dataclass(slots=True)
-class Conversation:
+class ChatLoop:
     """A dialogue and the commands that change it."""
 
     llm: LLM
@@ -76,7 +76,7 @@ class Conversation:
     """Of LLM.stream: the tools."""
     turns: list[dict[str, Any]] = field(default_factory=list)
 
-    def loop(self) -> None:
+    def run(self) -> None:
         """Read and answer until the end of input."""
         _enable_line_editing()
         while True:

@@ -55,7 +55,7 @@ class AllBlocksCleared(_Event, frozen=True):
     """None can be found: an engine has started."""
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+class EventBatch(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """What one step changed. ts: seconds since 1970."""
 
     ts: float
@@ -99,7 +99,7 @@ class KVEventPublisher:
         self._context.destroy()
 
     def _send(self, events: list[BlockStored | BlockRemoved | AllBlocksCleared]) -> None:
-        batch = self._encoder.encode(Batch(time.time(), events))
+        batch = self._encoder.encode(EventBatch(time.time(), events))
         self._socket.send_multipart([self._topic, self._number.to_bytes(8, "big"), batch])
         self._number += 1
 

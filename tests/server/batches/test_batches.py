@@ -19,7 +19,7 @@ from loire.server.batches.in_process import BATCH_PRIORITY
 from loire.server.batches.input import MAX_ERRORS, read_input
 from loire.server.batches.queue import WINDOW_S
 from loire.server.batches.record import BatchStore
-from loire.server.batches.results import Results
+from loire.server.batches.results import BatchResults
 from loire.server.host.app import create_app
 from loire.server.serving.served import ServedModel
 from support.fake_engine import NAME, FakeEngine, run
@@ -278,16 +278,16 @@ def test_a_cancelled_batch_keeps_what_it_has(
 ) -> None:
     """Results that are on their way to the disk when it is cancelled count as well."""
     num_writes, go_on = 0, threading.Event()
-    insert = Results._insert
+    insert = BatchResults._insert
 
-    def slow_insert(results: Results, number: int, ok: bool, line: bytes) -> None:
+    def slow_insert(results: BatchResults, number: int, ok: bool, line: bytes) -> None:
         nonlocal num_writes
         num_writes += 1
         if num_writes > 1:
             assert go_on.wait(30)
         insert(results, number, ok, line)
 
-    monkeypatch.setattr(Results, "_insert", slow_insert)
+    monkeypatch.setattr(BatchResults, "_insert", slow_insert)
 
     async def check(server: Server) -> None:
         file_id = await server.upload(*(line(f"id-{i}") for i in range(30)))
@@ -386,14 +386,14 @@ def test_a_full_disk_is_told_and_waited_for(
 ) -> None:
     monkeypatch.setattr(batch_run, "DISK_RETRY_S", 0.02)
     full = False
-    insert = Results._insert
+    insert = BatchResults._insert
 
-    def insert_if_room(results: Results, number: int, ok: bool, line: bytes) -> None:
+    def insert_if_room(results: BatchResults, number: int, ok: bool, line: bytes) -> None:
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
         insert(results, number, ok, line)
 
-    monkeypatch.setattr(Results, "_insert", insert_if_room)
+    monkeypatch.setattr(BatchResults, "_insert", insert_if_room)
 
     async def check(server: Server) -> None:
         nonlocal full

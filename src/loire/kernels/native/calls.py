@@ -7,14 +7,14 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
 
-class Call(ctypes.Structure):
+class CallStruct(ctypes.Structure):
     """A struct whose fields are given by name, all of them: tests/kernels/test_native_sources.py
     looks at each place. (A check here would take as long as the call.)"""
 
     __slots__ = ()  # so that a name that is no field is an error
 
 
-class PackCall(Call):
+class PackCall(CallStruct):
     """What loire_pack is given."""
 
     __slots__ = ()
@@ -33,7 +33,7 @@ class PackCall(Call):
     ]
 
 
-class LinearCall(Call):
+class LinearCall(CallStruct):
     """What loire_linear is given."""
 
     __slots__ = ()
@@ -48,7 +48,7 @@ class LinearCall(Call):
     ]
 
 
-class AdaptCall(Call):
+class AdaptCall(CallStruct):
     """What loire_adapt is given."""
 
     __slots__ = ()
@@ -64,7 +64,7 @@ class AdaptCall(Call):
     ]
 
 
-class ExpertsCall(Call):
+class ExpertsCall(CallStruct):
     """What loire_experts is given."""
 
     __slots__ = ()
@@ -88,7 +88,7 @@ class ExpertsCall(Call):
     ]
 
 
-class NormCall(Call):
+class NormCall(CallStruct):
     """What loire_norm is given."""
 
     __slots__ = ()
@@ -105,7 +105,7 @@ class NormCall(Call):
     ]
 
 
-class CombineCall(Call):
+class CombineCall(CallStruct):
     """What loire_combine is given."""
 
     __slots__ = ()
@@ -122,7 +122,7 @@ class CombineCall(Call):
     ]
 
 
-class EmbedCall(Call):
+class EmbedCall(CallStruct):
     """What loire_embed is given."""
 
     __slots__ = ()
@@ -142,7 +142,7 @@ class EmbedCall(Call):
     ]
 
 
-class DequantizeCall(Call):
+class DequantizeCall(CallStruct):
     """What loire_dequantize is given."""
 
     __slots__ = ()
@@ -155,7 +155,7 @@ class DequantizeCall(Call):
     ]
 
 
-class ChooseCall(Call):
+class ChooseCall(CallStruct):
     """What loire_choose is given."""
 
     __slots__ = ()
@@ -185,7 +185,7 @@ class ChooseCall(Call):
     ]
 
 
-class RotaryCall(Call):
+class RotaryCall(CallStruct):
     """What loire_rotary is given."""
 
     __slots__ = ()
@@ -219,7 +219,7 @@ class RotaryCall(Call):
     ]
 
 
-class PlanCall(Call):
+class PlanCall(CallStruct):
     """What loire_plan is given."""
 
     __slots__ = ()
@@ -233,7 +233,7 @@ class PlanCall(Call):
     ]
 
 
-class AttendCall(Call):
+class AttendCall(CallStruct):
     """What loire_attend is given."""
 
     __slots__ = ()
@@ -259,7 +259,7 @@ class AttendCall(Call):
     ]
 
 
-class DeltaNetCall(Call):
+class DeltaNetCall(CallStruct):
     """What loire_delta_net is given."""
 
     __slots__ = ()
@@ -290,7 +290,7 @@ class DeltaNetCall(Call):
     ]
 
 
-class ShortConvolutionCall(Call):
+class ShortConvolutionCall(CallStruct):
     """What loire_short_convolution is given."""
 
     __slots__ = ()
@@ -311,7 +311,7 @@ class ShortConvolutionCall(Call):
     ]
 
 
-class GateCall(Call):
+class GateCall(CallStruct):
     """What loire_gate is given."""
 
     __slots__ = ()
@@ -328,13 +328,13 @@ class GateCall(Call):
 
 def layout() -> str:
     """How the structs lie in memory, as source/api/layout.cpp describes its own."""
-    return "".join(_described(struct) for struct in Call.__subclasses__())
+    return "".join(_described(struct) for struct in CallStruct.__subclasses__())
 
 
 _CODES = {c_void_p: "P", c_int32: "i", c_int64: "q", c_float: "f"}
 
 
-def _described(struct: type[Call]) -> str:
+def _described(struct: type[CallStruct]) -> str:
     fields = (
         f"{field[0]}:{_CODES[field[1]]}@{getattr(struct, field[0]).offset}"
         for field in struct._fields_

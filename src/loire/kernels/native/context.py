@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from loire.base.errors import ConfigError, EngineError
-from loire.kernels.native.calls import Call
+from loire.kernels.native.calls import CallStruct
 from loire.kernels.native.library import NativeLibrary
 from loire.kernels.native.results import Results
 
@@ -24,7 +24,7 @@ class NativeContext:
         self.results = Results()
         weakref.finalize(self, library.close, handle)
 
-    def run(self, function: Callable[[int, Call], int], call: Call) -> None:
+    def run(self, function: Callable[[int, CallStruct], int], call: CallStruct) -> None:
         """One of the library's functions. Raises EngineError with its message if it fails."""
         if function(self.handle, call):
             raise self.error()

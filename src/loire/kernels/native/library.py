@@ -62,7 +62,7 @@ class NativeLibrary:
         self.read_limit = self._function("loire_read_limit", c_double, (pointer, pointer, c_int64))
         self.multiply_limit = self._function("loire_multiply_limit", c_double, (pointer, c_int32))
 
-    def _call(self, name: str, struct: type[calls.Call], result: Any = c_int) -> Function:
+    def _call(self, name: str, struct: type[calls.CallStruct], result: Any = c_int) -> Function:
         """A function of a context and a struct of that kind."""
         return self._function(name, result, (c_void_p, ctypes.POINTER(struct)))
 

@@ -15,7 +15,7 @@ from loire.server.access.caller import Caller
 from loire.server.batches.data_folder import DataFolder
 from loire.server.batches.in_process import BatchRoutes
 from loire.server.batches.record import BatchRecord, BatchStore
-from loire.server.batches.results import Answer
+from loire.server.batches.results import LineAnswer
 from loire.server.batches.run import BatchRun
 from loire.server.serving.served import ServedModel
 from loire.server.storage.disk import storing
@@ -64,7 +64,7 @@ class EngineLines:
         self._num_running -= 1
         self._left.set()
 
-    async def run(self, record: BatchRecord, body: bytes) -> Answer:
+    async def run(self, record: BatchRecord, body: bytes) -> LineAnswer:
         """The answer to one request; while the engine cannot take it, it is tried again."""
         num_timeouts = 0
         while True:
@@ -74,7 +74,7 @@ class EngineLines:
             )
             num_timeouts += status == 504
             if status not in _AGAIN and not 0 < num_timeouts < _MAX_TIMEOUTS:
-                return Answer(status, request_id, msgspec.Raw(answer))
+                return LineAnswer(status, request_id, msgspec.Raw(answer))
             await asyncio.sleep(_RETRY_S)
 
     def _pause_s(self) -> float | None:

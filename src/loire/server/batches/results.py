@@ -16,7 +16,7 @@ _PAGE = 256
 """Results that are read at a time, so that others get their turn at the database."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class LineAnswer(msgspec.Struct, frozen=True):
     """What a request was answered with."""
 
     status_code: int
@@ -36,11 +36,11 @@ class OutputLine(msgspec.Struct, frozen=True):
 
     id: str
     custom_id: str
-    response: Answer | None
+    response: LineAnswer | None
     error: Failure | None
 
 
-class Results:
+class BatchResults:
     """The results of one batch, by the number of the request in the input, from 0.
 
     Opening reads which there are; it blocks. Raises OSError.

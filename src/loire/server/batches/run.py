@@ -20,7 +20,7 @@ import msgspec
 from loire.server.batches.file_store import FileStore
 from loire.server.batches.input import BatchInput, read_input
 from loire.server.batches.record import BatchError, BatchRecord, BatchStore
-from loire.server.batches.results import Answer, Failure, OutputLine, Results
+from loire.server.batches.results import BatchResults, Failure, LineAnswer, OutputLine
 from loire.server.storage.disk import FULL, storage_error
 
 log = logging.getLogger("loire.server")
@@ -44,7 +44,7 @@ class Lines(Protocol):
         """Wait for a place in the engine."""
         ...
 
-    async def run(self, record: BatchRecord, body: bytes) -> Answer:
+    async def run(self, record: BatchRecord, body: bytes) -> LineAnswer:
         """The answer to one request, whatever it is; the place is free again."""
         ...
 
@@ -96,12 +96,12 @@ class BatchRun:
         if errors:
             await self._fail(*errors)
             return
-        results = await self._on_disk(lambda: Results(self._batches.database, self.record.id))
+        results = await self._on_disk(lambda: BatchResults(self._batches.database, self.record.id))
         await self._work(results)
         outcome = await self._outcome()
         await self._finish(results, outcome)
 
-    async def _work(self, results: Results) -> None:
+    async def _work(self, results: BatchResults) -> None:
         """Run what is to be run, until it is done, cancelled or expired."""
         if self.record.status == "validating":
             await self._save(
@@ -136,7 +136,7 @@ class BatchRun:
         await self._save(status="finalizing", finalizing_at=record.finalizing_at or _now())
         return "completed"
 
-    async def _run_lines(self, results: Results) -> None:
+    async def _run_lines(self, results: BatchResults) -> None:
         tasks: set[asyncio.Task[None]] = set()
         failures: list[BaseException] = []
 
@@ -165,7 +165,7 @@ class BatchRun:
         if failures:
             raise failures[0]
 
-    async def _run_line(self, index: int, results: Results) -> None:
+    async def _run_line(self, index: int, results: BatchResults) -> None:
         line = await asyncio.to_thread(self._input.read, index)
         answer = await self._lines.run(self.record, bytes(line.body))
         output = OutputLine(f"batch_{answer.request_id}", line.custom_id, answer, None)
@@ -178,7 +178,7 @@ class BatchRun:
         self.disk_trouble = None
         self._note(results)
 
-    async def _finish(self, results: Results, outcome: Outcome) -> None:
+    async def _finish(self, results: BatchResults, outcome: Outcome) -> None:
         stem = self.record.id.removeprefix("batch_")
         output_id, error_id = f"file-{stem}-output", f"file-{stem}-errors"
 
@@ -228,7 +228,7 @@ class BatchRun:
         else:
             await self._save(status="failed", failed_at=_now(), errors=errors)
 
-    def _note(self, results: Results) -> None:
+    def _note(self, results: BatchResults) -> None:
         self.record = replace(
             self.record, num_completed=results.num_completed, num_failed=results.num_failed
         )

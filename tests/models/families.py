@@ -40,6 +40,17 @@ SHARED: dict[str, Any] = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }
+LATENTS: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 28,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 32,
+}
 SHORT = [1.0 + 0.1 * i for i in range(8)]
 LONG = [1.5 + 0.7 * i for i in range(8)]
 
@@ -60,6 +71,8 @@ class Family:
     max_model_len: int = 160
     tolerance: float = 1e-4
     """Of logits, as a share of the largest. A norm behind a delta rule enlarges differences."""
+    has_near_ties: bool = False
+    """Whether in bfloat16 some tokens choose other experts: few, but they differ much."""
 
     def build(self, seed: int = 0) -> PreTrainedModel:
         """In float32, with norms and biases that are random too, so that they matter."""
@@ -78,6 +91,8 @@ class Family:
                     # Scores are not scaled but by these: by that much in a trained model.
                     parameter.mul_(len(parameter) ** -0.5)
             for name, buffer in model.named_buffers():
+                if name.endswith("e_score_correction_bias"):
+                    buffer.add_(torch.randn_like(buffer) * 0.2)
                 if name.endswith("layer_scalar"):
                     buffer.mul_(0.6 + 0.3 * torch.rand_like(buffer))
             if config.tie_word_embeddings:
@@ -374,6 +389,79 @@ FAMILIES = [
                 "original_max_position_embeddings": 64,
             },
         },
+    ),
+    Family(
+        "deepseek_v2",
+        "DeepseekV2",
+        {
+            **LATENTS,
+            "q_lora_rank": 40,
+            "n_group": 4,
+            "topk_group": 2,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.5,
+            "first_k_dense_replace": 1,
+        },
+        has_near_ties=True,
+    ),
+    Family(
+        "deepseek_v2_lite",
+        "DeepseekV2",
+        {
+            **LATENTS,
+            "q_lora_rank": None,
+            "topk_method": "greedy",
+            "attention_bias": True,
+            "rope_parameters": rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=64,
+                mscale=0.707,
+                mscale_all_dim=0.9,
+            ),
+        },
+        has_near_ties=True,
+    ),
+    Family(
+        "deepseek_v3",
+        "DeepseekV3",
+        {
+            **LATENTS,
+            "q_lora_rank": 40,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+            "rope_parameters": rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=64,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+            ),
+        },
+        has_near_ties=True,
+    ),
+    Family(
+        "deepseek_v3_halves",
+        "DeepseekV3",
+        {
+            **LATENTS,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "first_k_dense_replace": 2,
+            "rope_interleave": False,
+        },
+        has_near_ties=True,
+    ),
+    Family(
+        "glm4_moe_lite",
+        "Glm4MoeLite",
+        {**LATENTS, "q_lora_rank": 40, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        has_near_ties=True,
     ),
     Family("phi3", "Phi3", {"tie_word_embeddings": False}),
     Family("phi3_window", "Phi3", {"sliding_window": 20}),

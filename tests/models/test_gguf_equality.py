@@ -14,8 +14,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, LONG, SHORT
+from families import FAMILIES, LONG, SHORT, rope
 from gguf_hybrids import LFM2, QWEN, converted
+from gguf_latents import DEEPSEEK, keys_of
+from gguf_latents import converted as converted_latents
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -68,7 +70,7 @@ INTERLEAVED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
 class Case:
     family: str
     architecture: str
-    extra: dict[str, float | int | str | list[bool]] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
     """Keys under the architecture's prefix."""
     tensors: dict[str, list[float]] = field(default_factory=dict)
     max_model_len: int = 128
@@ -186,6 +188,37 @@ CASES = [
                                  "expert_count": 6, "expert_used_count": 2,
                                  "expert_feed_forward_length": 48},
          settings={"routed_scaling_factor": 1.0}),
+    Case("deepseek_v2", "deepseek2"),
+    Case("deepseek_v2_lite", "deepseek2", {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 64,
+        "rope.scaling.yarn_log_multiplier": 0.0707,
+    }, settings={
+        "attention_bias": False,
+        "rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=64,
+                                mscale=0.707, mscale_all_dim=0.707),
+    }),
+    Case("deepseek_v2_lite", "deepseek2", {  # before keys and values were put apart
+        "attention.key_length": 28,
+        "attention.value_length": 28,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 64,
+        "rope.scaling.yarn_log_multiplier": 0.0707,
+    }, settings={
+        "attention_bias": False,
+        "rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=64,
+                                mscale=0.707, mscale_all_dim=0.707),
+    }),
+    Case("deepseek_v3", "deepseek2", {
+        "expert_gating_func": 2,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 64,
+        "rope.scaling.yarn_log_multiplier": 0.1,
+    }, settings={"attention_bias": False}),
+    Case("glm4_moe_lite", "deepseek2"),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",
@@ -271,15 +304,21 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     kv_heads = config.num_key_value_heads
     if case.architecture in LFM2:
         kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
-    writer.add_head_count_kv(kv_heads)
+    apart = "attention.key_length" not in case.extra
+    extra = dict(case.extra)
+    if case.architecture in DEEPSEEK:
+        extra |= keys_of(config, apart=apart)
+    else:
+        writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(
         config.norm_eps if case.architecture in LFM2 else config.rms_norm_eps
     )
-    if getattr(config, "head_dim", None):
+    if case.architecture not in DEEPSEEK and getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
-    for key, value in case.extra.items():
+    for key, value in extra.items():
         add: dict[type, Callable[[str, Any], None]] = {
+            bool: writer.add_bool,
             int: writer.add_uint32,
             float: writer.add_float32,
             str: writer.add_string,
@@ -292,6 +331,10 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     for name, tensor in experts_apart(state).items():
         if case.architecture in QWEN + LFM2:
             for own, changed in converted(case.architecture, config, name, tensor).items():
+                writer.add_tensor(own, changed.contiguous().numpy())
+            continue
+        if case.architecture in DEEPSEEK:
+            for own, changed in converted_latents(config, name, tensor, apart=apart).items():
                 writer.add_tensor(own, changed.contiguous().numpy())
             continue
         if case.architecture in INTERLEAVED and "q_proj" in name:

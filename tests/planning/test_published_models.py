@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from loire.planning.capacity import plan_capacity, settle_lengths
+from loire.planning.devices import find_device
+from loire.planning.model_size import size_of_checkpoint
 from loire.planning.published_models import PUBLISHED, published_model
 
 PARAMETERS = {
@@ -13,6 +16,8 @@ PARAMETERS = {
     "qwen3-14b": 14_768_307_200,
     "qwen3-30b-a3b": 30_532_122_624,
     "mixtral-8x7b": 46_702_792_704,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
     "codestral-22b": 22_247_282_688,
     "gemma-2-9b": 9_241_705_984,
     "phi-4": 14_659_507_200,
@@ -39,3 +44,20 @@ def test_experts_of_gpt_oss_have_four_bits() -> None:
     checkpoint = published_model("gpt-oss-20b")
     assert checkpoint.num_parameters == 20_914_757_184
     assert checkpoint.weight_bytes == pytest.approx(13.8e9, rel=0.01)  # as its files
+
+
+def test_latents_are_kept_once_for_all_heads() -> None:
+    size = size_of_checkpoint(
+        published_model("deepseek-v3"),
+        "deepseek-v3",
+        dtype="bfloat16",
+        quantization=None,
+        kv_dtype="bfloat16",
+        on_cpu=False,
+    )
+    assert size.kv_bytes_per_token == 61 * (512 + 64) * 2
+    # Each device of several has heads of its own, but all that they read.
+    plan = plan_capacity(
+        size, find_device("h100-80gb"), settle_lengths(4096, None, None), tensor_parallel=16
+    )
+    assert plan.kv_bytes_per_token == 16 * size.kv_bytes_per_token

@@ -23,8 +23,9 @@ class AdapterTarget:
 def adapter_targets(description: ModelDescription) -> Mapping[str, AdapterTarget]:
     """By names of modules, as in Hugging Face's models.
 
-    Experts have none, nor have mixers that are no attention, nor queries, keys and values of
-    attention with an output gate, whose rows are put into another order.
+    Experts have none, nor have mixers that are no attention with keys and values of heads, nor
+    queries, keys and values of attention with an output gate, whose rows are put into another
+    order.
     """
     weights = description.weights()
     found: dict[str, AdapterTarget] = {}

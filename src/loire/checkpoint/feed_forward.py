@@ -148,8 +148,9 @@ class ExpertsDescription:
             and to no weight.
         router_bias: whether the router's product has one.
         bias: whether the experts' products have one.
-        shared_size: of one more expert, which every token goes through, times the sigmoid of its
-            own gate (Qwen3-Next); 0: none.
+        shared_size: of one more expert, which every token goes through; 0: none.
+        shared_gate: whether what it makes is multiplied by the sigmoid of its own gate
+            (Qwen3-Next).
         own_norms: whether the router has an RMSNorm before it, and the experts have another: what
             goes in is not normalised then (Gemma 4).
         expert_scales: whether each expert's weight is multiplied by a number of its own.
@@ -163,6 +164,7 @@ class ExpertsDescription:
     router_bias: bool = False
     bias: bool = False
     shared_size: int = 0
+    shared_gate: bool = True
     own_norms: bool = False
     expert_scales: bool = False
 
@@ -209,7 +211,7 @@ class ExpertsDescription:
                 inputs=place.hidden_size,
                 role="router",
             )
-            if self.shared_size
+            if self.shared_size and self.shared_gate
             else None,
             router_norm=(
                 Vector(f"{prefix}gate.scale", place.hidden_size, factor=place.hidden_size**-0.5)

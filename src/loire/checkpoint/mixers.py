@@ -81,8 +81,9 @@ class StateArrays:
 class CacheNeed:
     """What a mixer keeps: of each token that many vectors of one size, or a state instead."""
 
-    kind: Literal["full", "window", "state"]
-    """full: of every token; window: of the latest tokens only; state: nothing of tokens."""
+    kind: Literal["full", "window", "latent", "state"]
+    """full: keys and values of every token; window: of the latest tokens only; latent: a vector of
+    every token that is key and value in one; state: nothing of tokens."""
     num_vectors: int = 0
     vector_size: int = 0
     window: int | None = None
@@ -110,6 +111,13 @@ class CacheNeed:
         if self.kind == "state":
             return 0
         return context if self.window is None else min(context, self.window)
+
+
+def causal_pairs(prompt: int, window: int | None = None) -> int:
+    """Pairs of query and key in a prompt, under a causal mask with a window."""
+    if window is None or window >= prompt:
+        return prompt * (prompt + 1) // 2
+    return window * (window + 1) // 2 + (prompt - window) * window
 
 
 class MixerDescription(Protocol):
@@ -235,10 +243,7 @@ class AttentionDescription:
 
     def prompt_operations(self, prompt: int) -> float:
         """Of every pair of query and key under a causal mask with a window."""
-        pairs = prompt * (prompt + 1) // 2
-        if self.window is not None and self.window < prompt:
-            pairs = self.window * (self.window + 1) // 2 + (prompt - self.window) * self.window
-        return 4.0 * self.query_size * pairs
+        return 4.0 * self.query_size * causal_pairs(prompt, self.window)
 
     @property
     def remembered_outputs(self) -> int:

@@ -102,6 +102,22 @@ def stretched_window(rope: RopeDescription, positions: int) -> int:
     return positions
 
 
+def stretched_scores(config: Fields) -> float:
+    """What attention scores are multiplied by where positions are stretched, in the families that
+    have mscale_all_dim (DeepSeek-V2 and later)."""
+    rope = Fields(_parameters(config, None), f"{config.source}, rope parameters")
+    all_dim = rope.optional_number("mscale_all_dim", low=0.0, high=100.0)
+    if rope.values.get("rope_type", rope.values.get("type", "default")) == "default" or not all_dim:
+        return 1.0
+    return yarn_scale(rope.number("factor", low=1.0, high=4096.0), all_dim) ** 2
+
+
+def yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """How much larger YaRN makes what it stretches by a factor (Peng et al. 2023), and DeepSeek's
+    weight of it."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
 def _proportional(rope: Fields, theta: float, head_dim: int, rotated: int) -> RopeDescription:
     """Pairs (i, i + head_dim / 2), of which only the first ones are rotated (Gemma 4)."""
     factor = rope.number("factor", 1.0, low=1e-3, high=4096.0)
@@ -144,14 +160,13 @@ def _yarn(
 ) -> RopeDescription:
     """Peng et al. 2023, "YaRN"; mscale as DeepSeek's configurations spell it."""
 
-    def mscale(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
-
     attention_factor = rope.optional_number("attention_factor", low=0.0, high=100.0)
     if attention_factor is None:
         own = rope.optional_number("mscale", low=0.0, high=100.0)
         all_dim = rope.optional_number("mscale_all_dim", low=0.0, high=100.0)
-        attention_factor = mscale(own) / mscale(all_dim) if own and all_dim else mscale(1.0)
+        attention_factor = yarn_scale(factor)
+        if own and all_dim:
+            attention_factor = yarn_scale(factor, own) / yarn_scale(factor, all_dim)
     return RopeDescription(
         theta=theta,
         rotary_dim=rotary_dim,

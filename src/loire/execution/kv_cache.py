@@ -39,11 +39,12 @@ class KVCache:
             for layer in group.layers:
                 need = description.caches[layer]
                 assert need is not None, "a layer without a cache is in a group"
-                heads, dim = need.num_vectors // 2, need.vector_size
-                shape = (heads, group.block_size, dim, dtype)
-                cache = kernels.layer_cache(self.pages, offset, *shape)
+                is_latent = need.kind == "latent"
+                heads = need.num_vectors if is_latent else need.num_vectors // 2
+                shape = (heads, group.block_size, need.vector_size, dtype)
+                cache = kernels.layer_cache(self.pages, offset, *shape, is_latent=is_latent)
                 caches[layer] = replace(cache, group=index)
-                offset += kernels.layer_bytes(*shape)
+                offset += kernels.layer_bytes(*shape, is_latent=is_latent)
         nothing = LayerCache(torch.empty(0, device=device), torch.empty(0, device=device))
         self.layers = tuple(caches.get(layer, nothing) for layer in range(description.num_layers))
         """By layer; of one that keeps nothing, nothing."""

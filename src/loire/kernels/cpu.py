@@ -211,7 +211,8 @@ def _attend_group(
         return found.flatten(2, 3).to(queries.dtype)
 
     keys = gather(cache.keys, cache.key_scales)
-    values = gather(cache.values, cache.value_scales)
+    is_latent = cache.values is cache.keys
+    values = keys if is_latent else gather(cache.values, cache.value_scales)
     slots = torch.arange(first * size, num_blocks * size)[None]
     mask = slots <= group.positions
     rows, unseen = group.tail_rows, group.tail_slots

@@ -33,12 +33,18 @@ class ReferenceAttention:
         return torch.empty((count, page_bytes), dtype=torch.uint8, device=device)
 
     def layer_bytes(
-        self, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
+        self,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        *,
+        is_latent: bool = False,
     ) -> int:
         """Keys, then values, then the scales of codes, to whole cache lines."""
-        vectors = num_kv_heads * block_size
+        vectors = num_kv_heads * block_size * (1 if is_latent else 2)
         scale_bytes = 4 if dtype is torch.int8 else 0
-        return -(-2 * vectors * (head_dim * dtype.itemsize + scale_bytes) // 64) * 64
+        return -(-vectors * (head_dim * dtype.itemsize + scale_bytes) // 64) * 64
 
     def layer_cache(
         self,
@@ -48,9 +54,11 @@ class ReferenceAttention:
         block_size: int,
         head_dim: int,
         dtype: torch.dtype,
+        *,
+        is_latent: bool = False,
     ) -> LayerCache:
         """Views of pages (uint8 [N, page bytes])."""
-        num_bytes = self.layer_bytes(num_kv_heads, block_size, head_dim, dtype)
+        num_bytes = self.layer_bytes(num_kv_heads, block_size, head_dim, dtype, is_latent=is_latent)
         if offset % 64 or offset + num_bytes > pages.shape[1]:
             raise ValueError(
                 f"{num_bytes} bytes of a layer at {offset} do not fit a page of {pages.shape[1]}"
@@ -63,17 +71,19 @@ class ReferenceAttention:
             return part
 
         keys = view(offset, part_bytes, dtype, shape)
-        values = view(offset + part_bytes, part_bytes, dtype, shape)
+        end = offset + part_bytes
+        values = keys
+        if not is_latent:
+            values = view(end, part_bytes, dtype, shape)
+            end += part_bytes
         if dtype is not torch.int8:
             return LayerCache(keys, values)
         scale_bytes = 4 * num_kv_heads * block_size
-        start = offset + 2 * part_bytes
-        return LayerCache(
-            keys,
-            values,
-            view(start, scale_bytes, torch.float32, shape[:2]),
-            view(start + scale_bytes, scale_bytes, torch.float32, shape[:2]),
-        )
+        key_scales = view(end, scale_bytes, torch.float32, shape[:2])
+        value_scales = key_scales
+        if not is_latent:
+            value_scales = view(end + scale_bytes, scale_bytes, torch.float32, shape[:2])
+        return LayerCache(keys, values, key_scales, value_scales)
 
     def rotate_and_store(
         self,
@@ -93,13 +103,15 @@ class ReferenceAttention:
         cos = rotary.cos[batch.positions][:, None]
         sin = rotary.sin[batch.positions][:, None]
         if shape.stores:
-            keys, values = (kept, kept) if shape.values_are_keys else kept.chunk(2, dim=1)
+            is_one = shape.values_are_keys or shape.is_latent
+            keys, values = (kept, kept) if is_one else kept.chunk(2, dim=1)
             if norms is not None:
                 keys = rms_norm(keys, norms.key_weight, norms.eps)
                 if norms.values:
                     values = rms_norm(values, torch.ones_like(norms.key_weight), norms.eps)
             store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
-            store(cache.values, cache.value_scales, batch.slots, values)
+            if not shape.is_latent:
+                store(cache.values, cache.value_scales, batch.slots, values)
         return rotate(queries, cos, sin)
 
     def plan(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
@@ -170,7 +182,10 @@ def gather_context(
         found = blocks[used] if scales is None else blocks[used] * scales[used][..., None]
         return found.transpose(0, 1).flatten(1, 2)[:, : context_len - first]
 
-    return gather(cache.keys, cache.key_scales), gather(cache.values, cache.value_scales)
+    keys = gather(cache.keys, cache.key_scales)
+    if cache.values is cache.keys:
+        return keys, keys
+    return keys, gather(cache.values, cache.value_scales)
 
 
 def attend_row(

@@ -24,6 +24,7 @@ from loire.kernels.interface import (
     Expert,
     Experts,
     FlatBatch,
+    Heads,
     Linear,
     LowRank,
     Weight,
@@ -245,6 +246,23 @@ def gated(linear: Linear, gate: Activation | None) -> Linear:
     return linear if gate is None else GatedLinear(linear, gate)
 
 
+class ReferenceHeads:
+    """See kernels.interface.Heads."""
+
+    def __init__(self, products: Sequence[Linear]) -> None:
+        self._products = tuple(products)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(product.weight_bytes for product in self._products)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """Of x [T, H, in] into out [T, H, out]."""
+        for head, product in enumerate(self._products):
+            out[:, head] = product(x[:, head].contiguous())
+
+
 class ReferenceLinearKernels:
     """See kernels.interface.LinearKernels."""
 
@@ -302,6 +320,10 @@ class ReferenceLinearKernels:
     ) -> Experts:
         """Expert by expert."""
         return ReferenceExperts(experts, routing, bias, scales)
+
+    def heads(self, products: Sequence[Linear]) -> Heads:
+        """Head by head."""
+        return ReferenceHeads(products)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """On the host, whatever device computes the model."""

@@ -90,11 +90,11 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class WithSharedExpert:
-    """Experts, and one more that every token goes through, times the sigmoid of its gate."""
+    """Experts, and one more that every token goes through, perhaps times a gate's sigmoid."""
 
     experts: Experts
     shared: GatedMLP
-    gate: Linear
+    gate: Linear | None
     pointwise: PointwiseKernels
 
     @property
@@ -104,7 +104,9 @@ class WithSharedExpert:
 
     def __call__(self, x: Tensor, batch: FlatBatch | None) -> Tensor:
         """[T, E] to [T, E]."""
-        shared = self.pointwise.gate(self.shared(x, batch), self.gate(x, batch))
+        shared = self.shared(x, batch)
+        if self.gate is not None:
+            shared = self.pointwise.gate(shared, self.gate(x, batch))
         return self.experts(x, batch, shared)
 
     def bytes_per_step(self, num_tokens: int) -> int:
@@ -118,7 +120,8 @@ class WithSharedExpert:
 
     @property
     def _shared_bytes(self) -> int:
-        return self.shared.weight_bytes + self.gate.weight_bytes
+        gate_bytes = 0 if self.gate is None else self.gate.weight_bytes
+        return self.shared.weight_bytes + gate_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +190,12 @@ def build_feed_forward(
             experts=load.kernels.experts(parts, description.routing, bias, scales),
             own_norms=own_norms,
         )
-        if weights.shared is None or weights.shared_gate is None:
+        if weights.shared is None:
             return experts
         return WithSharedExpert(
             experts=experts,
             shared=_gated_mlp(weights.shared, description.activation, load),
-            gate=load.linear(weights.shared_gate),
+            gate=None if weights.shared_gate is None else load.linear(weights.shared_gate),
             pointwise=load.pointwise,
         )
     raise TypeError(f"no feed-forward part is built from {type(description).__name__}")

@@ -112,6 +112,7 @@ class LayerLoader:
         self, reader: WeightReader, tensors: Tensors, norm_eps: float, rotary: "RotaryTables"
     ) -> None:
         self.norm_eps = norm_eps
+        self.dtype = reader.dtype
         self.kernels = reader.backend.linear
         self.pointwise = reader.backend.pointwise
         self.recurrent = reader.backend.recurrent
@@ -179,6 +180,13 @@ def rows_of(weight: Weight, first: int, end: int) -> Weight:
     if isinstance(weight, Tensor):
         return weight[first:end]
     return StoredTensor(weight.format, weight.blocks[first:end])
+
+
+def reordered(weight: Weight, index: Tensor) -> Weight:
+    """The rows of a weight in another order. index: int64 [rows]."""
+    if isinstance(weight, Tensor):
+        return weight[index]
+    return StoredTensor(weight.format, weight.blocks[index])
 
 
 def _together(weight: Weight, sizes: Sequence[int]) -> Weight:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loire.checkpoint.latent_attention import LatentAttentionDescription, LatentAttentionWeights
 from loire.checkpoint.mixers import (
     AttentionDescription,
     AttentionWeights,
@@ -30,6 +31,7 @@ from loire.kernels.interface import (
     StateCache,
 )
 from loire.models.decoder import Mixer, Remembered
+from loire.models.latent_attention import latent_attention
 from loire.models.layer_loader import LayerLoader, rows_of
 from loire.models.recurrent_mixers import gated_delta_net, short_convolution
 
@@ -169,6 +171,10 @@ def build_mixer(description: MixerDescription, weights: object, load: LayerLoade
         weights, ShortConvolutionWeights
     ):
         return short_convolution(description, weights, load)
+    if isinstance(description, LatentAttentionDescription) and isinstance(
+        weights, LatentAttentionWeights
+    ):
+        return latent_attention(description, weights, load)
     raise TypeError(f"no mixer is built from {type(description).__name__}")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loire.base.errors import ConfigError
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, FeedForwardDescription
+from loire.checkpoint.latent_attention import LatentAttentionDescription
 from loire.checkpoint.mixers import MixerDescription
 from loire.planning.devices import Device
 from loire.planning.model_size import ModelSize
@@ -245,6 +246,8 @@ def _kv_repeats(description: ModelDescription | None, tensor_parallel: int) -> i
     if description is None:
         return 1
     shapes = {(mixer.num_heads, mixer.num_kv_heads) for mixer in description.attentions}
+    mixers = (layer.mixer for layer in description.layers)
+    shapes |= {(m.num_heads, 1) for m in mixers if isinstance(m, LatentAttentionDescription)}
     return max((_head_repeats(*shape, tensor_parallel) for shape in shapes), default=1)
 
 

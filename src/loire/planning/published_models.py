@@ -45,6 +45,10 @@ _GRANITE = {"model_type": "granite", "vocab_size": 49159, "tie_word_embeddings":
 _GPT_OSS = {"model_type": "gpt_oss", "vocab_size": 201088, "head_dim": 64,
             "sliding_window": 128, "num_experts_per_tok": 4}  # fmt: skip
 _MIXTRAL = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0,
+         "original_max_position_embeddings": 4096}  # fmt: skip
+_DEEPSEEK2 = {"model_type": "deepseek_v2", "vocab_size": 102400, "first_k_dense_replace": 1,
+              "num_experts_per_tok": 6, "rope_parameters": _YARN}  # fmt: skip
 
 _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
     ("llama-2-7b", _LLAMA2, (4096, 11008, 32, 32, 32, 4096), {}),
@@ -68,6 +72,15 @@ _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
     ("mixtral-8x22b", _MIXTRAL, (6144, 16384, 56, 48, 8, 65536), {"vocab_size": 32768}),
     ("gpt-oss-20b", _GPT_OSS, (2880, 2880, 24, 64, 8, 131072), {"num_local_experts": 32}),
     ("gpt-oss-120b", _GPT_OSS, (2880, 2880, 36, 64, 8, 131072), {"num_local_experts": 128}),
+    ("deepseek-v2-lite", _DEEPSEEK2, (2048, 10944, 27, 16, 16, 163840),
+     {"moe_intermediate_size": 1408, "q_lora_rank": None}),
+    ("deepseek-v2", _DEEPSEEK2, (5120, 12288, 60, 128, 128, 163840),
+     {"moe_intermediate_size": 1536, "n_routed_experts": 160, "n_group": 8, "topk_group": 3,
+      "topk_method": "group_limited_greedy"}),
+    ("deepseek-v3", {"model_type": "deepseek_v3"}, (7168, 18432, 61, 128, 128, 163840),
+     {"vocab_size": 129280, "rope_parameters": _YARN}),
+    ("glm-4.7-flash", {"model_type": "glm4_moe_lite"}, (2048, 10240, 47, 20, 20, 202752),
+     {"vocab_size": 154880, "rope_theta": 1e6}),
     ("qwen2.5-0.5b", _SMALL_QWEN2, (896, 4864, 24, 14, 2, 32768), {}),
     ("qwen2.5-1.5b", _SMALL_QWEN2, (1536, 8960, 28, 12, 2, 32768), {}),
     ("qwen2.5-3b", _SMALL_QWEN2, (2048, 11008, 36, 16, 2, 32768), {}),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from loire.checkpoint.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
@@ -43,6 +44,9 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE_MOE,
     SEED_OSS,
     MIXTRAL,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
     GPT_OSS,
     OLMO2,
     OLMO3,

@@ -22,7 +22,7 @@ class LayerCache:
     """[N, K, S, D] in the model's dtype, or codes (int8) as loire.kernels.quantization defines
     them; rotated."""
     values: Tensor
-    """[N, K, S, D] of the same dtype."""
+    """[N, K, S, D] of the same dtype; the same tensor as keys where AttentionShape.is_latent."""
     key_scales: Tensor | None = None
     """float32 [N, K, S]: of codes."""
     value_scales: Tensor | None = None
@@ -69,6 +69,9 @@ class AttentionShape:
     softcap: float | None = None
     values_are_keys: bool = False
     """Whether values are the keys before norm and rotation, so that they need no product."""
+    is_latent: bool = False
+    """Whether values are the keys as they are kept, rotated dimensions included (latent attention):
+    nothing is kept beside them."""
     sinks: Tensor | None = field(default=None, compare=False)
     """float32 [H]: a score of each query head that its softmax has beside those of the keys, and no
     value comes with."""
@@ -88,7 +91,13 @@ class AttentionKernels(Protocol):
         ...
 
     def layer_bytes(
-        self, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
+        self,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        *,
+        is_latent: bool = False,
     ) -> int:
         """Bytes of a block of one layer: its part of a page. dtype: of the cache."""
         ...
@@ -101,6 +110,8 @@ class AttentionKernels(Protocol):
         block_size: int,
         head_dim: int,
         dtype: torch.dtype,
+        *,
+        is_latent: bool = False,
     ) -> LayerCache:
         """The KV of one layer in a pool of pages (uint8 [N, page bytes]), as views.
 
@@ -119,8 +130,8 @@ class AttentionKernels(Protocol):
     ) -> Tensor:
         """Split qkv [T, (H + 2 * K) * D]; norm and rotate queries and keys; store keys, values.
 
-        Where shape.values_are_keys, qkv is [T, (H + K) * D]. Where shape.stores is false, it is
-        [T, H * D] and nothing is stored.
+        Where shape.values_are_keys or shape.is_latent, qkv is [T, (H + K) * D]. Where shape.stores
+        is false, it is [T, H * D] and nothing is stored.
 
         Returns the queries [T, H, D]. Writes cache at batch.slots. May overwrite qkv.
         """

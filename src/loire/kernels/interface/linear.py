@@ -101,6 +101,20 @@ class Experts(Protocol):
         ...
 
 
+class Heads(Protocol):
+    """Products of heads, each with a weight of its own."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all of them."""
+        ...
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """Of x [T, H, in] into out [T, H, out], both in the dtype of the products' inputs, and
+        without gaps in their last dimension. They may not overlap."""
+        ...
+
+
 MOST_ADAPTERS = 4096
 """Numbers of adapters are below."""
 
@@ -168,6 +182,11 @@ class LinearKernels(Protocol):
         bias: float32 [experts], added to scores where they are compared alone. scales: float32
         [experts]; each expert's weight is multiplied by its own.
         """
+        ...
+
+    def heads(self, products: Sequence[Linear]) -> Heads:
+        """Products that pack() made without bias and gate, each of one tensor and all of one shape,
+        of one head each."""
         ...
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:

@@ -76,7 +76,7 @@ class NativeAttention(ReferenceAttention):
         num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
         num_positions, half = rotary.cos.shape
         stored_heads = kv_heads if shape.stores else 0
-        each = 1 if shape.values_are_keys else 2
+        each = 1 if shape.values_are_keys or shape.is_latent else 2
         fits = width == (heads + each * stored_heads) * dim
         if not fits or (cached_heads, cached_dim) != (kv_heads, dim):
             raise ValueError(
@@ -91,7 +91,7 @@ class NativeAttention(ReferenceAttention):
             qkv=qkv.data_ptr(),
             queries=queries.data_ptr(),
             keys=cache.keys.data_ptr(),
-            values=cache.values.data_ptr(),
+            values=None if shape.is_latent else cache.values.data_ptr(),
             key_scales=address(cache.key_scales),
             value_scales=address(cache.value_scales),
             query_weight=None if norms is None else norms.query_weight.data_ptr(),

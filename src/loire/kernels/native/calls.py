@@ -88,6 +88,23 @@ class ExpertsCall(CallStruct):
     ]
 
 
+class HeadsCall(CallStruct):
+    """What loire_heads is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("weights", c_void_p),
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("heads", c_int64),
+        ("x_stride", c_int64),
+        ("x_head_stride", c_int64),
+        ("out_stride", c_int64),
+        ("out_head_stride", c_int64),
+    ]
+
+
 class NormCall(CallStruct):
     """What loire_norm is given."""
 

@@ -41,8 +41,8 @@ class NativeExperts:
         self._scales = None if scales is None else scales.float().contiguous()
         self._context = context
         self._run = context.library.experts
-        self._gate_ups = array_of(c_void_p, [_handle(x.gate_up) for x in experts])
-        self._downs = array_of(c_void_p, [_handle(x.down) for x in experts])
+        self._gate_ups = array_of(c_void_p, [handle_of(x.gate_up) for x in experts])
+        self._downs = array_of(c_void_p, [handle_of(x.down) for x in experts])
         self._size, self._dtype = experts[0].gate_up.in_features, experts[0].gate_up.dtype
 
     def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
@@ -84,7 +84,7 @@ class NativeExperts:
         return out
 
 
-def _handle(linear: Linear) -> int:
+def handle_of(linear: Linear) -> int:
     """Of a weight that the library holds as one."""
     handle = getattr(linear, "handle", None)
     if not isinstance(handle, int):

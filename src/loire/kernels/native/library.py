@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 22
+INTERFACE_VERSION = 23
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -43,6 +43,7 @@ class NativeLibrary:
         self.linear = self._call("loire_linear", calls.LinearCall)
         self.adapt = self._call("loire_adapt", calls.AdaptCall)
         self.experts = self._call("loire_experts", calls.ExpertsCall)
+        self.heads = self._call("loire_heads", calls.HeadsCall)
         self.norm = self._call("loire_norm", calls.NormCall)
         self.combine = self._call("loire_combine", calls.CombineCall)
         self.embed = self._call("loire_embed", calls.EmbedCall)

@@ -18,6 +18,7 @@ from loire.kernels.interface import (
     Expert,
     Experts,
     FlatBatch,
+    Heads,
     Linear,
     LowRank,
     Weight,
@@ -27,6 +28,7 @@ from loire.kernels.native.calls import AdaptCall, DequantizeCall, LinearCall, Pa
 from loire.kernels.native.context import NativeContext
 from loire.kernels.native.dtypes import TYPES, type_number
 from loire.kernels.native.experts import NativeExperts
+from loire.kernels.native.heads import NativeHeads
 from loire.kernels.native.library import array_of
 from loire.kernels.reference_linear import check_low_rank
 
@@ -279,6 +281,10 @@ class NativeLinearKernels:
     ) -> Experts:
         """All of them by one call of the library."""
         return NativeExperts(self._context, experts, routing, bias, scales)
+
+    def heads(self, products: Sequence[Linear]) -> Heads:
+        """All of them by one call of the library."""
+        return NativeHeads(self._context, products)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""

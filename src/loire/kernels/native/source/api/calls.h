@@ -66,6 +66,15 @@ struct ExpertsCall {
     float scale;
 };
 
+// Each head's x times a weight of its own, without a gate. Elements of x are x_stride apart from token to
+// token, x_head_stride from head to head; those of out likewise.
+struct HeadsCall {
+    const PackedWeight* const* weights;  // [heads]
+    const void* x;
+    void* out;
+    int64_t tokens, heads, x_stride, x_head_stride, out_stride, out_head_stride;
+};
+
 struct NormCall {
     const void* x;        // [T, E]
     float* residual;      // [T, E] or null: becomes (x + itself) * scale first
@@ -130,10 +139,10 @@ struct ChooseCall {
 
 // Blocks of the cache lie block_stride elements apart, those of scales scale_stride.
 struct RotaryCall {
-    const void* qkv;            // [T, (H + 2 * K) * D], or (H + K) * D if values are keys
+    const void* qkv;            // [T, (H + 2 * K) * D], or (H + K) * D if values are keys or null
     void* queries;              // [T, H, D]
     void* keys;                 // [N, K, S, D]
-    void* values;               // [N, K, S, D]
+    void* values;               // [N, K, S, D], or null: values are the keys as they are kept
     float* key_scales;          // [N, K, S] of codes, or null
     float* value_scales;        // [N, K, S] of codes, or null
     const float* query_weight;  // [D] or null

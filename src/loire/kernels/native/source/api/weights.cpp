@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../runtime/grouped.h"
 #include "../runtime/multiply.h"
 #include "../runtime/packed_weight.h"
 #include "calls.h"
@@ -82,5 +83,33 @@ LOIRE_EXPORT int loire_dequantize(Context* context, const DequantizeCall* call) 
         const int64_t pieces =
             (call->elements + DEQUANTIZED_PER_PIECE - 1) / DEQUANTIZED_PER_PIECE;
         context->pool.run(pieces, context->typed(call->type).dequantize, &arguments);
+    });
+}
+
+LOIRE_EXPORT int loire_heads(Context* context, const HeadsCall* call) {
+    std::vector<GroupedProduct> products;
+    const bool known = guarded([&] {
+        for (int64_t h = 0; h < call->heads; ++h) {
+            const PackedWeight &weight = *call->weights[h], &first = *call->weights[0];
+            if (weight.gate != Gate::NONE || weight.is_bfloat16 != first.is_bfloat16 ||
+                weight.in_features != first.in_features ||
+                weight.out_features != first.out_features)
+                throw std::invalid_argument("the weights of heads do not fit each other");
+            const int64_t element_bytes = weight.is_bfloat16 ? 2 : 4;
+            products.push_back(
+                {&weight, context->linear(weight.is_bfloat16, weight.format),
+                 static_cast<const char*>(call->x) + h * call->x_head_stride * element_bytes,
+                 call->x_stride * element_bytes, nullptr, call->tokens,
+                 static_cast<char*>(call->out) + h * call->out_head_stride * element_bytes,
+                 call->out_stride});
+        }
+    });
+    if (!known) return -1;
+    return perform(context, nullptr, [context, products](AttentionPlan*) {
+        if (products.empty() || products[0].count == 0) return;
+        context->forecast.begins({products[0].weight->data, 0, 0});
+        context->pool.expect(waits_for_weights(products[0].count) ? context->forecast.next()
+                                                                  : Stream{});
+        multiply_together(context->pool, context->activations, products);
     });
 }

@@ -82,7 +82,7 @@ struct RotaryArguments {
     const void* qkv;              // [T, (H + 2 * K) * D]
     void* queries;                // [T, H, D]
     void* keys;                   // [N, K, S, D], blocks block_stride elements apart
-    void* values;                 // the same
+    void* values;                 // the same, or null: they are the keys as they are kept
     float* key_scales;            // [N, K, S], of codes, blocks scale_stride elements apart
     float* value_scales;          // the same
     const float* query_weight;    // [D] or null: RMSNorm over each head

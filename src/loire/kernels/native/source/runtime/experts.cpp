@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "grouped.h"
 #include "multiply.h"
 
 namespace loire {
@@ -68,99 +69,6 @@ std::vector<Group> sort_by_expert(const RouteArguments& a, const Expert* experts
     return groups;
 }
 
-// A product of one group: a piece of the whole is a piece of one of these.
-struct GroupProduct {
-    const LinearOperations* operations;
-    LinearArguments linear;
-    const char* x;          // rows to be packed, or all tokens
-    const int64_t* tokens;  // [count]: which of them; null: x is the rows
-    char* packed;
-    int64_t row_bytes, in_features, first_block, first_piece, packed_block_bytes;
-};
-
-struct GroupProducts {
-    std::vector<GroupProduct> products;
-
-    // The one that holds a block of activations, or a piece.
-    template <int64_t GroupProduct::*FIRST>
-    const GroupProduct& at(int64_t index) const {
-        const auto after = std::upper_bound(
-            products.begin(), products.end(), index,
-            [](int64_t value, const GroupProduct& product) { return value < product.*FIRST; });
-        return *(after - 1);
-    }
-};
-
-// One block of a group's rows, gathered where they are not together.
-void pack_group_piece(const void* untyped, int64_t piece, Scratch& scratch) {
-    const auto& all = *static_cast<const GroupProducts*>(untyped);
-    const GroupProduct& product = all.at<&GroupProduct::first_block>(piece);
-    const int64_t block = piece - product.first_block, size = product.linear.tokens_per_block;
-    const int64_t first = block * size, count = std::min(size, product.linear.tokens - first);
-    const char* x = product.x + first * product.row_bytes;
-    if (product.tokens != nullptr) {
-        char* gathered = scratch.reserve(size_t(count * product.row_bytes));
-        for (int64_t r = 0; r < count; ++r)
-            std::memcpy(gathered + r * product.row_bytes,
-                        product.x + product.tokens[first + r] * product.row_bytes,
-                        size_t(product.row_bytes));
-        x = gathered;
-    }
-    const PackActivationsArguments packing{x,
-                                           product.packed + block * product.packed_block_bytes,
-                                           count,
-                                           product.in_features,
-                                           product.linear.steps,
-                                           size};
-    product.operations->pack_activations(&packing, 0, scratch);
-}
-
-void group_piece(const void* untyped, int64_t piece, Scratch& scratch) {
-    const auto& all = *static_cast<const GroupProducts*>(untyped);
-    const GroupProduct& product = all.at<&GroupProduct::first_piece>(piece);
-    product.operations->linear(&product.linear, piece - product.first_piece, scratch);
-}
-
-struct Operand {
-    const char* x;
-    const int64_t* tokens;  // [count] or null
-    char* out;
-};
-
-// All groups' products with gate_up or with down; operand(group) says of what and where to.
-template <typename OperandOf>
-void multiply_groups(Pool& pool, Scratch& activations, const std::vector<Group>& groups,
-                     const PackedWeight* Expert::*weight_of,
-                     const LinearOperations* Expert::*operations_of, OperandOf operand) {
-    const int64_t wanted = ceil_div(wanted_pieces(pool), int64_t(groups.size()));
-    GroupProducts all;
-    int64_t blocks = 0, pieces = 0, packed_bytes = 0;
-    for (const Group& group : groups) {
-        const PackedWeight& weight = *(group.expert->*weight_of);
-        const LinearOperations& operations = *(group.expert->*operations_of);
-        const Cut cut(operations, weight, group.count, wanted);
-        const Operand given = operand(group);
-        all.products.push_back(
-            {&operations,
-             cut.arguments(weight, nullptr, given.out, weight.out_features, false, group.count),
-             given.x, given.tokens, nullptr, weight.in_features * (weight.is_bfloat16 ? 2 : 4),
-             weight.in_features, blocks, pieces, cut.tokens_per_block * cut.token_bytes});
-        blocks += cut.blocks;
-        pieces += cut.pieces();
-        packed_bytes += cut.packed_bytes();
-    }
-    char* packed = activations.reserve(size_t(packed_bytes));
-    for (size_t i = 0; i < groups.size(); ++i) {
-        GroupProduct& product = all.products[i];
-        const int64_t end = i + 1 < groups.size() ? all.products[i + 1].first_block : blocks;
-        product.packed = packed;
-        product.linear.activations = packed;
-        packed += (end - product.first_block) * product.packed_block_bytes;
-    }
-    pool.run(blocks, pack_group_piece, &all);
-    pool.run(pieces, group_piece, &all);
-}
-
 }  // namespace
 
 void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
@@ -189,21 +97,24 @@ void compute_experts(const Operations& operations, Pool& pool, Scratch& activati
         group.hidden = hidden;
         hidden += group.count * group.expert->down->in_features * element_bytes;
     }
-    multiply_groups(pool, activations, groups, &Expert::gate_up, &Expert::gate_up_operations,
-                    [&](const Group& group) {
-                        return Operand{static_cast<const char*>(x), routes.tokens + group.first,
-                                       group.hidden};
-                    });
+    std::vector<GroupedProduct> products;
+    for (const Group& group : groups)
+        products.push_back({group.expert->gate_up, group.expert->gate_up_operations,
+                            static_cast<const char*>(x), size * element_bytes,
+                            routes.tokens + group.first, group.count, group.hidden,
+                            group.expert->gate_up->out_features});
+    multiply_together(pool, activations, products);
     const int64_t rows = routing.tokens * routing.top_k, row_bytes = size * element_bytes;
     char* made = scratch.made.reserve(size_t((rows + routing.tokens) * row_bytes));
     if (beside != nullptr)
         std::memcpy(made + rows * row_bytes, beside, size_t(routing.tokens * row_bytes));
     if (waits_for_weights(routing.tokens)) pool.expect(forecast.next());
-    multiply_groups(pool, activations, groups, &Expert::down, &Expert::down_operations,
-                    [&](const Group& group) {
-                        return Operand{group.hidden, nullptr,
-                                       made + group.first * row_bytes};
-                    });
+    products.clear();
+    for (const Group& group : groups)
+        products.push_back({group.expert->down, group.expert->down_operations, group.hidden,
+                            group.expert->down->in_features * element_bytes, nullptr, group.count,
+                            made + group.first * row_bytes, size});
+    multiply_together(pool, activations, products);
     const SumExpertsArguments sums{made, routes.rows, routes.sorted_weights, out,
                                    routing.tokens, routes.added, size};
     pool.run(row_pieces, typed.sum_experts, &sums);

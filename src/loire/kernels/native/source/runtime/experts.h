@@ -1,5 +1,5 @@
-// Experts: each computed once, for all tokens that chose it, by the products of loire/runtime/multiply.h
-// whose pieces are handed out together.
+// Experts: each computed once, for all tokens that chose it, by products whose
+// pieces are handed out together (grouped.h).
 
 #pragma once
 

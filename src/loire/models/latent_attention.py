@@ -1,0 +1,209 @@
+"""Latent attention, built from its description (loire.checkpoint.latent_attention)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loire.checkpoint.latent_attention import LatentAttentionDescription, LatentAttentionWeights
+from loire.checkpoint.weights import Matrix
+from loire.kernels.block_formats import StoredTensor
+from loire.kernels.interface import (
+    AttentionPlan,
+    AttentionShape,
+    Backend,
+    FlatBatch,
+    Heads,
+    LayerCache,
+    Linear,
+    RotaryTable,
+    StateCache,
+    Weight,
+)
+from loire.models.decoder import Remembered
+from loire.models.layer_loader import LayerLoader, reordered, rows_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Attention of all query heads over one vector per token: the rotated key, then the latent.
+
+    It remembers that vector; what is left are queries of its size.
+    """
+
+    shape: AttentionShape
+    """head_dim: of that vector, of which rope_dim come first."""
+    rope_dim: int
+    down: Linear
+    """To queries (or what they are made of), the latent and the rotated key."""
+    query: Linear | None
+    """To queries: each head's part without rotation, then each head's with it."""
+    query_norm: Tensor | None
+    latent_norm: Tensor
+    norm_eps: float
+    keys: Heads
+    """From queries to the latent's size."""
+    values: Heads
+    """From the latent's size to values."""
+    key_dim: int
+    value_dim: int
+    output: Linear
+    rotary: RotaryTable
+
+    @property
+    def is_replayable(self) -> bool:
+        """PyTorch puts queries and keys together."""
+        return False
+
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, H, D] of x [T, E], whose latents and rotated keys are in the cache afterwards."""
+        assert isinstance(cache, LayerCache)
+        heads, kept_dim, rope_dim = self.shape.num_heads, self.shape.head_dim, self.rope_dim
+        queries, latent, rotated = self.down(x, batch).tensor_split((-kept_dim, -rope_dim), dim=1)
+        if self.query is not None and self.query_norm is not None:
+            queries = queries.contiguous()
+            queries = backend.pointwise.rms_norm(queries, self.query_norm, self.norm_eps)
+            queries = self.query(queries, batch)
+        plain, turned = queries.split((heads * self.key_dim, heads * rope_dim), dim=1)
+        both = torch.empty((len(x), heads + 1, kept_dim), dtype=x.dtype, device=x.device)
+        self.keys(plain.unflatten(1, (heads, -1)), both[:, :heads, rope_dim:])
+        both[:, :heads, :rope_dim] = turned.unflatten(1, (heads, -1))
+        latent = latent.contiguous()
+        both[:, heads, rope_dim:] = backend.pointwise.rms_norm(
+            latent, self.latent_norm, self.norm_eps
+        )
+        both[:, heads, :rope_dim] = rotated
+        return backend.attention.rotate_and_store(
+            both.flatten(1), self.shape, None, self.rotary, batch, cache
+        )
+
+    def recall(
+        self,
+        remembered: Remembered,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, E] of queries [T, H, D], with a batch and a plan of these."""
+        assert isinstance(remembered, Tensor)
+        assert isinstance(cache, LayerCache)
+        assert plan is not None
+        tokens, heads, _ = remembered.shape
+        attended = backend.attention.attend(remembered, cache, plan, self.shape)
+        # (Rotated keys have been weighed too, as they lie among the values; nobody needs them.)
+        latents = attended.unflatten(1, (heads, -1))[..., self.rope_dim :]
+        values = attended.new_empty((tokens, heads, self.value_dim))
+        self.values(latents, values)
+        return self.output(values.flatten(1), batch)
+
+    def bytes_per_step(self, num_tokens: int) -> int:
+        """All of them."""
+        return self.weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all products."""
+        products = (self.down, self.query, self.keys, self.values, self.output)
+        return sum(product.weight_bytes for product in products if product is not None)
+
+
+def latent_attention(
+    description: LatentAttentionDescription, weights: LatentAttentionWeights, load: LayerLoader
+) -> LatentAttention:
+    """With its weights."""
+    heads, rope_dim = description.num_heads, description.rope_dim
+    order = _rotary_order(rope_dim, interleaved=description.interleaved)
+    query = _rows(load, weights.query, _query_order(description, order))
+    latent = _rows(
+        load, weights.latent, torch.cat([torch.arange(description.rank), description.rank + order])
+    )
+    first, last = weights.query, query
+    if weights.query_down is not None:
+        first, last = weights.query_down, load.matrix(weights.query_down)
+    biases = [load.bias(first), load.bias(weights.latent)]
+    bias = None
+    if biases[1] is not None:
+        # (Queries that are made at once have none.)
+        given = biases[0] if biases[0] is not None else torch.zeros(first.outputs)
+        index = torch.cat([torch.arange(description.rank), description.rank + order])
+        bias = torch.cat([given.to(biases[1]), biases[1][index]])
+    keys, values = _keys_and_values(description, weights, load)
+    has_norm = weights.query_norm is not None
+    return LatentAttention(
+        shape=AttentionShape(
+            num_heads=heads,
+            num_kv_heads=1,
+            head_dim=description.kept_dim,
+            scale=description.scale,
+            is_latent=True,
+        ),
+        rope_dim=rope_dim,
+        down=load.linear_of(weights.latent, [*last, *latent], bias),
+        query=load.linear_of(weights.query, query, None) if has_norm else None,
+        query_norm=None if weights.query_norm is None else load.vector(weights.query_norm),
+        latent_norm=load.vector(weights.latent_norm),
+        norm_eps=description.norm_eps,
+        keys=keys,
+        values=values,
+        key_dim=description.key_dim,
+        value_dim=description.value_dim,
+        output=load.linear(weights.output),
+        rotary=load.rotary(description.rope),
+    )
+
+
+def _rotary_order(rope_dim: int, *, interleaved: bool) -> Tensor:
+    """Of rotated dimensions, the first of all pairs, then the second of all."""
+    dims = torch.arange(rope_dim)
+    return dims.view(-1, 2).T.flatten() if interleaved else dims
+
+
+def _query_order(description: LatentAttentionDescription, order: Tensor) -> Tensor:
+    """Of the rows of queries: those of all heads without rotation, then those with it."""
+    size = description.key_dim + description.rope_dim
+    starts = torch.arange(description.num_heads)[:, None] * size
+    plain = starts + torch.arange(description.key_dim)
+    turned = starts + description.key_dim + order
+    return torch.cat([plain.flatten(), turned.flatten()])
+
+
+def _rows(load: LayerLoader, matrix: Matrix, index: Tensor) -> list[Weight]:
+    [weight] = load.matrix(matrix)
+    return [reordered(weight, index)]
+
+
+def _keys_and_values(
+    description: LatentAttentionDescription, weights: LatentAttentionWeights, load: LayerLoader
+) -> tuple[Heads, Heads]:
+    """Products of each head: from its query to the latent, from the latent to its value."""
+    key_dim, value_dim, rank = description.key_dim, description.value_dim, description.rank
+    keys: list[Weight] = []
+    values: list[Weight] = []
+    if weights.keys_values is not None:
+        origin, size = (weights.keys_values,) * 2, key_dim + value_dim
+        [both] = load.matrix(weights.keys_values)
+        for first in range(0, description.num_heads * size, size):
+            rows = rows_of(both, first, first + key_dim)
+            numbers = rows.values().to(load.dtype) if isinstance(rows, StoredTensor) else rows
+            keys.append(numbers.T.contiguous())
+            values.append(rows_of(both, first + key_dim, first + size))
+    else:
+        assert weights.keys is not None
+        assert weights.values is not None
+        origin = weights.keys, weights.values
+        [all_keys], [all_values] = load.matrix(weights.keys), load.matrix(weights.values)
+        for head in range(description.num_heads):
+            keys.append(rows_of(all_keys, head * rank, head * rank + rank))
+            values.append(rows_of(all_values, head * value_dim, head * value_dim + value_dim))
+    return (
+        load.kernels.heads([load.linear_of(origin[0], [part], None) for part in keys]),
+        load.kernels.heads([load.linear_of(origin[1], [part], None) for part in values]),
+    )

@@ -13,6 +13,7 @@ process. Names and arguments follow vLLM's where it has them.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from loire.base.lora import LoRARequest
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import Pooling, SamplingParams
 from loire.base.step import StepRecord
-from loire.engine.adapters import AdapterNames
+from loire.engine.adapters import AdapterNames, NamedAdapter
 from loire.engine.chat_options import ChatOptions, ToolChoice
 from loire.engine.client import EngineClient
 from loire.engine.dialogue import Turn, begin_turn
@@ -39,8 +40,8 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Message]
 """A conversation."""
 
-Lora = LoRARequest | Sequence[LoRARequest | None] | None
-"""An adapter for all prompts, or one or none for each."""
+Lora = LoRARequest | str | Sequence[LoRARequest | str | None] | None
+"""An adapter for all prompts, or one or none for each; a text is a name of load_adapter()."""
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions that a model may call: {"type": "function", "function": {"name": ...,
@@ -90,6 +91,34 @@ class _LocalEngine:
         return self._client.frontend
 
     @property
+    def adapters(self) -> Sequence[NamedAdapter]:
+        """Those that load_adapter() has given names."""
+        return self._adapters.named
+
+    def load_adapter(
+        self,
+        lora_name: str,
+        lora_path: str | Path,
+        *,
+        load_inplace: bool = False,
+        pinned: bool = False,
+    ) -> NamedAdapter:
+        """Give an adapter a name, which lora_request= takes from now on.
+
+        load_inplace: the name may be another's; requests that run go on with what they began with.
+        pinned: its weights are read at once and stay in memory. Raises RequestError if the name is
+        no name or taken, ModelError if the adapter cannot be used.
+        """
+        return self._adapters.load(
+            lora_name, Path(lora_path), load_inplace=load_inplace, pinned=pinned
+        )
+
+    def unload_adapter(self, lora_name: str) -> None:
+        """The name is nobody's from now on; requests that run go on. Raises ModelNotFoundError if
+        it was nobody's before."""
+        self._adapters.unload(lora_name)
+
+    @property
     def alive(self) -> bool:
         """Whether requests can be taken."""
         return self._opened is not None and self._client.link.alive
@@ -124,7 +153,7 @@ class _LocalEngine:
         client.fail_all(EngineError("the engine was closed"))
 
     def _prompt(
-        self, prompt: Prompt, params: SamplingParams | None, lora: LoRARequest | None
+        self, prompt: Prompt, params: SamplingParams | None, lora: LoRARequest | str | None
     ) -> Submission:
         client = self._client
         content, salt = _content_and_salt(prompt)
@@ -133,7 +162,7 @@ class _LocalEngine:
             client.next_id(), content, params or SamplingParams(), origin=origin
         )
 
-    def _origin(self, lora: LoRARequest | None, salt: str = "") -> Origin:
+    def _origin(self, lora: LoRARequest | str | None, salt: str = "") -> Origin:
         return Origin(cache_salt=salt, adapter="" if lora is None else self._adapters.use(lora))
 
     def _turn(
@@ -141,7 +170,7 @@ class _LocalEngine:
         messages: Messages,
         params: SamplingParams | None,
         options: ChatOptions,
-        lora: LoRARequest | None,
+        lora: LoRARequest | str | None,
     ) -> Turn:
         """A conversation as a request, and how its answer is to be read. Raises RequestError."""
         client = self._client
@@ -228,7 +257,7 @@ class LLM(_LocalEngine):
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning_effort: Effort | None = None,
-        lora_request: LoRARequest | None = None,
+        lora_request: LoRARequest | str | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, or answer one conversation as chat() does, giving each piece as it
         comes.
@@ -303,7 +332,7 @@ class AsyncLLM(_LocalEngine):
         prompt: Prompt | Messages,
         sampling_params: SamplingParams | None = None,
         *,
-        lora_request: LoRARequest | None = None,
+        lora_request: LoRARequest | str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, or answer a conversation, giving each piece as it comes."""
         if _is_conversation(prompt):
@@ -326,7 +355,7 @@ class AsyncLLM(_LocalEngine):
         response_format: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning_effort: Effort | None = None,
-        lora_request: LoRARequest | None = None,
+        lora_request: LoRARequest | str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer a conversation as LLM.chat() does, giving each piece as it comes."""
         options = ChatOptions(
@@ -403,8 +432,8 @@ def _spread(
     return params
 
 
-def _spread_lora(lora: Lora, count: int) -> Sequence[LoRARequest | None]:
-    if lora is None or isinstance(lora, LoRARequest):
+def _spread_lora(lora: Lora, count: int) -> Sequence[LoRARequest | str | None]:
+    if lora is None or isinstance(lora, LoRARequest | str):
         return [lora] * count
     if len(lora) != count:
         raise RequestError(

@@ -158,3 +158,151 @@ def test_chats_and_streams(llm: LLM, adapters: list[LoRARequest]) -> None:
     assert chat(adapters[0]) != chat(None)
     pieces = llm.stream(conversation, GREEDY, lora_request=adapters[0])
     assert "".join(piece.outputs[0].text for piece in pieces) == chat(adapters[0])
+
+
+# --- while it runs ----------------------------------------------------------------------------
+
+
+def saved(model: Path, folder: Path, seed: int, rank: int = 4) -> Path:
+    modules = ("q_proj", "v_proj", "up_proj", "o_proj")
+    return save_adapter(folder, adapter_tensors(base(model), rank, modules, seed=seed), rank)
+
+
+def test_names_come_and_go(llm: LLM, model: Path, tmp_path: Path) -> None:
+    path = saved(model, tmp_path / "x", 21)
+    assert llm.load_adapter("team/x", path).rank == 4
+    assert [named.name for named in llm.adapters] == ["team/x"]
+    by_path = tokens(llm, [PROMPTS[0]], LoRARequest("any", 1, str(path)))
+    assert tokens(llm, [PROMPTS[0]], "team/x") == by_path
+    with pytest.raises(RequestError, match=r"has already been loaded.*load_inplace"):
+        llm.load_adapter("team/x", path)
+    llm.unload_adapter("team/x")
+    with pytest.raises(ModelError, match="The lora adapter 'team/x' cannot be found"):
+        llm.unload_adapter("team/x")
+    with pytest.raises(RequestError, match="there is no adapter 'team/x'"):
+        tokens(llm, [PROMPTS[0]], "team/x")
+    for name in ("", "../x", "a/../b", "/x", "a//b", "a b", "a/", ".x", "x" * 201, "a\nb", "é?"):
+        with pytest.raises(RequestError, match="is no name for an adapter"):
+            llm.load_adapter(name, path)
+
+
+def test_a_running_request_keeps_its_content(model: Path, tmp_path: Path) -> None:
+    """Over a reload of its name with other content at the same place, and over an unload; also when
+    it is preempted meanwhile, and whatever comes and goes beside it."""
+    long = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
+    path = saved(model, tmp_path / "x", 31)
+    others = [saved(model, tmp_path / str(seed), seed, rank=seed % 7 + 1) for seed in range(40, 46)]
+
+    def whole(llm: LLM, lora: object) -> list[int]:
+        return list(llm.generate([PROMPTS[0]], long, lora_request=lora)[0].outputs[0].token_ids)  # type: ignore[arg-type]
+
+    with start(model, enable_prefix_caching=False) as fresh:
+        first = whole(fresh, LoRARequest("x", 1, str(path)))
+        plain = whole(fresh, None)
+    # Room for two sequences and a half, and for one adapter: all the time something has to go.
+    with start(model, lora_memory_bytes=1, kv_cache_memory_bytes=180_000, max_model_len=160) as llm:
+        llm.load_adapter("x", path)
+        streams = [llm.stream(PROMPTS[0], long, lora_request=lora) for lora in ("x", None, "x")]
+        found: list[list[int]] = [[], [], []]
+        for turn in range(400):
+            if turn == 3:
+                saved(model, tmp_path / "x", 32)
+                llm.load_adapter("x", path, load_inplace=True)
+            if turn == 5:
+                llm.unload_adapter("x")
+            if turn in (2, 4, 6, 8, 10, 12):
+                tokens(llm, [PROMPTS[1]], LoRARequest("y", 2, str(others[turn // 2 - 1])))
+            for stream, output in zip(streams, found, strict=True):
+                piece = next(stream, None)
+                output += () if piece is None else piece.outputs[0].token_ids
+        assert llm.engine.core.scheduler.num_preemptions
+        assert found == [first, plain, first]
+        # The content that had the name goes with its last request, at the next step.
+        tokens(llm, [PROMPTS[1]])
+        second = LoRARequest("x", 1, str(path))
+        assert whole(llm, second) != first, "no block of the first is found"
+        with start(model) as fresh:
+            assert whole(fresh, second) == whole(llm, second)
+
+
+def test_what_has_no_name_leaves_the_memory(model: Path, tmp_path: Path) -> None:
+    with start(model) as llm:
+        shelf = llm.engine.adapters
+        path = saved(model, tmp_path / "x", 51)
+        first = llm.load_adapter("x", path)
+        llm.load_adapter("same", path)
+        tokens(llm, [PROMPTS[0]], "x")
+        llm.unload_adapter("x")
+        tokens(llm, [PROMPTS[0]])
+        assert shelf.resident == (first.identity,), "another name stands for it"
+        llm.unload_adapter("same")
+        tokens(llm, [PROMPTS[0]])
+        assert shelf.resident == ()
+        counts = shelf.counts
+        assert (counts.num_resident, counts.num_bytes, counts.loads) == (0, 0, 1)
+        assert counts.evictions == 0
+
+
+def test_pins_and_the_least_recently_used(model: Path, tmp_path: Path) -> None:
+    with start(model, max_cpu_loras=2) as llm:
+        shelf = llm.engine.adapters
+        names = {
+            name: llm.load_adapter(name, saved(model, tmp_path / name, seed), pinned=name == "a")
+            for seed, name in enumerate("abcd", start=60)
+        }
+
+        def resident() -> set[str]:
+            return {name for name, one in names.items() if one.identity in shelf.resident}
+
+        tokens(llm, [PROMPTS[0]], "a")
+        for name in "bcd":
+            tokens(llm, [PROMPTS[0]], name)
+            assert resident() == {"a", name}
+        assert shelf.counts.evictions == 2
+        tokens(llm, [PROMPTS[0]], "a")
+        assert shelf.counts.hits >= 1
+        # Not pinned any more, it goes when its turn comes.
+        llm.load_adapter("a", tmp_path / "a", load_inplace=True)
+        tokens(llm, [PROMPTS[0]], "d")
+        tokens(llm, [PROMPTS[0]], "b")
+        assert resident() == {"d", "b"}
+        assert shelf.counts.num_bytes > 0
+
+
+def test_files_that_are_gone_end_their_own_requests(model: Path, tmp_path: Path) -> None:
+    """However many: nobody else notices, and nothing that was computed for them is found."""
+    with start(model) as llm:
+        path = saved(model, tmp_path / "x", 71)
+        named = llm.load_adapter("x", path)
+        expected = tokens(llm, PROMPTS)
+        (path / "adapter_model.safetensors").rename(tmp_path / "elsewhere")
+        many = [*PROMPTS, *PROMPTS, *PROMPTS]
+        outputs = llm.generate(many, GREEDY, lora_request=["x"] * len(many))
+        assert {output.outputs[0].finish_reason for output in outputs} == {"error"}
+        assert "the adapter's weights are missing" in str(outputs[0].outputs[0].error)
+        assert tokens(llm, PROMPTS) == expected
+        saved(model, path, 72)
+        [output] = llm.generate([PROMPTS[0]], GREEDY, lora_request="x")
+        assert "is not what it was when it was loaded" in str(output.outputs[0].error)
+        (tmp_path / "elsewhere").rename(path / "adapter_model.safetensors")
+        with start(model) as fresh:
+            assert tokens(llm, PROMPTS, "x") == tokens(
+                fresh, PROMPTS, LoRARequest("x", 1, str(path))
+            )
+        assert llm.engine.adapters.resident == (named.identity,)
+
+
+def test_few_are_read_ahead(model: Path, tmp_path: Path) -> None:
+    """Requests that wait do not fill the memory, and those that went leave nothing."""
+    shelf_room = 3
+    with start(model, max_cpu_loras=shelf_room, max_num_seqs=1) as llm:
+        shelf = llm.engine.adapters
+        loras = [
+            LoRARequest("x", 1, str(saved(model, tmp_path / str(seed), seed)))
+            for seed in range(80, 92)
+        ]
+        prompts = [PROMPTS[0]] * len(loras)
+        outputs = tokens(llm, prompts, loras)
+        assert len({tuple(output) for output in outputs}) == len(loras)
+        assert len(shelf.resident) <= shelf_room
+        assert shelf.counts.loads >= len(loras)

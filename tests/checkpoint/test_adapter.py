@@ -44,9 +44,6 @@ def test_ranks_and_scales(given: Given) -> None:
     assert len(adapter.parts) == 14
     assert adapter.rank == 4
     assert {part.scale for part in adapter.parts} == {2.0}
-    assert adapter.held_bytes(2) == sum(
-        2 * tensor.numel() for tensor in load_file(path / "adapter_model.safetensors").values()
-    )
     changed(path, use_rslora=True)
     assert {part.scale for part in open_adapter(path, description).parts} == {4.0}
     changed(path, use_rslora=False, alpha_pattern={"^model\\.layers\\.1\\.mlp\\.up_proj$": 1})

@@ -70,6 +70,7 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
             *["--calibration", str(text)],
         ],
         "launch": ["codex", "--print", "-m", str(model)],
+        "adapters": ["--url", "http://127.0.0.1:1"],
         "env": [],
         "keys": ["add", "alice", "--file", str(folder / "keys")],
     }[verb]
@@ -121,7 +122,7 @@ def test_no_verb_runs_code_of_the_working_directory(
         else:
             _, errors = process.communicate("Hello\n/quit\n", timeout=120)
     assert ran(folder) == ""
-    expected = 1 if verb == "pull" else 0
+    expected = 1 if verb in ("pull", "adapters") else 0
     assert process.returncode == expected, errors
     if verb == "pull":
         assert "could not be fetched; pip says" in errors

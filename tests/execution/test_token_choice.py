@@ -96,7 +96,7 @@ def test_adapters_reach_the_head(tiny_llama: Path, kernels: str) -> None:
     size, vocab_size = decoder.head.in_features, decoder.head.out_features
     values = torch.randn(6, size, generator=generator)
     down, up = torch.randn(2, size, generator=generator), torch.randn(vocab_size, 2)
-    decoder.head.adapt(1, [LowRank(down, up)])
+    decoder.head.adapt(1, decoder.head.pack_adapter([LowRank(down, up)]))
     rows = (StepRow(0, (1, 2, 3), 4), StepRow(1, (4, 5, 6), 0))
     host = host_batch(StepPlan(0, rows), np.zeros((2, 1), dtype=np.int32), 16, lambda _: 0)
     latest = torch.zeros(1, dtype=torch.int64)

@@ -11,9 +11,9 @@ from native_cases import backend as native
 from torch import Tensor
 
 from loire.base.config import Quantization
+from loire.base.lora import MOST_ADAPTERS
 from loire.kernels.cpu import CpuBackend
 from loire.kernels.interface import (
-    MOST_ADAPTERS,
     AdapterRows,
     Backend,
     FlatBatch,
@@ -91,7 +91,7 @@ def prepared(
     bias = normal(ROWS, dtype=dtype, seed=21)
     linear = kernels.linear.pack(weight, bias, quantization=quantization, gate=gate)
     for number, parts in adapters(dtype).items() if adapted else ():
-        linear.adapt(number, parts)
+        linear.adapt(number, linear.pack_adapter(parts))
     return linear
 
 
@@ -175,12 +175,12 @@ def test_adapters_come_and_go(name: str) -> None:
     linear = prepared(kernels, dtype)
     x = normal(3, INPUTS, dtype=dtype, seed=33)
     first = linear(x, batch_of([0, 2, -1]))
-    linear.adapt(0, adapters(dtype)[7])
+    linear.adapt(0, linear.pack_adapter(adapters(dtype)[7]))
     second = linear(x, batch_of([0, 2, -1]))
     assert torch.equal(second[1:], first[1:])
     assert torch.equal(second[:1], linear(x, batch_of([7, 2, -1]))[:1])
     for number in (0, 2, 7):
-        linear.adapt(number, [])
+        linear.adapt(number, None)
     gone = linear(x, batch_of([0, 2, 7]))
     assert torch.equal(gone, prepared(kernels, dtype, adapted=False)(x))
 
@@ -190,10 +190,10 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
     linear = prepared(named(name), torch.float32)
     good = adapters(torch.float32)[0][0]
     with pytest.raises(ValueError, match=f"from 0 to {MOST_ADAPTERS - 1}, not {MOST_ADAPTERS}"):
-        linear.adapt(MOST_ADAPTERS, [good])
+        linear.adapt(MOST_ADAPTERS, linear.pack_adapter([good]))
     with pytest.raises(ValueError, match="100 x 8 times 8 x 70 from output 1 on does not fit"):
-        linear.adapt(0, [LowRank(good.down, good.up, 1)])
+        linear.pack_adapter([LowRank(good.down, good.up, 1)])
     with pytest.raises(ValueError, match="does not fit a weight of 100 x 70"):
-        linear.adapt(0, [LowRank(good.down[:, 1:], good.up)])
+        linear.pack_adapter([LowRank(good.down[:, 1:], good.up)])
     with pytest.raises(ValueError, match="bfloat16"):
-        linear.adapt(0, [LowRank(good.down.bfloat16(), good.up)])
+        linear.pack_adapter([LowRank(good.down.bfloat16(), good.up)])

@@ -133,7 +133,7 @@ def test_an_adapter_reaches_every_part(dtype: torch.dtype) -> None:
         linear = kernels.linear.pack(parts, dtype=dtype)
         plain = linear(x, batch)
         assert same_bits(plain, linear(x))
-        linear.adapt(7, [low_rank])
+        linear.adapt(7, linear.pack_adapter([low_rank]))
         found = linear(x, batch)
         assert same_bits(found[[0, 3, 4]], plain[[0, 3, 4]])
         assert same_bits(found[:, :31], plain[:, :31])

@@ -71,13 +71,10 @@ def test_an_adapter_is_as_if_merged(tmp_path: Path, name: str, backend: str) -> 
     tensors = adapter_tensors(model, rank, modules)
     if name == "qwen2":
         tensors = {key: value for key, value in tensors.items() if ".layers.1." in key}
-    adapter = open_adapter(
-        save_adapter(tmp_path / "adapter", tensors, rank),
-        open_checkpoint(tmp_path / "model").description,
-    )
+    directory = save_adapter(tmp_path / "adapter", tensors, rank)
     decoder = load(tmp_path / "model", backend)
     plain = logits(PagedDriver(decoder))
-    weights = read_adapter(adapter, decoder, CPU)
+    _, weights = read_adapter(directory, decoder, CPU)
     adapt(decoder, 5, weights)
     found = logits(AdaptedDriver(decoder))
     merged(model, tensors, 2.0)

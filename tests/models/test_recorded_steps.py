@@ -142,8 +142,8 @@ def test_tokens_and_steps_have_adapters_of_their_own() -> None:
         plan = backend.attention.plan(batch, 16)
         return captured(token_ids, [batch], [plan], None), compute(token_ids, [batch])
 
-    linear.adapt(0, low_rank(0))
-    linear.adapt(1, low_rank(1))
+    linear.adapt(0, linear.pack_adapter(low_rank(0)))
+    linear.adapt(1, linear.pack_adapter(low_rank(1)))
     seen = []
     for numbers in (None, [0, 1], [1, -1], [1, 1], None, [-1, -1], [0, 1]):
         replayed, computed = both(numbers)
@@ -152,7 +152,7 @@ def test_tokens_and_steps_have_adapters_of_their_own() -> None:
     assert torch.equal(seen[0], seen[5])
     assert torch.equal(seen[1], seen[6])
     assert not torch.equal(seen[1], seen[2])
-    linear.adapt(1, low_rank(5))
+    linear.adapt(1, linear.pack_adapter(low_rank(5)))
     replayed, computed = both([0, 1])
     assert torch.equal(replayed, computed)
     assert torch.equal(replayed[0], seen[1][0])

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
-from loire.base.messages import SequenceUpdate
+from loire.base.messages import AdapterCounts, SequenceUpdate
 from loire.base.outputs import RequestOutput
 from loire.base.step import StepRecord, TokenLogprobs
 from loire.checkpoint.open import open_checkpoint
@@ -53,6 +53,7 @@ class FakeEngine:
         self.at_once = at_once
         self.alive = True
         self.num_restarts = 0
+        self.adapters = AdapterCounts()
         self.listeners: list[Callable[[StepRecord], None]] = []
         self.is_ready = True
         self.ended_with: EngineError | None = None

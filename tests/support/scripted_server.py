@@ -25,6 +25,7 @@ from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
 from loire.base.executor import ComputedStep
+from loire.base.messages import AdapterCounts
 from loire.base.step import NewSequence, RowResult, StepPlan, StepRecord, StepResult, TokenLogprobs
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.client import EngineClient
@@ -119,6 +120,7 @@ class ScriptedLink(EngineThread):
     """An engine's thread that says of itself what servers ask."""
 
     num_restarts = 0
+    adapters = AdapterCounts()
 
     @property
     def is_ready(self) -> bool:

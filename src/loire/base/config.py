@@ -57,6 +57,7 @@ class EngineOptions:
         seed: from which the seeds of unseeded requests are drawn; random by default.
         lora_memory_bytes: of adapters' weights; those that no running request uses make room for
             others beyond it.
+        max_cpu_loras: the same as a number of adapters; None: only bytes count.
         kv_events: where others are told which KV blocks can be found here; None: nowhere.
         system: a system message for conversations that begin without one.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
@@ -83,6 +84,7 @@ class EngineOptions:
     chat_template: str | None = None
     seed: int | None = None
     lora_memory_bytes: int = 2**30
+    max_cpu_loras: int | None = None
     kv_events: KVEvents | None = None
     allow_special_in_text: bool = False
     system: str = ""

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+MOST_ADAPTERS = 4096
+"""In memory together."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoRARequest:

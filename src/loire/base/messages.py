@@ -44,7 +44,25 @@ class AnnouncedAdapter:
     path: str
     """Its directory."""
     pinned: bool = False
-    """Whether its weights stay in memory once they are there."""
+    """Whether its weights are read at once, and stay in memory."""
+    withdrawn: bool = False
+    """Whether no name stands for it any more: its weights go as soon as no request needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCounts:
+    """How the adapters of an engine stand."""
+
+    num_resident: int = 0
+    """Those whose weights are in memory."""
+    num_bytes: int = 0
+    """Bytes of these."""
+    hits: int = 0
+    """Sequences that found theirs there."""
+    loads: int = 0
+    """Adapters that were read from their files."""
+    evictions: int = 0
+    """Adapters that made room for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ the weights. Names and paths may change or be used again.
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -76,14 +76,15 @@ class Adapter:
         """The largest of its parts."""
         return max(part.rank for part in self.parts)
 
-    def held_bytes(self, element_bytes: int) -> int:
-        """Bytes of its weights in a dtype of that size."""
-        sizes = (math.prod(part.down.shape) + math.prod(part.up.shape) for part in self.parts)
-        return element_bytes * sum(sizes)
+
+Take = Callable[[TensorInfo, bytearray], None]
 
 
-def open_adapter(path: Path, description: ModelDescription) -> Adapter:
+def open_adapter(path: Path, description: ModelDescription, take: Take | None = None) -> Adapter:
     """Read and check an adapter's directory; its weights are read once, for the hash.
+
+    take: is given each half as it was hashed, so that what is kept is what the identity says even
+    if somebody writes to the file meanwhile.
 
     Raises ModelNotFoundError if there is nothing, UnsupportedModelError for what Loire does not
     compute, CheckpointError if it is damaged or made for another model.
@@ -101,7 +102,7 @@ def open_adapter(path: Path, description: ModelDescription) -> Adapter:
     settings = _Settings(Fields(read_json(config_path), str(config_path)))
     tensors = read_file(weights_path)
     parts = _parts(tensors, settings, adapter_targets(description), str(weights_path))
-    return Adapter(path=path, identity=_identity(weights_path, parts, tensors), parts=parts)
+    return Adapter(path=path, identity=_identity(weights_path, parts, take), parts=parts)
 
 
 class _Settings:
@@ -210,6 +211,12 @@ def _part(
             f"model; was it made for another one?"
         )
     down, up, rank = halves["A"], halves["B"], settings.rank(module)
+    for info in (down, up):
+        if info.format.name not in _EXPONENTS:
+            raise UnsupportedModelError(
+                f"{source}: tensor {info.name!r} is {info.format.name}; adapters have "
+                f"{', '.join(_EXPONENTS)}"
+            )
     expected = (rank, target.inputs), (target.outputs, rank)
     if (down.shape, up.shape) != expected:
         raise CheckpointError(
@@ -219,27 +226,34 @@ def _part(
     return AdapterPart(target=target, down=down, up=up, scale=settings.scale(module))
 
 
-def _identity(path: Path, parts: tuple[AdapterPart, ...], tensors: Mapping[str, TensorInfo]) -> str:
+def _identity(path: Path, parts: tuple[AdapterPart, ...], take: Take | None) -> str:
     """Of all that counts. Raises CheckpointError if a weight is not finite, or a file shrank."""
     whole = hashlib.sha256(b"loire-lora")
-    for part in parts:
-        whole.update(repr((part.target, part.rank, part.scale)).encode())
-        for info in (part.down, part.up):
-            whole.update(info.format.name.encode())
-            with path.open("rb") as file:
-                file.seek(info.offset)
-                left = info.num_bytes
-                while left:
-                    data = file.read(min(left, _READ_BYTES))
-                    if not data:
-                        raise CheckpointError(f"{path} became shorter while it was read")
-                    if not _all_finite(data, info):
+    with path.open("rb") as file:
+        for part in parts:
+            whole.update(repr((part.target, part.rank, part.scale)).encode())
+            for info in (part.down, part.up):
+                whole.update(info.format.name.encode())
+                data = _read(file, info)
+                for start in range(0, len(data), _READ_BYTES):
+                    piece = memoryview(data)[start : start + _READ_BYTES]
+                    if not _all_finite(piece, info):
                         raise CheckpointError(
                             f"{path}: tensor {info.name!r} holds numbers that are not finite"
                         )
-                    whole.update(data)
-                    left -= len(data)
+                    whole.update(piece)
+                if take is not None:
+                    take(info, data)
     return whole.hexdigest()
+
+
+def _read(file: BinaryIO, info: TensorInfo) -> bytearray:
+    """Not mapped: a mapped file that somebody cuts short ends the process that reads it."""
+    data = bytearray(info.num_bytes)
+    file.seek(info.offset)
+    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+        raise CheckpointError(f"{info.path} became shorter while it was read")
+    return data
 
 
 _EXPONENTS: Mapping[str, tuple[Any, int]] = {
@@ -250,7 +264,7 @@ _EXPONENTS: Mapping[str, tuple[Any, int]] = {
 """The bits that are all set in infinities and in what is no number."""
 
 
-def _all_finite(data: bytes, info: TensorInfo) -> bool:
+def _all_finite(data: memoryview, info: TensorInfo) -> bool:
     dtype, exponent = _EXPONENTS[info.format.name]
     bits = np.frombuffer(data, dtype=dtype) & dtype(exponent)
     return not bool((bits == exponent).any())

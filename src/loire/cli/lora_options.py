@@ -4,7 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from loire.base.lora import LoRAModule
+from loire.base.lora import MOST_ADAPTERS, LoRAModule
+from loire.base.units import parse_bytes
+from loire.cli.options import argument_type
 
 
 def add_lora_options(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,30 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
         help='adapters in PEFT\'s format to serve as models of these names; or JSON, {"name": ..., '
         '"path": ..., "pinned": true}',
     )
+    group.add_argument(
+        "--lora-root",
+        type=Path,
+        metavar="DIR",
+        help="adapters below this folder may be loaded while the server runs, with an admin key: "
+        "`loire adapters`, POST /v1/load_lora_adapter [none]",
+    )
+    group.add_argument(
+        "--lora-memory",
+        dest="lora_memory_bytes",
+        type=argument_type(parse_bytes),
+        metavar="SIZE",
+        help="of the weights of adapters; those that nobody uses make room for others [1GiB]",
+    )
+    group.add_argument(
+        "--max-cpu-loras", type=count, metavar="N", help="the same as a number [only bytes count]"
+    )
+
+
+def count(text: str) -> int:
+    """A number of adapters, as an argparse type."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_ADAPTERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and {MOST_ADAPTERS}")
+    return int(text)
 
 
 def parse_module(text: str) -> LoRAModule:

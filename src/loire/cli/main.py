@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "serve": "serve the OpenAI API over HTTP",
     "launch": "start a coding agent (codex, claude, opencode, aider) over a model of your own",
     "keys": "add, revoke and list the API keys of a file",
+    "adapters": "list, load and unload the LoRA adapters of a server that runs",
     "deploy": "write the file with which Ray Serve keeps replicas of a model",
     "pull": "fetch a model into the local store",
     "models": "list the models that are on this machine, and those that can be fetched",

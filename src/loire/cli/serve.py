@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         metrics_port=args.metrics_port,
         data_dir=args.data_dir,
         lora_modules=tuple(args.lora_modules),
+        lora_root=args.lora_root,
     )
     # Both sides import for a second or two: side by side.
     launched = launch() if settings.replicas is None else None

@@ -1,20 +1,19 @@
 """The adapters of an engine by the names that its users give them."""
 
-import dataclasses
 import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loire.base.errors import RequestError
+from loire.base.errors import ModelNotFoundError, RequestError
 from loire.base.lora import LoRARequest
 from loire.base.messages import AnnouncedAdapter
-from loire.checkpoint.adapter import Adapter, open_adapter
+from loire.checkpoint.adapter import open_adapter
 from loire.checkpoint.description import ModelDescription
 
 MOST_NAMES = 10_000
-_NAME = re.compile(r"[\w.:@/ +-]{1,200}")
+_NAME = re.compile(r"(?=.{1,200}\Z)\w[\w.:@+-]*(/\w[\w.:@+-]*)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +21,19 @@ class NamedAdapter:
     """An adapter under its name."""
 
     name: str
-    adapter: Adapter
+    identity: str
+    """Hash of its content."""
+    root: str
+    """Where it came from, as people are told."""
+    path: str
+    """Its directory."""
+    rank: int
+    """The largest of its layers."""
     pinned: bool
+
+    def announced(self, *, pinned: bool, withdrawn: bool = False) -> AnnouncedAdapter:
+        """What the engine is told."""
+        return AnnouncedAdapter(self.identity, self.path, pinned, withdrawn)
 
 
 class AdapterNames:
@@ -43,8 +53,11 @@ class AdapterNames:
         self._announce = announce
         self._lock = threading.Lock()
         self._named: dict[str, NamedAdapter] = {}
-        self._seen: dict[tuple[str, tuple[tuple[int, int], ...]], Adapter] = {}
-        """Of the directories that Python's callers name again and again: path, times and sizes."""
+        self._alike: dict[str, dict[str, NamedAdapter]] = {}
+        """The same by content."""
+        self._seen: dict[tuple[str, tuple[tuple[int, int], ...]], str] = {}
+        """Content of the directories that Python's callers name again and again, by path, times
+        and sizes."""
 
     @property
     def named(self) -> Sequence[NamedAdapter]:
@@ -56,19 +69,31 @@ class AdapterNames:
         """The content of the adapter of that name; None if there is none."""
         with self._lock:
             found = self._named.get(name)
-        return None if found is None else found.adapter.identity
+        return None if found is None else found.identity
 
     def load(
-        self, name: str, path: Path, *, pinned: bool = False, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        *,
+        load_inplace: bool = False,
+        pinned: bool = False,
+        root: str = "",
     ) -> NamedAdapter:
         """Read and check an adapter and give it a name; requests may be for it from now on.
 
-        Raises RequestError if the name is no name or taken (unless it is replaced), ModelError if
-        the adapter cannot be used.
+        load_inplace: the name may be another's, whose requests go on with what they began with.
+        pinned: its weights are read at once and stay in memory. root: where it came from, as people
+        are told; its path if nothing is given.
+
+        Raises RequestError if the name is no name or taken, ModelError if the adapter cannot be
+        used.
         """
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.strip():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise RequestError(
-                "the name of an adapter is 1 to 200 letters, digits, spaces or ._:@/+-",
+                f"{str(name)[:80]!r} is no name for an adapter: names are 1 to 200 letters, digits "
+                f"or ._:@+-, perhaps in parts with / between them, each of which begins with a "
+                f"letter or digit",
                 param="lora_name",
             )
         if name in self.reserved:
@@ -76,59 +101,88 @@ class AdapterNames:
                 f"{name!r} is the name of the model itself: take another for the adapter",
                 param="lora_name",
             )
+        self._check_free(name, load_inplace=load_inplace)
+        adapter = open_adapter(path, self._description)
         named = NamedAdapter(
-            name=name, adapter=open_adapter(path, self._description), pinned=pinned
+            name=name,
+            identity=adapter.identity,
+            root=root or str(path),
+            path=str(path.resolve()),
+            rank=adapter.rank,
+            pinned=pinned,
         )
         with self._lock:
-            if name in self._named and not replace:
-                raise RequestError(
-                    f"there is an adapter {name!r} already: unload it first, or take another name",
-                    param="lora_name",
-                )
-            if name not in self._named and len(self._named) >= MOST_NAMES:
-                raise RequestError(
-                    f"there are {MOST_NAMES} adapters, which is the most: unload some first",
-                    param="lora_name",
-                )
-            self._tell(named)
+            self._check_free(name, load_inplace=load_inplace)
             before = self._named.get(name)
+            if before is not None:
+                del self._alike[before.identity][name]
             self._named[name] = named
-            self._unpin(before)
+            self._alike.setdefault(named.identity, {})[name] = named
+            self._announce(named.announced(pinned=self._is_pinned(named.identity)))
+            if before is not None and before.identity != named.identity:
+                self._let_go(before)
         return named
 
+    def _check_free(self, name: str, *, load_inplace: bool) -> None:
+        if name in self._named and not load_inplace:
+            raise RequestError(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the "
+                f"adapter in place, set 'load_inplace' to True.",
+                param="lora_name",
+            )
+        if name not in self._named and len(self._named) >= MOST_NAMES:
+            raise RequestError(
+                f"there are {MOST_NAMES:,} adapters, which is the most: unload some first",
+                param="lora_name",
+            )
+
     def unload(self, name: str) -> None:
-        """The name is nobody's from now on; requests that are there go on. Raises RequestError."""
+        """The name is nobody's from now on; requests that are there go on. Raises
+        ModelNotFoundError if it was nobody's before."""
         with self._lock:
             found = self._named.pop(name, None)
             if found is None:
-                raise RequestError(f"there is no adapter {name!r}", param="lora_name")
-            self._unpin(found)
+                raise ModelNotFoundError(f"The lora adapter '{name}' cannot be found.")
+            del self._alike[found.identity][name]
+            self._let_go(found)
 
-    def use(self, request: LoRARequest) -> str:
-        """The content of an adapter that a caller names by its directory. Raises as load()."""
+    def use(self, request: LoRARequest | str) -> str:
+        """The content of an adapter that a caller names by its directory, or by its name. Raises
+        RequestError for a name that is nobody's, and as load()."""
+        if isinstance(request, str):
+            named = self.identity(request)
+            if named is None:
+                raise RequestError(f"there is no adapter {request[:200]!r}", param="lora_request")
+            return named
         path = Path(request.lora_path)
         key = str(path), _state_of(path)
         with self._lock:
-            adapter = self._seen.get(key)
-        if adapter is None:
-            adapter = open_adapter(path, self._description)
-            with self._lock:
-                self._seen[key] = adapter
-                self._announce(AnnouncedAdapter(adapter.identity, str(path.resolve())))
-        return adapter.identity
+            identity = self._seen.get(key)
+        if identity is None:
+            identity = open_adapter(path, self._description).identity
+        with self._lock:
+            if len(self._seen) >= MOST_NAMES:
+                self._seen.pop(next(iter(self._seen)))
+            self._seen[key] = identity
+            # (Perhaps withdrawn since it was seen.)
+            announced = AnnouncedAdapter(
+                identity, str(path.resolve()), self._is_pinned(identity), withdrawn=False
+            )
+            self._announce(announced)
+        return identity
 
-    def _tell(self, named: NamedAdapter) -> None:
-        adapter = named.adapter
-        path = str(adapter.path.resolve())
-        self._announce(AnnouncedAdapter(adapter.identity, path, named.pinned))
+    def _is_pinned(self, identity: str) -> bool:
+        return any(named.pinned for named in self._alike.get(identity, {}).values())
 
-    def _unpin(self, before: NamedAdapter | None) -> None:
-        """Unless a name still pins its content. The lock is held."""
-        if before is None or not before.pinned:
-            return
-        alike = [x for x in self._named.values() if x.adapter.identity == before.adapter.identity]
-        if not any(named.pinned for named in alike):
-            self._tell(dataclasses.replace(before, pinned=False))
+    def _let_go(self, before: NamedAdapter) -> None:
+        """Of what a name stood for, unless another still does. The lock is held."""
+        alike = self._alike[before.identity]
+        if not alike:
+            del self._alike[before.identity]
+            self._announce(before.announced(pinned=False, withdrawn=True))
+        elif before.pinned:
+            [other, *_] = alike.values()
+            self._announce(other.announced(pinned=self._is_pinned(before.identity)))
 
 
 def _state_of(path: Path) -> tuple[tuple[int, int], ...]:

@@ -221,6 +221,10 @@ class Journal:
         """All requests, in order of arrival."""
         return tuple(self._entries)
 
+    def adapters(self) -> set[str]:
+        """Those that requests are for, by their content."""
+        return {entry.request.adapter for entry in self._entries.values()}
+
     def entry(self, request_id: str) -> Entry:
         """A request that is here."""
         return self._entries[request_id]

@@ -138,6 +138,7 @@ def load_engine(
     core = (make_core or _core)(config, built.runner, built.runner.constraints)
     core.on_blocks = on_blocks
     core.scheduler.entrance.adapter_ready = built.adapters.is_ready
+    built.adapters.is_wanted = core.scheduler.wants_adapter
     return Engine(
         config=config,
         checkpoint=checkpoint.with_options(options),

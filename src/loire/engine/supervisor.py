@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from loire.base import errors
 from loire.base.errors import EngineError, LoireError, RequestError
-from loire.base.messages import AnnouncedAdapter, EngineRequest, SequenceUpdate
+from loire.base.messages import AdapterCounts, AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 from loire.engine.journal import Entry, Journal
 from loire.engine.process import COMMAND, EngineProcess, Launched, launch
@@ -84,6 +84,8 @@ class EngineSupervisor:
         self.num_restarts = 0
         self.blocks_in_use = 0
         """KV blocks that requests hold, as of the engine's latest news."""
+        self.adapters = AdapterCounts()
+        """How the engine's memory of adapters stands."""
         self.ready: Ready | None = None
         """What the engine that runs now told when it was loaded; None while there is none."""
         self._on_updates = on_updates
@@ -296,6 +298,7 @@ class EngineSupervisor:
     def _take_news(self, news: News) -> None:
         self._num_held_by_engine = news.num_requests
         self.blocks_in_use = news.blocks_in_use
+        self.adapters = news.adapters
         if news.record is not None:
             self.records.append(news.record)
             for listener in tuple(self.step_listeners):
@@ -315,6 +318,12 @@ class EngineSupervisor:
         if not self._first_ready.done():
             self._first_ready.set_result(ready)
         assert self._process is not None
+        wanted = self._journal.adapters()
+        self._announced = {
+            identity: adapter
+            for identity, adapter in self._announced.items()
+            if not adapter.withdrawn or identity in wanted
+        }
         self._process.send(*(frame(Announce(adapter)) for adapter in self._announced.values()))
         self._on_ready(ready)
         self._flush_soon()

@@ -15,7 +15,7 @@ import msgspec
 
 from loire.base.config import EngineConfig, EngineOptions
 from loire.base.errors import EngineError
-from loire.base.messages import AnnouncedAdapter, EngineRequest, SequenceUpdate
+from loire.base.messages import AdapterCounts, AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 
 MAX_FRAME_BYTES = 256 * 2**20
@@ -95,6 +95,7 @@ class News(msgspec.Struct, frozen=True, tag=True):
     num_requests: int
     """Requests that the engine holds, waiting or running."""
     blocks_in_use: int
+    adapters: AdapterCounts = AdapterCounts()
 
 
 ToEngine: TypeAlias = LoadModel | Submit | Abort | Announce

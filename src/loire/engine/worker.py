@@ -20,7 +20,7 @@ from loire.base.config import EngineConfig
 from loire.base.errors import EngineError, LoireError
 from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
-from loire.base.messages import AnnouncedAdapter, SequenceUpdate
+from loire.base.messages import SequenceUpdate
 from loire.engine.core import EngineCore
 from loire.engine.thread import Command, EngineThread
 from loire.engine.wire import (
@@ -69,6 +69,7 @@ class EngineWorker:
         self._reader = FrameReader()
         self._early: list[ToEngine] = []
         self._adapters: AdapterShelf | None = None
+        """Once the model is loaded."""
 
     def run(self) -> None:
         """Load and compute until the supervisor hangs up."""
@@ -84,7 +85,7 @@ class EngineWorker:
             on_rest=lambda: self._tell_news(core, ()),
         )
         while messages := self._receive():
-            thread.send([_command(message, self._announce) for message in messages])
+            thread.send([_command(message, self._shelf) for message in messages])
 
     def _load(self) -> EngineCore | None:
         """The core of the model that the supervisor names; None if it cannot be loaded."""
@@ -127,9 +128,10 @@ class EngineWorker:
             form_ready=constraints.ready,
         )
 
-    def _announce(self, adapter: AnnouncedAdapter) -> None:
+    @property
+    def _shelf(self) -> "AdapterShelf":
         assert self._adapters is not None, "the model is loaded"
-        self._adapters.announce(adapter)
+        return self._adapters
 
     def send(self, message: FromEngine) -> None:
         """Send a message; blocks while the supervisor does not read. Ends the process with it."""
@@ -149,6 +151,7 @@ class EngineWorker:
                 core.records.pop() if core.records else None,
                 scheduler.num_requests,
                 scheduler.allocator.counts.in_use,
+                self._shelf.counts,
             )
         )
 
@@ -170,10 +173,10 @@ class EngineWorker:
         os._exit(0)
 
 
-def _command(message: ToEngine, announce: Callable[[AnnouncedAdapter], None]) -> Command:
+def _command(message: ToEngine, shelf: "AdapterShelf") -> Command:
     match message:
         case Announce(adapter):
-            return lambda core: announce(adapter)
+            return lambda core: shelf.announce(adapter)
         case Submit(request, ended_choices):
 
             def submit(core: EngineCore) -> None:

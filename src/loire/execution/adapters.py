@@ -1,26 +1,35 @@
 """The shelf of adapters: which of those that were announced have their weights in memory.
 
-Weights are read by a thread when the first request for them waits, and given to the products
-between two steps. Those that no sequence uses make room for others, the least recently used first.
+Weights are read and packed by a thread when the first request for them waits, and given to the
+products between two steps, which takes next to no time. Those that no sequence uses make room for
+others, the least recently used first; they are read from their files again when they are needed.
+Few are read ahead of the sequences that wait for them, so that these cannot fill the memory.
 """
 
 import logging
+import os
+import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from loire.base.errors import EngineError
-from loire.base.messages import AnnouncedAdapter
-from loire.checkpoint.adapter import open_adapter
-from loire.kernels.interface import MOST_ADAPTERS, LowRank
+from loire.base.errors import EngineError, LoireError
+from loire.base.lora import MOST_ADAPTERS
+from loire.base.messages import AdapterCounts, AnnouncedAdapter
 from loire.models.adapters import AdapterWeights, adapt, drop_adapter, read_adapter
 from loire.models.decoder import Decoder
 
 log = logging.getLogger("loire.engine")
+
+MOST_READ = 4
+"""Adapters that are being read, or were and have no place on the shelf yet."""
+NICENESS = 10
+"""Of the thread that reads: steps go first."""
 
 
 @dataclass(slots=True)
@@ -28,40 +37,76 @@ class _Resident:
     """An adapter whose weights the products have."""
 
     number: int
+    weights: AdapterWeights
     num_bytes: int
-    products: tuple[str, ...]
     num_users: int = 0
+    was_taken: bool = False
+    """Since it was read."""
 
 
 class AdapterShelf:
     """Adapters of one decoder.
 
-    announce() and is_ready() may be called on any thread; take() and give_back() on the
-    one that computes steps, between them. What sequences use stays, even if that is more than the
-    budget.
+    announce(), is_ready() and counts may be used on any thread; settle(), take() and give_back() on
+    the one that computes steps, between them. What sequences use stays, even if that is more than
+    the budget.
     """
 
-    def __init__(self, decoder: Decoder, device: torch.device, budget_bytes: int) -> None:
+    def __init__(
+        self, decoder: Decoder, device: torch.device, budget_bytes: int, most: int | None = None
+    ) -> None:
+        """budget_bytes, most: bytes and adapters that are kept in memory."""
+        self.is_wanted: Callable[[str], bool] = lambda identity: False
+        """Whether the engine has requests for it, running or not."""
         self._decoder = decoder
         self._device = device
         self._budget_bytes = budget_bytes
+        self._most = MOST_ADAPTERS if most is None else min(most, MOST_ADAPTERS)
         self._lock = threading.Lock()
         self._announced: dict[str, AnnouncedAdapter] = {}
         self._reading: dict[str, Future[AdapterWeights]] = {}
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         """The least recently used first."""
+        self._withdrawn: set[str] = set()
+        """Those on the shelf that have no name any more."""
         self._reader: ThreadPoolExecutor | None = None
+        self._hits = self._loads = self._evictions = 0
 
     def announce(self, adapter: AnnouncedAdapter) -> None:
         """From now on requests may name it. Told again, its path or pin may be others."""
+        identity = adapter.identity
         with self._lock:
-            self._announced[adapter.identity] = adapter
+            self._announced[identity] = adapter
+            if adapter.pinned and identity not in self._residents:
+                self._weights(identity)
+            if adapter.withdrawn:
+                self._withdrawn.add(identity)
 
     def is_ready(self, identity: str) -> bool:
         """Whether take() would not have to wait; it begins to read the weights if they are not
-        here. Of what cannot be read, take() says why."""
+        here, and not too many others are being read. Of what cannot be read, take() says why."""
         with self._lock:
-            return identity in self._residents or self._weights(identity).done()
+            if identity in self._residents:
+                return True
+            if identity not in self._reading and len(self._reading) >= MOST_READ:
+                self._forget_unwanted()
+                if len(self._reading) >= MOST_READ:
+                    return False
+            return self._weights(identity).done()
+
+    def settle(self) -> None:
+        """Put those on the shelf that have been read, if there is room, and take those off it that
+        have no name any more and that no request needs."""
+        if self._withdrawn:
+            for identity in tuple(self._withdrawn):
+                self._let_go(identity)
+        if self._reading:
+            with self._lock:
+                self._forget_unwanted()
+                done = [item for item in self._reading.items() if item[1].done()]
+            for identity, reading in done:
+                if reading.exception() is None:  # else take() will say so
+                    self._put(identity, reading.result(), ahead=True)
 
     def take(self, identity: str) -> int:
         """The number under which the products have it, for one more sequence; waits until its
@@ -70,17 +115,20 @@ class AdapterShelf:
             resident = self._residents.get(identity)
             reading = None if resident is not None else self._weights(identity)
         if reading is not None:
-            resident = self._put(identity, reading)
-        assert resident is not None
+            resident = self._put(identity, self._result(identity, reading))
+        assert resident is not None, "what is taken is put there"
         with self._lock:
             self._residents.move_to_end(identity)
-            resident.num_users += 1
-            return resident.number
+            self._hits += resident.was_taken
+            if self._announced[identity].withdrawn:
+                self._withdrawn.add(identity)
+        resident.was_taken = True
+        resident.num_users += 1
+        return resident.number
 
     def give_back(self, identity: str) -> None:
         """A sequence that took it has ended."""
-        with self._lock:
-            self._residents[identity].num_users -= 1
+        self._residents[identity].num_users -= 1
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -88,59 +136,126 @@ class AdapterShelf:
         with self._lock:
             return tuple(self._residents)
 
+    @property
+    def counts(self) -> AdapterCounts:
+        """How many there are, and what happened so far."""
+        with self._lock:
+            return AdapterCounts(
+                num_resident=len(self._residents),
+                num_bytes=sum(resident.num_bytes for resident in self._residents.values()),
+                hits=self._hits,
+                loads=self._loads,
+                evictions=self._evictions,
+            )
+
     def _weights(self, identity: str) -> "Future[AdapterWeights]":
         """Of one that is not resident, being read. The lock is held."""
         if identity not in self._reading:
-            if self._reader is None:
-                self._reader = ThreadPoolExecutor(1, thread_name_prefix="loire-adapter")
             announced = self._announced.get(identity)
-            self._reading[identity] = self._reader.submit(self._read, identity, announced)
+            self._reading[identity] = self._thread().submit(self._read, identity, announced)
         return self._reading[identity]
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, "loire-adapter", initializer=_give_way)
+        return self._reader
 
     def _read(self, identity: str, announced: AnnouncedAdapter | None) -> AdapterWeights:
         if announced is None:
             raise EngineError(f"no adapter {identity[:12]} was announced")
-        adapter = open_adapter(Path(announced.path), self._decoder.description)
+        with torch.inference_mode():
+            adapter, weights = read_adapter(Path(announced.path), self._decoder, self._device)
         if adapter.identity != identity:
             raise EngineError(
-                f"the adapter {announced.path} is not what it was when the request came: its files "
-                f"were changed"
+                f"{announced.path} is not what it was when it was loaded: its files were changed; "
+                f"load it again"
             )
-        return read_adapter(adapter, self._decoder, self._device)
+        return weights
 
-    def _put(self, identity: str, reading: "Future[AdapterWeights]") -> _Resident:
+    def _result(self, identity: str, reading: "Future[AdapterWeights]") -> AdapterWeights:
         try:
-            weights = reading.result()
-        except Exception as error:
+            return reading.result()
+        except (LoireError, OSError) as error:
             with self._lock:
                 self._reading.pop(identity, None)  # another request may find it mended
             raise EngineError(f"the adapter cannot be loaded: {error}") from error
-        num_bytes = sum(_size(part) for parts in weights.values() for part in parts)
+
+    def _forget_unwanted(self) -> None:
+        """What was read for requests that have gone. The lock is held."""
+        for identity, reading in tuple(self._reading.items()):
+            if reading.done() and not self.is_wanted(identity) and not self._is_pinned(identity):
+                del self._reading[identity]
+
+    def _put(
+        self, identity: str, weights: AdapterWeights, *, ahead: bool = False
+    ) -> _Resident | None:
+        """Give the products what was read. ahead: unless others would have to go that requests
+        need; then None."""
+        num_bytes = sum(packed.num_bytes for packed in weights.values())
+        has_room = self._make_room(num_bytes, ahead=ahead)
+        if ahead and not has_room:
+            return None
+        taken = {resident.number for resident in self._residents.values()}
+        number = next((n for n in range(MOST_ADAPTERS) if n not in taken), None)
+        if number is None:
+            raise EngineError(
+                f"running requests use {MOST_ADAPTERS} adapters, which is the most: ask again when "
+                f"some of them have ended"
+            )
+        adapt(self._decoder, number, weights)
+        resident = _Resident(number, weights, num_bytes)
         with self._lock:
-            self._make_room(num_bytes)
-            taken = {resident.number for resident in self._residents.values()}
-            number = next(n for n in range(MOST_ADAPTERS) if n not in taken)
-            resident = _Resident(number, num_bytes, tuple(weights))
-            adapt(self._decoder, number, weights)
             self._residents[identity] = resident
             self._reading.pop(identity, None)
+            self._loads += 1
         log.info("adapter %s: %.1f MB in memory", identity[:12], num_bytes / 1e6)
         return resident
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int, *, ahead: bool) -> bool:
+        """Whether there is room now."""
         held = sum(resident.num_bytes for resident in self._residents.values())
+
+        def fits() -> bool:
+            return held + num_bytes <= self._budget_bytes and len(self._residents) < self._most
+
         for identity, resident in list(self._residents.items()):
-            if held + num_bytes <= self._budget_bytes and len(self._residents) < MOST_ADAPTERS:
-                return
-            if not resident.num_users and not self._is_pinned(identity):
-                drop_adapter(self._decoder, resident.number, resident.products)
-                del self._residents[identity]
+            if fits():
+                return True
+            is_kept = self._is_kept(identity) or (ahead and self.is_wanted(identity))
+            if not resident.num_users and not is_kept:
+                self._drop(identity, resident)
                 held -= resident.num_bytes
+                self._evictions += 1
+        return fits()
+
+    def _is_kept(self, identity: str) -> bool:
+        """Pinned, or needed again by somebody who was preempted while its file may be gone."""
+        is_withdrawn = self._announced[identity].withdrawn
+        return self._is_pinned(identity) or (is_withdrawn and self.is_wanted(identity))
 
     def _is_pinned(self, identity: str) -> bool:
         announced = self._announced.get(identity)
         return announced is not None and announced.pinned
 
+    def _let_go(self, identity: str) -> None:
+        """Of one that was withdrawn, unless a name stands for it again."""
+        resident = self._residents.get(identity)
+        if resident is not None and self._announced[identity].withdrawn:
+            if resident.num_users or self.is_wanted(identity):
+                return
+            self._drop(identity, resident)
+        with self._lock:
+            self._withdrawn.discard(identity)
 
-def _size(part: LowRank) -> int:
-    return part.down.nbytes + part.up.nbytes
+    def _drop(self, identity: str, resident: _Resident) -> None:
+        drop_adapter(self._decoder, resident.number, resident.weights)
+        with self._lock:
+            del self._residents[identity]
+        # Giving the memory back takes a while.
+        self._thread().submit(resident.weights.clear)
+
+
+def _give_way() -> None:
+    """Let threads that compute go before this one, where threads have a priority of their own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -128,6 +128,6 @@ def build_runner(
         partial(checkpoint_tokenizer, checkpoint), description.vocab_size
     )
     ahead = config.pipeline_depth > 1
-    adapters = AdapterShelf(decoder, device, options.lora_memory_bytes)
+    adapters = AdapterShelf(decoder, device, options.lora_memory_bytes, options.max_cpu_loras)
     runner = ModelRunner(decoder, cache, device, constraints, plans_ahead=ahead, adapters=adapters)
     return BuiltEngine(config, runner, adapters, decoder.weight_bytes, available)

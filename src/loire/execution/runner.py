@@ -1,5 +1,6 @@
 """The model runner: computes a StepPlan and knows nothing of why it looks as it does."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from loire.base.errors import EngineError
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.adapters import AdapterShelf
 from loire.execution.constraints import ConstraintFactory
@@ -24,6 +26,8 @@ from loire.execution.threads import torch_threads
 from loire.execution.token_choice import RowTokens, SamplingRow, TokenChooser
 from loire.kernels.interface import HostBatch, Wanted
 from loire.models.decoder import Decoder
+
+log = logging.getLogger("loire.engine")
 
 PROMPT_LOGPROBS_CHUNK = 256
 """Positions whose logits are held at once when prompt log-probabilities are asked for."""
@@ -64,11 +68,13 @@ class _RowOutput:
     """Of a row that does not sample."""
     prompt_logprobs: Callable[[], tuple[TokenLogprobs, ...]] | None
     pooled: Callable[[], tuple[float, ...]] | None
+    error: str | None
+    """Why it was computed for nothing."""
 
     def result(self) -> RowResult:
         """After its draws are there."""
         outcome = self.otherwise if self.sampling is None else self.sampling.outcome()
-        error = outcome.error
+        error = self.error or outcome.error
         prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         if self.prompt_logprobs is not None and error is None:
             prompt_logprobs = self.prompt_logprobs()
@@ -76,7 +82,7 @@ class _RowOutput:
                 error, prompt_logprobs = NOT_FINITE, ()
         pooled = None if self.pooled is None else self.pooled()
         if pooled is not None and not all(map(math.isfinite, pooled)):
-            error, pooled = NOT_FINITE, None
+            error, pooled = error or NOT_FINITE, None
         return RowResult(
             seq_id=self.row.seq_id,
             epoch=self.row.epoch,
@@ -109,6 +115,8 @@ class ModelRunner:
         self.adapters = adapters
         self._adapter_of: dict[int, tuple[str, int]] = {}
         """Content and number of the adapter of each sequence that has one."""
+        self._without: dict[int, str] = {}
+        """Why a sequence does not have the adapter that it is for."""
         self._penalties = PenaltyTable(constraints.vocab_size, device)
         self._states: dict[int, SamplingState] = {}
         self._block_sizes = [group.block_size for group in cache.geometry.groups]
@@ -177,18 +185,29 @@ class ModelRunner:
         for new in plan.new_sequences:
             self._end(new.seq_id)
             if new.adapter:
-                assert self.adapters is not None, "a sequence has an adapter, but there are none"
-                self._adapter_of[new.seq_id] = new.adapter, self.adapters.take(new.adapter)
+                self._take_adapter(new.seq_id, new.adapter)
             self._states[new.seq_id] = SamplingState(new, self.constraints, self._penalties)
+        if self.adapters is not None:
+            self.adapters.settle()
         for row in plan.rows:
             for update in row.tables:
                 tables = self._tables[update.group]
                 tables.replace(row.seq_id, update.first, update.block_ids)
 
+    def _take_adapter(self, seq_id: int, adapter: str) -> None:
+        """Nobody else's step fails because the files of an adapter are gone."""
+        assert self.adapters is not None, "a sequence has an adapter, but there are none"
+        try:
+            self._adapter_of[seq_id] = adapter, self.adapters.take(adapter)
+        except EngineError as error:
+            log.warning("%s", error)
+            self._without[seq_id] = str(error)
+
     def _end(self, seq_id: int) -> None:
         state = self._states.pop(seq_id, None)
         if state is not None:
             state.end()
+        self._without.pop(seq_id, None)
         adapter = self._adapter_of.pop(seq_id, None)
         if adapter is not None and self.adapters is not None:
             self.adapters.give_back(adapter[0])
@@ -233,7 +252,8 @@ class ModelRunner:
             if row.samples:
                 pooled = state.pooled(self.decoder.backend.transfers)
         otherwise = NO_ANSWER if row.samples else NO_TOKEN
-        return _RowOutput(row, sampling, otherwise, prompt_logprobs, pooled)
+        error = self._without.get(row.seq_id)
+        return _RowOutput(row, sampling, otherwise, prompt_logprobs, pooled, error)
 
     def _prompt_logprobs(
         self, row: StepRow, state: SamplingState, hidden: HiddenStates, index: int

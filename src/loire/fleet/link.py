@@ -12,7 +12,7 @@ from itertools import count
 from uuid import uuid4
 
 from loire.base.errors import EngineError, RequestError
-from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.messages import AdapterCounts, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 from loire.engine.journal import Entry, Journal
 from loire.engine.wire import WireError
@@ -51,6 +51,8 @@ class FleetLink:
         self.num_moves = 0
         """Requests that went on elsewhere."""
         self.num_restarts = 0
+        self.adapters = AdapterCounts()
+        """Replicas have none."""
         """Engines that were lost."""
         self._on_updates = on_updates
         self._accepts = accepts

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
+from loire.base.lora import MOST_ADAPTERS
 from loire.checkpoint.feed_forward import (
     Activation,
     ClampedSwiGLU,
@@ -19,7 +21,6 @@ from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import dequantize_on_host
 from loire.kernels.experts import ReferenceExperts
 from loire.kernels.interface import (
-    MOST_ADAPTERS,
     AdapterRows,
     Expert,
     Experts,
@@ -27,18 +28,23 @@ from loire.kernels.interface import (
     Heads,
     Linear,
     LowRank,
+    PackedAdapter,
     Weight,
     parts_of,
 )
 from loire.kernels.quantization import multiply_rounded, quantize_weight
 
 
-def check_low_rank(
-    number: int, parts: Sequence[LowRank], in_features: int, num_rows: int, dtype: torch.dtype
-) -> None:
-    """What Linear.adapt() is given. num_rows: outputs before a gate. Raises ValueError."""
+def check_adapter_number(number: int) -> None:
+    """What Linear.adapt() is given. Raises ValueError."""
     if not 0 <= number < MOST_ADAPTERS:
         raise ValueError(f"adapters have numbers from 0 to {MOST_ADAPTERS - 1}, not {number}")
+
+
+def check_low_rank(
+    parts: Sequence[LowRank], in_features: int, num_rows: int, dtype: torch.dtype
+) -> None:
+    """What Linear.pack_adapter() is given. num_rows: outputs before a gate. Raises ValueError."""
     for part in parts:
         rank, size = part.down.shape
         outputs, up_rank = part.up.shape
@@ -54,6 +60,18 @@ def check_low_rank(
             )
 
 
+@dataclass(frozen=True, slots=True)
+class LowRankParts:
+    """See PackedAdapter: the parts as they are."""
+
+    parts: tuple[LowRank, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes in memory."""
+        return sum(part.down.nbytes + part.up.nbytes for part in self.parts)
+
+
 class TorchLinear(ABC):
     """What products in torch have in common: adapters."""
 
@@ -62,7 +80,7 @@ class TorchLinear(ABC):
         self.out_features = out_features
         self.in_features = in_features
         self.dtype = dtype
-        self._adapters: dict[int, tuple[LowRank, ...]] = {}
+        self._adapters: dict[int, LowRankParts] = {}
 
     @property
     @abstractmethod
@@ -82,22 +100,28 @@ class TorchLinear(ABC):
         self._add_low_rank(result, x, adapters)
         return result if wide else result.to(x.dtype)
 
-    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+    def pack_adapter(self, parts: Sequence[LowRank]) -> LowRankParts:
+        """See Linear.pack_adapter()."""
+        check_low_rank(parts, self.in_features, self.out_features, self.dtype)
+        return LowRankParts(tuple(parts))
+
+    def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
         """See Linear.adapt()."""
-        check_low_rank(number, parts, self.in_features, self.out_features, self.dtype)
+        check_adapter_number(number)
         self._adapters.pop(number, None)
-        if parts:
-            self._adapters[number] = tuple(parts)
+        if adapter is not None:
+            assert isinstance(adapter, LowRankParts), "another weight packed this"
+            self._adapters[number] = adapter
 
     def _add_low_rank(self, result: Tensor, x: Tensor, rows: AdapterRows) -> None:
         """To result (float32), for the tokens that have an adapter alone."""
-        for number, parts in self._adapters.items():
+        for number, adapter in self._adapters.items():
             [tokens] = (rows.numbers == number).nonzero(as_tuple=True)
             if not len(tokens):
                 continue
             inputs = x[tokens].float()
             added = torch.zeros_like(result[tokens])
-            for part in parts:
+            for part in adapter.parts:
                 outputs = slice(part.first, part.first + len(part.up))
                 added[:, outputs] += inputs @ part.down.float().T @ part.up.float().T
             result[tokens] += added
@@ -236,9 +260,13 @@ class GatedLinear:
             return ((up + 1) * (gate * torch.sigmoid(alpha * gate))).to(x.dtype)
         return activated(gate, self._activation) * up
 
-    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
+    def pack_adapter(self, parts: Sequence[LowRank]) -> PackedAdapter:
+        """See Linear.pack_adapter()."""
+        return self._both.pack_adapter(parts)
+
+    def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
         """See Linear.adapt()."""
-        self._both.adapt(number, parts)
+        self._both.adapt(number, adapter)
 
 
 def gated(linear: Linear, gate: Activation | None) -> Linear:

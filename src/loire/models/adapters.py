@@ -1,46 +1,59 @@
 """Adapters' weights as the products of a decoder take them."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from loire.checkpoint.adapter import Adapter
-from loire.kernels.interface import LowRank
+from loire.checkpoint.adapter import Adapter, open_adapter
+from loire.checkpoint.checkpoint import TensorInfo
+from loire.kernels.interface import LowRank, PackedAdapter
 from loire.models.decoder import Decoder
-from loire.models.tensors import TensorReader
 
-AdapterWeights = Mapping[str, Sequence[LowRank]]
+AdapterWeights = dict[str, PackedAdapter]
 """By the names of products."""
 
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-def read_adapter(adapter: Adapter, decoder: Decoder, device: torch.device) -> AdapterWeights:
-    """What an adapter adds, in the dtypes of the products, on their device.
 
-    Raises CheckpointError if its file cannot be read.
+def read_adapter(
+    path: Path, decoder: Decoder, device: torch.device
+) -> tuple[Adapter, AdapterWeights]:
+    """An adapter, and what it adds to the products of a decoder; on any thread.
+
+    Raises as open_adapter().
     """
-    halves = [info for part in adapter.parts for info in (part.down, part.up)]
-    reader = TensorReader({info.name: info for info in halves})
+    halves: dict[str, Tensor] = {}
+
+    def take(info: TensorInfo, data: bytearray) -> None:
+        numbers = torch.frombuffer(data, dtype=_DTYPES[info.format.name])
+        halves[info.name] = numbers.view(info.shape)
+
+    adapter = open_adapter(path, decoder.description, take)
     found: dict[str, list[LowRank]] = defaultdict(list)
     for part in adapter.parts:
-        product = decoder.products[part.target.product]
-        up = reader.read(part.up.name, torch.float32) * part.scale
+        name, dtype = part.target.product, decoder.products[part.target.product].dtype
+        up = halves.pop(part.up.name).float() * part.scale
         low_rank = LowRank(
-            down=reader.read(part.down.name, product.dtype).to(device),
-            up=up.to(product.dtype).to(device),
+            down=halves.pop(part.down.name).to(device, dtype),
+            up=up.to(device, dtype),
             first=part.target.first,
         )
-        found[part.target.product].append(low_rank)
-    return found
+        found[name].append(low_rank)
+    return adapter, {
+        name: decoder.products[name].pack_adapter(parts) for name, parts in found.items()
+    }
 
 
 def adapt(decoder: Decoder, number: int, weights: AdapterWeights) -> None:
     """From now on tokens with this number have the adapter. Not while a step computes."""
-    for name, parts in weights.items():
-        decoder.products[name].adapt(number, parts)
+    for name, packed in weights.items():
+        decoder.products[name].adapt(number, packed)
 
 
-def drop_adapter(decoder: Decoder, number: int, names: Sequence[str]) -> None:
+def drop_adapter(decoder: Decoder, number: int, names: Iterable[str]) -> None:
     """The number is nobody's any more; names: of the products that had something of it."""
     for name in names:
-        decoder.products[name].adapt(number, ())
+        decoder.products[name].adapt(number, None)

@@ -15,7 +15,7 @@ from loire.checkpoint.mixers import AttentionDescription
 from loire.checkpoint.weights import Matrix, each
 from loire.execution.inputs import host_batch
 from loire.kernels.cpu import CpuBackend
-from loire.kernels.interface import FlatBatch, LayerCache, Linear, LowRank, Weight
+from loire.kernels.interface import FlatBatch, LayerCache, Linear, LowRank, PackedAdapter, Weight
 from loire.models.decoder import Layer
 from loire.models.layer_loader import LayerLoader, RotaryTables, Tensors, WeightReader
 from loire.models.loading import build_layer
@@ -72,8 +72,11 @@ class _Watched:
         self.moments.add(self.name, x)
         return self.inner(x, batch, wide=wide)
 
-    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
-        self.inner.adapt(number, parts)
+    def pack_adapter(self, parts: Sequence[LowRank]) -> PackedAdapter:
+        return self.inner.pack_adapter(parts)
+
+    def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
+        self.inner.adapt(number, adapter)
 
 
 class _WatchingLoader(LayerLoader):

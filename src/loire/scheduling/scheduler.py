@@ -20,7 +20,7 @@ oldest request always goes on.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
 
@@ -77,6 +77,7 @@ class Scheduler:
         """Guesses tokens of those who decode, if anybody does."""
         self._requests: dict[str, Request] = {}
         self._sequences: dict[int, Sequence] = {}
+        self._num_with_adapter: Counter[str] = Counter()
         self._in_flight: deque[StepPlan] = deque()
         self._step_ids = count()
         self._seq_ids = count()
@@ -103,6 +104,10 @@ class Scheduler:
         """Requests that have not ended."""
         return len(self._requests)
 
+    def wants_adapter(self, adapter: str) -> bool:
+        """Whether any request is for the adapter of that content. Any thread may ask."""
+        return self._num_with_adapter.get(adapter, 0) > 0
+
     def request_ids(self, sequences: Iterable[NewSequence]) -> tuple[str, ...]:
         """The requests that sequences of a plan which was just made belong to, each once."""
         owners = (self._sequences[sequence.seq_id].request for sequence in sequences)
@@ -117,6 +122,7 @@ class Scheduler:
             raise ValueError(f"request id {message.request_id!r} is in use")
         request = Request(message, next(self._arrivals))
         self._requests[message.request_id] = request
+        self._num_with_adapter[message.adapter] += 1
         num_now = message.params.n if message.output_token_ids else 1
         request.num_unborn = message.params.n - num_now
         for choice in range(num_now):
@@ -378,7 +384,7 @@ class Scheduler:
         for sequence in request.sequences:
             if sequence.status is not Status.ENDED:
                 self._end(sequence, forget=forget)
-        self._requests.pop(request.message.request_id, None)
+        self._let_go(request)
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         if sequence.status is Status.RUNNING:
@@ -388,4 +394,12 @@ class Scheduler:
         sequence.status = Status.ENDED
         del self._sequences[sequence.seq_id]
         if sequence.request.ended:
-            self._requests.pop(sequence.request.message.request_id, None)
+            self._let_go(sequence.request)
+
+    def _let_go(self, request: Request) -> None:
+        message = request.message
+        if self._requests.pop(message.request_id, None) is None:
+            return
+        self._num_with_adapter[message.adapter] -= 1
+        if not self._num_with_adapter[message.adapter]:
+            del self._num_with_adapter[message.adapter]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from loire.base.errors import ConfigError
-from loire.cli.main import _parser
+from loire.cli.main import _parser, main
 from loire.server.access.key_sources import KeySources
 from loire.server.access.keys import ApiKey, KeyRing, parse_key
 from loire.server.access.options import Access, AccessOptions, is_loopback
@@ -257,3 +257,24 @@ def test_the_flags(tmp_path: Path) -> None:
     assert options.public_metrics
     assert not options.allow_no_key
     assert access_options(_parser("serve")[0].parse_args(["serve"])).keys.read({}) == ()
+
+
+def test_adapters_of_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = parse_key(f"bob:{BOB} adapters=b,a/c concurrency=2", place="test")
+    assert one.adapters == {"b", "a/c"}
+    assert one.limits.concurrency == 2
+    assert parse_key(f"bob:{BOB} adapters=", place="test").adapters == frozenset()
+    assert parse_key(f"bob:{BOB}", place="test").adapters is None
+    with pytest.raises(ConfigError, match="adapters= is given twice"):
+        parse_key(f"bob:{BOB} adapters=a adapters=b", place="test")
+    closed = KeyRing([one])
+    assert closed.adapters_of("bob") == {"b", "a/c"}
+    assert closed.adapters_of("gone") == frozenset()
+    assert KeyRing().adapters_of("") is None
+    file = tmp_path / "keys"
+    for name, adapters in (("x", "b,a/c"), ("y", ""), ("z", None)):
+        more = [] if adapters is None else ["--adapters", adapters]
+        assert main(["keys", "add", name, "--file", str(file), *more]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--file", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["x  adapters=a/c,b", "y  adapters=", "z"]

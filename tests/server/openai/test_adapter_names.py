@@ -11,6 +11,7 @@ import openai
 import pytest
 from transformers import AutoModelForCausalLM
 
+from loire.cli.main import main
 from support.adapter_files import adapter_tensors, save_adapter
 from support.server_process import START_S, Server, start, wait_for
 
@@ -34,6 +35,7 @@ def server(tiny_llama: Path, folder: Path) -> Iterator[Server]:
         tiny_llama, "--served-model-name", "tiny", "--dtype", "float32", "--num-threads", "1",
         "--lora-modules", f"one={folder / 'one'}",
         f'{{"name": "two", "path": "{folder / "two"}", "base_model_name": "tiny"}}',
+        "--lora-root", str(folder), "--lora-memory", "1MB",
     )  # fmt: skip
     try:
         wait_for(lambda: httpx.get(f"{running.url}/health").status_code == 200, START_S)
@@ -80,8 +82,41 @@ def test_every_route_knows_them(server: Server) -> None:
         assert answer.status_code == 200, answer.text
 
 
+def test_by_hand_while_it_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """`loire adapters`; what is loaded so is there after the engine's death, too."""
+
+    def adapters(*arguments: str) -> str:
+        assert main(["adapters", *arguments, "--url", server.url]) == 0
+        return capsys.readouterr().out
+
+    assert "Success" in adapters("load", "four", "three", "--pinned")
+    text = complete(server, "four")
+    assert text not in (complete(server, "one"), complete(server, "tiny"))
+    kill_engine(server)
+    assert complete(server, "four") == text
+    shown = adapters()
+    assert "four  rank 12, three, pinned" in shown
+    assert "3 adapters, " in shown
+    assert "Success" in adapters("load", "four", "one", "--in-place")
+    assert complete(server, "four") == complete(server, "one")
+    assert "Success" in adapters("unload", "four")
+    assert main(["adapters", "unload", "four", "--url", server.url]) == 1
+    assert "The lora adapter 'four' cannot be found." in capsys.readouterr().err
+    with server.client as client, pytest.raises(openai.NotFoundError):
+        client.completions.create(model="four", prompt="abc")
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert 'vllm:lora_requests_info{max_lora="4096"' in metrics
+    assert "loire_adapters_loaded " in metrics
+
+
 def test_another_engine_knows_them_too(server: Server) -> None:
     before = complete(server, "two")
+    kill_engine(server)
+    assert complete(server, "two") == before
+    assert complete(server, "one") != before
+
+
+def kill_engine(server: Server) -> None:
     pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     if not pids.exists():
         pytest.skip("no way to find the engine's process here")
@@ -91,5 +126,3 @@ def test_another_engine_knows_them_too(server: Server) -> None:
         if b"loire.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     os.kill(engine, signal.SIGKILL)
-    assert complete(server, "two") == before
-    assert complete(server, "one") != before

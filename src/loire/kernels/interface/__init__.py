@@ -25,13 +25,13 @@ from loire.kernels.interface.backend import Backend
 from loire.kernels.interface.batch import AdapterRows, FlatBatch, HostBatch
 from loire.kernels.interface.capture import ComputeStep, GraphCapture, Wanted
 from loire.kernels.interface.linear import (
-    MOST_ADAPTERS,
     Expert,
     Experts,
     Heads,
     Linear,
     LinearKernels,
     LowRank,
+    PackedAdapter,
     Table,
     Weight,
     parts_of,
@@ -54,7 +54,6 @@ from loire.kernels.interface.sampling import (
 from loire.kernels.interface.transfers import Transfers
 
 __all__ = [
-    "MOST_ADAPTERS",
     "AdapterRows",
     "AttentionKernels",
     "AttentionPlan",
@@ -76,6 +75,7 @@ __all__ = [
     "LinearKernels",
     "LogitEdits",
     "LowRank",
+    "PackedAdapter",
     "Penalties",
     "PointwiseKernels",
     "RecurrentKernels",

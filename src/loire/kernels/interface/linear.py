@@ -26,6 +26,15 @@ class LowRank:
     """The output that the first row of `up` is added to."""
 
 
+class PackedAdapter(Protocol):
+    """What an adapter adds to one weight, as that weight's products take it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes in memory."""
+        ...
+
+
 class Linear(Protocol):
     """A weight, prepared once at load for the way its device multiplies."""
 
@@ -53,12 +62,20 @@ class Linear(Protocol):
         """
         ...
 
-    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
-        """From now on tokens of adapter `number` (0 to MOST_ADAPTERS) get the sum of these; of none
-        of them: nothing. Not while a step computes. In the dtype of the inputs; a gated product
-        counts outputs before the gate: those of its first half, then those of its second.
+    def pack_adapter(self, parts: Sequence[LowRank]) -> PackedAdapter:
+        """The sum of these, in the dtype of the inputs, for adapt() of this weight; a gated product
+        counts outputs before the gate: those of its first half, then those of its second. On any
+        thread, also while steps compute.
 
-        Raises ValueError if the number or a shape does not fit.
+        Raises ValueError if a shape or dtype does not fit.
+        """
+        ...
+
+    def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
+        """From now on tokens of adapter `number` get what was packed; None: nothing. Takes next to
+        no time, but not while a step computes.
+
+        Raises ValueError unless 0 <= number < MOST_ADAPTERS.
         """
         ...
 
@@ -113,10 +130,6 @@ class Heads(Protocol):
         """Of x [T, H, in] into out [T, H, out], both in the dtype of the products' inputs, and
         without gaps in their last dimension. They may not overlap."""
         ...
-
-
-MOST_ADAPTERS = 4096
-"""Numbers of adapters are below."""
 
 
 Weight = Tensor | StoredTensor

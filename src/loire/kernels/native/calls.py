@@ -48,8 +48,8 @@ class LinearCall(CallStruct):
     ]
 
 
-class AdaptCall(CallStruct):
-    """What loire_adapt is given."""
+class PackAdapterCall(CallStruct):
+    """What loire_pack_adapter is given."""
 
     __slots__ = ()
     _fields_ = [
@@ -59,8 +59,18 @@ class AdaptCall(CallStruct):
         ("ranks", c_void_p),
         ("firsts", c_void_p),
         ("outputs", c_void_p),
-        ("number", c_int32),
         ("num_parts", c_int32),
+    ]
+
+
+class AdaptCall(CallStruct):
+    """What loire_adapt is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("weight", c_void_p),
+        ("adapter", c_void_p),
+        ("number", c_int32),
     ]
 
 

@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 23
+INTERFACE_VERSION = 24
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -41,6 +41,9 @@ class NativeLibrary:
         self.weight_bytes = self._function("loire_weight_bytes", c_int64, (pointer,))
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
         self.linear = self._call("loire_linear", calls.LinearCall)
+        self.pack_adapter = self._call("loire_pack_adapter", calls.PackAdapterCall, pointer)
+        self.adapter_bytes = self._function("loire_adapter_bytes", c_int64, (pointer,))
+        self.free_adapter = self._function("loire_free_adapter", None, (pointer,))
         self.adapt = self._call("loire_adapt", calls.AdaptCall)
         self.experts = self._call("loire_experts", calls.ExpertsCall)
         self.heads = self._call("loire_heads", calls.HeadsCall)

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Collection, Sequence
 from ctypes import addressof, c_int64, c_void_p
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -21,16 +22,23 @@ from loire.kernels.interface import (
     Heads,
     Linear,
     LowRank,
+    PackedAdapter,
     Weight,
     parts_of,
 )
-from loire.kernels.native.calls import AdaptCall, DequantizeCall, LinearCall, PackCall
+from loire.kernels.native.calls import (
+    AdaptCall,
+    DequantizeCall,
+    LinearCall,
+    PackAdapterCall,
+    PackCall,
+)
 from loire.kernels.native.context import NativeContext
 from loire.kernels.native.dtypes import TYPES, type_number
 from loire.kernels.native.experts import NativeExperts
 from loire.kernels.native.heads import NativeHeads
 from loire.kernels.native.library import array_of
-from loire.kernels.reference_linear import check_low_rank
+from loire.kernels.reference_linear import check_adapter_number, check_low_rank
 
 NUMBERS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
 BLOCKS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
@@ -45,6 +53,16 @@ MOST_PARTS = 3
 GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
 """As in source/kernels/operations.h."""
 _CLAMPED_SWIGLU = 3
+
+
+class NativeAdapter:
+    """See PackedAdapter: in the panels of one weight."""
+
+    def __init__(self, context: NativeContext, handle: int) -> None:
+        self.handle = handle
+        self.num_bytes: int = context.library.adapter_bytes(handle)
+        """Bytes that it takes in memory."""
+        weakref.finalize(self, context.library.free_adapter, handle)
 
 
 class NativeLinear:
@@ -100,6 +118,8 @@ class NativeLinear:
         self.handle: int = handle
         self.weight_bytes: int = context.library.weight_bytes(handle)
         """Bytes that one multiplication reads of it: whole panels and steps."""
+        self._adapters: dict[int, NativeAdapter] = {}
+        """Those that the library has been given stay for as long."""
         weakref.finalize(self, context.library.free_weight, handle)
 
     def __call__(self, x: Tensor, batch: FlatBatch | None = None, *, wide: bool = False) -> Tensor:
@@ -132,9 +152,9 @@ class NativeLinear:
         )
         self._context.run(self._run, call)
 
-    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
-        """See Linear.adapt(). Keeps nothing of the given tensors."""
-        check_low_rank(number, parts, self.in_features, self.num_rows, self.dtype)
+    def pack_adapter(self, parts: Sequence[LowRank]) -> NativeAdapter:
+        """See Linear.pack_adapter(). Keeps nothing of the given tensors."""
+        check_low_rank(parts, self.in_features, self.num_rows, self.dtype)
         downs = [part.down.contiguous() for part in parts]
         ups = [part.up.contiguous() for part in parts]
         downs_at = array_of(c_void_p, [down.data_ptr() for down in downs])
@@ -142,17 +162,31 @@ class NativeLinear:
         ranks = array_of(c_int64, [len(down) for down in downs])
         firsts = array_of(c_int64, [part.first for part in parts])
         outputs = array_of(c_int64, [len(up) for up in ups])
-        call = AdaptCall(
+        call = PackAdapterCall(
             weight=self.handle,
             downs=addressof(downs_at),
             ups=addressof(ups_at),
             ranks=addressof(ranks),
             firsts=addressof(firsts),
             outputs=addressof(outputs),
-            number=number,
             num_parts=len(parts),
         )
+        library = self._context.library
+        handle = library.pack_adapter(self._context.handle, call)
+        if handle is None:
+            raise EngineError(f"an adapter cannot be packed: {library.last_message()}")
+        return NativeAdapter(self._context, handle)
+
+    def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
+        """See Linear.adapt()."""
+        check_adapter_number(number)
+        assert adapter is None or isinstance(adapter, NativeAdapter), "another weight packed this"
+        handle = None if adapter is None else adapter.handle
+        call = AdaptCall(weight=self.handle, adapter=handle, number=number)
         self._context.run(self._context.library.adapt, call)
+        self._adapters.pop(number, None)
+        if adapter is not None:
+            self._adapters[number] = adapter
 
 
 def _adapters(batch: FlatBatch, tokens: int) -> int | None:
@@ -171,6 +205,18 @@ def _format_number(part: Weight, quantization: Quantization | None) -> int:
     if isinstance(part, StoredTensor):
         return FIRST_BLOCKS + BLOCKS[part.format.name]
     return NUMBERS[quantization]
+
+
+@dataclass(frozen=True, slots=True)
+class StackedAdapter:
+    """See PackedAdapter: for each product of a stack, None where it gets nothing."""
+
+    parts: tuple[NativeAdapter | None, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes in memory."""
+        return sum(part.num_bytes for part in self.parts if part is not None)
 
 
 class StackedNativeLinear:
@@ -198,9 +244,10 @@ class StackedNativeLinear:
             part.put(x, batch, out, column, wide=wide)
         return out
 
-    def adapt(self, number: int, parts: Sequence[LowRank]) -> None:
-        """See Linear.adapt(): each product gets the outputs that are its own."""
-        check_low_rank(number, parts, self.in_features, self.out_features, self.dtype)
+    def pack_adapter(self, parts: Sequence[LowRank]) -> StackedAdapter:
+        """See Linear.pack_adapter(): each product gets the outputs that are its own."""
+        check_low_rank(parts, self.in_features, self.out_features, self.dtype)
+        packed: list[NativeAdapter | None] = []
         for product, first in zip(self._parts, self._columns, strict=False):
             end = first + product.out_features
             own = [
@@ -211,7 +258,16 @@ class StackedNativeLinear:
                 )
                 for part in parts
             ]
-            product.adapt(number, [part for part in own if len(part.up)])
+            own = [part for part in own if len(part.up)]
+            packed.append(product.pack_adapter(own) if own else None)
+        return StackedAdapter(tuple(packed))
+
+    def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
+        """See Linear.adapt()."""
+        assert adapter is None or isinstance(adapter, StackedAdapter), "another weight packed this"
+        parts = [None] * len(self._parts) if adapter is None else adapter.parts
+        for product, part in zip(self._parts, parts, strict=True):
+            product.adapt(number, part)
 
 
 def stored_alike(parts: Sequence[Weight]) -> list[list[Weight]]:

@@ -12,12 +12,18 @@ class Caller:
     """tenant: the name of the key; empty where no keys are configured. admin: whether it may see
     what belongs to others; so may everybody where no keys are configured. meter: of its tenant.
     least_priority: what its requests have, unless they ask for less urgency (a higher number).
+    adapters: names of those that it may use; None for all.
     """
 
     tenant: str = ""
     admin: bool = False
     meter: TenantMeter = field(default_factory=TenantMeter)
     least_priority: int | None = None
+    adapters: frozenset[str] | None = None
+
+    def may_use(self, adapter: str) -> bool:
+        """Whether an adapter of that name is there for this caller."""
+        return self.adapters is None or adapter in self.adapters
 
 
 def set_caller(scope: Scope, caller: Caller) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from loire.base.errors import ConfigError
-from loire.server.access.keys import ApiKey, KeyRing, parse_key
+from loire.server.access.keys import ApiKey, KeyRing, adapter_words, parse_key
 from loire.server.access.rates import Limits
 from loire.server.storage.disk import write_file
 
@@ -26,13 +26,14 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def add_key(path: Path, key: ApiKey) -> None:
-    """Write a key's name, hash and limits at the end of a file, which is made if need be.
+    """Write a key's name, hash, limits and adapters at the end of a file, which is made if need be.
 
     Raises ConfigError if the file has a key of that name or hash, is wrong or cannot be written.
     """
     lines = _read(path) if path.exists() else []
     KeyRing([*(known for _, known in lines if known is not None), key])
-    text = " ".join((f"{key.name}:sha256:{key.digest.hex()}", *limit_words(key.limits)))
+    words = (*limit_words(key.limits), *adapter_words(key.adapters))
+    text = " ".join((f"{key.name}:sha256:{key.digest.hex()}", *words))
     _write(path, [*(line for line, _ in lines), text])
 
 

@@ -62,7 +62,7 @@ class KeyGuard:
             meter = known[1].meter
         else:
             meter = TenantMeter(key.name, key.limits, self._clock)
-        caller = Caller(key.name, key.admin, meter)
+        caller = Caller(key.name, key.admin, meter, adapters=key.adapters)
         self._callers[key.name] = key, caller
         return caller
 
@@ -106,8 +106,7 @@ class KeyGuard:
         if open_to == "admins" and not key.admin:
             return ApiError(
                 403,
-                "this route shows the requests of all tenants and needs an admin key "
-                "(see --admin-key-file)",
+                "this route is about all tenants, and needs an admin key (see --admin-key-file)",
                 code="admin_key_needed",
             )
         return None

@@ -1,8 +1,9 @@
 """API keys: who may ask, and as which tenant. Only their SHA-256 hashes are kept.
 
 A key is written as KEY, NAME:KEY or NAME:sha256:HEX. Limits of its own may follow it:
-requests-per-minute=60 tokens-per-minute=100000 concurrency=8 (or =none for no limit). Its name is
-its tenant's name: it stands in logs and metrics, the key itself never does. Plain SHA-256 suits
+requests-per-minute=60 tokens-per-minute=100000 concurrency=8 (or =none for no limit), and the
+adapters that it may use: adapters=french,sql (all of them where nothing is said). Its name is its
+tenant's name: it stands in logs and metrics, the key itself never does. Plain SHA-256 suits
 keys that nobody can guess, such as those of `openssl rand -hex 32`; it would not suit passwords
 that people think up.
 """
@@ -23,17 +24,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(r"[!-9;-~]{1,512}")
 """Printable ASCII without space and colon: what a header can carry."""
 _LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+_ADAPTERS = "adapters="
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that was given out. admin: it also opens what shows other tenants' requests."""
+    """A key that was given out. admin: it also opens what shows other tenants' requests. adapters:
+    names of those that it may use; None for all."""
 
     name: str
     digest: bytes
     admin: bool = False
     limits: Limits = NO_LIMITS
+    adapters: frozenset[str] | None = None
 
 
 class KeyRing:
@@ -68,6 +72,12 @@ class KeyRing:
         """Whether a key is needed."""
         return self._closed
 
+    def adapters_of(self, tenant: str) -> frozenset[str] | None:
+        """Those that a tenant may use, None for all; none where its key was revoked."""
+        if not self:
+            return None
+        return next((key.adapters for key in self.keys if key.name == tenant), frozenset())
+
     def find(self, presented: bytes) -> ApiKey | None:
         """The key that was presented. Takes as long for a wrong key as for any right one."""
         digest = hashlib.sha256(presented).digest()
@@ -94,7 +104,9 @@ def parse_key(
     beside it.
     """
     words = text.split() or [""]
-    limits = _limits(words[1:], limits, place)
+    allowed = [word for word in words[1:] if word.startswith(_ADAPTERS)]
+    limits = _limits([word for word in words[1:] if word not in allowed], limits, place)
+    adapters = _adapters(allowed, place)
     name, colon, rest = words[0].partition(":")
     if not colon:
         digest = hashlib.sha256(words[0].encode()).hexdigest()
@@ -107,7 +119,7 @@ def parse_key(
                 f"{place}: after {name!r} there must be a key without colons, or sha256: and 64 "
                 f"hexadecimal digits"
             )
-        return ApiKey(name, bytes.fromhex(digest), admin, limits)
+        return ApiKey(name, bytes.fromhex(digest), admin, limits, adapters)
     if not _KEY.fullmatch(rest):
         raise ConfigError(
             f"{place}: the key of {name!r} must have 1 to 512 printable ASCII characters, but "
@@ -118,7 +130,7 @@ def parse_key(
             f"{place}: the key of {name!r} has {len(rest)} characters, but at least "
             f"{SHORTEST_KEY} are needed: make one with `openssl rand -hex 32`"
         )
-    return ApiKey(name, hashlib.sha256(rest.encode()).digest(), admin, limits)
+    return ApiKey(name, hashlib.sha256(rest.encode()).digest(), admin, limits, adapters)
 
 
 def check_name(name: str, *, place: str) -> None:
@@ -135,6 +147,19 @@ def check_name(name: str, *, place: str) -> None:
         )
 
 
+def adapter_words(adapters: frozenset[str] | None) -> list[str]:
+    """What stands after a key that may use these."""
+    return [] if adapters is None else [_ADAPTERS + ",".join(sorted(adapters))]
+
+
+def _adapters(words: Sequence[str], place: str) -> frozenset[str] | None:
+    if not words:
+        return None
+    if len(words) > 1:
+        raise ConfigError(f"{place}: {_ADAPTERS} is given twice: write its names with commas")
+    return frozenset(filter(None, words[0].removeprefix(_ADAPTERS).split(",")))
+
+
 def _limits(words: Sequence[str], limits: Limits, place: str) -> Limits:
     """The limits, with those that the words give. Raises ConfigError."""
     given: dict[str, int | None] = {}
@@ -145,8 +170,8 @@ def _limits(words: Sequence[str], limits: Limits, place: str) -> Limits:
         if name not in _LIMIT_NAMES or not (value == "none" or value.isdecimal()):
             known = ", ".join(f"{known.replace('_', '-')}=NUMBER" for known in _LIMIT_NAMES)
             raise ConfigError(
-                f"{place}: after the key there may be limits ({known}, or =none), but what follows "
-                f"is none of these; a key has no spaces"
+                f"{place}: after the key there may be limits ({known}, or =none) and adapters=NAME,"
+                f"NAME, but what follows is none of these; a key has no spaces"
             )
         given[name] = None if value == "none" else int(value)
     try:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from loire.base.errors import PromptTooLongError, RequestError
 from loire.base.sampling import SamplingParams
 from loire.engine.dialogue import Turn, begin_turn, prompt_of
+from loire.server.access.caller import get_caller
 from loire.server.anthropic.answer import AnswerBlock, Message, MessagesUsage, TokenCount
 from loire.server.anthropic.request import CountRequest, MessagesRequest
 from loire.server.serving.client import CallClient, admit, prepare
@@ -84,7 +85,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 @router.post("/v1/messages/count_tokens", responses=_ERRORS)
 async def count_tokens(body: CountRequest, served: Served, request: Request) -> TokenCount:
     """How many tokens the prompt of such a request would have."""
-    frontend = served.engine_for(body.model).frontend
+    frontend = served.engine_for(body.model, get_caller(request.scope)).frontend
 
     def count() -> int:
         prompt = prompt_of(frontend, body.conversation())

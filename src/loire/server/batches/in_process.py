@@ -5,6 +5,7 @@ import asyncio
 from starlette.types import ASGIApp, Message
 
 from loire.server.access.caller import Caller, set_caller
+from loire.server.access.keys import KeyRing
 from loire.server.web.call import Call, set_call
 
 BATCH_PRIORITY = 100
@@ -14,8 +15,10 @@ BATCH_PRIORITY = 100
 class BatchRoutes:
     """Calls the routes of an app that has no guards: keys and limits held for the batch itself."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
+        """ring: says which adapters a tenant may use by now."""
         self._app = app
+        self._ring = ring
 
     async def post(
         self, endpoint: str, body: bytes, *, tenant: str, request_id: str
@@ -35,7 +38,8 @@ class BatchRoutes:
             "server": None,
             "client": None,
         }
-        set_caller(scope, Caller(tenant, least_priority=BATCH_PRIORITY))
+        adapters = self._ring.adapters_of(tenant)
+        set_caller(scope, Caller(tenant, least_priority=BATCH_PRIORITY, adapters=adapters))
         set_call(scope, Call(request_id, "POST", endpoint, tenant))
         status = 0
         parts: list[bytes] = []

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from loire.base.config import EngineConfig
 from loire.server.access.caller import Caller
+from loire.server.access.keys import KeyRing
 from loire.server.batches.data_folder import DataFolder
 from loire.server.batches.in_process import BatchRoutes
 from loire.server.batches.record import BatchRecord, BatchStore
@@ -43,9 +44,9 @@ _MAX_TIMEOUTS = 3
 class EngineLines:
     """Runs requests of batches, as many at a time as keep the engine full. See batch_run.Lines."""
 
-    def __init__(self, served: ServedModel, app: ASGIApp) -> None:
+    def __init__(self, served: ServedModel, app: ASGIApp, ring: KeyRing) -> None:
         self._served = served
-        self._routes = BatchRoutes(app)
+        self._routes = BatchRoutes(app, ring)
         self._num_running = 0
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
@@ -98,12 +99,12 @@ def _num_places(config: EngineConfig) -> int:
 class BatchQueue:
     """Makes, runs and cancels batches; takes up again what another server left unfinished.
 
-    app: answers their requests, as in_process.BatchRoutes has it.
+    app: answers their requests, as in_process.BatchRoutes has it; ring: see there.
     """
 
-    def __init__(self, data: DataFolder, served: ServedModel, app: ASGIApp) -> None:
+    def __init__(self, data: DataFolder, served: ServedModel, app: ASGIApp, ring: KeyRing) -> None:
         self._data = data
-        self._lines = EngineLines(served, app)
+        self._lines = EngineLines(served, app, ring)
         self._runs: dict[str, BatchRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resumed = False

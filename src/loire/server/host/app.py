@@ -27,7 +27,7 @@ from loire.server.observe.spans import Spans
 from loire.server.openai import chat, completions, embeddings, models, tokenize
 from loire.server.openai.responses import routes as responses
 from loire.server.openai.responses.store import ResponseStore
-from loire.server.operations import admin, health, live
+from loire.server.operations import adapters, admin, health, live
 from loire.server.operations import metrics as metrics_route
 from loire.server.serving.served import ServedModel
 from loire.server.web.body_limit import BodyLimit
@@ -52,7 +52,7 @@ def create_app(
     data_dir = data_dir or loire_home() / "data"
     data = DataFolder(data_dir)
     stored_responses = ResponseStore(data_dir)
-    queue = BatchQueue(data, served, background_app(served))
+    queue = BatchQueue(data, served, background_app(served), access.ring)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +96,7 @@ def create_app(
         health,
         live,
         page,
+        adapters,
         admin,
         metrics_route,
     ):

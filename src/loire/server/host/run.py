@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from loire.base.errors import ConfigError, EngineError
+from loire.base.lora import MOST_ADAPTERS
 from loire.engine.process import Launched
 from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import SupervisorOptions
@@ -239,8 +241,10 @@ async def _load(
 
     client: SupervisedEngine | RayFleetClient
     if settings.replicas is not None:
-        if settings.lora_modules:
-            raise ConfigError("--lora-modules are for one engine here, not for --replicas")
+        if settings.lora_modules or settings.lora_root is not None:
+            raise ConfigError(
+                "--lora-modules and --lora-root are for one engine here, not for --replicas"
+            )
         client = await _join_fleet(settings, settings.replicas)
     else:
         client = await SupervisedEngine.create(
@@ -260,10 +264,20 @@ async def _load(
             await client.close()
             raise
         served.adapters = client.adapters
+        served.max_adapters = settings.options.max_cpu_loras or MOST_ADAPTERS
+        if settings.lora_root is not None:
+            served.lora_root = lora_root(settings.lora_root)
     served.set_ready(client)
     for line in client.plan_lines:
         log.info("%s", line)
     log.info("ready after %.1f s, as %s", time.monotonic() - started_s, ", ".join(served.names))
+
+
+def lora_root(path: Path) -> Path:
+    """The folder itself, wherever links lead. Raises ConfigError if it is none."""
+    if not path.is_dir():
+        raise ConfigError(f"--lora-root {path} is no folder")
+    return path.resolve()
 
 
 async def _join_fleet(

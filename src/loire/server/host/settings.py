@@ -26,6 +26,7 @@ class ServerSettings:
         tls: what it shows of itself; None speaks plain HTTP.
         metrics_port: of /metrics for everybody, beside the main one, which has it, too.
         lora_modules: adapters that are served beside the model.
+        lora_root: below which others may be loaded while the server runs; None: nowhere.
         data_dir: for files and batches; by default data in LOIRE_HOME.
     """
 
@@ -40,3 +41,4 @@ class ServerSettings:
     metrics_port: int | None = None
     data_dir: Path | None = None
     lora_modules: Sequence[LoRAModule] = ()
+    lora_root: Path | None = None

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from loire.base.messages import AdapterCounts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
@@ -22,6 +24,14 @@ class EngineState:
     """Tokens per KV block."""
     kv_cache_dtype: str
     enable_prefix_caching: bool
+    adapters: AdapterCounts | None
+    """None: it can have none."""
+    max_adapters: int
+    """Adapters that can be in memory together."""
+    running_adapters: tuple[str, ...]
+    """Names of those that some request is for of which something is computed."""
+    waiting_adapters: tuple[str, ...]
+    """The same of requests that wait."""
 
     @property
     def kv_usage(self) -> float:

@@ -4,7 +4,7 @@ All metrics are in a registry of their own, so that several servers in one proce
 docs/metrics.md says what each one means.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,9 +17,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from loire.base.messages import AdapterCounts
 from loire.base.step import StepRecord
 from loire.server.observe.engine_state import EngineState
-from loire.server.observe.router_metrics import RouterMetrics
+from loire.server.observe.router_metrics import LORA_INFO, RouterMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -120,12 +121,13 @@ class Metrics:
         self._decode.inc(num_decode)
         self.preemptions.inc(record.num_preemptions)
 
-    def scrape(self, *, by_tenant: bool) -> bytes:
-        """All metrics in Prometheus' text format. by_tenant: else those of tenants are summed."""
+    def scrape(self, *, by_tenant: bool, with_adapters: bool = True) -> bytes:
+        """All metrics in Prometheus' text format. by_tenant: else those of tenants are summed.
+        with_adapters: names of adapters are shown."""
         if by_tenant:
             return generate_latest(self.registry)
         sums = CollectorRegistry(auto_describe=False)
-        sums.register(_Sums(self.registry))
+        sums.register(_Sums(self.registry, () if with_adapters else (LORA_INFO,)))
         return generate_latest(sums)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
@@ -140,12 +142,15 @@ class Metrics:
 class _Sums(Collector):
     """The metrics of a registry without the label `tenant`: a tenant must not see the others."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, without: Collection[str]) -> None:
         self._registry = registry
+        self._without = without
 
     def collect(self) -> Iterable[Metric]:
         """Each metric, its samples summed over the tenants."""
         for family in self._registry.collect():
+            if family.name in self._without:
+                continue
             values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
             if not any("tenant" in sample.labels for sample in family.samples):
                 yield family
@@ -195,3 +200,18 @@ class _StateCollector(Collector):
             "Engines started to replace one that had died",
             state.num_restarts,
         )
+        if state.adapters is not None:
+            yield from _adapter_metrics(state.adapters)
+
+
+def _adapter_metrics(counts: AdapterCounts) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "loire_adapters_loaded", "Adapters whose weights are in memory", counts.num_resident
+    )
+    yield GaugeMetricFamily("loire_adapter_memory_bytes", "Bytes of these", counts.num_bytes)
+    for name, meaning, value in (
+        ("hits", "Sequences that found the weights of their adapter in memory", counts.hits),
+        ("loads", "Adapters whose weights were read from their files", counts.loads),
+        ("evictions", "Adapters whose weights made room for others'", counts.evictions),
+    ):
+        yield CounterMetricFamily(f"loire_adapter_{name}", meaning, value)

@@ -26,10 +26,11 @@ class Observer:
         self._running: dict[str, RequestLife] = {}
         self._waiting: dict[str, Waiting] = {}
 
-    def watch(self, submission: Submission, call: Call) -> "RequestWatch":
-        """A request begins."""
+    def watch(self, submission: Submission, call: Call, adapter: str = "") -> "RequestWatch":
+        """A request begins. adapter: the name of the one that it is for."""
         request = submission.request
-        life = RequestLife(request.request_id, submission.arrival_s, len(request.prompt_token_ids))
+        num_tokens = len(request.prompt_token_ids)
+        life = RequestLife(request.request_id, submission.arrival_s, num_tokens, adapter)
         call.requests.append(life)
         self.calls.add(call, life)
         self._running[life.request_id] = life
@@ -44,6 +45,15 @@ class Observer:
     def waiting_of(self, tenant: str) -> Waiting:
         """What of a tenant is waiting."""
         return self._waiting.setdefault(tenant, Waiting())
+
+    def adapters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of those that requests are for which run, and which wait."""
+        running: set[str] = set()
+        waiting: set[str] = set()
+        for life in self._running.values():
+            if life.adapter:
+                (running if life.waits_in is None else waiting).add(life.adapter)
+        return tuple(sorted(running)), tuple(sorted(waiting))
 
     def let_go(self, life: RequestLife) -> None:
         """A request has ended."""

@@ -4,6 +4,7 @@ Gateways such as llm-d's endpoint picker and vLLM's production stack know them w
 configuration. They say what Loire's own metrics say; docs/deploy.md names who reads them.
 """
 
+import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client import Counter
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 from loire.server.observe.engine_state import EngineState
 
 _LABELS = ("model_name", "engine")
+LORA_INFO = "vllm:lora_requests_info"
 _ENGINE = "0"
 """vLLM numbers the engines of a server; here is one."""
 
@@ -52,6 +54,8 @@ class RouterMetrics(Collector):
             yield family
         if state is not None:
             yield _cache_config(state)
+            if state.adapters is not None:
+                yield _lora_info(state)
 
 
 _MEANINGS = {
@@ -71,6 +75,20 @@ def _total(counter: Counter) -> float:
         for sample in family.samples
         if sample.name.endswith("_total")
     )
+
+
+def _lora_info(state: EngineState) -> Metric:
+    """Which adapters have requests, as labels of the time at which that is so, in seconds."""
+    values = {
+        "running_lora_adapters": ",".join(state.running_adapters),
+        "waiting_lora_adapters": ",".join(state.waiting_adapters),
+        "max_lora": str(state.max_adapters),
+    }
+    info = GaugeMetricFamily(
+        LORA_INFO, "Adapters that requests are for, in its labels", labels=tuple(values)
+    )
+    info.add_metric(tuple(values.values()), time.time())
+    return info
 
 
 def _cache_config(state: EngineState) -> Metric:

@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from loire.engine.adapters import NamedAdapter
+from loire.server.access.caller import get_caller
 from loire.server.serving.served import Served, ServedModel
 from loire.server.web.descriptions import ERROR_RESPONSES
 
@@ -12,8 +14,8 @@ router = APIRouter(prefix="/v1/models", responses=ERROR_RESPONSES)
 
 
 class Model(BaseModel):
-    """A name that requests can ask for. max_model_len: its window in tokens. parent: of an adapter,
-    the model that it is for."""
+    """A name that requests can ask for. max_model_len: its window in tokens. Of an adapter, parent
+    is the model that it is for, and root where it came from."""
 
     id: str
     object: Literal["model"] = "model"
@@ -21,6 +23,7 @@ class Model(BaseModel):
     owned_by: Literal["loire"] = "loire"
     max_model_len: int
     parent: str | None = None
+    root: str | None = None
 
 
 class ModelList(BaseModel):
@@ -31,20 +34,29 @@ class ModelList(BaseModel):
 
 
 @router.get("", response_model_exclude_none=True)
-async def list_models(served: Served) -> ModelList:
-    """The served model under each of its names, and the adapters beside it."""
+async def list_models(served: Served, request: Request) -> ModelList:
+    """The served model under each of its names, and the adapters that the caller may use."""
+    caller = get_caller(request.scope)
     adapters = () if served.adapters is None else served.adapters.named
-    names = (*served.names, *(named.name for named in adapters))
-    return ModelList(data=[_model(served, name) for name in names])
+    own = (_adapter(served, named) for named in adapters if caller.may_use(named.name))
+    return ModelList(data=[*(_model(served, name) for name in served.names), *own])
 
 
 @router.get("/{model_id:path}", response_model_exclude_none=True)
-async def retrieve_model(model_id: str, served: Served) -> Model:
+async def retrieve_model(model_id: str, served: Served, request: Request) -> Model:
     """One model by its name."""
-    return _model(served, model_id)
+    caller = get_caller(request.scope)
+    served.engine_for(model_id, caller)
+    adapters = () if served.adapters is None else served.adapters.named
+    found = next((named for named in adapters if named.name == model_id), None)
+    return _model(served, model_id) if found is None else _adapter(served, found)
 
 
 def _model(served: ServedModel, name: str) -> Model:
-    window = served.engine_for(name).config.max_model_len
-    parent = served.names[0] if served.adapter_of(name) else None
-    return Model(id=name, created=served.created, max_model_len=window, parent=parent)
+    window = served.engine.config.max_model_len
+    return Model(id=name, created=served.created, max_model_len=window)
+
+
+def _adapter(served: ServedModel, named: NamedAdapter) -> Model:
+    model = _model(served, named.name)
+    return model.model_copy(update={"parent": served.names[0], "root": named.root})

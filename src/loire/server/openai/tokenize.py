@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from loire import __version__
 from loire.engine.dialogue import Conversation, prompt_of
 from loire.engine.frontend import Frontend
+from loire.server.access.caller import get_caller
 from loire.server.openai.chat_protocol import MAX_VARIABLES, ChatMessage
 from loire.server.openai.completions_protocol import MAX_PROMPT_TOKENS
 from loire.server.openai.tools_protocol import ChatTool, tool_use
@@ -98,7 +99,7 @@ class Version(BaseModel):
 @router.get("/tokenizer_info")
 async def tokenizer_info(served: Served) -> TokenizerInfo:
     """The tokenizer of the served model, in the words of a tokenizer_config.json."""
-    frontend = served.engine_for(served.names[0]).frontend
+    frontend = served.engine.frontend
     tokens = frontend.tokenizer.template_tokens
     sources = dict(frontend.template.sources) if frontend.has_chat_template else None
     alone = sources is not None and len(sources) == 1
@@ -123,7 +124,8 @@ async def version() -> Version:
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, served: Served, request: Request) -> Tokenized:
     """The token ids of a prompt."""
-    frontend = served.engine_for(body.model or served.names[0]).frontend
+    caller = get_caller(request.scope)
+    frontend = served.engine_for(body.model or served.names[0], caller).frontend
     tokens = await prepare(request, lambda: _encode(frontend, body))
     text_of = frontend.tokenizer.token_text
     return Tokenized(
@@ -137,7 +139,8 @@ async def tokenize(body: TokenizeRequest, served: Served, request: Request) -> T
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, served: Served, request: Request) -> Detokenized:
     """The text of token ids."""
-    frontend = served.engine_for(body.model or served.names[0]).frontend
+    caller = get_caller(request.scope)
+    frontend = served.engine_for(body.model or served.names[0], caller).frontend
     return Detokenized(prompt=await prepare(request, lambda: _decode(frontend, body.tokens)))
 
 

@@ -13,6 +13,6 @@ router = APIRouter()
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format; those of each tenant for admins only."""
     observer: Observer = request.app.state.served.observer
-    return Response(
-        observer.metrics.scrape(by_tenant=get_caller(request.scope).admin), media_type=CONTENT_TYPE
-    )
+    caller = get_caller(request.scope)
+    text = observer.metrics.scrape(by_tenant=caller.admin, with_adapters=caller.adapters is None)
+    return Response(text, media_type=CONTENT_TYPE)

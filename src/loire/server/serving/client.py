@@ -54,8 +54,9 @@ class CallClient:
         ticket: Ticket,
         call: Call,
         adapter: str = "",
+        model: str = "",
     ) -> None:
-        """adapter: which one the call is for, by its content."""
+        """adapter: which one the call is for, by its content. model: the name that it asked for."""
         self._engine = engine
         self._preparations = served.preparations
         self._abandoned: Future[None] = Future()
@@ -66,6 +67,7 @@ class CallClient:
         self._ticket = ticket
         self._call = call
         self._adapter = adapter
+        self._adapter_name = model if adapter else ""
 
     @property
     def config(self) -> EngineConfig:
@@ -138,7 +140,7 @@ class CallClient:
         """Run a request of `origin` at its tenant's expense; outputs hold what is new."""
         outputs = cast("AsyncGenerator[RequestOutput, None]", self._engine.stream(submission))
         self._ticket.joins_queue()
-        watch = self._observer.watch(submission, self._call)
+        watch = self._observer.watch(submission, self._call, self._adapter_name)
         try:
             async with aclosing(outputs):
                 async for output in outputs:
@@ -161,15 +163,17 @@ def admit(request: Request, model: str) -> CallClient:
     """
     scope = request.scope
     served: ServedModel = request.app.state.served
-    engine = served.engine_for(model)
+    caller = get_caller(scope)
+    engine = served.engine_for(model, caller)
     client = CallClient(
         engine,
         served,
-        get_caller(scope),
+        caller,
         get_use(scope),
         get_ticket(scope),
         get_call(scope),
-        served.adapter_of(model),
+        served.adapter_of(model, caller),
+        model,
     )
     client.take_place(1)
     return client

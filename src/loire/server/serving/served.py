@@ -1,14 +1,19 @@
 """The model that is served: its names, and the engine behind it once it is loaded."""
 
+import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from fastapi import Depends, Request
 
 from loire.base.errors import EngineError
+from loire.base.lora import MOST_ADAPTERS
+from loire.base.messages import AdapterCounts
 from loire.engine.adapters import AdapterNames
 from loire.server.access.admission import Admission
+from loire.server.access.caller import Caller
 from loire.server.observe.engine_state import EngineState
 from loire.server.observe.metrics import Metrics
 from loire.server.observe.request_watch import Observer
@@ -43,6 +48,11 @@ class ServedModel:
         self.preparations = Preparations()
         self.adapters: AdapterNames | None = None
         """Adapters that are served beside the model, once it is loaded; None: it can have none."""
+        self.lora_root: Path | None = None
+        """Below which adapters may be loaded while the server runs; None: nowhere."""
+        self.max_adapters = MOST_ADAPTERS
+        """That can be in memory together."""
+        self.changing_adapters = asyncio.Lock()
         self._engine: ServedEngine | None = None
         if engine is not None:
             self.set_ready(engine)
@@ -86,9 +96,10 @@ class ServedModel:
             )
         return self._engine
 
-    def engine_for(self, name: str) -> ServedEngine:
-        """The engine of a model, as `engine`. Raises ApiError: 404 if there is no such model."""
-        if name not in self.names and not self.adapter_of(name):
+    def engine_for(self, name: str, caller: Caller) -> ServedEngine:
+        """The engine of a model, as `engine`. Raises ApiError: 404 if there is no such model for
+        this caller."""
+        if name not in self.names and not self.adapter_of(name, caller):
             known = ", ".join(repr(known) for known in self.names)
             raise ApiError(
                 404,
@@ -98,9 +109,17 @@ class ServedModel:
             )
         return self.engine
 
-    def adapter_of(self, name: str) -> str:
-        """The content of the adapter of that name; "" for the model itself, and for nobody."""
-        return "" if self.adapters is None else self.adapters.identity(name) or ""
+    def adapter_of(self, name: str, caller: Caller) -> str:
+        """The content of the adapter of that name; "" for the model itself, for nobody, and for one
+        that the caller may not use."""
+        if self.adapters is None or not caller.may_use(name):
+            return ""
+        return self.adapters.identity(name) or ""
+
+    @property
+    def adapter_counts(self) -> AdapterCounts:
+        """How the engine's memory of adapters stands."""
+        return AdapterCounts() if self._engine is None else self._engine.link.adapters
 
     def check_queue(self, tenant: str) -> None:
         """Raises ApiError (429) if the queue is full for this tenant.
@@ -126,6 +145,7 @@ class ServedModel:
         if engine is None:
             return None
         link = engine.link
+        running_adapters, waiting_adapters = self.observer.adapters()
         return EngineState(
             num_running=link.num_requests - link.num_waiting,
             num_waiting=link.num_waiting,
@@ -137,6 +157,10 @@ class ServedModel:
             block_size=engine.config.block_size,
             kv_cache_dtype=engine.config.kv_cache_dtype,
             enable_prefix_caching=engine.config.enable_prefix_caching,
+            adapters=None if self.adapters is None else link.adapters,
+            max_adapters=self.max_adapters,
+            running_adapters=running_adapters,
+            waiting_adapters=waiting_adapters,
         )
 
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError
+from loire.base.messages import AdapterCounts
 from loire.base.outputs import RequestOutput
 from loire.base.step import StepRecord
 from loire.engine.frontend import Frontend
@@ -52,6 +53,11 @@ class ServedLink(Protocol):
     @property
     def num_restarts(self) -> int:
         """Engines that were started to replace one that had died."""
+        ...
+
+    @property
+    def adapters(self) -> AdapterCounts:
+        """How the engine's memory of adapters stands."""
         ...
 
 

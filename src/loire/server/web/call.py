@@ -27,6 +27,8 @@ class RequestLife:
     """The engine's name for it."""
     arrival_s: float
     num_prompt_tokens: int
+    adapter: str = ""
+    """The name of the one that it is for."""
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     waits_in: Waiting | None = None

@@ -11,6 +11,7 @@
 namespace loire {
 
 class PackedWeight;
+struct PackedAdapter;
 class AttentionPlan;
 
 // The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
@@ -37,16 +38,23 @@ struct LinearCall {
     int32_t wide;
 };
 
-// Part i of adapter `number` adds ups[i] (downs[i] x) to outputs[i] outputs from firsts[i] on, which are
-// counted before a gate; it has rank ranks[i]. All are of x's type.
-struct AdaptCall {
-    PackedWeight* weight;
+// Part i of an adapter adds ups[i] (downs[i] x) to outputs[i] outputs from firsts[i] on, which are counted
+// before a gate; it has rank ranks[i]. All are of x's type.
+struct PackAdapterCall {
+    const PackedWeight* weight;
     const void* const* downs;
     const void* const* ups;
     const int64_t* ranks;
     const int64_t* firsts;
     const int64_t* outputs;
-    int32_t number, num_parts;
+    int32_t num_parts;
+};
+
+// From now on adapter `number` adds this, which was packed for the weight; null: nothing.
+struct AdaptCall {
+    PackedWeight* weight;
+    const PackedAdapter* adapter;
+    int32_t number;
 };
 
 // out is what the experts that each token chooses make of x, weighted and added up in the experts' order,

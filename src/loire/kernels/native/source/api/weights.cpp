@@ -66,14 +66,26 @@ LOIRE_EXPORT int loire_linear(Context* context, const LinearCall* call) {
     });
 }
 
-LOIRE_EXPORT int loire_adapt(Context* context, const AdaptCall* call) {
-    return locked(context, [&] {
+// On any thread, also while a step computes. Null and a message where memory is short.
+LOIRE_EXPORT PackedAdapter* loire_pack_adapter(Context*, const PackAdapterCall* call) {
+    PackedAdapter* packed = nullptr;
+    guarded([&] {
         std::vector<LowRankPart> parts;
         for (int32_t i = 0; i < call->num_parts; ++i)
             parts.push_back({call->downs[i], call->ups[i], call->ranks[i], call->firsts[i],
                              call->outputs[i]});
-        call->weight->adapters.set(call->number, parts);
+        packed = call->weight->adapters.pack(parts).release();
     });
+    return packed;
+}
+
+LOIRE_EXPORT int64_t loire_adapter_bytes(const PackedAdapter* adapter) { return adapter->bytes(); }
+
+LOIRE_EXPORT void loire_free_adapter(PackedAdapter* adapter) { delete adapter; }
+
+LOIRE_EXPORT int loire_adapt(Context* context, const AdaptCall* call) {
+    return locked(context,
+                  [&] { call->weight->adapters.set(call->number, call->adapter); });
 }
 
 LOIRE_EXPORT int loire_dequantize(Context* context, const DequantizeCall* call) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "../kernels/operations.h"
@@ -16,13 +17,28 @@ struct LowRankPart {
     int64_t rank, first, outputs;
 };
 
+// All of an adapter's parts for one weight.
+struct PackedAdapter {
+    std::vector<char> down;
+    std::vector<float> up;
+    std::vector<int32_t> ranks;
+    int64_t rank = 0;
+
+    int64_t bytes() const {
+        return int64_t(down.size() + up.size() * sizeof(float) + ranks.size() * sizeof(int32_t));
+    }
+};
+
 class Adapters {
   public:
     Adapters(bool is_bfloat16, Gate gate, int64_t out_features, int64_t in_features,
              int64_t panels);
 
-    // Replaces what adapter `number` adds; no parts: nothing. Keeps nothing of what it is given.
-    void set(int64_t number, const std::vector<LowRankPart>& parts);
+    // Keeps nothing of what it is given. Products may go on meanwhile.
+    std::unique_ptr<PackedAdapter> pack(const std::vector<LowRankPart>& parts) const;
+
+    // Replaces what adapter `number` adds; null: nothing. It must stay for as long as it is set.
+    void set(int64_t number, const PackedAdapter* packed);
 
     // For a product with so many of its tokens' numbers.
     AdaptedTokens tokens(const int32_t* numbers) const;
@@ -30,19 +46,12 @@ class Adapters {
     int64_t most_rank() const { return most_rank_; }
 
   private:
-    struct Kept {
-        std::vector<char> down;
-        std::vector<float> up;
-        std::vector<int32_t> ranks;
-        int64_t rank = 0;
-    };
-    void put_up(const LowRankPart& part, int64_t first_rank, Kept& kept) const;
+    void put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const;
 
     const bool is_bfloat16_;
     const Gate gate_;
     const int64_t out_features_, in_features_, panels_;
-    std::vector<Kept> kept_;
-    std::vector<Adapter> adapters_;  // of kept_
+    std::vector<Adapter> adapters_;
     int64_t most_rank_ = 0;
 };
 

@@ -57,6 +57,12 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral"},
     "mistral window": {"model_type": "mistral", "sliding_window": 16, "head_dim": 32},
     "codestral": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
+    "glm4": {"model_type": "glm4"},
+    "exaone4 no window": {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 8,
+    },
     "qwen2": {"model_type": "qwen2", "rope_theta": 1e6, "eos_token_id": [3, 4]},
     "qwen2 window": {
         "model_type": "qwen2",
@@ -313,6 +319,7 @@ def test_features_without_code_are_refused(changes: dict[str, Any], message: str
         ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
         ({"model_type": "qwen2", "use_sliding_window": True, "layer_types": [[]]}, "layer_types"),
         ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window"),
+        ({"model_type": "exaone4", "sliding_window_pattern": "LLX"}, "sliding_window_pattern"),
         ({"model_type": None}, "model_type is missing"),
         ({"model_type": ["llama"]}, "model_type should be a string"),
     ],

@@ -463,6 +463,33 @@ FAMILIES = [
         {**LATENTS, "q_lora_rank": 40, "mlp_layer_types": ["dense", "sparse", "sparse"]},
         has_near_ties=True,
     ),
+    Family("glm4", "Glm4", {"head_dim": 24}),
+    Family(
+        "glm4_whole",
+        "Glm4",
+        {
+            "attention_bias": False,
+            "num_key_value_heads": 1,
+            "rope_parameters": rope("default", partial_rotary_factor=1.0),
+        },
+    ),
+    Family("exaone4", "Exaone4", {"num_hidden_layers": 5, "sliding_window": 20}),
+    Family(
+        "exaone4_plain",
+        "Exaone4",
+        {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            "tie_word_embeddings": True,
+            "rope_parameters": rope(
+                "llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            ),
+        },
+    ),
     Family("phi3", "Phi3", {"tie_word_embeddings": False}),
     Family("phi3_window", "Phi3", {"sliding_window": 20}),
     Family(

@@ -59,6 +59,12 @@ NORMS = {
     "gemma2": GEMMA_NORMS,
     "gemma3": GEMMA_NORMS,
     "olmo2": GEMMA_NORMS,
+    "exaone4": GEMMA_NORMS,
+    "glm4": {
+        "post_self_attn_layernorm": "post_attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "post_mlp_layernorm": "post_ffw_norm",
+    },
     "seed_oss": NAMED_NORMS,
     "gpt-oss": NAMED_NORMS,
 }
@@ -219,6 +225,13 @@ CASES = [
         "rope.scaling.yarn_log_multiplier": 0.1,
     }, settings={"attention_bias": False}),
     Case("glm4_moe_lite", "deepseek2"),
+    Case("glm4", "glm4", {"rope.dimension_count": 12}),
+    Case("glm4_whole", "glm4"),
+    Case("exaone4", "exaone4", {
+        "attention.sliding_window": 20,
+        "attention.sliding_window_pattern": [True, True, True, False, True],
+    }),
+    Case("exaone4_plain", "exaone4", settings={"rope_parameters": rope("default")}),
     Case("phi3", "phi3"),
     Case(
         "phi3_longrope_short",

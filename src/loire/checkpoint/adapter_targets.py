@@ -24,8 +24,8 @@ def adapter_targets(description: ModelDescription) -> Mapping[str, AdapterTarget
     """By names of modules, as in Hugging Face's models.
 
     Experts have none, nor have mixers that are no attention with keys and values of heads, nor
-    queries, keys and values of attention with an output gate, whose rows are put into another
-    order.
+    queries, keys and values of attention with an output gate or rotary pairs side by side, whose
+    rows are put into another order.
     """
     weights = description.weights()
     found: dict[str, AdapterTarget] = {}
@@ -47,7 +47,8 @@ def adapter_targets(description: ModelDescription) -> Mapping[str, AdapterTarget
 def _adaptable(layer: LayerDescription, weights: LayerWeights) -> Iterator[Matrix]:
     mixer = layer.mixer
     if isinstance(mixer, AttentionDescription):
-        ordered = [matrix for matrix in matrices(weights.mixer) if not mixer.output_gate]
+        moved = mixer.output_gate or mixer.pairs_together
+        ordered = [matrix for matrix in matrices(weights.mixer) if not moved]
         yield from ordered or [m for m in matrices(weights.mixer) if m.name.endswith(".o_proj")]
     for matrix in matrices((weights.feed_forward, weights.per_layer_input)):
         if ".experts." not in matrix.name:

@@ -181,6 +181,8 @@ class AttentionDescription:
         qk_norm: RMSNorm over each head of queries and keys before the rotation.
         norms_span_heads: it is over all heads at once.
         query_growth: what queries are multiplied by after it, if anything.
+        pairs_together: rotary pairs stand side by side in both kinds of file, else half the rotated
+            dimensions apart; not with norms of heads or an output gate.
         sinks: each query head has a score of its own, without a key, in its softmax (Xiao et al.
             2023, "Efficient streaming language models with attention sinks"); gpt-oss trains them.
         value_norm: RMSNorm over each head of values too, without a weight (with qk_norm).
@@ -208,6 +210,7 @@ class AttentionDescription:
     query_growth: QueryGrowth | None = None
     cache_of: int | None = None
     output_gate: bool = False
+    pairs_together: bool = False
 
     @property
     def query_size(self) -> int:

@@ -21,7 +21,7 @@ from loire.kernels.interface import (
     Weight,
 )
 from loire.models.decoder import Remembered
-from loire.models.layer_loader import LayerLoader, reordered, rows_of
+from loire.models.layer_loader import LayerLoader, pairs_apart, reordered, rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def latent_attention(
 ) -> LatentAttention:
     """With its weights."""
     heads, rope_dim = description.num_heads, description.rope_dim
-    order = _rotary_order(rope_dim, interleaved=description.interleaved)
+    order = pairs_apart(rope_dim) if description.interleaved else torch.arange(rope_dim)
     query = _rows(load, weights.query, _query_order(description, order))
     latent = _rows(
         load, weights.latent, torch.cat([torch.arange(description.rank), description.rank + order])
@@ -158,12 +158,6 @@ def latent_attention(
         output=load.linear(weights.output),
         rotary=load.rotary(description.rope),
     )
-
-
-def _rotary_order(rope_dim: int, *, interleaved: bool) -> Tensor:
-    """Of rotated dimensions, the first of all pairs, then the second of all."""
-    dims = torch.arange(rope_dim)
-    return dims.view(-1, 2).T.flatten() if interleaved else dims
 
 
 def _query_order(description: LatentAttentionDescription, order: Tensor) -> Tensor:

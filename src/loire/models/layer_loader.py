@@ -189,6 +189,12 @@ def reordered(weight: Weight, index: Tensor) -> Weight:
     return StoredTensor(weight.format, weight.blocks[index])
 
 
+def pairs_apart(rotary_dim: int) -> Tensor:
+    """The order of rows (int64 [rotary_dim]) that brings rotary pairs from side by side to half the
+    dimensions apart."""
+    return torch.arange(rotary_dim).view(-1, 2).T.flatten()
+
+
 def _together(weight: Weight, sizes: Sequence[int]) -> Weight:
     if isinstance(weight, Tensor):
         return _rows_together(weight, sizes)

@@ -49,6 +49,8 @@ _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0,
          "original_max_position_embeddings": 4096}  # fmt: skip
 _DEEPSEEK2 = {"model_type": "deepseek_v2", "vocab_size": 102400, "first_k_dense_replace": 1,
               "num_experts_per_tok": 6, "rope_parameters": _YARN}  # fmt: skip
+_GLM4 = {"model_type": "glm4", "vocab_size": 151552, "attention_bias": False}
+_EXAONE4 = {"model_type": "exaone4", "vocab_size": 102400, "rope_theta": 1e6}
 
 _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
     ("llama-2-7b", _LLAMA2, (4096, 11008, 32, 32, 32, 4096), {}),
@@ -81,6 +83,11 @@ _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
      {"vocab_size": 129280, "rope_parameters": _YARN}),
     ("glm-4.7-flash", {"model_type": "glm4_moe_lite"}, (2048, 10240, 47, 20, 20, 202752),
      {"vocab_size": 154880, "rope_theta": 1e6}),
+    ("glm-4-9b", _GLM4, (4096, 13696, 40, 32, 2, 32768), {}),
+    ("glm-4-32b", _GLM4, (6144, 23040, 61, 48, 2, 32768), {}),
+    ("exaone-4.0-1.2b", _EXAONE4, (2048, 4096, 30, 32, 8, 65536),
+     {"head_dim": 64, "sliding_window": None, "tie_word_embeddings": True}),
+    ("exaone-4.0-32b", _EXAONE4, (5120, 27392, 64, 40, 8, 131072), {"head_dim": 128}),
     ("qwen2.5-0.5b", _SMALL_QWEN2, (896, 4864, 24, 14, 2, 32768), {}),
     ("qwen2.5-1.5b", _SMALL_QWEN2, (1536, 8960, 28, 12, 2, 32768), {}),
     ("qwen2.5-3b", _SMALL_QWEN2, (2048, 11008, 36, 16, 2, 32768), {}),

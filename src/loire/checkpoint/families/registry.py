@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from loire.checkpoint.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
+from loire.checkpoint.families.exaone4 import EXAONE4
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
+from loire.checkpoint.families.glm4 import GLM4
 from loire.checkpoint.families.gpt_oss import GPT_OSS
 from loire.checkpoint.families.granite import GRANITE, GRANITE_MOE
 from loire.checkpoint.families.lfm2 import LFM2, LFM2_MOE
@@ -47,6 +49,8 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GLM4_MOE_LITE,
+    GLM4,
+    EXAONE4,
     GPT_OSS,
     OLMO2,
     OLMO3,

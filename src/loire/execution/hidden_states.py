@@ -41,7 +41,7 @@ class HiddenStates:
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """float32 [L, V] behind these tokens, ascending indices of hidden states."""
         chosen, batch = self._values, None
-        if len(tokens) < len(chosen):
+        if len(tokens) < chosen.shape[0]:
             chosen = chosen[torch.tensor(tokens, device=chosen.device)]
         if self._batch.adapters is not None:
             alone = one_by_one(self._batch, np.array(tokens, dtype=np.int64))

@@ -69,7 +69,7 @@ def sample(
 
     def draws() -> list[Draw]:
         tokens, finite = (result.tolist() for result in fetched())
-        entries = dict[int, TokenLogprobs]()
+        entries: dict[int, TokenLogprobs] = {}
         for members, found in logprobs:
             entries |= zip(members, found(), strict=True)
         problems = errors | {row: NOT_FINITE for row, good in enumerate(finite) if not good}

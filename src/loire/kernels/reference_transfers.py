@@ -10,16 +10,16 @@ from torch import Tensor
 from loire.kernels.interface import AdapterRows, FlatBatch, HostBatch
 
 
+def _copier(device: torch.device) -> Callable[[NDArray[np.generic]], Tensor]:
+    return lambda values: torch.from_numpy(values).to(device)
+
+
 class ReferenceTransfers:
     """See kernels.interface.Transfers. Where the host computes, nothing is copied."""
 
     def upload(self, host: HostBatch, latest: Tensor) -> tuple[Tensor, FlatBatch]:
         """Token ids [T] and the batch, where latest is."""
-
-        def there(values: NDArray[np.generic]) -> Tensor:
-            tensor = torch.from_numpy(values)
-            return tensor if latest.is_cpu else tensor.to(latest.device)
-
+        there = torch.from_numpy if latest.is_cpu else _copier(latest.device)
         token_ids = there(host.token_ids)
         if host.pending is not None:
             pending = there(host.pending)

@@ -51,7 +51,7 @@ class Entrance:
 
     def admit_urgent(self) -> None:
         """Let those in who are more urgent than somebody who runs, if need be in their place."""
-        if not self._policy.makes_way:
+        if not self._waiting or not self._policy.makes_way:
             return
         running = self._batch.running
         for sequence in self._waiting.in_turn():
@@ -123,6 +123,8 @@ class Entrance:
         """Let the next ones in, adding their rows to those of the step."""
         batch = self._batch
         self._memory_was_short = False
+        if not self._waiting:
+            return
         free_slots = batch.free_slots
         for sequence in self._waiting.in_turn():
             if free_slots <= 0:

@@ -126,7 +126,7 @@ class NativeLinear:
         """[T, in] to [T, out]."""
         x = self._context.results.dense(x)
         dtype = torch.float32 if wide else self.dtype
-        out = self._context.results.new((len(x), self.out_features), dtype)
+        out = self._context.results.new((x.shape[0], self.out_features), dtype)
         self.put(x, batch, out, 0, wide=wide)
         return out
 
@@ -239,7 +239,7 @@ class StackedNativeLinear:
         """[T, in] to [T, out]."""
         x = self._context.results.dense(x)
         dtype = torch.float32 if wide else self.dtype
-        out = self._context.results.new((len(x), self.out_features), dtype)
+        out = self._context.results.new((x.shape[0], self.out_features), dtype)
         for part, column in zip(self._parts, self._columns, strict=False):
             part.put(x, batch, out, column, wide=wide)
         return out

@@ -145,11 +145,17 @@ class LayerLoader:
         parts = [self._numbers(f"{name}.bias", (rows,)) for name, rows in pieces]
         return _rows_together(torch.cat(parts), weight.interleaved)
 
-    def linear(self, weight: Matrix, gate: Activation | None = None) -> Linear:
-        """The product with it; gate as in LinearKernels.pack()."""
+    def linear(
+        self, weight: Matrix, gate: Activation | None = None, order: Tensor | None = None
+    ) -> Linear:
+        """The product with it; gate as in LinearKernels.pack(). order: int64 [outputs] of its rows,
+        none going from one part of the weight to another."""
         rounding = self._reader.rounding(weight)
-        bias = self.bias(weight)
-        made = self._reader.linear(self.matrix(weight), bias, rounding=rounding, gate=gate)
+        bias, parts = self.bias(weight), self.matrix(weight)
+        if order is not None:
+            bias = None if bias is None else bias[order]
+            parts = _reordered_parts(parts, order)
+        made = self._reader.linear(parts, bias, rounding=rounding, gate=gate)
         self._reader.products[weight.name] = made
         return made
 
@@ -187,6 +193,15 @@ def reordered(weight: Weight, index: Tensor) -> Weight:
     if isinstance(weight, Tensor):
         return weight[index]
     return StoredTensor(weight.format, weight.blocks[index])
+
+
+def _reordered_parts(parts: Sequence[Weight], order: Tensor) -> list[Weight]:
+    found, first = [], 0
+    for part in parts:
+        end = first + part.shape[0]
+        found.append(reordered(part, order[first:end] - first))
+        first = end
+    return found
 
 
 def pairs_apart(rotary_dim: int) -> Tensor:

@@ -32,7 +32,7 @@ from loire.kernels.interface import (
 )
 from loire.models.decoder import Mixer, Remembered
 from loire.models.latent_attention import latent_attention
-from loire.models.layer_loader import LayerLoader, pairs_apart, reordered, rows_of
+from loire.models.layer_loader import LayerLoader, pairs_apart, rows_of
 from loire.models.recurrent_mixers import gated_delta_net, short_convolution
 
 
@@ -189,10 +189,8 @@ def _attention(
             key_weight = load.vector(weights.key_norm)
         norms = HeadNorms(query_weight, key_weight, load.norm_eps, description.value_norm)
     gate: Linear | None = None
-    if description.pairs_together:
-        qkv = _with_pairs_apart(description, weights.qkv, load)
-    elif weights.query_gate is None:
-        qkv = load.linear(weights.qkv)
+    if weights.query_gate is None:
+        qkv = load.linear(weights.qkv, order=_order(description, weights.qkv.outputs))
     else:
         qkv, gate = _with_gate(weights.query_gate, weights.qkv, load)
     attention = Attention(
@@ -236,21 +234,14 @@ def _factors(growth: QueryGrowth | None, load: LayerLoader) -> Tensor | None:
     return factors[:, None, None].to(load.rotary.device)
 
 
-def _with_pairs_apart(
-    description: AttentionDescription, matrix: Matrix, load: LayerLoader
-) -> Linear:
-    """The product of queries, keys and values, rotary pairs in the engine's order."""
+def _order(description: AttentionDescription, num_rows: int) -> Tensor | None:
+    """Of the rows of queries, keys and values, where the engine's is another than the file's."""
+    if not description.pairs_together:
+        return None
     size, rotary_dim = description.head_dim, description.rope.rotary_dim
     head = torch.cat([pairs_apart(rotary_dim), torch.arange(rotary_dim, size)])
     turned = torch.arange(description.num_heads + description.num_kv_heads)[:, None] * size + head
-    rest = torch.arange(turned.numel(), matrix.outputs)
-    index, bias = torch.cat([turned.flatten(), rest]), load.bias(matrix)
-    parts, first = [], 0
-    for part in load.matrix(matrix):
-        end = first + part.shape[0]
-        parts.append(reordered(part, index[first:end] - first))
-        first = end
-    return load.linear_of(matrix, parts, None if bias is None else bias[index])
+    return torch.cat([turned.flatten(), torch.arange(turned.numel(), num_rows)])
 
 
 def _with_gate(query_gate: Matrix, keys_values: Matrix, load: LayerLoader) -> tuple[Linear, Linear]:

@@ -84,8 +84,10 @@ class _WatchingLoader(LayerLoader):
 
     moments: Moments | None = None
 
-    def linear(self, weight: Matrix, gate: Activation | None = None) -> Linear:
-        made = super().linear(weight, gate)
+    def linear(
+        self, weight: Matrix, gate: Activation | None = None, order: Tensor | None = None
+    ) -> Linear:
+        made = super().linear(weight, gate, order)
         return made if self.moments is None else _Watched(made, weight.name, self.moments)
 
 

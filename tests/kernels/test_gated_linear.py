@@ -45,6 +45,22 @@ def test_the_activation(
     assert_close(found, EXACT[activation](gate) * up, absolute=1e-6 * scale**2)
 
 
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squared_relu_has_no_second_half(dtype: torch.dtype, instruction_set: str) -> None:
+    """Of each result, in rows of any company; and one that is no number stays none."""
+    x = random(20, 75, dtype=dtype, scale=3.0)
+    x[3, 5], x[4, 6] = float("nan"), float("inf")
+    kernels = backend(2, instruction_set).linear
+    linear = kernels.pack(torch.eye(75, dtype=dtype)[:, :75], gate="squared_relu")
+    assert (linear.out_features, linear.in_features) == (75, 75)
+    clean = [i for i in range(20) if i not in (3, 4)]
+    found = linear(x[clean])
+    assert_close(found, F.relu(x[clean].double()).square(), absolute=1e-6)
+    assert same_bits(linear(x[:1]), found[:1])
+    assert linear(x)[3].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", EXACT)
 def test_extreme_values(dtype: torch.dtype, activation: Activation) -> None:

@@ -1,5 +1,5 @@
-"""Gated delta net and short convolution: every backend against the recurrence as it is written
-down, one token after another."""
+"""Gated delta net, Mamba-2 and short convolution: every backend against the recurrence as it is
+written down, one token after another."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ from loire.kernels.interface import (
     DeltaNetShape,
     DeltaNetWeights,
     FlatBatch,
+    Mamba2Shape,
+    Mamba2Weights,
     StateCache,
     StatePlaces,
 )
@@ -30,6 +32,11 @@ SHAPES = [
     DeltaNetShape(2, 6, 32, 16, heads_in_turn=True, eps=1e-5),
     DeltaNetShape(3, 3, 20, 40, heads_in_turn=False, eps=1e-6),
     DeltaNetShape(1, 2, 128, 128, heads_in_turn=False, eps=1e-6),
+]
+MAMBA2_SHAPES = [
+    Mamba2Shape(2, 1, 8, 8, least_step=0.0, most_step=float("inf"), eps=1e-5),
+    Mamba2Shape(6, 3, 40, 20, least_step=0.2, most_step=1.5, eps=1e-5),
+    Mamba2Shape(4, 2, 64, 128, least_step=0.0, most_step=float("inf"), eps=1e-6),
 ]
 WIDTH = 4
 Compute = Callable[..., Tensor]
@@ -166,7 +173,6 @@ def test_gated_delta_net(backend: Backend, shape: DeltaNetShape, dtype: torch.dt
 def test_native_bits_in_any_pieces(
     backend: Backend, shape: DeltaNetShape, dtype: torch.dtype
 ) -> None:
-    """Alone and whole as in company and in pieces, and so are the states that are left."""
     torch.manual_seed(1)
     weights = delta_weights(shape)
     kernels, size = backend.recurrent, shape.channels + shape.value_size
@@ -174,16 +180,29 @@ def test_native_bits_in_any_pieces(
         (torch.randn(n, size).to(dtype), torch.randn(n, 2 * shape.num_value_heads).to(dtype))
         for n in (150, 3, 66)
     ]
+    check_bits_in_any_pieces(
+        given,
+        delta_arrays(shape),
+        lambda x, ba, batch, cache: kernels.gated_delta_net(
+            x, ba, weights, shape, batch, kernels.plan(batch), cache
+        ),
+    )
+
+
+def check_bits_in_any_pieces(
+    given: Sequence[tuple[Tensor, ...]],
+    arrays: Sequence[tuple[int, tuple[int, ...]]],
+    compute: Compute,
+) -> None:
+    """Alone and whole as in company and in pieces, and so are the states that are left."""
 
     def computed(rng: random.Random, which: Sequence[int], most: int) -> list[list[Tensor]]:
-        slots = Slots(delta_arrays(shape), len(which))
+        slots = Slots(arrays, len(which))
         found = in_pieces(
             rng,
             slots,
             [given[index] for index in which],
-            lambda x, ba, batch: kernels.gated_delta_net(
-                x, ba, weights, shape, batch, kernels.plan(batch), slots.cache
-            ),
+            lambda *x: compute(*x, slots.cache),
             most,
         )
         states = [read_state(slots.cache, arrays, slots.tables) for arrays in slots.cache.arrays]
@@ -228,6 +247,97 @@ def in_pieces(
             results[r].append(part.clone())
             done[r] += n
     return [torch.cat(parts) for parts in results]
+
+
+def mamba2_arrays(shape: Mamba2Shape) -> list[tuple[int, tuple[int, ...]]]:
+    return [
+        (1, (WIDTH - 1, shape.channels)),
+        (shape.num_heads, (shape.state_dim, shape.head_dim)),
+    ]
+
+
+def mamba2_weights(shape: Mamba2Shape) -> Mamba2Weights:
+    return Mamba2Weights(
+        filters=torch.randn(WIDTH, shape.channels) * 0.5,
+        filter_bias=torch.randn(shape.channels) * 0.2 if shape.num_groups > 1 else None,
+        rate=torch.rand(shape.num_heads) * 2 + 0.01,
+        step_bias=torch.randn(shape.num_heads) * 0.5,
+        skip=torch.randn(shape.num_heads),
+        norm=1 + torch.randn(shape.size) * 0.2,
+    )
+
+
+def mamba2_by_definition(projected: Tensor, weights: Mamba2Weights, shape: Mamba2Shape) -> Tensor:
+    """Of one sequence, in float64."""
+    gate, mixed, step = projected.double().split(
+        [shape.size, shape.channels, shape.num_heads], dim=1
+    )
+    padded = torch.cat([torch.zeros(WIDTH - 1, shape.channels, dtype=torch.float64), mixed])
+    taps = [padded[i : i + len(mixed)] * weights.filters[i].double() for i in range(WIDTH)]
+    total = torch.stack(taps).sum(0)
+    if weights.filter_bias is not None:
+        total = total + weights.filter_bias.double()
+    of_groups = shape.num_groups * shape.state_dim
+    x, b, c = F.silu(total).split([shape.size, of_groups, of_groups], dim=1)
+    step = F.softplus(step + weights.step_bias.double()).clamp(shape.least_step, shape.most_step)
+    out = torch.zeros_like(x)
+    for head in range(shape.num_heads):
+        here = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
+        group = head * shape.num_groups // shape.num_heads
+        of_group = slice(group * shape.state_dim, (group + 1) * shape.state_dim)
+        state = torch.zeros(shape.state_dim, shape.head_dim, dtype=torch.float64)
+        for t in range(len(x)):
+            state = state * torch.exp(-weights.rate[head].double() * step[t, head])
+            state = state + b[t, of_group, None] * (step[t, head] * x[t, here])
+            out[t, here] = c[t, of_group] @ state + weights.skip[head].double() * x[t, here]
+    grouped = (out * F.silu(gate)).unflatten(1, (shape.num_groups, -1))
+    normed = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + shape.eps)
+    return normed.flatten(1) * weights.norm.double()
+
+
+def mamba2_inputs(
+    shape: Mamba2Shape, lengths: Sequence[int], dtype: torch.dtype
+) -> list[tuple[Tensor]]:
+    size = shape.size + shape.channels + shape.num_heads
+    return [(torch.randn(n, size).to(dtype),) for n in lengths]
+
+
+@pytest.mark.parametrize("shape", MAMBA2_SHAPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: f"{b.name} {b.numbers}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mamba2(backend: Backend, shape: Mamba2Shape, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weights, kernels = mamba2_weights(shape), backend.recurrent
+    given = mamba2_inputs(shape, (150, 70, 9), dtype)
+    slots = Slots(mamba2_arrays(shape), len(given))
+    found = in_pieces(
+        random.Random(1),
+        slots,
+        given,
+        lambda x, batch: kernels.mamba2(x, weights, shape, batch, kernels.plan(batch), slots.cache),
+    )
+    for (x,), mine in zip(given, found, strict=True):
+        assert mine.dtype is dtype
+        exact = mamba2_by_definition(x, weights, shape)
+        error = (mine.double() - exact).abs().max() / exact.abs().max()
+        assert error < (2e-5 if dtype is torch.float32 else 8e-3), error
+
+
+@pytest.mark.parametrize("shape", MAMBA2_SHAPES, ids=str)
+@pytest.mark.parametrize("backend", NATIVE, ids=lambda b: str(b.numbers))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_bits_of_mamba2_in_any_pieces(
+    backend: Backend, shape: Mamba2Shape, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    weights, kernels = mamba2_weights(shape), backend.recurrent
+    check_bits_in_any_pieces(
+        mamba2_inputs(shape, (150, 3, 66), dtype),
+        mamba2_arrays(shape),
+        lambda x, batch, cache: kernels.mamba2(
+            x, weights, shape, batch, kernels.plan(batch), cache
+        ),
+    )
 
 
 @pytest.mark.parametrize("width", [3, 4])

@@ -1,4 +1,4 @@
-"""The part of a layer that computes on each token alone: a gated MLP, or a choice of experts.
+"""The part of a layer that computes on each token alone: an MLP, or a choice of experts.
 
 Its description says which weights it has and how much it computes; loire.models.feed_forward
 builds it.
@@ -23,7 +23,14 @@ class ClampedSwiGLU:
 
 PlainActivation = Literal["silu", "gelu_tanh", "gelu"]
 """Of each number by itself."""
-Activation = PlainActivation | ClampedSwiGLU
+Activation = Literal["silu", "gelu_tanh", "gelu", "squared_relu"] | ClampedSwiGLU
+"""squared_relu: max(x, 0) ** 2 (So et al. 2021, "Primer"). It is no gate: it is all that stands
+between the two matrices of an MLP."""
+
+
+def is_gate(activation: Activation) -> bool:
+    """Whether something else is multiplied by what it gives."""
+    return activation != "squared_relu"
 
 
 class FeedForwardDescription(Protocol):
@@ -41,44 +48,55 @@ class FeedForwardDescription(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GatedMLPWeights:
-    """Weights of a gated MLP."""
+    """Weights of an MLP."""
 
     gate_up: Matrix
+    """Up alone, where the activation is no gate."""
     down: Matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedMLPDescription:
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer"), or,
+    where the activation is no gate, down(activation(up(x))).
+
+    name: what the names of its weights begin with.
+    """
 
     intermediate_size: int
     activation: Activation = "silu"
     bias: bool = False
+    name: str = "mlp"
 
     @property
     def activation_elements(self) -> int:
         """Gate, up and their product."""
-        return 3 * self.intermediate_size
+        return (3 if is_gate(self.activation) else 2) * self.intermediate_size
 
     def weights(self, place: Place) -> GatedMLPWeights:
         """Names as in Hugging Face's Llama."""
-        return gated_mlp_weights(
-            f"{place.prefix}mlp.", place.hidden_size, self.intermediate_size, bias=self.bias
-        )
+        prefix, size = f"{place.prefix}{self.name}.", self.intermediate_size
+        return gated_mlp_weights(prefix, place.hidden_size, size, self.activation, bias=self.bias)
 
 
 def gated_mlp_weights(
-    prefix: str, hidden_size: int, intermediate_size: int, *, bias: bool = False
+    prefix: str,
+    hidden_size: int,
+    intermediate_size: int,
+    activation: Activation,
+    *,
+    bias: bool = False,
 ) -> GatedMLPWeights:
-    """Of a gated MLP whose names begin with prefix."""
+    """Of an MLP whose names begin with prefix."""
+    gated = is_gate(activation)
     return GatedMLPWeights(
         gate_up=Matrix(
-            name=f"{prefix}gate_up_proj",
-            parts=(f"{prefix}gate_proj", f"{prefix}up_proj"),
-            rows=(intermediate_size, intermediate_size),
+            name=f"{prefix}gate_up_proj" if gated else f"{prefix}up_proj",
+            parts=(f"{prefix}gate_proj", f"{prefix}up_proj") if gated else (),
+            rows=(intermediate_size,) * (2 if gated else 1),
             inputs=hidden_size,
             bias=bias,
-            gated=True,
+            gated=gated,
         ),
         down=Matrix(
             name=f"{prefix}down_proj", rows=(hidden_size,), inputs=intermediate_size, bias=bias
@@ -136,11 +154,13 @@ class ExpertsWeights:
     """Before the experts, where the router has a norm of its own."""
     expert_scales: Vector | None = None
     """Per expert."""
+    latent: tuple[Matrix, Matrix] | None = None
+    """Into the space that the experts compute in, and out of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsDescription:
-    """Gated MLPs, of which a router chooses some for each token (Shazeer et al. 2017, "The
+    """MLPs, of which a router chooses some for each token (Shazeer et al. 2017, "The
     sparsely-gated mixture-of-experts layer").
 
     Attributes:
@@ -151,6 +171,8 @@ class ExpertsDescription:
         shared_size: of one more expert, which every token goes through; 0: none.
         shared_gate: whether what it makes is multiplied by the sigmoid of its own gate
             (Qwen3-Next).
+        latent_size: the experts, but neither the router nor the shared expert, compute with so many
+            numbers of a token (Nemotron 3 Super); 0: the hidden size.
         own_norms: whether the router has an RMSNorm before it, and the experts have another: what
             goes in is not normalised then (Gemma 4).
         expert_scales: whether each expert's weight is multiplied by a number of its own.
@@ -165,6 +187,7 @@ class ExpertsDescription:
     bias: bool = False
     shared_size: int = 0
     shared_gate: bool = True
+    latent_size: int = 0
     own_norms: bool = False
     expert_scales: bool = False
 
@@ -180,6 +203,7 @@ class ExpertsDescription:
     def weights(self, place: Place) -> ExpertsWeights:
         """Names as in Hugging Face's Qwen3-MoE, each expert by itself."""
         prefix, num_experts = f"{place.prefix}mlp.", self.routing.num_experts
+        hidden, latent = place.hidden_size, self.latent_size
         return ExpertsWeights(
             router=Matrix(
                 name=f"{prefix}gate",
@@ -196,13 +220,16 @@ class ExpertsDescription:
             experts=tuple(
                 gated_mlp_weights(
                     f"{prefix}experts.{index}.",
-                    place.hidden_size,
+                    latent or hidden,
                     self.intermediate_size,
+                    self.activation,
                     bias=self.bias,
                 )
                 for index in range(num_experts)
             ),
-            shared=gated_mlp_weights(f"{prefix}shared_expert.", place.hidden_size, self.shared_size)
+            shared=gated_mlp_weights(
+                f"{prefix}shared_expert.", hidden, self.shared_size, self.activation
+            )
             if self.shared_size
             else None,
             shared_gate=Matrix(
@@ -222,6 +249,12 @@ class ExpertsDescription:
             expert_scales=(
                 Vector(f"{prefix}experts.scale", num_experts) if self.expert_scales else None
             ),
+            latent=(
+                Matrix(name=f"{prefix}fc1_latent_proj", rows=(latent,), inputs=hidden),
+                Matrix(name=f"{prefix}fc2_latent_proj", rows=(hidden,), inputs=latent),
+            )
+            if latent
+            else None,
         )
 
 

@@ -15,6 +15,7 @@ from loire.checkpoint.feed_forward import (
     ClampedSwiGLU,
     PlainActivation,
     Routing,
+    is_gate,
 )
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
@@ -235,14 +236,15 @@ def activated(x: Tensor, activation: PlainActivation) -> Tensor:
 
 
 class GatedLinear:
-    """A product, and what becomes of its two halves."""
+    """A product, and what becomes of its two halves; of its results, where the activation is no
+    gate."""
 
     def __init__(self, both: Linear, activation: Activation) -> None:
         self._both = both
         self._activation = activation
         self.dtype = both.dtype
         self.in_features = both.in_features
-        self.out_features = both.out_features // 2
+        self.out_features = both.out_features // (2 if is_gate(activation) else 1)
 
     @property
     def weight_bytes(self) -> int:
@@ -253,6 +255,8 @@ class GatedLinear:
         """[T, in] to [T, out]."""
         if wide:
             raise ValueError("gated results are not wide")
+        if self._activation == "squared_relu":
+            return F.relu(self._both(x, batch)).square()
         gate, up = self._both(x, batch).chunk(2, dim=-1)
         if isinstance(self._activation, ClampedSwiGLU):
             alpha, limit = self._activation.alpha, self._activation.limit

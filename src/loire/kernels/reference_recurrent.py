@@ -1,12 +1,14 @@
 """Mixers with a state in plain torch, on any device: their definition.
 
-Rows of one token are computed together. A longer row goes through the delta rule in chunks, as
+Rows of one token are computed together. A longer row goes through its recurrence in chunks, as
 products of matrices (Yang et al. 2024, "Parallelizing linear transformers with the delta rule over
-sequence length"). Chunks end at fixed positions of the sequence, so that in whatever pieces a
-prompt comes, most sums are taken in the same order; those at the pieces' ends are not.
+sequence length"; Dao and Gu 2024, "Transformers are SSMs"). Chunks end at fixed positions of the
+sequence, so that in whatever pieces a prompt comes, most sums are taken in the same order; those at
+the pieces' ends are not.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,8 @@ from loire.kernels.interface import (
     DeltaNetShape,
     DeltaNetWeights,
     FlatBatch,
+    Mamba2Shape,
+    Mamba2Weights,
     StateCache,
     StatePlaces,
 )
@@ -54,34 +58,45 @@ class ReferenceRecurrent:
         beta, alpha = beta_alpha.float().chunk(2, dim=1)
         log_decay = -weights.rate * F.softplus(alpha + weights.decay_bias)
         beta = beta.sigmoid()
-        out = torch.empty_like(values)
-        first = 0
-        singles = []
-        for row, (count, context) in enumerate(
-            zip(batch.host_query_lens, batch.host_context_lens, strict=True)
-        ):
-            if count == 1:
-                singles.append((row, first))
-            else:
-                table = batch.block_tables[row : row + 1]
-                state = read_state(cache, states, table)[0]
-                for here, size in _chunks(context - count, count):
-                    part = slice(first + here, first + here + size)
-                    out[part], state = delta_chunk(
-                        queries[part], keys[part], values[part], log_decay[part], beta[part], state
-                    )
-                write_state(cache, states, table, state[None])
-            first += count
-        if singles:
-            rows, at = (torch.tensor(x, device=out.device) for x in zip(*singles, strict=True))
-            table = batch.block_tables[rows]
-            state = read_state(cache, states, table)
-            out[at], state = delta_step(
-                queries[at], keys[at], values[at], log_decay[at], beta[at], state
-            )
-            write_state(cache, states, table, state)
+        given = (queries, keys, values, log_decay, beta)
+        out = scan(delta_chunk, delta_step, given, torch.empty_like(values), batch, cache, states)
         normed = rms_norm(out, weights.norm, shape.eps).flatten(1)
         return (normed * F.silu(gate)).to(qkv_gate.dtype)
+
+    def mamba2(
+        self,
+        projected: Tensor,
+        weights: Mamba2Weights,
+        shape: Mamba2Shape,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: StateCache,
+    ) -> Tensor:
+        """[T, size]."""
+        inputs, states = cache.arrays
+        gate, mixed, step = projected.float().split(
+            [shape.size, shape.channels, shape.num_heads], dim=1
+        )
+        mixed = convolve(mixed, weights.filters, batch, cache, inputs)
+        if weights.filter_bias is not None:
+            mixed = mixed + weights.filter_bias
+        x, b, c = F.silu(mixed).split(
+            [shape.size, *[(shape.channels - shape.size) // 2] * 2], dim=1
+        )
+        x = x.unflatten(1, (shape.num_heads, shape.head_dim))
+        written, read = (
+            part.unflatten(1, (shape.num_groups, shape.state_dim)).repeat_interleave(
+                shape.num_heads // shape.num_groups, dim=1
+            )
+            for part in (b, c)
+        )
+        step = F.softplus(step + weights.step_bias).clamp(shape.least_step, shape.most_step)
+        given = (read, written, x * step[..., None], -weights.rate * step)
+        out = scan(mamba2_chunk, mamba2_step, given, torch.empty_like(x), batch, cache, states)
+        gated = (out + weights.skip[:, None] * x).flatten(1) * F.silu(gate)
+        grouped = gated.unflatten(1, (shape.num_groups, -1))
+        norm = weights.norm.unflatten(0, (shape.num_groups, -1))
+        return rms_norm(grouped, norm, shape.eps).flatten(1).to(projected.dtype)
 
     def short_convolution(
         self,
@@ -122,6 +137,79 @@ def convolve(
     return total
 
 
+Recurrence = Callable[..., tuple[Tensor, Tensor]]
+"""Of what each token gives, and of states: results, and states afterwards."""
+
+
+def scan(
+    chunk: Recurrence,
+    step: Recurrence,
+    given: tuple[Tensor, ...],
+    out: Tensor,
+    batch: FlatBatch,
+    cache: StateCache,
+    states: StatePlaces,
+) -> Tensor:
+    """Results, put into out [T, ...], of what each token gives (each [T, ...]), and the states that
+    are left. chunk: for some tokens of one row; step: for one token of each of some rows."""
+    first = 0
+    singles = []
+    for row, (count, context) in enumerate(
+        zip(batch.host_query_lens, batch.host_context_lens, strict=True)
+    ):
+        if count == 1:
+            singles.append((row, first))
+        else:
+            table = batch.block_tables[row : row + 1]
+            state = read_state(cache, states, table)[0]
+            for here, size in _chunks(context - count, count):
+                part = slice(first + here, first + here + size)
+                out[part], state = chunk(*(x[part] for x in given), state)
+            write_state(cache, states, table, state[None])
+        first += count
+    if singles:
+        rows, at = (torch.tensor(x, device=out.device) for x in zip(*singles, strict=True))
+        table = batch.block_tables[rows]
+        out[at], state = step(*(x[at] for x in given), read_state(cache, states, table))
+        write_state(cache, states, table, state)
+    return out
+
+
+def mamba2_step(
+    read: Tensor, written: Tensor, x: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token of each of B rows: results [B, H, D], and states [B, H, N, D] afterwards.
+
+    read, written: C and B, [B, H, N]; x: times the step, [B, H, D]; log_decay: [B, H].
+    """
+    state = state * log_decay.exp()[..., None, None] + written[..., None] * x[..., None, :]
+    return torch.einsum("bhn,bhnd->bhd", read, state), state
+
+
+def mamba2_chunk(
+    read: Tensor, written: Tensor, x: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Some tokens of one row, one after another: results [Q, H, D], and the state [H, N, D]
+    afterwards. As mamba2_step(), with Q in place of B."""
+    c, b, values = (part.transpose(0, 1) for part in (read, written, x))  # [H, Q, ...]
+    decayed, between = _decays(log_decay)
+    out = (c * decayed.exp()[..., None]) @ state + ((c @ b.transpose(1, 2)) * between) @ values
+    last = decayed[:, -1:]
+    kept = b * (last - decayed).exp()[..., None]
+    state = state * last.exp()[..., None] + kept.transpose(1, 2) @ values
+    return out.transpose(0, 1), state
+
+
+def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms since the chunk began, [H, Q], of log_decay [Q, H]; and what is left of each token
+    at each token, [H, Q, Q], 0 for later ones."""
+    decayed = log_decay.T.cumsum(dim=1)
+    size = decayed.shape[1]
+    later = torch.ones(size, size, dtype=torch.bool, device=decayed.device).triu(1)
+    between = (decayed[:, :, None] - decayed[:, None]).masked_fill(later, float("-inf")).exp()
+    return decayed, between
+
+
 def delta_step(
     queries: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -142,10 +230,7 @@ def delta_chunk(
     """Some tokens of one row, one after another: results [Q, Hv, Dv], and the state [Hv, Dk, Dv]
     afterwards. As delta_step(), with Q in place of B."""
     q, k, v = (x.transpose(0, 1) for x in (queries, keys, values))  # [Hv, Q, D]
-    decayed = log_decay.T.cumsum(dim=1)  # [Hv, Q], since the chunk began
-    size = q.shape[1]
-    later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)
-    between = (decayed[:, :, None] - decayed[:, None]).masked_fill(later, float("-inf")).exp()
+    decayed, between = _decays(log_decay)
     k_beta = k * beta.T[..., None]
     # What each token writes depends on what those before it wrote: a triangular system.
     system = (k_beta @ k.transpose(1, 2)) * between

@@ -40,6 +40,8 @@ from loire.kernels.interface.pointwise import PointwiseKernels
 from loire.kernels.interface.recurrent import (
     DeltaNetShape,
     DeltaNetWeights,
+    Mamba2Shape,
+    Mamba2Weights,
     RecurrentKernels,
     StateCache,
     StatePlaces,
@@ -75,6 +77,8 @@ __all__ = [
     "LinearKernels",
     "LogitEdits",
     "LowRank",
+    "Mamba2Shape",
+    "Mamba2Weights",
     "PackedAdapter",
     "Penalties",
     "PointwiseKernels",

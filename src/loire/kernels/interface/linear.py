@@ -81,11 +81,11 @@ class Linear(Protocol):
 
 
 class Expert(Protocol):
-    """A gated MLP among others: down(gate_up(x))."""
+    """An MLP among others: down(gate_up(x))."""
 
     @property
     def gate_up(self) -> Linear:
-        """Gated: [T, E] to [T, I]."""
+        """With its activation: [T, E] to [T, I]."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class Expert(Protocol):
 
 
 class Experts(Protocol):
-    """Gated MLPs, of which each token goes through some."""
+    """MLPs, of which each token goes through some."""
 
     @property
     def is_replayable(self) -> bool:
@@ -175,8 +175,9 @@ class LinearKernels(Protocol):
         quantization: rounds numbers (blocks stay as they are) and activations as
         loire.kernels.quantization defines it.
         gate: makes it a gated product (Shazeer 2020, "GLU Variants Improve Transformer") of
-        out / 2 outputs: gate(first half) * second half, both rounded to x's dtype before. Not to be
-        called with wide.
+        out / 2 outputs: gate(first half) * second half, both rounded to x's dtype before; or, with
+        an activation that is no gate, of out outputs: activation(result), rounded before. Not to
+        be called with wide.
 
         With blocks the inputs are rounded as loire.kernels.quantization says, unless they are
         float32: those are taken as they are.

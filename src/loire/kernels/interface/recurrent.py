@@ -77,6 +77,49 @@ class DeltaNetWeights:
     """[value_dim]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mamba2Shape:
+    """What a layer's Mamba-2 is, apart from the batch."""
+
+    num_heads: int
+    num_groups: int
+    """Of B and C; heads in order belong to a group. The norm is over each group by itself."""
+    head_dim: int
+    state_dim: int
+    least_step: float
+    most_step: float
+    eps: float
+    """Of the norm."""
+
+    @property
+    def size(self) -> int:
+        """Elements of x of a token."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """C: x, B and C of a token."""
+        return self.size + 2 * self.num_groups * self.state_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2Weights:
+    """float32, contiguous."""
+
+    filters: Tensor
+    """[width, C]: the oldest token's weights first."""
+    filter_bias: Tensor | None
+    """[C]."""
+    rate: Tensor
+    """[H], positive."""
+    step_bias: Tensor
+    """[H]."""
+    skip: Tensor
+    """[H]."""
+    norm: Tensor
+    """[size]."""
+
+
 class RecurrentKernels(Protocol):
     """Each operation is a whole mixer but for its first and last product.
 
@@ -113,6 +156,29 @@ class RecurrentKernels(Protocol):
 
         cache: the last width - 1 inputs of the convolution, [width - 1, C], the oldest first; then
         S of each value head. Yang et al. 2024, "Gated Delta Networks".
+        """
+        ...
+
+    def mamba2(
+        self,
+        projected: Tensor,
+        weights: Mamba2Weights,
+        shape: Mamba2Shape,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: StateCache,
+    ) -> Tensor:
+        """[T, size] of projected [T, size + C + H], which is (gate, (x, B, C), step).
+
+        1. x, B and C are convolved along the sequence, by channel, and go through silu.
+        2. step = softplus(step + step_bias), at least least_step and at most most_step.
+        3. For each token and head, with its group's B and C:
+           S = exp(-rate * step) * S + B (step * x)                (S: [state_dim, head_dim])
+           out = C S + skip * x
+        4. rms_norm(out * silu(gate)) * norm, each group's elements normalised by themselves.
+
+        cache: the last width - 1 inputs of the convolution, [width - 1, C], the oldest first; then
+        S of each head. Dao and Gu 2024, "Transformers are SSMs".
         """
         ...
 

@@ -317,6 +317,40 @@ class DeltaNetCall(CallStruct):
     ]
 
 
+class Mamba2Call(CallStruct):
+    """What loire_mamba2 is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("plan", c_void_p),
+        ("projected", c_void_p),
+        ("filters", c_void_p),
+        ("filter_bias", c_void_p),
+        ("rate", c_void_p),
+        ("step_bias", c_void_p),
+        ("skip", c_void_p),
+        ("norm", c_void_p),
+        ("places", c_void_p),
+        ("pages", c_void_p),
+        ("mixed", c_void_p),
+        ("steps", c_void_p),
+        ("scanned", c_void_p),
+        ("out", c_void_p),
+        ("num_pages", c_int64),
+        ("page_bytes", c_int64),
+        ("tokens", c_int64),
+        ("width", c_int64),
+        ("heads", c_int64),
+        ("groups", c_int64),
+        ("head_dim", c_int64),
+        ("state_dim", c_int64),
+        ("type", c_int32),
+        ("least_step", c_float),
+        ("most_step", c_float),
+        ("eps", c_float),
+    ]
+
+
 class ShortConvolutionCall(CallStruct):
     """What loire_short_convolution is given."""
 

@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 24
+INTERFACE_VERSION = 25
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -57,6 +57,7 @@ class NativeLibrary:
         self.free_plan = self._function("loire_free_plan", None, (pointer,))
         self.attend = self._call("loire_attend", calls.AttendCall)
         self.delta_net = self._call("loire_delta_net", calls.DeltaNetCall)
+        self.mamba2 = self._call("loire_mamba2", calls.Mamba2Call)
         self.short_convolution = self._call("loire_short_convolution", calls.ShortConvolutionCall)
         self.gate = self._call("loire_gate", calls.GateCall)
         self.record = self._function("loire_record", pointer, (pointer, pointer, c_int64))

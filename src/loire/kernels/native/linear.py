@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
-from loire.checkpoint.feed_forward import Activation, ClampedSwiGLU, Routing
+from loire.checkpoint.feed_forward import Activation, ClampedSwiGLU, Routing, is_gate
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import (
@@ -50,7 +50,13 @@ FIRST_BLOCKS = 100
 """What is added to those in a WeightFormat of source/runtime/packed_weight.h."""
 MOST_PARTS = 3
 """Of a packed weight, as in source/kernels/operations.h."""
-GATES: dict[Activation | None, int] = {None: -1, "silu": 0, "gelu_tanh": 1, "gelu": 2}
+GATES: dict[Activation | None, int] = {
+    None: -1,
+    "silu": 0,
+    "gelu_tanh": 1,
+    "gelu": 2,
+    "squared_relu": 4,
+}
 """As in source/kernels/operations.h."""
 _CLAMPED_SWIGLU = 3
 
@@ -82,7 +88,8 @@ class NativeLinear:
         self.num_rows = sum(part.shape[0] for part in parts)
         """Outputs before a gate."""
         self.in_features = parts[0].shape[1]
-        self.out_features = self.num_rows if gate is None else self.num_rows // 2
+        has_gate = gate is not None and is_gate(gate)
+        self.out_features = self.num_rows // 2 if has_gate else self.num_rows
         self.dtype = dtype
         self._context = context
         self._run = context.library.linear

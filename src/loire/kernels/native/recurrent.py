@@ -9,6 +9,8 @@ from loire.kernels.interface import (
     DeltaNetShape,
     DeltaNetWeights,
     FlatBatch,
+    Mamba2Shape,
+    Mamba2Weights,
     StateCache,
 )
 from loire.kernels.native import calls
@@ -25,6 +27,7 @@ class NativeRecurrent:
     def __init__(self, context: NativeContext) -> None:
         self._context = context
         self._delta_net = context.library.delta_net
+        self._mamba2 = context.library.mamba2
         self._short_convolution = context.library.short_convolution
         self._places: dict[int, tuple[StateCache, Tensor]] = {}
         """By the cache's identity: int64 [arrays, 2], for the library. Holds the cache as well, so
@@ -86,6 +89,61 @@ class NativeRecurrent:
             eps=shape.eps,
         )
         self._context.run(self._delta_net, call)
+        return out
+
+    def mamba2(
+        self,
+        projected: Tensor,
+        weights: Mamba2Weights,
+        shape: Mamba2Shape,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: StateCache,
+    ) -> Tensor:
+        """[T, size]."""
+        results = self._context.results
+        projected = results.dense(projected)
+        (tokens, given), heads, width = projected.shape, shape.num_heads, len(weights.filters)
+        state_shapes = [places.shape for places in cache.arrays]
+        fits = state_shapes == [(width - 1, shape.channels), (shape.state_dim, shape.head_dim)]
+        if not fits or given != shape.size + shape.channels + heads:
+            raise ValueError(
+                f"inputs of {tuple(projected.shape)}, filters of width {width} and states of "
+                f"{state_shapes} do not fit {shape}"
+            )
+        mixed = results.new((tokens, shape.channels), torch.float32)
+        steps = results.new((tokens, 2 * heads), torch.float32)
+        scanned = results.new((tokens, shape.size), torch.float32)
+        out = results.new((tokens, shape.size), projected.dtype)
+        call = calls.Mamba2Call(
+            plan=_checked(plan, tokens).handle,
+            projected=projected.data_ptr(),
+            filters=weights.filters.data_ptr(),
+            filter_bias=address(weights.filter_bias),
+            rate=weights.rate.data_ptr(),
+            step_bias=weights.step_bias.data_ptr(),
+            skip=weights.skip.data_ptr(),
+            norm=weights.norm.data_ptr(),
+            places=self._places_of(cache),
+            pages=cache.pages.data_ptr(),
+            mixed=mixed.data_ptr(),
+            steps=steps.data_ptr(),
+            scanned=scanned.data_ptr(),
+            out=out.data_ptr(),
+            num_pages=cache.pages.shape[0],
+            page_bytes=cache.pages.stride(0),
+            tokens=tokens,
+            width=width,
+            heads=heads,
+            groups=shape.num_groups,
+            head_dim=shape.head_dim,
+            state_dim=shape.state_dim,
+            type=type_number(projected.dtype),
+            least_step=shape.least_step,
+            most_step=shape.most_step,
+            eps=shape.eps,
+        )
+        self._context.run(self._mamba2, call)
         return out
 
     def short_convolution(

@@ -17,7 +17,8 @@ class AttentionPlan;
 // The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
 // format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 100 plus a BlockFormat the
 // rows are blocks, row_strides bytes apart, and type is that of x and of the bias. gate: a Gate; with one,
-// results are gate(product with the first half of the rows) * product with the second.
+// results are gate(product with the first half of the rows) * product with the second, or for one without
+// a second half gate(product).
 struct PackCall {
     const void* const* parts;
     const int64_t* part_outputs;
@@ -208,6 +209,26 @@ struct DeltaNetCall {
     int64_t num_pages, page_bytes, tokens, width, key_heads, value_heads, key_dim, value_dim;
     int32_t type, heads_in_turn;
     float eps;
+};
+
+struct Mamba2Call {
+    AttentionPlan* plan;
+    const void* projected;     // [T, size + C + heads]
+    const float* filters;      // [width, C]
+    const float* filter_bias;  // [C] or null
+    const float* rate;         // [heads]
+    const float* step_bias;    // [heads]
+    const float* skip;         // [heads]
+    const float* norm;         // [size]
+    const int64_t* places;
+    void* pages;
+    float* mixed;              // [T, C]: scratch
+    float* steps;              // [T, 2 * heads]: scratch
+    float* scanned;            // [T, size]: scratch
+    void* out;                 // [T, size]
+    int64_t num_pages, page_bytes, tokens, width, heads, groups, head_dim, state_dim;
+    int32_t type;
+    float least_step, most_step, eps;
 };
 
 struct ShortConvolutionCall {

@@ -62,6 +62,39 @@ LOIRE_EXPORT int loire_delta_net(Context* context, const DeltaNetCall* call) {
     });
 }
 
+LOIRE_EXPORT int loire_mamba2(Context* context, const Mamba2Call* call) {
+    return perform(context, call->plan, [context, given = *call](AttentionPlan* plan) {
+        Mamba2Arguments arguments{};
+        arguments.states = state_rows(plan, given.places, 1 + given.heads, given.pages, given.num_pages,
+                                      given.page_bytes);
+        arguments.projected = given.projected;
+        arguments.filters = given.filters;
+        arguments.filter_bias = given.filter_bias;
+        arguments.rate = given.rate;
+        arguments.step_bias = given.step_bias;
+        arguments.skip = given.skip;
+        arguments.norm = given.norm;
+        arguments.mixed = given.mixed;
+        arguments.steps = given.steps;
+        arguments.scanned = given.scanned;
+        arguments.out = given.out;
+        arguments.tokens = given.tokens;
+        arguments.width = given.width;
+        arguments.heads = given.heads;
+        arguments.groups = given.groups;
+        arguments.head_dim = given.head_dim;
+        arguments.state_dim = given.state_dim;
+        arguments.least_step = given.least_step;
+        arguments.most_step = given.most_step;
+        arguments.eps = given.eps;
+        const RecurrentOperations& operations = context->typed(given.type).recurrent;
+        context->pool.run(row_pieces(given.tokens), operations.mamba2_inputs, &arguments);
+        context->pool.run(arguments.states.rows * given.heads, operations.mamba2_scan, &arguments,
+                          Order::EVERY_NTH);
+        context->pool.run(row_pieces(given.tokens), operations.mamba2_outputs, &arguments);
+    });
+}
+
 LOIRE_EXPORT int loire_short_convolution(Context* context, const ShortConvolutionCall* call) {
     return perform(context, call->plan, [context, given = *call](AttentionPlan* plan) {
         const ShortConvolutionArguments arguments{

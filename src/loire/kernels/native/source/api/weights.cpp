@@ -34,9 +34,9 @@ LOIRE_EXPORT PackedWeight* loire_pack(Context* context, const PackCall* call) {
             parts.push_back({given.parts[i], given.part_outputs[i], given.row_strides[i]});
             outputs += given.part_outputs[i];
         }
-        check_range("gate", given.gate + 1, int64_t(Gate::CLAMPED_SWIGLU) + 2);
+        check_range("gate", given.gate + 1, int64_t(Gate::SQUARED_RELU) + 2);
         const auto gate = Gate(given.gate);
-        if (gate != Gate::NONE && outputs % 2 != 0)
+        if (outputs % panels_per_output(gate) != 0)
             throw std::invalid_argument(std::to_string(outputs) + " rows have no two halves");
         packed = new PackedWeight(context->pool, context->weights, *operations, parts, given.bias,
                                   is_bfloat16, kind, gate, {given.gate_alpha, given.gate_limit},

@@ -38,6 +38,11 @@ INLINE Vec16 clamped_swiglu(const Clamp& clamp, const Vec16& first, const Vec16&
     return (other + broadcast(1.0f)) * (gate * sigmoid(gate * broadcast(clamp.alpha)));
 }
 
+INLINE Vec16 squared_relu(const Vec16& x) {
+    const Vec16 positive = maximum(zero(), x);  // NaN stays NaN
+    return positive * positive;
+}
+
 // Of both halves of a product.
 INLINE Vec16 gated(Gate gate, const Clamp& clamp, const Vec16& first, const Vec16& second) {
     switch (gate) {

@@ -16,17 +16,12 @@
 #include "convolution.h"
 #include "norm.h"
 #include "recurrent_operations.h"
+#include "state_columns.h"
 #include "vec16.h"
 
 namespace loire {
 namespace {
 
-#if defined(LOIRE_AVX512)
-constexpr int STATE_VECTORS = 4;  // of sixteen columns, computed together
-#else
-constexpr int STATE_VECTORS = 1;
-#endif
-constexpr int64_t TOKENS_TO_COPY = 4;  // so many use a copy of the columns without gaps
 constexpr float LENGTH_EPS = 1e-6f;
 
 INLINE float dot_product(const float* a, const float* b, int64_t size) {
@@ -41,8 +36,6 @@ INLINE void to_length(float* x, int64_t size, float length) {
     for (int64_t i = 0; i < size; i += 16)
         store_some(x + i, load_some(x + i, size - i) * broadcast(scale), size - i);
 }
-
-INLINE float softplus(float x) { return x > 20.0f ? x : __builtin_log1pf(__builtin_expf(x)); }
 
 template <typename Element>
 INLINE auto delta_net_inputs(const DeltaNetArguments& a) {
@@ -149,22 +142,6 @@ void delta_columns(const DeltaSteps& s, float* state, int64_t stride, const floa
     }
 }
 
-// The same in place, or on a copy without gaps if that pays or columns are missing.
-template <int VECTORS>
-void delta_block(const DeltaSteps& s, float* state, int64_t stride, const float* values, int64_t columns,
-                 float* out, int64_t out_stride, float* copy) {
-    constexpr int64_t WIDTH = 16 * VECTORS;
-    if (columns >= WIDTH && s.tokens < TOKENS_TO_COPY)
-        return delta_columns<VECTORS>(s, state, stride, values, columns, out, out_stride);
-    for (int64_t i = 0; i < s.key_dim; ++i)
-        for (int64_t c = 0; c < WIDTH; c += 16)
-            store(copy + i * WIDTH + c, load_some(state + i * stride + c, columns - c));
-    delta_columns<VECTORS>(s, copy, WIDTH, values, columns, out, out_stride);
-    for (int64_t i = 0; i < s.key_dim; ++i)
-        for (int64_t c = 0; c < WIDTH; c += 16)
-            store_some(state + i * stride + c, load(copy + i * WIDTH + c), columns - c);
-}
-
 template <typename Element>
 void delta_rule_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const DeltaNetArguments*>(untyped);
@@ -188,17 +165,16 @@ void delta_rule_piece(const void* untyped, int64_t piece, Scratch& scratch) {
                            channels,
                            a.gates_size(),
                            a.key_dim};
-    constexpr int64_t BLOCK = 16 * STATE_VECTORS;
-    const int64_t copied = BLOCK * a.key_dim;
+    const int64_t copied = columns_to_copy(a.key_dim);
     float* copy = reinterpret_cast<float*>(
         scratch.reserve(size_t(copied + steps.tokens * whole) * sizeof(float)));
     float* out = copy + copied;
     float* state = a.states.array(row, 1 + head);
-    int64_t c = 0;
-    for (; c + BLOCK <= dim; c += BLOCK)
-        delta_block<STATE_VECTORS>(steps, state + c, dim, values + c, BLOCK, out + c, whole, copy);
-    for (; c < dim; c += 16)
-        delta_block<1>(steps, state + c, dim, values + c, dim - c, out + c, whole, copy);
+    by_columns(state, a.key_dim, dim, steps.tokens, copy,
+               [&](auto vectors, float* block, int64_t stride, int64_t c) {
+                   delta_columns<decltype(vectors)::value>(steps, block, stride, values + c, dim - c,
+                                                           out + c, whole);
+               });
     for (int64_t t = 0; t < steps.tokens; ++t) {
         float* mine = out + t * whole;
         const Element* gate =

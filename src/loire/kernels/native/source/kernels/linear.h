@@ -257,7 +257,9 @@ INLINE void finish_some(const LinearArguments& a, int64_t row, const float* sums
     if (a.wide) return store_some(static_cast<float*>(a.out) + at, value, count);
     auto* out = static_cast<Element*>(a.out) + at;
     if (a.gate == Gate::NONE) return store_some(out, value, count);
-    // Rounded before they meet, as where the halves are results of their own.
+    // Rounded first, as where they are results of their own.
+    if (a.gate == Gate::SQUARED_RELU)
+        return store_some(out, squared_relu(rounded<Element>(value)), count);
     const Vec16 other = finished(a, row + PANEL, sums + panel_sums, token);
     store_some(out, gated(a.gate, a.clamp, rounded<Element>(value), rounded<Element>(other)), count);
 }

@@ -161,8 +161,16 @@ struct PackActivationsArguments {
 };
 
 // What becomes of a product whose weight has two halves of rows: gate(first) * second. The panels of
-// such a weight alternate, 32 outputs of the first half and the same of the second.
-enum class Gate : int32_t { NONE = -1, SILU = 0, GELU_TANH = 1, GELU = 2, CLAMPED_SWIGLU = 3 };
+// such a weight alternate, 32 outputs of the first half and the same of the second. SQUARED_RELU has no
+// second half: max(x, 0)^2 of each result (So et al. 2021, "Primer").
+enum class Gate : int32_t {
+    NONE = -1,
+    SILU = 0,
+    GELU_TANH = 1,
+    GELU = 2,
+    CLAMPED_SWIGLU = 3,
+    SQUARED_RELU = 4
+};
 
 // Of CLAMPED_SWIGLU: with the first half g at most limit and the second u within -limit and limit,
 // (u + 1) * g * sigmoid(alpha * g).
@@ -180,7 +188,9 @@ struct CombineArguments {
     Gate gate;  // NONE: the sum
 };
 
-constexpr int64_t panels_per_output(Gate gate) { return gate == Gate::NONE ? 1 : 2; }
+constexpr int64_t panels_per_output(Gate gate) {
+    return gate == Gate::NONE || gate == Gate::SQUARED_RELU ? 1 : 2;
+}
 
 // What an adapter adds to a product: up (down x), by panels.
 struct Adapter {

@@ -56,6 +56,28 @@ struct DeltaNetArguments {
     }
 };
 
+struct Mamba2Arguments {
+    StateRows states;          // array 0: [width - 1, C]; 1 + head: [state_dim, head_dim]
+    const void* projected;     // [T, size + C + heads]: gates, x with B and C, steps
+    const float* filters;      // [width, C]
+    const float* filter_bias;  // [C] or null
+    const float* rate;         // [heads]
+    const float* step_bias;    // [heads]
+    const float* skip;         // [heads]
+    const float* norm;         // [size]
+    float* mixed;              // [T, C]: convolved
+    float* steps;              // [T, 2 * heads]: decays, steps
+    float* scanned;            // [T, size]
+    void* out;                 // [T, size]
+    int64_t tokens, width, heads, groups, head_dim, state_dim;
+    float least_step, most_step, eps;
+
+    int64_t size() const { return heads * head_dim; }
+    int64_t group_states() const { return groups * state_dim; }
+    int64_t channels() const { return size() + 2 * group_states(); }
+    int64_t stride() const { return size() + channels() + heads; }  // of projected
+};
+
 struct ShortConvolutionArguments {
     StateRows states;      // array 0: [width - 1, size]
     const void* gated;     // [T, 3 * size]
@@ -76,6 +98,9 @@ struct GateArguments {
 struct RecurrentOperations {
     PieceFunction delta_inputs;
     PieceFunction delta_rule;    // a value head of a row: rows * Hv pieces, after delta_inputs
+    PieceFunction mamba2_inputs;
+    PieceFunction mamba2_scan;    // a head of a row: rows * heads pieces, after mamba2_inputs
+    PieceFunction mamba2_outputs;  // after mamba2_scan
     PieceFunction convolution;
     PieceFunction kept_inputs;   // a row, after convolution
     PieceFunction gate;

@@ -51,12 +51,34 @@ LATENTS: dict[str, Any] = {
     "n_shared_experts": 2,
     "moe_intermediate_size": 32,
 }
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 5.0,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+}
+MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 24}
+NEMOTRON: dict[str, Any] = {
+    "head_dim": 24,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 24,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "time_step_min": 1e-20,  # transformers holds it in prompts alone
+    "rescale_prenorm_residual": False,
+}
 SHORT = [1.0 + 0.1 * i for i in range(8)]
 LONG = [1.5 + 0.7 * i for i in range(8)]
 
 
 def rope(kind: str, **values: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": 10000.0, **values}
+
+
+MOVED = ("bias", "sinks", ".scale", "_scale", "A_log", ".D")
+"""Ends of names of parameters that are not random in a new model."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +107,7 @@ class Family:
         model: PreTrainedModel = model_class(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "norm" in name or name.endswith(("bias", "sinks", ".scale", "_scale")):
+                if "norm" in name or name.endswith(MOVED):
                     parameter.add_(torch.randn_like(parameter) * 0.2)
                 if self.family.startswith("Gemma4") and "q_norm" in name:
                     # Scores are not scaled but by these: by that much in a trained model.
@@ -601,5 +623,81 @@ FAMILIES = [
             "routed_scaling_factor": 1.5,
             "tie_word_embeddings": False,
         },
+    ),
+    Family("granitemoeshared", "GraniteMoeShared", {**GRANITE, "shared_intermediate_size": 40}),
+    Family(
+        "granitemoehybrid",
+        "GraniteMoeHybrid",
+        {
+            **GRANITE,
+            **MAMBA2,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "shared_intermediate_size": 40,
+            "attention_bias": True,
+            "mamba_proj_bias": True,
+            "time_step_limit": [0.4, 1.3],
+            "use_cache": False,  # with a cache transformers holds the limits in prompts alone
+        },
+        tolerance=5e-4,
+    ),
+    Family(
+        "granitemoehybrid_dense",
+        "GraniteMoeHybrid",
+        {
+            **MAMBA2,
+            "num_hidden_layers": 4,
+            "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "position_embedding_type": "rope",
+            "mamba_n_groups": 1,
+            "mamba_conv_bias": False,
+            "mamba_d_conv": 3,
+        },
+        prompt_len=150,
+        max_model_len=256,
+        tolerance=5e-4,
+    ),
+    Family(
+        "nemotron_h",
+        "NemotronH",
+        {
+            **NEMOTRON,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+            "mlp_bias": True,
+            "use_bias": True,
+        },
+        tolerance=5e-4,
+    ),
+    Family(
+        "nemotron_h_moe",
+        "NemotronH",
+        {
+            **NEMOTRON,
+            "layers_block_type": ["moe", "linear_attention", "full_attention", "linear_attention"],
+            "n_routed_experts": 6,
+            "moe_intermediate_size": 40,
+            "moe_shared_expert_intermediate_size": 48,
+            "routed_scaling_factor": 1.5,
+            "use_conv_bias": False,
+        },
+        tolerance=5e-4,
+    ),
+    Family(
+        "nemotron_h_latent",
+        "NemotronH",
+        {
+            **NEMOTRON,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+            "moe_latent_size": 24,
+            "moe_intermediate_size": 40,
+            "moe_shared_expert_intermediate_size": 48,
+        },
+        tolerance=5e-4,
     ),
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_mamba2
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,28 @@ SHARED: dict[str, float | int | str] = {
     "expert_feed_forward_length": 32,
     "expert_shared_feed_forward_length": 48,
 }
+MAMBA2: dict[str, float | int | str] = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 24,
+    "ssm.group_count": 2,
+    "ssm.inner_size": 128,
+    "ssm.time_step_rank": 8,
+}
+NEMOTRON: dict[str, float | int | str] = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.inner_size": 144,
+    "ssm.time_step_rank": 6,
+    "rope.dimension_count": 24,
+}
+NEMOTRON_EXPERTS: dict[str, float | int | str | bool] = {
+    **NEMOTRON,
+    "expert_feed_forward_length": 40,
+    "expert_shared_feed_forward_length": 48,
+    "expert_shared_count": 1,
+    "expert_group_count": 1,
+}
 CASES = [
     Case("llama_biases", "llama"),
     Case("llama_head_dim_tied", "llama", {"rope.dimension_count": 24}),
@@ -153,6 +176,42 @@ CASES = [
         "expert_count": 6,
         "expert_used_count": 3,
     }),
+    Case("granitemoehybrid", "granitehybrid", {
+        **MAMBA2,
+        "attention.scale": 0.4,
+        "embedding_scale": 6.0,
+        "residual_scale": 0.3,
+        "logit_scale": 5.0,
+        "expert_count": 6,
+        "expert_used_count": 3,
+        "expert_shared_feed_forward_length": 40,
+        "rope.scaling.finetuned": False,
+    }, settings={"time_step_limit": None}),  # which the files do not hold
+    Case("granitemoehybrid_dense", "granitehybrid", {
+        **MAMBA2,
+        "ssm.conv_kernel": 3,
+        "ssm.group_count": 1,
+        "attention.scale": 1.0,
+        "feed_forward_length": 80,
+        "rope.scaling.finetuned": True,
+    }, max_model_len=160),
+    Case("nemotron_h", "nemotron_h", {**NEMOTRON, "feed_forward_length": [0, 96, 0, 96]}),
+    Case("nemotron_h_moe", "nemotron_h_moe", {
+        **NEMOTRON_EXPERTS,
+        "feed_forward_length": [40, 0, 0, 0],
+        "expert_count": 6,
+        "expert_used_count": 2,
+        "expert_weights_norm": True,
+        "expert_weights_scale": 1.5,
+    }),
+    Case("nemotron_h_latent", "nemotron_h_moe", {
+        **NEMOTRON_EXPERTS,
+        "feed_forward_length": [0, 40, 0, 40],
+        "expert_count": 8,
+        "expert_used_count": 3,
+        "expert_weights_norm": False,
+        "moe_latent_size": 24,
+    }, settings={"n_group": 1, "topk_group": 1}),
     Case("olmo3", "olmo2", {"attention.sliding_window": 20, "rope.freq_base": 5e5}),
     Case("olmo3_stretched", "olmo2", {
         "attention.sliding_window": 20,
@@ -319,13 +378,15 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
         kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
     apart = "attention.key_length" not in case.extra
     extra = dict(case.extra)
+    if case.architecture in gguf_mamba2.ARCHITECTURES:
+        kv_heads = [kv_heads if kind == "full_attention" else 0 for kind in config.layer_types]
     if case.architecture in DEEPSEEK:
         extra |= keys_of(config, apart=apart)
     else:
         writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(
-        config.norm_eps if case.architecture in LFM2 else config.rms_norm_eps
-    )
+    keys = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")
+    [eps] = [getattr(config, key) for key in keys if hasattr(config, key)]
+    writer.add_layer_norm_rms_eps(eps)
     if case.architecture not in DEEPSEEK and getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -341,6 +402,11 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     state = dict(model.state_dict())
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
+    if case.architecture in gguf_mamba2.ARCHITECTURES:
+        for name, tensor in state.items():
+            for own, changed in gguf_mamba2.converted(config, name, tensor):
+                writer.add_tensor(own, changed.contiguous().numpy())
+        state = {}
     for name, tensor in experts_apart(state).items():
         if case.architecture in QWEN + LFM2:
             for own, changed in converted(case.architecture, config, name, tensor).items():

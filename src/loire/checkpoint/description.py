@@ -26,9 +26,9 @@ from loire.checkpoint.per_layer import (
 )
 from loire.checkpoint.weights import Matrix, Place, Vector
 
-NormPlacement = Literal["before", "around", "after"]
-"""Where a part's RMSNorms stand: before it (Llama), before and after it (Gemma), or after it alone
-(OLMo 2)."""
+NormPlacement = Literal["before", "around", "after", "single"]
+"""Where a part's RMSNorms stand: before it (Llama), before and after it (Gemma), after it alone
+(OLMo 2), or before the only part of its layer, by one name whatever that is (Nemotron-H)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,14 @@ class LayerDescription:
     def weights(self, place: Place) -> LayerWeights:
         """Of the layer in its place."""
         mixer, feed_forward, per_layer = self.mixer, self.feed_forward, self.per_layer_input
-        has_before, has_after = self.norms != "after", self.norms != "before"
+        has_before, has_after = self.norms != "after", self.norms in ("around", "after")
         before_feed_forward: str | None = "pre_feedforward" if has_after else "post_attention"
         if isinstance(feed_forward, ParallelDescription):
             before_feed_forward = None
 
         def norms(before: str | None, after: str) -> PartNorms:
+            if self.norms == "single":
+                return PartNorms(before=place.norm("norm"), after=None)
             return PartNorms(
                 before=place.norm(f"{before}_layernorm") if before and has_before else None,
                 after=place.norm(f"{after}_layernorm") if has_after else None,

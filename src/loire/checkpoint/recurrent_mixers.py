@@ -1,8 +1,9 @@
-"""Mixers with a state instead of a cache of tokens: gated delta net, short convolution.
+"""Mixers with a state instead of a cache of tokens: gated delta net, Mamba-2, short convolution.
 
 See mixers.py for what a description is.
 """
 
+import math
 from dataclasses import dataclass
 
 from loire.checkpoint.mixers import CacheNeed, StateArrays
@@ -134,6 +135,122 @@ class GatedDeltaNetDescription:
             norm=Vector(f"{prefix}norm.weight", self.value_dim),
             output=Matrix(
                 name=f"{prefix}out_proj", rows=(place.hidden_size,), inputs=self.value_size
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2Weights:
+    """Weights of Mamba-2."""
+
+    input: Matrix
+    """Gates; x, B and C, as they go into the convolution; steps."""
+    filters: Filters
+    filter_bias: Vector | None
+    decay: Vector
+    step_bias: Vector
+    skip: Vector
+    norm: Vector
+    output: Matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2Description:
+    """State space duality (Dao and Gu 2024, "Transformers are SSMs") behind a short convolution.
+
+    A head has a matrix S [state_dim, head_dim], which a token with x, B, C and a step changes:
+
+        S = exp(-rate * step) * S + B (step * x);  out = C S + skip * x
+
+    with step = softplus(given + bias), within limits. B and C are those of the head's group. The
+    result is multiplied by silu(gate), then normalised, each group by itself.
+
+    Attributes:
+        filter_width: tokens that the convolution sees, the newest included.
+        filter_bias: whether the convolution has one.
+        bias: whether both products have one.
+        least_step, most_step: the limits.
+        decay_is_log: the file has log(rate), else -rate (GGUF).
+    """
+
+    num_heads: int
+    num_groups: int
+    """The heads are a multiple of them."""
+    head_dim: int
+    state_dim: int
+    filter_width: int
+    filter_bias: bool = True
+    bias: bool = False
+    least_step: float = 0.0
+    most_step: float = math.inf
+    decay_is_log: bool = True
+
+    @property
+    def size(self) -> int:
+        """Elements of x of a token, as many as its gate and the result have."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Elements of a token that go through the convolution: x, B and C."""
+        return self.size + 2 * self.num_groups * self.state_dim
+
+    @property
+    def cache_of(self) -> int | None:
+        """Its state is its own."""
+        return None
+
+    @property
+    def cache(self) -> CacheNeed:
+        """What the convolution saw last, and a matrix for each head."""
+        return CacheNeed(
+            kind="state",
+            state=(
+                StateArrays(1, (self.filter_width - 1, self.channels)),
+                StateArrays(self.num_heads, (self.state_dim, self.head_dim)),
+            ),
+        )
+
+    @property
+    def activation_elements(self) -> int:
+        """What goes into the convolution and comes out of it, the gate, the result twice."""
+        return 2 * self.channels + 3 * self.size
+
+    def operations(self, context: float) -> float:
+        """The convolution; decay, writing and reading of each matrix."""
+        matrices = self.num_heads * self.head_dim * self.state_dim
+        return 2.0 * self.channels * self.filter_width + 5.0 * matrices
+
+    def prompt_operations(self, prompt: int) -> float:
+        """As many for each token."""
+        return prompt * self.operations(0)
+
+    @property
+    def remembered_outputs(self) -> int:
+        """All but the last product are needed of every token."""
+        return self.size + self.channels + self.num_heads
+
+    def weights(self, place: Place) -> Mamba2Weights:
+        """Names as in Hugging Face's Granite 4."""
+        prefix, heads = f"{place.prefix}mamba.", self.num_heads
+        return Mamba2Weights(
+            input=Matrix(
+                name=f"{prefix}in_proj",
+                rows=(self.size + self.channels + heads,),
+                inputs=place.hidden_size,
+                bias=self.bias,
+            ),
+            filters=Filters(f"{prefix}conv1d.weight", self.channels, self.filter_width),
+            filter_bias=Vector(f"{prefix}conv1d.bias", self.channels) if self.filter_bias else None,
+            decay=Vector(f"{prefix}A_log", heads),
+            step_bias=Vector(f"{prefix}dt.bias", heads),
+            skip=Vector(f"{prefix}D", heads),
+            norm=Vector(f"{prefix}norm.weight", self.size),
+            output=Matrix(
+                name=f"{prefix}out_proj",
+                rows=(place.hidden_size,),
+                inputs=self.size,
+                bias=self.bias,
             ),
         )
 

@@ -23,10 +23,10 @@ from loire.models.layer_loader import LayerLoader
 
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x)))."""
 
     gate_up: Linear
-    """Gated: [T, E] to [T, I]."""
+    """With the activation: [T, E] to [T, I]."""
     down: Linear
 
     is_replayable: ClassVar[bool] = True
@@ -56,13 +56,28 @@ class OwnNorms:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """A space of fewer dimensions that experts compute in."""
+
+    pointwise: PointwiseKernels
+    into: Linear
+    out: Linear
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of both products."""
+        return self.into.weight_bytes + self.out.weight_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Experts:
-    """Gated MLPs, of which a router chooses some for each token."""
+    """MLPs, of which a router chooses some for each token."""
 
     description: ExpertsDescription
     router: Linear
     experts: KernelExperts
     own_norms: OwnNorms | None = None
+    latent: Latent | None = None
 
     @property
     def is_replayable(self) -> bool:
@@ -75,17 +90,26 @@ class Experts:
         if norms is not None:
             routed = norms.pointwise.rms_norm(x, norms.router, norms.eps)
             x = norms.pointwise.rms_norm(x, norms.experts, norms.eps)
-        return self.experts(x, self.router(routed, batch, wide=True), beside)
+        logits, latent = self.router(routed, batch, wide=True), self.latent
+        if latent is None:
+            return self.experts(x, logits, beside)
+        made = latent.out(self.experts(latent.into(x, batch), logits), batch)
+        return made if beside is None else latent.pointwise.add(made, beside)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """Those of the experts that so many tokens may be expected to choose."""
         share = self.description.share_read(num_tokens)
-        return self.router.weight_bytes + round(share * self.experts.weight_bytes)
+        return self._other_bytes + round(share * self.experts.weight_bytes)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the router and all experts."""
-        return self.router.weight_bytes + self.experts.weight_bytes
+        return self._other_bytes + self.experts.weight_bytes
+
+    @property
+    def _other_bytes(self) -> int:
+        latent = 0 if self.latent is None else self.latent.weight_bytes
+        return self.router.weight_bytes + latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +213,11 @@ def build_feed_forward(
             router=load.linear(weights.router),
             experts=load.kernels.experts(parts, description.routing, bias, scales),
             own_norms=own_norms,
+            latent=(
+                None
+                if weights.latent is None
+                else Latent(load.pointwise, *map(load.linear, weights.latent))
+            ),
         )
         if weights.shared is None:
             return experts

@@ -15,6 +15,8 @@ from loire.checkpoint.mixers import (
 from loire.checkpoint.recurrent_mixers import (
     GatedDeltaNetDescription,
     GatedDeltaNetWeights,
+    Mamba2Description,
+    Mamba2Weights,
     ShortConvolutionDescription,
     ShortConvolutionWeights,
 )
@@ -33,7 +35,7 @@ from loire.kernels.interface import (
 from loire.models.decoder import Mixer, Remembered
 from loire.models.latent_attention import latent_attention
 from loire.models.layer_loader import LayerLoader, pairs_apart, rows_of
-from loire.models.recurrent_mixers import gated_delta_net, short_convolution
+from loire.models.recurrent_mixers import gated_delta_net, mamba2, short_convolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ def build_mixer(description: MixerDescription, weights: object, load: LayerLoade
         weights, GatedDeltaNetWeights
     ):
         return gated_delta_net(description, weights, load)
+    if isinstance(description, Mamba2Description) and isinstance(weights, Mamba2Weights):
+        return mamba2(description, weights, load)
     if isinstance(description, ShortConvolutionDescription) and isinstance(
         weights, ShortConvolutionWeights
     ):

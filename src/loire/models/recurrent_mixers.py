@@ -9,6 +9,8 @@ from torch import Tensor
 from loire.checkpoint.recurrent_mixers import (
     GatedDeltaNetDescription,
     GatedDeltaNetWeights,
+    Mamba2Description,
+    Mamba2Weights,
     ShortConvolutionDescription,
     ShortConvolutionWeights,
 )
@@ -20,8 +22,10 @@ from loire.kernels.interface import (
     FlatBatch,
     LayerCache,
     Linear,
+    Mamba2Shape,
     StateCache,
 )
+from loire.kernels.interface import Mamba2Weights as KernelMamba2Weights
 from loire.models.layer_loader import LayerLoader
 
 
@@ -90,6 +94,34 @@ class GatedDeltaNet(_Recurrent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2(_Recurrent):
+    """State space duality behind a convolution: see RecurrentKernels.mamba2()."""
+
+    shape: Mamba2Shape
+    weights: KernelMamba2Weights
+    input: Linear
+
+    def remember(
+        self,
+        x: Tensor,
+        backend: Backend,
+        batch: FlatBatch,
+        plan: AttentionPlan | None,
+        cache: LayerCache | StateCache,
+    ) -> Tensor:
+        """[T, H * D] of x [T, E]."""
+        assert isinstance(cache, StateCache)
+        return backend.recurrent.mamba2(
+            self.input(x, batch), self.weights, self.shape, batch, plan, cache
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of both products."""
+        return self.input.weight_bytes + self.output.weight_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShortConvolution(_Recurrent):
     """output(second * convolution(first * x))."""
 
@@ -141,6 +173,33 @@ def gated_delta_net(
         ),
         qkv_gate=load.linear(weights.qkv_gate),
         beta_alpha=load.linear(weights.beta_alpha),
+        output=load.linear(weights.output),
+        is_replayable=load.recurrent.is_replayable,
+    )
+
+
+def mamba2(description: Mamba2Description, weights: Mamba2Weights, load: LayerLoader) -> Mamba2:
+    """With its weights."""
+    decay = load.vector(weights.decay)
+    return Mamba2(
+        shape=Mamba2Shape(
+            num_heads=description.num_heads,
+            num_groups=description.num_groups,
+            head_dim=description.head_dim,
+            state_dim=description.state_dim,
+            least_step=description.least_step,
+            most_step=description.most_step,
+            eps=load.norm_eps,
+        ),
+        weights=KernelMamba2Weights(
+            filters=load.filters(weights.filters).T.contiguous(),
+            filter_bias=None if weights.filter_bias is None else load.vector(weights.filter_bias),
+            rate=torch.exp(decay) if description.decay_is_log else -decay,
+            step_bias=load.vector(weights.step_bias),
+            skip=load.vector(weights.skip),
+            norm=load.vector(weights.norm),
+        ),
+        input=load.linear(weights.input),
         output=load.linear(weights.output),
         is_replayable=load.recurrent.is_replayable,
     )

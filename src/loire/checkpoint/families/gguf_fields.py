@@ -86,6 +86,17 @@ class GGUFSource:
         return tensor in self.file.tensors
 
 
+def with_largest(source: GGUFSource, *keys: str) -> GGUFSource:
+    """The same, but that keys which are given layer by layer, 0 where a layer has nothing of it,
+    say what the others have."""
+    values = dict(source.own.values)
+    for key in keys:
+        given = values.get(key)
+        if isinstance(given, array):
+            values[key] = max((int(value) for value in given), default=0)
+    return replace(source, own=Fields(values, source.own.source))
+
+
 def common(source: GGUFSource) -> Common:
     """What all families share."""
     own, path = source.own, source.file.path

@@ -1,11 +1,15 @@
-"""Granite 3, dense and with experts: Llama with multipliers of embeddings, scores, layers and
-logits."""
+"""Granite 3, dense and with experts, perhaps one that all tokens share: Llama with multipliers of
+embeddings, scores, layers and logits."""
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 from loire.checkpoint.description import ModelDescription, with_experts
 from loire.checkpoint.families import config_fields, gguf_fields
 from loire.checkpoint.families.common import Common, dense
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gguf_fields import GGUFSource
+from loire.checkpoint.feed_forward import ExpertsDescription
 from loire.checkpoint.fields import Fields
 
 
@@ -69,6 +73,14 @@ def _gguf(source: GGUFSource) -> ModelDescription:
 
 
 def _granite_moe(fields: Fields) -> ModelDescription:
+    return _with_experts(fields, shared_size=0)
+
+
+def _granite_moe_shared(fields: Fields) -> ModelDescription:
+    return _with_experts(fields, fields.integer("shared_intermediate_size", 0, low=0))
+
+
+def _with_experts(fields: Fields, shared_size: int) -> ModelDescription:
     bias = fields.flag("attention_bias", False)
     description = dense(
         config_settings(fields, "granitemoe"),
@@ -76,14 +88,32 @@ def _granite_moe(fields: Fields) -> ModelDescription:
         qkv_bias=bias,
         output_bias=bias,
     )
-    filled = config_fields.with_defaults(fields, num_local_experts=8)
-    experts = config_fields.experts(filled, description, top_k=2)
+    experts = config_experts(fields, description, shared_size)
     return with_experts(description, [experts] * description.num_layers)
 
 
+def config_experts(
+    fields: Fields, description: ModelDescription, shared_size: int
+) -> ExpertsDescription:
+    """Of a layer. shared_size: of the expert that all tokens share."""
+    filled = config_fields.with_defaults(fields, num_local_experts=8)
+    return config_fields.experts(
+        filled, description, top_k=2, shared_size=shared_size, shared_gate=False
+    )
+
+
 def _granite_moe_gguf(source: GGUFSource) -> ModelDescription:
-    description = _gguf(source)
-    return with_experts(description, gguf_fields.experts(source, description))
+    return with_gguf_experts(source, _gguf(source))
+
+
+def with_gguf_experts(source: GGUFSource, description: ModelDescription) -> ModelDescription:
+    """With experts in the layers that have them."""
+    shared_size = source.own.integer("expert_shared_feed_forward_length", 0, low=0)
+    found = (
+        experts and replace(experts, shared_size=shared_size, shared_gate=False)
+        for experts in gguf_fields.experts(source, description)
+    )
+    return with_experts(description, list(found))
 
 
 _MOE_NAMES = {
@@ -96,9 +126,27 @@ _MOE_NAMES = {
 }
 
 
-def _common_name(name: str) -> str:
+_SHARED_NAMES = {
+    "input_linear.weight": "gate_up_proj.weight",
+    "output_linear.weight": "down_proj.weight",
+}
+GGUF_SHARED: Mapping[str, str | None] = {
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+
+
+def common_name(name: str) -> str:
+    """Of a tensor; the MLP that every token goes through is a shared expert, even where there is no
+    other."""
+    if name.endswith(".mamba.dt_bias"):
+        return name.replace(".dt_bias", ".dt.bias")
     layer, found, part = name.partition(".block_sparse_moe.")
-    return f"{layer}.mlp.{_MOE_NAMES.get(part, part)}" if found else name
+    if found:
+        return f"{layer}.mlp.{_MOE_NAMES.get(part, part)}"
+    layer, found, part = name.partition(".shared_mlp.")
+    return f"{layer}.mlp.shared_expert.{_SHARED_NAMES.get(part, part)}" if found else name
 
 
 GRANITE = Family(
@@ -111,10 +159,14 @@ GRANITE = Family(
 GRANITE_MOE = Family(
     model_type="granitemoe",
     describe=_granite_moe,
-    common_name=_common_name,
+    common_name=common_name,
     gguf=GGUFFamily(
         architecture="granitemoe",
         describe=_granite_moe_gguf,
+        names=GGUF_SHARED,
         adjusted=gguf_fields.interleaved_queries_and_keys,
     ),
+)
+GRANITE_MOE_SHARED = Family(
+    model_type="granitemoeshared", describe=_granite_moe_shared, common_name=common_name
 )

@@ -136,12 +136,7 @@ def _common_name(name: str) -> str:
 def _gguf(source: GGUFSource) -> ModelDescription:
     own, num_layers = source.own, source.num_layers
     has_attention = [source.has(f"blk.{i}.attn_q.weight") for i in range(num_layers)]
-    # Key/value heads are given layer by layer, 0 where there is no attention.
-    heads = own.values.get("attention.head_count_kv")
-    if not isinstance(heads, int) and heads is not None:
-        most = max((int(count) for count in heads), default=0)
-        values = {**own.values, "attention.head_count_kv": most}
-        source = replace(source, own=Fields(values, own.source))
+    source = gguf_fields.with_largest(source, "attention.head_count_kv")
     common = gguf_fields.common(source)
     common.layer.update(qk_norm=True)
     description = _with_convolutions(

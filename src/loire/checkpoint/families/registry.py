@@ -9,11 +9,13 @@ from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from loire.checkpoint.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from loire.checkpoint.families.glm4 import GLM4
 from loire.checkpoint.families.gpt_oss import GPT_OSS
-from loire.checkpoint.families.granite import GRANITE, GRANITE_MOE
+from loire.checkpoint.families.granite import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED
+from loire.checkpoint.families.granite_hybrid import GRANITE_MOE_HYBRID
 from loire.checkpoint.families.lfm2 import LFM2, LFM2_MOE
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
+from loire.checkpoint.families.nemotron_h import NEMOTRON_H, NEMOTRON_H_MOE_FILES
 from loire.checkpoint.families.olmo import OLMO2, OLMO3
 from loire.checkpoint.families.olmoe import OLMOE
 from loire.checkpoint.families.phi import PHI3
@@ -44,6 +46,9 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     GRANITE,
     GRANITE_MOE,
+    GRANITE_MOE_SHARED,
+    GRANITE_MOE_HYBRID,
+    NEMOTRON_H,
     SEED_OSS,
     MIXTRAL,
     DEEPSEEK_V2,
@@ -64,6 +69,8 @@ BY_WRAPPER: Mapping[str, Family] = {
 }
 """model_type of a model of text and more -> the family of its text_config."""
 BY_ARCHITECTURE: Mapping[str, GGUFFamily] = {
-    family.gguf.architecture: family.gguf for family in FAMILIES if family.gguf is not None
+    files.architecture: files
+    for files in (*(family.gguf for family in FAMILIES), NEMOTRON_H_MOE_FILES)
+    if files is not None
 }
 """general.architecture of a GGUF file -> how it is read."""

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "vec16.h"
 
@@ -20,6 +19,12 @@ constexpr int64_t TOKENS_TO_COPY = 4;  // so many use a copy of the columns with
 
 INLINE float softplus(float x) { return x > 20.0f ? x : __builtin_log1pf(__builtin_expf(x)); }
 
+// How many vectors are computed together, as a type.
+template <int COUNT>
+struct Vectors {
+    static constexpr int value = COUNT;
+};
+
 // Numbers of the copy that by_columns() needs.
 constexpr int64_t columns_to_copy(int64_t rows) { return 16 * STATE_VECTORS * rows; }
 
@@ -29,7 +34,7 @@ template <int VECTORS, typename Compute>
 void state_block(float* state, int64_t rows, int64_t stride, int64_t columns, int64_t tokens, float* copy,
                  int64_t first, const Compute& compute) {
     constexpr int64_t WIDTH = 16 * VECTORS;
-    const std::integral_constant<int, VECTORS> vectors{};
+    const Vectors<VECTORS> vectors{};
     if (columns >= WIDTH && tokens < TOKENS_TO_COPY) return compute(vectors, state, stride, first);
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t c = 0; c < WIDTH; c += 16)

@@ -80,6 +80,15 @@ def test_replayed_is_computed_with_embeddings_per_layer(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(computed, replayed, strict=True))
 
 
+def test_replayed_is_computed_with_mamba2_and_experts(tmp_path: Path) -> None:
+    """In layers that are one part each, experts with a squared ReLU and a shared one."""
+    path = save("nemotron_h", tmp_path)
+    plain, recorded = load(path, PlainBackend(2)), load(path, NativeBackend(2))
+    computed, replayed = run([PagedDriver(plain), PagedDriver(recorded)], seed=1)
+    assert len(computed) > 40
+    assert all(torch.equal(a, b) for a, b in zip(computed, replayed, strict=True))
+
+
 def small_step() -> tuple[NativeBackend, Callable[[ComputeStep, int], Tensor]]:
     """A backend, and steps of two tokens by what it captured."""
     from kernels.native_cases import Row, make_batch

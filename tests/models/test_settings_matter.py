@@ -11,9 +11,10 @@ from families import FAMILIES
 from torch import Tensor
 
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.description import LayerDescription, ModelDescription
 from loire.checkpoint.feed_forward import ClampedSwiGLU, ExpertsDescription
 from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.recurrent_mixers import Mamba2Description
 from loire.kernels.reference import ReferenceBackend
 from loire.models.loading import load_decoder
 from support.layers import attention, windows, with_attention, with_mlp
@@ -38,6 +39,16 @@ def rope(**changes: object) -> Change:
         return with_attention(description, rope=ropes)
 
     return change
+
+
+def mamba2(**changes: object) -> Change:
+    def changed(layer: LayerDescription) -> LayerDescription:
+        mixer = layer.mixer
+        if not isinstance(mixer, Mamba2Description):
+            return layer
+        return replace(layer, mixer=replace(mixer, **changes))  # type: ignore[arg-type]
+
+    return lambda description: replace(description, layers=tuple(map(changed, description.layers)))
 
 
 def local_rope_is_rope(description: ModelDescription) -> ModelDescription:
@@ -86,6 +97,8 @@ CASES: list[tuple[str, str, Change]] = [
     ("granite", "residual multiplier", setting(residual_multiplier=1.0)),
     ("granite", "divisor of logits", setting(logit_divisor=1.0)),
     ("granite", "scale of scores", attending(scale=16**-0.5)),
+    ("granitemoehybrid", "least step", mamba2(least_step=0.0)),
+    ("granitemoehybrid", "most step", mamba2(most_step=float("inf"))),
     ("gpt_oss", "window by one", wider_windows),
     ("gpt_oss", "rounding of the ramp", rope(truncate_band=True)),
     ("gpt_oss", "clamp of the gate", lambda d: with_mlp(d, activation=ClampedSwiGLU(1.5, 7.0))),

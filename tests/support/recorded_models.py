@@ -12,6 +12,8 @@ from transformers import (
     Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
     Qwen3_5ForCausalLM,
     Qwen3_5TextConfig,
 )
@@ -81,6 +83,19 @@ MODELS = {
             linear_key_head_dim=16,
             linear_value_head_dim=16,
             layer_types=[*["linear_attention"] * 2, "full_attention", "linear_attention"],
+            **SIZES,
+        )
+    ),
+    "nemotron_h": lambda: NemotronHForCausalLM(
+        NemotronHConfig(
+            layers_block_type=["linear_attention", "moe", "full_attention", "linear_attention"],
+            mamba_num_heads=8,
+            mamba_head_dim=16,
+            n_groups=2,
+            ssm_state_size=16,
+            n_routed_experts=6,
+            moe_intermediate_size=32,
+            moe_shared_expert_intermediate_size=48,
             **SIZES,
         )
     ),

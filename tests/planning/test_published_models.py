@@ -40,6 +40,20 @@ def test_names_tell_the_size(name: str) -> None:
         assert checkpoint.weight_bytes == 2 * checkpoint.num_parameters
 
 
+def test_layers_of_one_part_and_states_are_counted() -> None:
+    """Billions of parameters that the makers tell: 31.6, 3.2 of them for a token; 6.9; 3.2."""
+    checkpoint = published_model("nemotron-3-nano-30b-a3b")
+    assert checkpoint.num_parameters / 1e9 == pytest.approx(31.6, abs=0.05)
+    assert published_model("granite-4.0-h-tiny").num_parameters / 1e9 == pytest.approx(
+        6.9, abs=0.05
+    )
+    assert published_model("granite-4.0-h-micro").num_parameters / 1e9 == pytest.approx(
+        3.2, abs=0.05
+    )
+    matrices, convolution = 64 * 64 * 128, 3 * (64 * 64 + 2 * 8 * 128)
+    assert checkpoint.description.state_bytes == 23 * 4 * (matrices + convolution)
+
+
 def test_experts_of_gpt_oss_have_four_bits() -> None:
     checkpoint = published_model("gpt-oss-20b")
     assert checkpoint.num_parameters == 20_914_757_184

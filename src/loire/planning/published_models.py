@@ -42,6 +42,10 @@ _LARGE_GEMMA4 = {**_GEMMA4, "sliding_window": 1024, "attention_k_eq_v": True,
                  "hidden_size_per_layer_input": 0}  # fmt: skip
 _PHI3 = {"model_type": "phi3"}
 _GRANITE = {"model_type": "granite", "vocab_size": 49159, "tie_word_embeddings": True}
+_GRANITE4 = {"model_type": "granitemoehybrid", "vocab_size": 100352, "tie_word_embeddings": True,
+             "mamba_d_state": 128, "num_local_experts": 0,
+             "layer_types": (["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4}  # fmt: skip
+_NEMOTRON = {"model_type": "nemotron_h", "vocab_size": 131072, "head_dim": 128}
 _GPT_OSS = {"model_type": "gpt_oss", "vocab_size": 201088, "head_dim": 64,
             "sliding_window": 128, "num_experts_per_tok": 4}  # fmt: skip
 _MIXTRAL = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
@@ -140,6 +144,20 @@ _TABLE: tuple[tuple[str, Config, tuple[int, ...], Config], ...] = (
      {"vocab_size": 128256}),
     ("granite-3.3-2b", _GRANITE, (2048, 8192, 40, 32, 8, 131072), {}),
     ("granite-3.3-8b", _GRANITE, (4096, 12800, 40, 32, 8, 131072), {}),
+    ("granite-4.0-h-micro", _GRANITE4, (2048, 8192, 40, 32, 8, 131072),
+     {"shared_intermediate_size": 8192, "mamba_n_heads": 64}),
+    ("granite-4.0-h-tiny", _GRANITE4, (1536, 512, 40, 12, 4, 131072),
+     {"shared_intermediate_size": 1024, "mamba_n_heads": 48, "num_local_experts": 64,
+      "num_experts_per_tok": 6}),
+    ("granite-4.0-h-small", _GRANITE4, (4096, 768, 40, 32, 8, 131072),
+     {"shared_intermediate_size": 1536, "num_local_experts": 72, "num_experts_per_tok": 10}),
+    ("nemotron-nano-9b-v2", _NEMOTRON, (4480, 15680, 56, 40, 8, 131072),
+     {"mamba_head_dim": 80,
+      "hybrid_override_pattern": "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"}),
+    ("nemotron-3-nano-30b-a3b", _NEMOTRON, (2688, 1856, 52, 32, 2, 262144),
+     {"mamba_num_heads": 64, "n_routed_experts": 128, "num_experts_per_tok": 6,
+      "moe_intermediate_size": 1856, "moe_shared_expert_intermediate_size": 3712,
+      "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"}),
     ("seed-oss-36b", {"model_type": "seed_oss"}, (5120, 27648, 64, 80, 8, 524288),
      {"vocab_size": 155136}),
 )  # fmt: skip

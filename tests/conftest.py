@@ -1,5 +1,6 @@
 """Fixtures that several rooms use."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from support.quick import is_quick, starts_something
 # One thread: on a busy machine torch's parallel regions wait for the slowest core at each of their
 # barriers, and small models gain nothing from a second one.
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has them ignore it, and Python keeps to that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -25,8 +25,8 @@ def directory(folder: Path, **config: Any) -> Path:
 def test_generation_config(tmp_path: Path) -> None:
     config = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": True, "max_length": 20}
     checkpoint = open_checkpoint(directory(tmp_path, **config))
-    assert checkpoint.sampling_defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    assert open_checkpoint(write_llama(tmp_path / "silent")).sampling_defaults == {}
+    assert checkpoint.sampling_defaults.values == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    assert open_checkpoint(write_llama(tmp_path / "silent")).sampling_defaults.values == {}
 
 
 @pytest.mark.parametrize("wrong", ["hot", [1], -1, 1e6, True, {}])
@@ -38,19 +38,22 @@ def test_nonsense_is_refused(wrong: Any, tmp_path: Path) -> None:
 def test_gguf_keys(tmp_path: Path) -> None:
     extra = {"general.sampling.temp": 0.5, "general.sampling.top_k": 40}
     checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf", extra=extra))
-    assert checkpoint.sampling_defaults == {"temperature": 0.5, "top_k": 40}
+    assert checkpoint.sampling_defaults.values == {"temperature": 0.5, "top_k": 40}
+    assert checkpoint.sampling_defaults.source.startswith("general.sampling in ")
 
 
 def test_a_file_of_the_registry_has_the_registrys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_gguf(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    assert open_checkpoint(path).sampling_defaults == {}  # another size: another file
+    assert open_checkpoint(path).sampling_defaults.values == {}  # another size: another file
     [part] = PINNED["smollm2"].parts
     same_size = replace(part, num_bytes=path.stat().st_size)
     known = replace(PINNED["smollm2"], parts=(same_size,))
     monkeypatch.setattr(sampling_defaults, "PINNED", {"smollm2": known})
-    assert open_checkpoint(path).sampling_defaults == {"temperature": 0.2, "top_p": 0.9}
+    found = open_checkpoint(path).sampling_defaults
+    assert found.values == {"temperature": 0.2, "top_p": 0.9}
+    assert found.source == "Loire's own entry for smollm2"
 
 
 def test_what_is_not_given_is_the_models() -> None:
@@ -74,6 +77,6 @@ def test_options_come_before_what_is_recommended(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(directory(tmp_path, temperature=0.6, top_p=0.95))
     overridden = {"temperature": 0.1}
     asked = checkpoint.with_options(EngineOptions(override_generation_config=overridden))
-    assert asked.sampling_defaults == {"temperature": 0.1, "top_p": 0.95}
+    assert asked.sampling_defaults.values == {"temperature": 0.1, "top_p": 0.95}
     plain = checkpoint.with_options(EngineOptions(generation_config="none", chat_template="x"))
-    assert (plain.sampling_defaults, plain.chat_template) == ({}, "x")
+    assert (plain.sampling_defaults.values, plain.chat_template) == ({}, "x")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,9 +119,23 @@ def test_show(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["model"]["family"] == "llama"
     assert facts["text"]["ends with"] == ["<|im_end|>"]
     assert facts["text"]["chat template"] == ["default"]
-    assert facts["sampling"] == {}
+    assert facts["sampling"] == {"recommended by": "nobody: temperature 1, all tokens"}
     assert main(["show", str(tiny_llama)]) == 0
-    assert "nothing: temperature 1, no cut" in capsys.readouterr().out
+    assert "nobody: temperature 1, all tokens" in capsys.readouterr().out
+
+
+def test_env_tells_how_a_model_is_sampled_and_who_says_so(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    (model / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20}')
+    assert main(["env", str(model), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts[f"sampling of {model}"] == {
+        "temperature": 0.6, "top_k": 20, "recommended by": str(model / "generation_config.json")
+    }  # fmt: skip
+    assert "loire" not in facts["packages"]
+    assert not [name for name in facts["packages"] if set("[]<>=,;") & set(name)]
 
 
 def test_models_of_the_hubs_cache_are_listed(

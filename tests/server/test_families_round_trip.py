@@ -1,11 +1,10 @@
 """Every family's form of calls through the three dialects: a call, its result, an answer; whole
 and streamed, which must come to the same.
 
-The texts are those of tests/text/, the templates our own: they have the marks that tell a family.
+The texts and templates are those of support/family_texts.py.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,64 +12,8 @@ from typing import Any
 import pytest
 
 from support.fake_engine import NAME, FakeEngine, app_over, ask
+from support.family_texts import ANSWER, ARGUMENTS, FAMILIES, PARAMETERS, with_family
 
-ARGUMENTS = {"station": "Tours & <nord>", "days": 3}
-_JSON = json.dumps(ARGUMENTS)
-_HERMES = f'<tool_call>\n{{"name": "level", "arguments": {_JSON}}}\n</tool_call>'
-_TAGGED = "<parameter=station>\nTours & <nord>\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
-_DSML = (
-    '<｜DSML｜parameter name="station" string="true">Tours & <nord></｜DSML｜parameter>\n'
-    '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
-)
-FAMILIES: dict[str, tuple[str, str]] = {
-    "hermes": ("<tool_call>", _HERMES),
-    "generic": ("", _HERMES),
-    "llama": ('"parameters": <|python_tag|>', f'{{"name": "level", "parameters": {_JSON}}}'),
-    "mistral": ("[TOOL_CALLS]", f'[TOOL_CALLS] [{{"name": "level", "arguments": {_JSON}}}]'),
-    "mistral named": ("[TOOL_CALLS][ARGS]", f"[TOOL_CALLS]level[ARGS]{_JSON}"),
-    "qwen coder": ("<tool_call><function=x>",
-                   f"<tool_call>\n<function=level>\n{_TAGGED}</function>\n</tool_call>"),
-    "glm": ("<tool_call><arg_key>",
-            "<tool_call>level\n<arg_key>station</arg_key>\n<arg_value>Tours & <nord></arg_value>\n"
-            "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"),
-    "minimax": ("<minimax:tool_call>",
-                '<minimax:tool_call>\n<invoke name="level">\n<parameter name="station">Tours & '
-                '<nord></parameter>\n<parameter name="days">3</parameter>\n</invoke>\n'
-                "</minimax:tool_call>"),
-    "deepseek": ("<｜tool▁call▁begin｜>",
-                 f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>level<｜tool▁sep｜>{_JSON}"
-                 "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"),
-    "dsml": ("<｜DSML｜function_calls>",
-             f'<｜DSML｜function_calls>\n<｜DSML｜invoke name="level">\n{_DSML}</｜DSML｜invoke>\n'
-             "</｜DSML｜function_calls>"),
-    "kimi": ("<|tool_call_begin|>",
-             "<|tool_calls_section_begin|><|tool_call_begin|>functions.level:0"
-             f"<|tool_call_argument_begin|>{_JSON}<|tool_call_end|><|tool_calls_section_end|>"),
-    "lfm2": ("<|tool_call_start|>",
-             '<|tool_call_start|>[level(station="Tours & <nord>", days=3)]<|tool_call_end|>'),
-    "llama pythonic": ("<|python_start|>", '[level(station="Tours & <nord>", days=3)]'),
-    "gemma": ("<|tool_call><tool_call|>",
-              '<|tool_call>call:level{days:3,station:<|"|>Tours & <nord><|"|>}<tool_call|>'),
-    "nemotron": ("<TOOLCALL>", f'<TOOLCALL>[{{"name": "level", "arguments": {_JSON}}}]</TOOLCALL>'),
-    "granite": ("<|tool_call|>", f'<|tool_call|>[{{"name": "level", "arguments": {_JSON}}}]'),
-    "phi": ("<|tool_call|><|/tool_call|>",
-            f'<|tool_call|>[{{"name": "level", "arguments": {_JSON}}}]<|/tool_call|>'),
-    "harmony": ("<|channel|>final<|message|>",
-                "<|channel|>commentary to=functions.level <|constrain|>json<|message|>" + _JSON),
-}  # fmt: skip
-ANSWER = {"harmony": "<|channel|>final<|message|>It is high."}
-"""Of families that write answers in a form of their own."""
-
-TEMPLATE = """
-{%- for m in messages %}<{{ m.role }}>{{ m.content }}
-{%- for call in m.tool_calls or [] %}[{{ call.id }} {{ call.function.name }}
-{{- call.function.arguments | tojson }}]{% endfor %}{{ m.tool_call_id or '' }}{% endfor -%}
-{%- if tools and nothing_of_this %}MARKS{% endif %}<assistant>"""
-PARAMETERS = {
-    "type": "object",
-    "properties": {"station": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["station"],
-}
 QUESTION, RESULT = "How high?", "2.5 m"
 
 
@@ -82,13 +25,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def app(family: str, tiny_llama: Path, tmp_path: Path) -> Iterator[tuple[Any, FakeEngine]]:
-    marks, reply = FAMILIES[family]
-    model = tmp_path / "model"
-    shutil.copytree(tiny_llama, model)
-    config = json.loads((model / "tokenizer_config.json").read_text())
-    config["chat_template"] = TEMPLATE.replace("MARKS", marks)
-    (model / "tokenizer_config.json").write_text(json.dumps(config))
-    engine = FakeEngine(model, reply, window=4096)
+    model = with_family(tiny_llama, tmp_path / "model", family)
+    engine = FakeEngine(model, FAMILIES[family][1], window=4096)
     assert engine.frontend.dialect.tool_format.name.startswith(family)
     yield app_over(engine), engine
     engine.frontend.template.close()

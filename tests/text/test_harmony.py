@@ -15,6 +15,8 @@ from loire.text.tokenizer import Tokenizer as LoireTokenizer
 from loire.text.tools.definitions import Tool, ToolUse
 from loire.text.tools.events import (
     ArgumentsDelta,
+    CallBroken,
+    CallEnded,
     CallStarted,
     ContentDelta,
     ReasoningDelta,
@@ -51,12 +53,16 @@ def read(pieces: list[str], *, truncated: bool = False, **more: Any) -> Read:
     parser = HarmonyParser(frozenset({"river_level", "list-boats"}), new_id=lambda: "id", **more)
     events = [event for piece in pieces for event in parser.push(piece)]
     events += parser.finish(truncated=truncated)
+    ended = [event.index for event in events if isinstance(event, CallEnded)]
+    assert parser.num_calls == len(ended)
     thoughts = "".join(event.text for event in events if isinstance(event, ReasoningDelta))
     content = "".join(event.text for event in events if isinstance(event, ContentDelta))
-    names = [event.name for event in events if isinstance(event, CallStarted)]
-    texts = [event.text for event in events if isinstance(event, ArgumentsDelta)]
-    calls = list(zip(names, map(json.loads, texts), strict=True))
-    assert parser.num_calls == len(calls)
+    names = {event.index: event.name for event in events if isinstance(event, CallStarted)}
+    texts = dict.fromkeys(names, "")
+    for event in events:
+        if isinstance(event, ArgumentsDelta):
+            texts[event.index] += event.text
+    calls = [(names[index], json.loads(texts[index])) for index in ended]
     return thoughts, content, calls
 
 
@@ -76,6 +82,35 @@ def test_thoughts_and_content_stream() -> None:
     assert parser.finish(truncated=False) == [ContentDelta("<")]
 
 
+HEADER = "<|channel|>commentary to=functions.river_level <|constrain|>json<|message|>"
+
+
+def test_a_call_streams() -> None:
+    parser = HarmonyParser(frozenset({"river_level"}), new_id=lambda: "id")
+    assert parser.push(HEADER + " ") == []
+    assert parser.push('{"sta') == [CallStarted(0, "id", "river_level"), ArgumentsDelta(0, '{"sta')]
+    assert parser.in_call
+    assert parser.push('tion": "a<') == [ArgumentsDelta(0, 'tion": "a')]
+    assert parser.push('b"') == [ArgumentsDelta(0, '<b"')]
+    assert parser.push("} ") == [ArgumentsDelta(0, "}"), CallEnded(0)]
+    assert not parser.in_call
+    assert parser.push("\n<|call|>") == parser.finish(truncated=False) == []
+
+
+def test_a_call_that_breaks_after_it_was_told_is_revoked() -> None:
+    parser = HarmonyParser(frozenset({"river_level"}), new_id=lambda: "id")
+    parser.push(HEADER + '{"station": ')
+    events = parser.push(f"no <|end|><|start|>assistant{HEADER}{{}}<|call|>")
+    said = ContentDelta(HEADER + '{"station": no ')
+    second = [CallStarted(1, "id", "river_level"), ArgumentsDelta(1, "{}"), CallEnded(1)]
+    assert events == [ArgumentsDelta(0, "n"), CallBroken(0), said, *second]
+
+
+def test_what_follows_the_arguments_is_content() -> None:
+    text = HEADER + "{} is it<|end|><|start|>assistant<|channel|>final<|message|>."
+    assert read([text]) == read(list(text)) == ("", "is it.", [("river_level", {})])
+
+
 def test_what_is_no_call_is_content_to_the_letter() -> None:
     head = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>"
     for name, arguments in (("other", "{}"), ("river_level", "[1]"), ("river_level", '{"a": ')):
@@ -85,10 +120,15 @@ def test_what_is_no_call_is_content_to_the_letter() -> None:
     assert read([head.format("list-boats") + "{}"], max_calls=0)[2] == []
 
 
-def test_a_call_that_was_cut_off_is_none() -> None:
+def test_a_call_that_was_cut_off_stays_open() -> None:
     text = '<|channel|>commentary to=functions.river_level<|message|>{"station": "To'
     for end in range(len(text)):
-        assert read(list(text[:end]), truncated=True)[2] == []
+        parser = HarmonyParser(frozenset({"river_level"}), new_id=lambda: "id")
+        parser.push(text[:end])
+        assert parser.in_call == ("{" in text[:end])
+        rest = parser.finish(truncated=True)
+        assert [event for event in rest if not isinstance(event, ContentDelta)] == []
+        assert parser.num_calls == 0
 
 
 def test_an_endless_header_is_content() -> None:

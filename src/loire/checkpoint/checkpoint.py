@@ -25,6 +25,7 @@ from typing import Literal
 from loire.base.config import EngineOptions
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.formats import WeightFormat
+from loire.checkpoint.sampling_defaults import SamplingDefaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +126,20 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     tokenizer: TokenizerSource
     chat_template: str | Mapping[str, str] | None = None
-    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
-    """Parameters of sampling that the model's makers recommend, by SamplingParams' names."""
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    """What requests that say nothing of sampling get."""
 
     def with_options(self, options: EngineOptions) -> "Checkpoint":
         """With the chat template and the recommendations that the user wants instead."""
-        recommended = self.sampling_defaults if options.generation_config == "auto" else {}
+        recommended = self.sampling_defaults
+        if options.generation_config == "none":
+            recommended = SamplingDefaults()
         return replace(
             self,
             chat_template=options.chat_template or self.chat_template,
-            sampling_defaults={**recommended, **options.override_generation_config},
+            sampling_defaults=replace(
+                recommended, values={**recommended.values, **options.override_generation_config}
+            ),
         )
 
     @property

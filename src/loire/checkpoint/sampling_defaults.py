@@ -4,6 +4,7 @@ Small models and tuned ones need it: at a temperature of 1 they babble.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,33 @@ _GGUF_KEYS = {
 }
 
 
-def from_generation_config(config: Mapping[str, Any], source: str) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """Recommendations, by SamplingParams' names, and where they stand; empty if there are none."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+
+def from_generation_config(config: Mapping[str, Any], source: str) -> SamplingDefaults:
     """The recommendations of generation_config.json. Raises CheckpointError for nonsense."""
-    return _checked(Fields(config, source), {name: name for name in _GGUF_KEYS})
+    found = _checked(Fields(config, source), {name: name for name in _GGUF_KEYS})
+    return SamplingDefaults(found, source if found else "")
 
 
-def from_gguf(metadata: Mapping[str, Any], path: Path) -> dict[str, float]:
+def from_gguf(metadata: Mapping[str, Any], path: Path) -> SamplingDefaults:
     """Those of a GGUF file, or else of the registry, if it is a file of it.
 
     Raises CheckpointError for nonsense.
     """
     found = _checked(Fields(metadata, str(path)), _GGUF_KEYS)
     if found:
-        return found
+        return SamplingDefaults(found, f"general.sampling in {path}")
     size = path.stat().st_size
-    known = [m for m in PINNED.values() if (m.file_name, m.num_bytes) == (path.name, size)]
-    return dict(known[0].sampling) if known else {}
+    for model in PINNED.values():
+        if (model.file_name, model.num_bytes) == (path.name, size) and model.sampling:
+            return SamplingDefaults(model.sampling, f"Loire's own entry for {model.name}")
+    return SamplingDefaults()
 
 
 def _checked(fields: Fields, keys: Mapping[str, str]) -> dict[str, float]:

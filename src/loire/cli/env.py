@@ -1,24 +1,34 @@
-"""Versions, CPU features and which kernels are active."""
+"""Versions, CPU features, which kernels are active, and how a model is sampled by default."""
 
 import argparse
 import json
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from loire import __version__
 from loire.base.machine import usable_cores
+from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.store import loire_home, resolve_model
 from loire.cli.columns import aligned
+from loire.cli.show import sampling_facts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `loire env`."""
+    parser.add_argument(
+        "model", nargs="?", help="tell how this model is sampled where requests say nothing of it"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
     facts = collect()
+    if args.model is not None:
+        checkpoint = open_checkpoint(resolve_model(args.model, allow_download=False))
+        facts[f"sampling of {args.model}"] = sampling_facts(checkpoint)
     if args.json:
         print(json.dumps(facts))
         return 0
@@ -34,7 +44,6 @@ def collect() -> dict[str, object]:
     """Everything that a report of a problem should hold."""
     import torch
 
-    from loire.checkpoint.store import loire_home
     from loire.execution.device import available_memory, select_device
     from loire.kernels.select import available_backends, select_backend
 
@@ -90,11 +99,13 @@ def _cpu_features() -> list[str]:
 
 
 def _package_versions() -> dict[str, str]:
-    names = [text.split(">")[0].split(";")[0].strip() for text in requires("loire") or ()]
     found = {}
-    for name in dict.fromkeys(names):
+    for requirement in requires("loire") or ():
+        name = re.split(r"[^\w.-]", requirement)[0]
+        optional = "extra ==" in requirement
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            if not optional:
+                found[name] = "not installed"
+    return {name: found[name] for name in found if name != "loire"}

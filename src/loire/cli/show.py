@@ -26,18 +26,23 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, dict[str, object]] = {
         "model": _model(args.model, checkpoint),
         "text": _text(checkpoint),
-        "sampling": dict(checkpoint.sampling_defaults),
+        "sampling": sampling_facts(checkpoint),
     }
     if args.json:
         print(json.dumps(facts))
         return 0
-    if not facts["sampling"]:
-        facts["sampling"] = {"recommended": "nothing: temperature 1, no cut"}
     for section, entries in facts.items():
         print(section)
         for line in aligned(entries):
             print(line)
     return 0
+
+
+def sampling_facts(checkpoint: "Checkpoint") -> dict[str, object]:
+    """What requests that say nothing of sampling get, and who recommends it."""
+    defaults = checkpoint.sampling_defaults
+    nobody = "nobody: temperature 1, all tokens"
+    return {**defaults.values, "recommended by": defaults.source or nobody}
 
 
 def _model(name: str, checkpoint: "Checkpoint") -> dict[str, object]:

@@ -42,7 +42,7 @@ class Frontend:
         self.max_model_len = max_model_len
         self._system = system
         num_tokens = checkpoint.description.vocab_size
-        self.sampling_defaults = dict(checkpoint.sampling_defaults)
+        self.sampling_defaults = dict(checkpoint.sampling_defaults.values)
         self._builder = RequestBuilder(
             self.tokenizer, max_model_len, num_tokens, seed, self.sampling_defaults
         )

@@ -82,7 +82,7 @@ def finish(
     )
     tokenizer.rust.save(str(folder / "tokenizer.json"))
     _write(folder / "tokenizer_config.json", dict(tokenizer.template_tokens))
-    _write(folder / "generation_config.json", dict(checkpoint.sampling_defaults))
+    _write(folder / "generation_config.json", dict(checkpoint.sampling_defaults.values))
     template = checkpoint.chat_template
     if template is not None:
         named = {"default": template} if isinstance(template, str) else dict(template)

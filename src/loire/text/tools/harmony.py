@@ -8,16 +8,17 @@ The tokens <|call|> and <|return|> end the answer. What is said in the commentar
 in particular is for the user.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from loire.text.reasoning import ReasoningMarks
 from loire.text.tools.blocks import Block, ReadCalls, Rules, Schemas
+from loire.text.tools.call_reader import CallReader
 from loire.text.tools.events import (
     AnswerEvent,
     ArgumentsDelta,
+    CallBroken,
     CallEnded,
     CallStarted,
     ContentDelta,
@@ -67,8 +68,8 @@ class HarmonyParser:
     """Reads one answer, in pieces of any size: as AnswerParser does, thoughts and calls at once.
 
     names: the tools that may be called. within: the prompt ends in the middle of such a message.
-    Thoughts and content stream; a call is told when its message has ended. One that is none of the
-    tools', or has no JSON object, is content to the letter.
+    Everything streams. A call that is none of the tools', or has no JSON object, is content to the
+    letter; one that shows this after it was told is revoked.
     """
 
     def __init__(
@@ -86,52 +87,60 @@ class HarmonyParser:
         """Of the message whose text is being read; None before its text."""
         self._begun = False
         """Whether the assistant's first header is complete, which begins without a mark."""
-        self._header = ""
         self._held = ""
+        self._call: CallReader | None = None
+        self._raw = ""
+        """Of the call that is being read, its header included."""
+        self._announced = False
+        self._number = -1
+        """Of the latest call that was told: one that is revoked keeps its number."""
         self.num_calls = 0
+        """Those that have come to their end."""
 
     @property
     def in_call(self) -> bool:
-        """Whether a call was told that has not come to its end: never, they are told whole."""
-        return False
+        """Whether a call was told that has not come to its end."""
+        return self._announced
 
     def push(self, text: str) -> list[AnswerEvent]:
         """Take in text: what has become certain."""
         self._held += text
         events: list[AnswerEvent] = []
-        while self._read_header() if self._kind is None else self._read_text(events):
+        while self._read_header(events) if self._kind is None else self._read_text(events):
             pass
         return _merged(events)
 
     def finish(self, *, truncated: bool) -> list[AnswerEvent]:
-        """What is certain now that the text has ended (truncated: because of its length)."""
+        """What is certain now that the text has ended.
+
+        truncated: because of its length. A call that was told is then left as it is, without an
+        end; otherwise a call without an end is none.
+        """
         events: list[AnswerEvent] = []
         held, self._held = self._held, ""
         if self._kind is None:
             if held.strip() and not held.lstrip().startswith((_CHANNEL, _START, "to=")):
                 events.append(ContentDelta(held))
-        elif self._kind != "call":
+        elif self._call is None or not truncated:
             self._say(events, held)
-        elif not truncated:  # the token that ends a call ends the answer
-            self._end_call(events, held)
+            self._end_message(events)  # the token that ends a call ends the answer
         return _merged(events)
 
-    def _read_header(self) -> bool:
+    def _read_header(self, events: list[AnswerEvent]) -> bool:
         """Read up to a message's text; whether there is more to do."""
         held = self._held
         if not self._begun and not self._may_be_header(held):
-            self._kind, self._header = "content", ""
-            self._begun = True
+            self._kind, self._begun = "content", True
             return bool(held)
         place = held.find(_MESSAGE)
         if place < 0:
             if len(held) > MAX_HEADER:
-                self._kind, self._header, self._begun = "content", "", True
+                self._kind, self._begun = "content", True
                 return True
             return False
         header, self._held = held[:place], held[place + len(_MESSAGE) :]
-        self._header, self._begun = header, True
-        self._kind = self._kind_of(header)
+        self._begun = True
+        self._begin_message(events, header)
         return bool(self._held)
 
     @staticmethod
@@ -142,58 +151,97 @@ class HarmonyParser:
             begun.startswith(mark) or mark.startswith(begun) for mark in (_CHANNEL, "to=", _START)
         )
 
-    def _kind_of(self, header: str) -> _Kind:
-        if _ADDRESSEE.search(header):
-            return "call"
+    def _begin_message(self, events: list[AnswerEvent], header: str) -> None:
+        addressee = _ADDRESSEE.search(header)
         channel = _IN_CHANNEL.search(header)
-        return "thoughts" if channel is not None and channel[1] == "analysis" else "content"
+        if addressee is None:
+            is_thought = channel is not None and channel[1] == "analysis"
+            self._kind = "thoughts" if is_thought else "content"
+            return
+        self._kind, self._raw = "call", header + _MESSAGE
+        name = addressee[1].removeprefix("functions.")
+        may = self._max_calls is None or self.num_calls < self._max_calls
+        if may and name in self._names:
+            self._call = CallReader(self._names, name)
+        else:
+            self._fail(events, "")
 
     def _read_text(self, events: list[AnswerEvent]) -> bool:
         """Read a message's text; whether it has come to its end and there is more to do."""
         places = [(self._held.find(mark), mark) for mark in _ENDS]
         found = min((place for place in places if place[0] >= 0), default=None)
         if found is None:
-            if self._kind != "call":
-                certain = len(self._held) - _uncertain(self._held)
-                self._say(events, self._held[:certain])
-                self._held = self._held[certain:]
+            certain = len(self._held) - _uncertain(self._held)
+            self._say(events, self._held[:certain])
+            self._held = self._held[certain:]
             return False
         place, mark = found
         text, self._held = self._held[:place], self._held[place + len(mark) :]
-        if self._kind == "call":
-            self._end_call(events, text)
-        else:
-            self._say(events, text)
-        self._kind = None
+        self._say(events, text)
+        self._end_message(events)
         return bool(self._held)
 
     def _say(self, events: list[AnswerEvent], text: str) -> None:
-        if text:
-            events.append(ReasoningDelta(text) if self._kind == "thoughts" else ContentDelta(text))
+        if self._kind == "thoughts" and text:
+            events.append(ReasoningDelta(text))
+        elif self._kind == "content" and text:
+            events.append(ContentDelta(text))
+        elif self._kind == "call":
+            self._read_call(events, text)
 
-    def _end_call(self, events: list[AnswerEvent], text: str) -> None:
-        addressee = _ADDRESSEE.search(self._header)
-        assert addressee is not None, "without one it is no call"
-        name = addressee[1].removeprefix("functions.")
-        arguments = text.strip() or "{}"
-        may = self._max_calls is None or self.num_calls < self._max_calls
-        if not (may and name in self._names and _is_object(arguments)):
-            events.append(ContentDelta(f"{self._header}{_MESSAGE}{text}"))
-            return
-        index = self.num_calls
-        events += [
-            CallStarted(index, self._new_id(), name),
-            ArgumentsDelta(index, arguments),
-            CallEnded(index),
-        ]
+    def _read_call(self, events: list[AnswerEvent], text: str) -> None:
+        """Follow a call's arguments; what comes after them, whitespace aside, is content."""
+        call = self._call
+        for place, character in enumerate(text):
+            if call is not None and not self._announced:
+                if character.isspace():
+                    self._raw += character
+                    continue
+                if character != "{":
+                    return self._fail(events, text[place:])
+                self._announce(events)
+            if call is None:
+                if rest := text[place:].lstrip():
+                    self._kind = "content"
+                    events.append(ContentDelta(rest))
+                return None
+            if not call.push(character):
+                return self._fail(events, text[place:])
+            self._raw += character
+            events.append(ArgumentsDelta(self._number, call.take_arguments()))
+            if call.complete:
+                self._end_call(events)
+                call = None
+        return None
+
+    def _announce(self, events: list[AnswerEvent]) -> None:
+        call = self._call
+        assert call is not None, "a call is being read"
+        assert call.name is not None, "its header has the name"
+        self._number += 1
+        self._announced = True
+        events.append(CallStarted(self._number, self._new_id(), call.name))
+
+    def _fail(self, events: list[AnswerEvent], rest: str) -> None:
+        """What was read of a call, and the rest of its message, is content."""
+        if self._announced:
+            events.append(CallBroken(self._number))
+        events.append(ContentDelta(self._raw + rest))
+        self._kind, self._call, self._announced, self._raw = "content", None, False, ""
+
+    def _end_call(self, events: list[AnswerEvent]) -> None:
+        events.append(CallEnded(self._number))
         self.num_calls += 1
+        self._call, self._announced, self._raw = None, False, ""
 
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    def _end_message(self, events: list[AnswerEvent]) -> None:
+        if self._call is not None and self._announced:
+            self._fail(events, "")
+        elif self._call is not None:  # nothing but whitespace: it has no arguments
+            self._announce(events)
+            events.append(ArgumentsDelta(self._number, "{}"))
+            self._end_call(events)
+        self._kind = None
 
 
 def _uncertain(text: str) -> int:
@@ -212,6 +260,8 @@ def _merged(events: list[AnswerEvent]) -> list[AnswerEvent]:
             merged[-1] = ContentDelta(last.text + event.text)
         elif isinstance(event, ReasoningDelta) and isinstance(last, ReasoningDelta):
             merged[-1] = ReasoningDelta(last.text + event.text)
+        elif isinstance(event, ArgumentsDelta) and isinstance(last, ArgumentsDelta):
+            merged[-1] = ArgumentsDelta(event.index, last.text + event.text)
         else:
             merged.append(event)
     return merged

@@ -132,7 +132,7 @@ class ScriptedLink(EngineThread):
 
     @property
     def num_waiting_tokens(self) -> int:
-        return sum(sequence.num_tokens for sequence in self.core.scheduler.waiting)
+        return sum(len(sequence.tokens) for sequence in self.core.scheduler.waiting)
 
     @property
     def blocks_in_use(self) -> int:
@@ -159,7 +159,7 @@ def scripted_engine(model: Path, script: Script) -> ScriptedEngine:
         kv_cache_dtype="float32",
         device="cpu",
         max_model_len=WINDOW,
-        max_num_seqs=16,
+        max_num_seqs=64,
         max_num_batched_tokens=65536,
         geometry=one_group(16, 64),
         num_blocks=4 * WINDOW // 16,

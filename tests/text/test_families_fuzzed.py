@@ -89,6 +89,14 @@ def joined(events: list[AnswerEvent]) -> Joined:
     return thoughts, content, ended, [] if open_call is None else [told[open_call]]
 
 
+def without_marks(family: str, text: str) -> str:
+    """Without whitespace, and what may stand around calls: what is left must be said."""
+    block = choose_format(FAMILIES[family][0]).block
+    for mark in () if block is None else block.around:
+        text = text.replace(mark, "")
+    return "".join(text.split())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mistake_at_each_byte(family: str) -> None:
     text = FAMILIES[family][1].encode()
@@ -97,6 +105,9 @@ def test_a_mistake_at_each_byte(family: str) -> None:
         whole = joined(read(family, ["".join(decoded([wrong]))], truncated=truncated))
         pieces = decoded(wrong[place : place + 1] for place in range(len(wrong)))
         assert joined(read(family, pieces, truncated=truncated)) == whole, wrong
+        if family != "harmony" and not whole[2] and not whole[3]:
+            said = "".join(decoded([wrong]))
+            assert without_marks(family, whole[1]) == without_marks(family, said)
         for name, arguments in whole[2]:
             assert name == "level"
             assert isinstance(json.loads(arguments), dict), wrong

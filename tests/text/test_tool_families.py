@@ -430,3 +430,8 @@ def test_free_answers_may_call(tool_format: ToolFormat, special: bool) -> None:
     if not tool_format.bare:
         assert accepts(tool_format, use, f"I look. {text}", special=special)
         assert not accepts(tool_format, use, text + text, special=special)
+
+
+def test_a_list_that_is_no_call_is_said_once() -> None:
+    for text in ("[1, 2]", "[TOOL_CALLS] x", "[", "[list-boats(] or not"):
+        assert read(LLAMA_PYTHONIC, list(text)) == read(LLAMA_PYTHONIC, [text]) == (text, [])

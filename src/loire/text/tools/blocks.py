@@ -112,8 +112,7 @@ class BlockParser:
             self._bare = False
         if self._bare:
             return []
-        while (self._inside and self._read_block()) or (not self._inside and self._read_content()):
-            pass
+        self._read()
         return self._take()
 
     def finish(self, *, truncated: bool) -> list[ToolEvent]:
@@ -123,7 +122,7 @@ class BlockParser:
             if not truncated and self._tell(self._held.strip()):
                 self._held, self._after = "", True
             else:
-                self._events += self.push("")
+                self._read()
         if self._inside:
             inner, self._inside = self._held, False
             # Some models end an answer instead of their last call.
@@ -133,6 +132,11 @@ class BlockParser:
         rest, self._held = self._held, ""
         self._say(rest.lstrip() if self._after else rest)
         return self._take()
+
+    def _read(self) -> None:
+        """Tell what is certain of the text that is held."""
+        while (self._inside and self._read_block()) or (not self._inside and self._read_content()):
+            pass
 
     @property
     def _may_open(self) -> bool:

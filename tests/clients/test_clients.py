@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ def test_two_turns_with_a_tool_each(name: str, tiny_llama: Path, tmp_path: Path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+@contextmanager
+def tiny_server(model: Path) -> Iterator[str]:
+    """The address of a server of a tiny model, kernels and all."""
+    server = start(model, "--dtype", "float32", "--kv-cache-memory", "64MB")
+    try:
+        wait_for(lambda: "ready after" in "".join(server.log), 120)
+        yield server.url
+    finally:
+        server.process.terminate()
+        server.process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_evaluation_harness_finds_what_transformers_gives(tmp_path: Path) -> None:
@@ -108,16 +121,39 @@ def test_evaluation_harness_finds_what_transformers_gives(tmp_path: Path) -> Non
 
     python = environment("lm-eval", ["lm_eval[api]", "torch", "transformers", "accelerate"])
     model = save_tiny_llama(tmp_path / "model", max_positions=2048)
-    server = start(model, "--dtype", "float32", "--kv-cache-memory", "64MB")
-    try:
-        wait_for(lambda: "ready after" in "".join(server.log), 120)
+    with tiny_server(model) as url:
         done = subprocess.run(
             [python, HERE / "lm_evaluation.py"],
-            env={**os.environ, "MODEL": str(model), "LOIRE_URL": server.url,
+            env={**os.environ, "MODEL": str(model), "LOIRE_URL": url,
                  "OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
             capture_output=True, text=True, check=False, timeout=900,
         )  # fmt: skip
-    finally:
-        server.process.terminate()
-        server.process.wait()
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+def test_guidellm_measures_every_request(path: str, tmp_path: Path) -> None:
+    from support.tiny_models import save_tiny_llama
+
+    guidellm = environment("guidellm", ["guidellm"]).with_name("guidellm")
+    model = save_tiny_llama(tmp_path / "model", max_positions=2048)
+    report = tmp_path / "report.json"
+    with tiny_server(model) as url:
+        done = subprocess.run(
+            [guidellm, "run", "--disable-console",
+             "--backend", f"kind=openai_http,target={url},request_format={path}",
+             "--profile", "kind=concurrent,streams=4",
+             "--constraint", "kind=max_requests,count=8",
+             "--tokenizer", f"kind=hf_auto,model={model}",
+             "--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=16",
+             "--output", f"kind=json,path={report}"],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+            capture_output=True, text=True, check=False, timeout=600,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    [benchmark] = json.loads(report.read_text())["benchmarks"]
+    requests = benchmark["requests"]
+    assert (len(requests["successful"]), requests["errored"]) == (8, [])
+    assert {request["output_tokens"] for request in requests["successful"]} == {16}

@@ -30,7 +30,7 @@ BODY: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": 
 WINDOW: dict[str, Any] = {"completion_window": "24h"}
 
 
-def line(custom_id: str, body: dict[str, Any] | None = None, url: str = CHAT, **other: Any) -> str:
+def line(custom_id: Any, body: dict[str, Any] | None = None, url: str = CHAT, **other: Any) -> str:
     fields = {"custom_id": custom_id, "method": "POST", "url": url, "body": body or BODY}
     return json.dumps(fields | other)
 
@@ -203,6 +203,12 @@ def test_responses_run_as_batches(engine: FakeEngine, tmp_path: Path) -> None:
         (line("a", {**BODY, "stream": True}), "unsupported_stream"),
         (line("a", {**BODY, "user": "half of \ud800"}), "invalid_json_line"),
         (line("first"), "duplicate_custom_id"),
+        (line(1.5), "invalid_json_line"),
+        (line(None), "invalid_json_line"),
+        (line(True), "invalid_json_line"),
+        (line(2**63), "invalid_json_line"),
+        (line(["a"]), "invalid_json_line"),
+        (line("2") + "\n" + line(2), "duplicate_custom_id"),
     ],
 )
 def test_a_wrong_line_fails_the_batch_by_its_number(
@@ -212,7 +218,7 @@ def test_a_wrong_line_fails_the_batch_by_its_number(
         file_id = await server.upload(line("first"), "", text)
         batch = await server.wait(await server.create(file_id), "failed")
         [error] = batch["errors"]["data"]
-        assert (error["code"], error["line"]) == (code, 3)
+        assert (error["code"], error["line"]) == (code, 3 + text.count("\n"))
         assert error["message"]
         assert batch["failed_at"] >= batch["created_at"]
         assert engine.submissions == []
@@ -233,6 +239,8 @@ def test_inputs_have_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert codes(*(line(str(i)) for i in range(4))) == [("too_many_requests", None)]
     assert codes(line("1"), line("2" * 300)) == [("line_too_long", 2)]
     assert codes("\n\n") == [("empty_file", None)]
+    path.write_text(line("1"), encoding="utf-16")
+    assert [error.code for error in read_input(path, CHAT)[1]] == ["invalid_encoding"]
     assert codes(*["{"] * 100) == [("invalid_json_line", i + 1) for i in range(MAX_ERRORS)]
 
 
@@ -447,7 +455,7 @@ def test_files_as_peoples_tools_write_them(tiny_llama: Path, tmp_path: Path) -> 
     """A byte order mark, Windows' line ends, blank lines, ids of any alphabet; and answers that
     hold what some readers take for line ends."""
     engine = FakeEngine(tiny_llama, "one\u2028two\u2029three\x85four")
-    ids = ["a\u2028b", "été ☕", "x\r\ny", '"quoted"', "\u0085"]
+    ids = ["a\u2028b", "été ☕", "x\r\ny", '"quoted"', "\u0085", " ", 7, -(2**63), "x" * 512]
     texts = [line(custom_id) for custom_id in ids]
     data = b"\xef\xbb\xbf\r\n" + "\r\n\r\n \t\r\n".join(texts).encode() + b"\r\n\r\n"
 
@@ -457,7 +465,7 @@ def test_files_as_peoples_tools_write_them(tiny_llama: Path, tmp_path: Path) -> 
         batch = await server.create(response.json()["id"])
         done = await server.wait(batch, "completed", "failed")
         assert done["errors"] is None
-        assert done["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+        assert done["request_counts"] == {"total": 9, "completed": 9, "failed": 0}
         output = await server.lines(done["output_file_id"])  # by str.splitlines()
         assert [entry["custom_id"] for entry in output] == ids
         for entry in output:

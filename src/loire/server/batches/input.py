@@ -4,7 +4,7 @@
 """
 
 import time
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,10 +25,17 @@ _PAUSE_LINES = 200
 _PAUSE_S = 0.001
 
 
+CustomId = (
+    Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
+    | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+)
+"""A text; tables write whole numbers, which come back as such."""
+
+
 class BatchLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One request. body: what would be sent to the url, as JSON."""
 
-    custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
+    custom_id: CustomId
     method: Literal["POST"]
     url: str
     body: msgspec.Raw
@@ -43,7 +50,7 @@ class LinePlace:
 
     offset: int
     num_bytes: int
-    custom_id: str
+    custom_id: CustomId
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,11 @@ def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]
     number = 0
     with path.open("rb") as file:
         # Editors and spreadsheets put a mark of the encoding before the text.
-        offset = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        start = file.read(len(BOM_UTF8))
+        if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            message = "the file is in UTF-16, as some shells of Windows write it: save it as UTF-8"
+            return BatchInput(path, ()), [BatchError(code="invalid_encoding", message=message)]
+        offset = len(BOM_UTF8) if start == BOM_UTF8 else 0
         file.seek(offset)
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -117,12 +128,13 @@ def _mistake(
     if line.url != endpoint:
         message = f"the url is {line.url[:80]!r}, but the batch is for {endpoint!r}"
         return wrong("mismatched_url", message, "url")
-    if line.custom_id in seen:
-        message = f"custom_id {line.custom_id[:80]!r} stands in line {seen[line.custom_id]} already"
+    custom_id = str(line.custom_id)  # whoever reads the results may not tell 1 from "1"
+    if custom_id in seen:
+        message = f"custom_id {custom_id[:80]!r} stands in line {seen[custom_id]} already"
         return wrong("duplicate_custom_id", message, "custom_id")
     if body.get("stream"):
         message = "'stream' is for requests that somebody waits for: leave it out"
         return wrong("unsupported_stream", message, "body.stream")
-    seen[line.custom_id] = number
+    seen[custom_id] = number
     places.append(LinePlace(offset, len(text), line.custom_id))
     return None

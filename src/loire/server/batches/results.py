@@ -35,7 +35,7 @@ class OutputLine(msgspec.Struct, frozen=True):
     """A line of the files that the user gets."""
 
     id: str
-    custom_id: str
+    custom_id: str | int
     response: LineAnswer | None
     error: Failure | None
 

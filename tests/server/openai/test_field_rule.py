@@ -183,6 +183,26 @@ def test_blocks_are_taken_back(engine: FakeEngine) -> None:
     assert "the report" in (engine.submissions[-1].prompt or "")
 
 
+@pytest.mark.parametrize("kind", ["image", "redacted_thinking", "nonsense"])
+def test_what_a_result_cannot_hold_is_refused_by_its_name(engine: FakeEngine, kind: str) -> None:
+    call_block = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": kind}]}
+    messages = [USER, {"role": "assistant", "content": [call_block]},
+                {"role": "user", "content": [result]}]  # fmt: skip
+    response = ask(engine, MESSAGES, messages=messages)
+    assert response.status_code == 400
+    said = response.json()["error"]["message"]
+    assert f"a content block of type '{kind}' is not supported here: this server reads" in said
+
+
+def test_other_modalities_are_refused_by_name(engine: FakeEngine) -> None:
+    response = ask(engine, CHAT, modalities=["text", "audio"])
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["message"] == "'audio' is not supported: this server writes text only"
+    assert error["param"] == "modalities[1]"
+
+
 def test_too_many_tokens_are_cut_where_the_field_is_compulsory(engine: FakeEngine) -> None:
     assert ask(engine, MESSAGES, max_tokens=128_000).status_code == 200
     assert ask(engine, MESSAGES, max_tokens=engine.window - 1).status_code == 200

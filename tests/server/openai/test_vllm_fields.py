@@ -121,6 +121,18 @@ def test_of_a_long_prompt_the_end_is_kept(engine: FakeEngine) -> None:
     )
 
 
+def test_of_a_long_text_that_becomes_a_vector_the_end_is_kept(engine: FakeEngine) -> None:
+    words = " ".join(f"word{number}" for number in range(3000))
+    path = "/v1/embeddings"
+    for number in (None, 0, -2):
+        body = {"model": NAME, "input": ["a", words], "truncate_prompt_tokens": number}
+        assert call(engine, "POST", path, json=body).status_code == 400
+    for number, kept in ((3, 3), (-1, 2048 - 1)):
+        body = {"model": NAME, "input": words, "truncate_prompt_tokens": number}
+        call(engine, "POST", path, json=body)  # which this engine has no vector for
+        assert len(engine.submissions[-1].request.prompt_token_ids) == kept
+
+
 def test_an_echo_of_a_cut_prompt_is_what_was_kept(engine: FakeEngine) -> None:
     [choice] = ask(engine, TEXT, echo=True, truncate_prompt_tokens=1, max_tokens=0).json()[
         "choices"

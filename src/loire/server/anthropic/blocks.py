@@ -1,7 +1,7 @@
 """Messages in Anthropic's API, and the blocks that they consist of."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -123,6 +123,12 @@ class ToolResultBlock(PastBlock):
     tool_use_id: Name
     content: TextOrParts[ResultPart] = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_parts(cls, data: Any) -> Any:
+        _refuse_others(data, frozenset(_RESULT_PARTS), _RESULT_PARTS)
+        return data
+
 
 _RESULT_PARTS = ("text", "document", "search_result", "tool_reference")
 _BLOCKS = ("text", "thinking", "tool_use", "tool_result", "document", "search_result")
@@ -143,6 +149,22 @@ _FOREIGN = frozenset(
         "advisor_tool_result",
     )
 )
+
+
+def _refuse_others(data: Any, known: Set[str], readable: Sequence[str]) -> None:
+    """Fail the validation of what has a content with a block of a kind that is not known."""
+    content = data.get("content") if isinstance(data, dict) else None
+    for number, block in enumerate(content if isinstance(content, list) else ()):
+        kind = block.get("type") if isinstance(block, dict) else None
+        if isinstance(kind, str) and kind not in known:
+            refuse(
+                f"a content block of type {kind!r} is not supported here: this server reads "
+                f"{', '.join(readable)}",
+                "content",
+                number,
+                "type",
+                kind="unsupported",
+            )
 
 
 def _kind_among(value: Any, kinds: Sequence[str]) -> str:
@@ -182,18 +204,7 @@ class MessageParam(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_blocks(cls, data: Any) -> Any:
-        content = data.get("content") if isinstance(data, dict) else None
-        for number, block in enumerate(content if isinstance(content, list) else ()):
-            kind = block.get("type") if isinstance(block, dict) else None
-            if isinstance(kind, str) and kind not in _BLOCKS and kind not in _FOREIGN:
-                refuse(
-                    f"a content block of type {kind!r} is not supported: this server reads "
-                    f"{', '.join(_BLOCKS)}",
-                    "content",
-                    number,
-                    "type",
-                    kind="unsupported",
-                )
+        _refuse_others(data, _FOREIGN.union(_BLOCKS), _BLOCKS)
         return data
 
     @model_validator(mode="after")

@@ -42,6 +42,7 @@ from loire.text.tools.prompt import Ending
 MAX_PAST_CALLS = 128
 """Calls in one message."""
 MAX_VARIABLES = 32
+MAX_MODALITIES = 8
 
 _OLD_CALL = "call_function"
 """The id of a call in the older form, which has none."""
@@ -156,11 +157,15 @@ class ChatCompletionRequest(GenerationRequest):
     continue_final_message: bool = Field(
         False, description="the answer goes on within the last message, the assistant's (vLLM's)"
     )
-    modalities: list[Literal["text"]] = Field(default=["text"], max_length=1)
+    modalities: Annotated[list[Name], up_to(MAX_MODALITIES)] = Field(default=["text"])
     _tool_use: ToolUse | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "ChatCompletionRequest":
+        for number, modality in enumerate(self.modalities):
+            if modality != "text":
+                said = f"{modality!r} is not supported: this server writes text only"
+                refuse(said, "modalities", number, kind="unsupported")
         if self.top_logprobs and not self.logprobs:
             refuse("'top_logprobs' needs 'logprobs': true", "top_logprobs")
         given = {self.max_tokens, self.max_completion_tokens} - {None}

@@ -42,6 +42,9 @@ class EmbeddingsRequest(StrictModel):
     )
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Pooling = Field("mean", description="of the hidden states of a text's tokens")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=MAX_INT, description="keep each text's end; -1: as much as there is room"
+    )
     priority: int = Field(0, ge=-MAX_INT, le=MAX_INT)
     cache_salt: Name = Field("", description="accepted without effect: no cache is read")
 
@@ -98,7 +101,9 @@ async def create_embeddings(body: EmbeddingsRequest, request: Request) -> Respon
 
 
 def _submit(client: CallClient, body: EmbeddingsRequest) -> list[Submission]:
-    params = SamplingParams(max_tokens=1, pooling=body.pooling)
+    params = SamplingParams(
+        max_tokens=1, pooling=body.pooling, truncate_prompt_tokens=body.truncate_prompt_tokens
+    )
     origin = client.origin(priority=body.priority)
     submissions = []
     for number, prompt in enumerate(as_prompts(body.input)):

@@ -50,8 +50,8 @@ def without_hosted(tools: Sequence[ClientTool | HostedTool]) -> list[ClientTool]
         if isinstance(tool, HostedTool):
             if not usable:
                 refuse(
-                    f"a tool of type {tool.type!r} is not supported: this server runs no tools of "
-                    f"its own, only functions and custom tools that the client runs",
+                    f"a tool of type {tool.type!r} is not supported: this server runs no tools, "
+                    f"and knows those alone that the request describes",
                     "tools",
                     number,
                     "type",

@@ -32,7 +32,8 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         read, write = os.pipe()
         os.write(write, data)
         os.close(write)
-        opened.append(os.fdopen(read, encoding="utf-8"))
+        # As Python has it in the locale C.
+        opened.append(os.fdopen(read, encoding="utf-8", errors="surrogateescape"))
         monkeypatch.setattr(sys, "stdin", opened[-1])
 
     yield fill
@@ -111,6 +112,19 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     assert f"usage: loire {verb}" in capsys.readouterr().out
+
+
+def test_a_mistake_is_told_without_a_screen_of_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, usage, said in (
+        (["run", "--nope"], "loire run [OPTION ...] [prompt]", "unrecognized arguments: --nope"),
+        (["chat", "-m", "x"], "loire chat [OPTION ...] [model]", "unrecognized arguments: -m"),
+        (["serve", "--port", "x"], "loire serve [OPTION ...] [model]", "argument --port"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == f"usage: {usage}"
+        assert second.startswith(f"loire {arguments[0]}: error: {said}")
 
 
 def test_show(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

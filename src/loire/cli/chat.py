@@ -99,8 +99,11 @@ class ChatLoop:
             return False
         if name == "/reset":
             self.turns.clear()
-        elif name == "/retry" and self._drop_answer():
-            while self._answer():
+            print("(the conversation starts over)")
+        elif name == "/retry":
+            if not self._drop_answer():
+                print("(there is no message to answer again)")
+            while self.turns and self._answer():
                 pass
         elif name == "/undo":
             self._drop_answer()
@@ -108,10 +111,12 @@ class ChatLoop:
         elif name == "/system":
             self.system = rest.strip() or None
             self.turns.clear()
+            print("(the conversation starts over)")
         elif name == "/stats":
             self.stats = not self.stats
+            print(f"(statistics are {'on' if self.stats else 'off'})")
         else:
-            print(HELP)
+            print(HELP if name == "/help" else f"{name} is no command:\n{HELP}")
         return True
 
     def _drop_answer(self) -> bool:

@@ -11,7 +11,7 @@ from loire import __version__
 VERBS: dict[str, str] = {
     "run": "answer one prompt, streamed to the terminal",
     "chat": "talk with a model in the terminal",
-    "serve": "serve the OpenAI API over HTTP",
+    "serve": "serve the APIs of OpenAI and Anthropic over HTTP",
     "launch": "start a coding agent (codex, claude, opencode, aider) over a model of your own",
     "keys": "add, revoke and list the API keys of a file",
     "adapters": "list, load and unload the LoRA adapters of a server that runs",
@@ -26,9 +26,19 @@ VERBS: dict[str, str] = {
     "quantize": "make a model smaller: few bits for each weight, as many as it needs",
     "bench": "run loads against the limits of this machine",
     "eval": "how good a model is: the perplexity of a text",
-    "env": "versions, CPU features and which kernels are active",
+    "env": "versions, CPU features, active kernels, and how a model is sampled",
 }
 """Verb -> one line of help; the verb's module is loire.cli.<verb>."""
+
+_EPILOG = """\
+  loire run "What is the capital of Japan?"
+  git diff | loire run "Write a commit message"
+  loire chat
+  loire serve
+  loire launch codex
+
+`loire VERB --help` has the options of a verb. Where no model is named it is smollm2.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = arguments.index("--")
         arguments, passed_on = arguments[:place], arguments[place + 1 :]
     parser, verb_parser = _parser(arguments[0] if arguments else "")
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        asked = verb_parser or parser
+        asked.error(f"unrecognized arguments: {' '.join(unknown)}; see `{asked.prog} --help`")
     args.passed_on = passed_on
     if args.verb is None:
         parser.print_help()
@@ -73,7 +86,10 @@ def _in_flags(message: str, parser: argparse.ArgumentParser | None) -> str:
 def _parser(verb: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
     """The parser, and within it that of the one verb that is used, with its arguments."""
     parser = argparse.ArgumentParser(
-        prog="loire", description="An LLM inference and serving engine."
+        prog="loire",
+        description="An LLM inference and serving engine.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"loire {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
@@ -82,5 +98,14 @@ def _parser(verb: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
         if name == verb:
             import_module(f"loire.cli.{name}").add_arguments(sub)
+            sub.usage = _usage(sub)
             used = sub
     return parser, used
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """A line of usage: with all options, it would fill a screen above every mistake."""
+    formatter = parser._get_formatter()
+    formatter.add_usage(None, parser._get_positional_actions(), [], prefix="")
+    words = formatter.format_help().split()
+    return " ".join([*words[:2], "[OPTION ...]", *words[2:]])

@@ -40,6 +40,7 @@ def _is_piped() -> bool:
 
 def _read() -> str:
     try:
-        return sys.stdin.read()
+        # Decoded here: where the locale is C, Python's own way would let anything pass.
+        return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"standard input is not text in UTF-8: {error}") from error

@@ -1,4 +1,5 @@
-"""What README and docs/ say to type: commands are understood, Python and curl run as they stand.
+"""What README and docs/ say to type: commands are understood, Python and curl run as they stand;
+programs of the repository are there and know their flags.
 
 Only names are put in: the tiny model for smollm2, the test's server for the default address.
 """
@@ -16,6 +17,8 @@ import pytest
 
 import loire
 from loire.cli.main import VERBS, _parser
+from loire.server.host.app import create_app
+from loire.server.serving.served import ServedModel
 from support.fake_engine import NAME, FakeEngine, serving
 
 ROOT = Path(loire.__file__).parents[2]
@@ -47,14 +50,42 @@ def is_python(block: str) -> bool:
     return any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree))
 
 
+def is_more_python(block: str) -> bool:
+    """Whether it goes on with the model that the Python before it made."""
+    try:
+        return bool(re.search(r"\bllm\.", block)) and bool(ast.parse(textwrap.dedent(block)))
+    except SyntaxError:
+        return False
+
+
+def python_blocks() -> Iterator[tuple[str, str]]:
+    """What runs by itself; what goes on from there has that before it."""
+    page, before = "", ""
+    for place, block in BLOCKS:
+        if place.partition(":")[0] != page:
+            page, before = place.partition(":")[0], ""
+        if is_python(block):
+            before = block
+            yield place, block
+        elif before and is_more_python(block):
+            yield place, f"{before}\n{block}"
+
+
+def typed(pattern: str) -> list[tuple[str, str]]:
+    """Lines that begin so, those that go on joined."""
+    return [
+        (place, line.removeprefix(".venv/bin/"))
+        for place, block in BLOCKS
+        for line in re.sub(r"\\\n\s*", "", block).splitlines()
+        if re.match(rf"(\.venv/bin/)?{pattern}", line)
+    ]
+
+
 BLOCKS = [(place, textwrap.dedent(block)) for place, block in blocks()]
-PYTHON = [(place, block) for place, block in BLOCKS if is_python(block)]
-COMMANDS = [
-    (place, line.removeprefix(".venv/bin/"))
-    for place, block in BLOCKS
-    for line in re.sub(r"\\\n\s*", "", block).splitlines()
-    if re.match(r"(\.venv/bin/)?loire \w", line)
-]
+PYTHON = list(python_blocks())
+COMMANDS = typed(r"loire \w")
+PROGRAMS = typed(r"(python|pytest) .*\.py")
+CURLS = typed("curl ")
 
 
 def test_there_is_something_to_try() -> None:
@@ -69,6 +100,25 @@ def test_commands_are_understood(place: str, line: str) -> None:
     _, verb, *rest = words[: min(ends, default=len(words))]
     assert verb in VERBS, place
     _parser(verb)[0].parse_args([verb, *rest])
+
+
+@pytest.mark.parametrize(("place", "line"), PROGRAMS, ids=[place for place, _ in PROGRAMS])
+def test_programs_are_there_and_know_their_flags(place: str, line: str) -> None:
+    words = shlex.split(line, comments=True)
+    [program] = [word for word in words if word.endswith(".py")]
+    source = (ROOT / program).read_text(encoding="utf-8")
+    if words[0] == "python":
+        for flag in (word.removeprefix("--") for word in words if word.startswith("--")):
+            assert re.search(rf'"(--)?{flag}"', source), f"{place}: --{flag}"
+
+
+@pytest.mark.parametrize(("place", "line"), CURLS, ids=[place for place, _ in CURLS])
+def test_curl_asks_a_route_with_json(place: str, line: str) -> None:
+    words = shlex.split(line)
+    [url] = [word for word in words if "localhost" in word or "127.0.0.1" in word]
+    paths = create_app(ServedModel([NAME], None)).openapi()["paths"]
+    assert "/" + url.partition("/")[2] in paths, place
+    json.loads(words[words.index("-d") + 1])
 
 
 def put_in(text: str, model: Path, url: str) -> str:

@@ -138,8 +138,9 @@ def _described(fields: Fields) -> ModelDescription:
         intermediate_size=21504,
         num_attention_heads=32,
         num_key_value_heads=8,
-        rms_norm_eps=fields.number("layer_norm_epsilon", 1e-5, low=0.0, high=1.0),
     )
+    eps = fields.number("layer_norm_epsilon", 1e-5, low=0.0, high=1.0)
+    filled = Fields({**filled.values, "rms_norm_eps": eps}, fields.source)
     common = config_fields.common(filled, "nemotron_h", max_positions=4096, head_dim=128)
     common.layer.update(activation="squared_relu", mlp_bias=fields.flag("mlp_bias", False))
     return _single_parts(
@@ -216,6 +217,11 @@ def _gguf(source: GGUFSource) -> ModelDescription:
     count = source.num_layers - source.own.integer("nextn_predict_layers", 0, low=0)
     layer_kinds = tuple(_gguf_kind(source, index) for index in range(count))
     source = gguf_fields.with_largest(source, "attention.head_count_kv", "feed_forward_length")
+    # llama.cpp reads the key of another norm's eps; files may have both.
+    given = source.own.values
+    eps = given.get("attention.layer_norm_epsilon", given.get("attention.layer_norm_rms_epsilon"))
+    own = Fields({**given, "attention.layer_norm_rms_epsilon": eps}, source.own.source)
+    source = replace(source, own=own)
     common = gguf_fields.common(source)
 
     def has_bias(kind: str, part: str) -> bool:

@@ -43,8 +43,10 @@ class AnswerReader:
         """What is certain after more text, and, with a finish reason, after all of it."""
         events = self._parser.push(text)
         if finish_reason is not None:
-            self._cut = self._must_call and (self._parser.in_call or not self._parser.num_calls)
-            events += self._parser.finish(truncated=finish_reason == "length" or self._cut)
+            within = self._must_call and self._parser.in_call
+            events += self._parser.finish(truncated=finish_reason == "length" or within)
+            # Asked last: some forms of calls are certain only at the end of the text.
+            self._cut = within or (self._must_call and not self._parser.num_calls)
         if self._is_json:
             texts = (event.text for event in events if isinstance(event, ContentDelta))
             self._content += "".join(texts)

@@ -52,7 +52,8 @@ def test_layers_by_older_names_and_by_letters(tmp_path: Path) -> None:
     limits = {"time_step_limit": [0.0, float("inf")]}  # as json writes it: Infinity
     change_config(directory, layers_block_type=["moe", "mamba", "attention", "mamba"], **limits)
     assert open_checkpoint(directory).description == whole
-    letters = {"hybrid_override_pattern": "EM*M", "num_hidden_layers": 4}
+    letters: dict[str, Any] = {"hybrid_override_pattern": "EM*M", "num_hidden_layers": 4}
+    letters |= {"head_dim": ..., "attention_head_dim": 24}
     change_config(directory, layers_block_type=..., **letters)
     assert open_checkpoint(directory).description == whole
     change_config(directory, num_hidden_layers=5)

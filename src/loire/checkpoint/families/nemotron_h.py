@@ -136,6 +136,7 @@ def _described(fields: Fields) -> ModelDescription:
         bos_token_id=1,
         eos_token_id=2,
         intermediate_size=21504,
+        head_dim=fields.values.get("attention_head_dim"),  # its name in Nemotron-H 8B and 56B
         num_attention_heads=32,
         num_key_value_heads=8,
     )

@@ -67,6 +67,13 @@ class RequestError(LoireError, ValueError):
         super().__init__(message)
         self.param = param
 
+    def call_field(self, name: str) -> None:
+        """Speak of the field by the name that the caller knows it by, in the message too."""
+        head, colon, rest = str(self).partition(": ")
+        if self.param is not None and colon and head.partition(".")[0] == self.param != name:
+            self.args = (f"{name}: {rest}",)
+        self.param = name
+
 
 class PromptTooLongError(RequestError):
     """A prompt (with the output it asks for) that exceeds the model's window."""

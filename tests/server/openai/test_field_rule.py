@@ -195,6 +195,29 @@ def test_what_a_result_cannot_hold_is_refused_by_its_name(engine: FakeEngine, ki
     assert f"a content block of type '{kind}' is not supported here: this server reads" in said
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "strict": True, "schema": {"not": {}}}}}, "response_format"),
+        (CHAT, {"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json"),
+        (CHAT, {"guided_json": {"not": {}}}, "guided_json"),
+        (RESPONSES, {"text": {"format": {
+            "type": "json_schema", "name": "x", "strict": True, "schema": {"not": {}}}}},
+         "text.format.schema"),
+        (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+         "output_config.format.schema"),
+    ],
+)  # fmt: skip
+def test_a_refused_schema_is_called_as_the_caller_knows_it(
+    engine: FakeEngine, path: str, fields: dict[str, Any], name: str
+) -> None:
+    response = ask(engine, path, **fields)
+    assert response.status_code == 400
+    said = response.json()["error"]["message"]
+    assert said == f"{name}: 'not' at #: cannot be enforced; leave it out"
+
+
 def test_other_modalities_are_refused_by_name(engine: FakeEngine) -> None:
     response = ask(engine, CHAT, modalities=["text", "audio"])
     assert response.status_code == 400

@@ -121,7 +121,8 @@ def _submit(client: CallClient, body: MessagesRequest) -> Turn:
 
 
 def _renamed(error: RequestError) -> RequestError:
-    error.param = _ANTHROPIC_NAMES.get(error.param or "", error.param)
+    if error.param in _ANTHROPIC_NAMES:
+        error.call_field(_ANTHROPIC_NAMES[error.param])
     return error
 
 

@@ -91,7 +91,7 @@ def _submit(client: CallClient, body: ChatCompletionRequest) -> Turn:
     except RequestError as error:
         error.param = _OPENAI_NAMES.get(error.param or "", error.param)
         if error.param == "structured_outputs":
-            error.param = body.structure_field
+            error.call_field(body.structure_field)
         if error.param == "max_tokens" and body.max_completion_tokens is not None:
             error.param = "max_completion_tokens"
         raise

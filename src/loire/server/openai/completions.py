@@ -67,7 +67,7 @@ def _submit(client: CallClient, body: CompletionRequest) -> list[Submission]:
             if error.param == "prompt" and len(body.prompts) > 1:
                 error.param = f"prompt[{number}]"
             elif error.param == "structured_outputs":
-                error.param = body.structure_field
+                error.call_field(body.structure_field)
             raise
     return submissions
 

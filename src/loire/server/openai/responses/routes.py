@@ -215,7 +215,7 @@ def _submit(client: CallClient, body: ResponsesRequest, messages: Messages) -> T
     except RequestError as error:
         error.param = _NAMES.get(error.param or "", error.param)
         if error.param == "structured_outputs":
-            error.param = "text.format.schema"
+            error.call_field("text.format.schema")
         raise
 
 

@@ -176,6 +176,15 @@ CASES = [
         "expert_count": 6,
         "expert_used_count": 3,
     }),
+    Case("granitemoeshared", "granitemoe", {
+        "attention.scale": 0.4,
+        "embedding_scale": 6.0,
+        "residual_scale": 0.3,
+        "logit_scale": 5.0,
+        "expert_count": 6,
+        "expert_used_count": 3,
+        "expert_shared_feed_forward_length": 40,
+    }),
     Case("granitemoehybrid", "granitehybrid", {
         **MAMBA2,
         "attention.scale": 0.4,
@@ -402,7 +411,7 @@ def write(path: Path, model: PreTrainedModel, case: Case) -> None:
     state = dict(model.state_dict())
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    if case.architecture in gguf_mamba2.ARCHITECTURES:
+    if case.architecture in gguf_mamba2.ARCHITECTURES or case.family == "granitemoeshared":
         for name, tensor in state.items():
             for own, changed in gguf_mamba2.converted(config, name, tensor):
                 writer.add_tensor(own, changed.contiguous().numpy())

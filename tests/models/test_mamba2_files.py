@@ -71,6 +71,7 @@ def test_layers_by_older_names_and_by_letters(tmp_path: Path) -> None:
         ("granitemoehybrid", {"time_step_limit": [1.0, 0.5]}, "two numbers, the least first"),
         ("granitemoehybrid", {"hidden_act": "gelu"}, "'gelu' is not supported with .* Mamba-2"),
         ("nemotron_h", {"layers_block_type": ["mlp"] * 4}, "no layer is attention or Mamba-2"),
+        ("nemotron_h", {"mamba_num_heads": 2**31 - 8}, "mamba_num_heads should be .* to 65536"),
         ("nemotron_h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not supported"),
         ("nemotron_h_latent", {"topk_group": 5}, "8 experts in 4 groups, of which 5"),
         ("nemotron_h_latent", {"mlp_bias": True}, "mlp_bias is not supported with experts"),

@@ -9,6 +9,8 @@ from loire.checkpoint.mixers import NO_ROPE, AttentionDescription
 
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 4096
+MAX_HEADS = 2**16
+"""Of recurrent mixers: each head has an array of its own in a sequence's state."""
 
 
 class Common(NamedTuple):

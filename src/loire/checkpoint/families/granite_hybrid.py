@@ -11,7 +11,7 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families import config_fields, gguf_fields, granite
-from loire.checkpoint.families.common import dense, without_rope
+from loire.checkpoint.families.common import MAX_HEADS, dense, without_rope
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gguf_fields import GGUFSource
 from loire.checkpoint.families.mamba2 import (
@@ -40,7 +40,7 @@ def _hybrid(
 def _mamba2(fields: Fields, hidden_size: int) -> Mamba2Description:
     check_silu(fields, "hidden_act")
     heads, size = (
-        fields.integer("mamba_n_heads", 128),
+        fields.integer("mamba_n_heads", 128, high=MAX_HEADS),
         hidden_size * fields.integer("mamba_expand", 2),
     )
     head_dim = size // heads

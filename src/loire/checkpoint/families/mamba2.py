@@ -12,6 +12,7 @@ from typing import Any
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.families.common import MAX_HEADS
 from loire.checkpoint.families.gguf_fields import GGUFSource
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.recurrent_mixers import Mamba2Description
@@ -77,7 +78,8 @@ def check_silu(fields: Fields, key: str) -> None:
 def gguf_mamba2(source: GGUFSource, first: int) -> Mamba2Description:
     """By the metadata, and the tensors of layer `first`."""
     own = source.own
-    num_heads, size = own.integer("ssm.time_step_rank"), own.integer("ssm.inner_size")
+    num_heads = own.integer("ssm.time_step_rank", high=MAX_HEADS)
+    size = own.integer("ssm.inner_size")
     if size % num_heads:
         raise own.wrong("ssm.inner_size", size, f"a multiple of {num_heads} heads")
     return mamba2(

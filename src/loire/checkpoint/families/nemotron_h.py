@@ -11,7 +11,7 @@ from dataclasses import replace
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.description import LayerDescription, ModelDescription
 from loire.checkpoint.families import config_fields, gguf_fields
-from loire.checkpoint.families.common import MAX_EXPERTS, dense, without_rope
+from loire.checkpoint.families.common import MAX_EXPERTS, MAX_HEADS, dense, without_rope
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gguf_fields import GGUFSource
 from loire.checkpoint.families.mamba2 import (
@@ -82,7 +82,7 @@ def _mamba2(fields: Fields) -> Mamba2Description:
     least, most = step_limits(fields)
     return mamba2(
         fields.source,
-        num_heads=fields.integer("mamba_num_heads", 128),
+        num_heads=fields.integer("mamba_num_heads", 128, high=MAX_HEADS),
         num_groups=fields.integer("n_groups", 8),
         head_dim=fields.integer("mamba_head_dim", 64, high=4096),
         state_dim=fields.integer("ssm_state_size", 128, high=4096),

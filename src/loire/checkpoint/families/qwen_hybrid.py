@@ -15,7 +15,7 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import LayerDescription, ModelDescription, with_experts
 from loire.checkpoint.families import config_fields, gguf_fields
-from loire.checkpoint.families.common import dense
+from loire.checkpoint.families.common import MAX_HEADS, dense
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gguf_fields import GGUFSource
 from loire.checkpoint.feed_forward import ExpertsDescription
@@ -79,7 +79,7 @@ def _described(fields: Fields, architecture: str, *, is_fused: bool = False) -> 
     )
     delta_net = GatedDeltaNetDescription(
         num_key_heads=fields.integer("linear_num_key_heads", 16),
-        num_value_heads=fields.integer("linear_num_value_heads", 32),
+        num_value_heads=fields.integer("linear_num_value_heads", 32, high=MAX_HEADS),
         key_dim=fields.integer("linear_key_head_dim", 128, high=4096),
         value_dim=fields.integer("linear_value_head_dim", 128, high=4096),
         filter_width=fields.integer("linear_conv_kernel_dim", 4, low=2, high=64),
@@ -140,7 +140,7 @@ def _gguf(source: GGUFSource) -> ModelDescription:
         output_bias=source.has(f"blk.{first}.attn_output.bias"),
     )
     description = dense(common, (None,) * num_layers)
-    value_heads = own.integer("ssm.time_step_rank")
+    value_heads = own.integer("ssm.time_step_rank", high=MAX_HEADS)
     value_size = own.integer("ssm.inner_size")
     if value_size % value_heads:
         raise own.wrong("ssm.inner_size", value_size, f"a multiple of {value_heads} value heads")

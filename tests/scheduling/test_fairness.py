@@ -16,8 +16,10 @@ from loire.scheduling.batching import Continuous
 from loire.scheduling.fairness import (
     INPUT_WEIGHT,
     OUTPUT_WEIGHT,
+    RecentTenants,
     VirtualCounters,
     first_to_give_way,
+    prefill_shares,
     surplus_of,
 )
 from loire.scheduling.scheduler import Scheduler
@@ -30,13 +32,15 @@ BLOCK_SIZE = 4
 class Shared:
     """An engine without a model that several tenants use."""
 
-    def __init__(self, *, slots: int = 2, num_blocks: int = 256, budget: int = 64) -> None:
+    def __init__(
+        self, *, slots: int = 2, num_blocks: int = 256, budget: int = 64, background: int = 8
+    ) -> None:
         self.scheduler = Scheduler(
             PagedAllocator(num_blocks, one_group(BLOCK_SIZE), prefix_caching=True),
             Continuous(slots),
             max_num_batched_tokens=budget,
             max_model_len=WINDOW,
-            background_tokens=8,
+            background_tokens=background,
         )
         self.core = EngineCore(self.scheduler, FakeExecutor(num_blocks, one_group(BLOCK_SIZE)))
         self.requests: dict[str, EngineRequest] = {}
@@ -98,6 +102,11 @@ class Shared:
         assert len(self.scheduler.waiting) == 0
         assert list(self.scheduler.waiting.in_turn()) == []
 
+    def num_tokens(self) -> int:
+        """Of the latest step."""
+        slots = self.core.records[-1].slots
+        return sum(slot.num_prefill_tokens + slot.num_decode_tokens for slot in slots)
+
     def slots_of(self, tenant: str) -> int:
         return sum(sequence.tenant == tenant for sequence in self.scheduler.running)
 
@@ -121,6 +130,60 @@ def test_a_flood_does_not_delay_the_others() -> None:
         while light not in engine.ended:
             engine.step()
     engine.finish()
+
+
+def test_long_prompts_of_one_tenant_do_not_fill_the_steps() -> None:
+    engine = Shared(slots=8, background=1)  # a step of 32 tokens is over soon
+    for _ in range(4):
+        engine.add("long", prompt=120)
+    engine.step()
+    assert engine.num_tokens() == 64
+    engine.add("light", prompt=12)
+    for _ in range(2):
+        engine.step()
+        # Beside a token of each sequence.
+        assert engine.num_tokens() <= 32 + len(engine.scheduler.running)
+    assert engine.served["light"] == 12 * INPUT_WEIGHT + 2 * OUTPUT_WEIGHT
+    engine.finish()
+    # Who is alone for a while has all of a step again.
+    for _ in range(5):
+        engine.add("long", prompt=120)
+    engine.finish()
+    engine.add("long", prompt=100)
+    engine.step()
+    assert engine.num_tokens() == 64
+
+
+def test_a_newcomer_finds_its_share_though_others_could_use_all() -> None:
+    engine = Shared(slots=8, budget=32)
+    for _ in range(4):
+        engine.add("long", prompt=120)
+    engine.step()
+    light = engine.add("light", prompt=12)
+    engine.step()
+    assert light in engine.ran
+    assert engine.served["light"] == 12 * INPUT_WEIGHT + OUTPUT_WEIGHT
+    engine.finish()
+
+
+def test_shares_of_a_step() -> None:
+    assert prefill_shares({"a": 500}, 60) == {"a": 60}
+    assert prefill_shares({"a": 500, "b": 40}, 60) == {"a": 20, "b": 40}
+    assert prefill_shares({"a": 500, "b": 400, "c": 5}, 60) == {"a": 10, "b": 45, "c": 5}
+    assert prefill_shares({"a": 3, "b": 4}, 60) == {"a": 3, "b": 4}
+    assert prefill_shares({"a": 3, "b": 4}, 0) == {"a": 0, "b": 0}
+
+
+def test_tenants_are_remembered_for_so_many_tokens() -> None:
+    tenants = RecentTenants(100)
+    tenants.see(["a", "b"])
+    assert tenants.are_several
+    tenants.compute(60)
+    tenants.see(["b"])
+    assert tenants.are_several
+    tenants.compute(40)
+    tenants.see(["b"])
+    assert not tenants.are_several
 
 
 def test_one_call_with_many_choices_shares_its_slots() -> None:

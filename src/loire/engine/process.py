@@ -57,7 +57,8 @@ def launch(command: Sequence[str] = COMMAND) -> Launched:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         number = theirs.fileno()
         since_s = time.monotonic()
-        # A session of its own: Ctrl-C in a terminal is for the supervisor alone.
+        # In the supervisor's session: Linux weighs the processes of a session by how nice they are,
+        # but sessions alike (autogroups), so that what compiles constraints would take a half.
         process = subprocess.Popen(
             [*command, str(number)],
             stdin=subprocess.DEVNULL,
@@ -65,7 +66,6 @@ def launch(command: Sequence[str] = COMMAND) -> Launched:
             stderr=subprocess.PIPE,
             env=python_environment(),
             pass_fds=(number,),
-            start_new_session=True,
         )
     ours.setblocking(False)
     return Launched(process, ours, since_s)

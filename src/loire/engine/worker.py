@@ -2,8 +2,9 @@
 
     loire.engine.worker FD        FD: the number of a connected Unix socket
 
-It ends at once when the supervisor closes the socket, or dies. It ignores SIGINT and SIGTERM:
-when to stop is the supervisor's to say. What it writes to stderr, the supervisor logs.
+It ends at once when the supervisor closes the socket, or dies. It ignores SIGINT and SIGTERM, and
+is a process group of its own, so that Ctrl-C in a terminal is for the supervisor alone: when to
+stop is the supervisor's to say. What it writes to stderr, the supervisor logs.
 """
 
 import logging
@@ -203,6 +204,7 @@ def main(around: Callable[[StepExecutor], StepExecutor] = lambda executor: execu
     """Run the process whose argument is the socket's number."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    os.setpgid(0, 0)
     # Whatever prints to stdout belongs to the log: the supervisor's stdout may be a pipe of data.
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=logging.INFO)

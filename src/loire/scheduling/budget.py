@@ -2,37 +2,53 @@
 
 Background work (priority above 0) comes after all others, and is bounded: while others run, to so
 few tokens that their step takes hardly longer; alone, to a step that is over soon, so that who
-arrives in its middle does not wait for long.
+arrives in its middle does not wait for long. For the same reason steps are short while several
+tenants use the engine: one's long prompts would make all others wait.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from loire.base.config import BACKGROUND_ALONE
+from loire.scheduling.fairness import RecentTenants, prefill_shares
 from loire.scheduling.sequence import Sequence
 
 Rows = list[tuple[Sequence, int]]
 """Sequences and how many tokens of each a step computes."""
 
+STEPS_REMEMBERED = 4
+"""A tenant counts as being there until so many full steps' tokens were computed without it."""
 
-@dataclass(frozen=True, slots=True)
+
 class TokenBudget:
     """max_tokens: of a step; background_tokens: those of background work beside other work."""
 
-    max_tokens: int
-    background_tokens: int
+    def __init__(self, max_tokens: int, background_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._background_tokens = background_tokens
+        self._tokens_over_soon = background_tokens * BACKGROUND_ALONE
+        self._tenants = RecentTenants(STEPS_REMEMBERED * max_tokens)
 
-    def grant(self, running: Iterable[Sequence]) -> dict[Sequence, int]:
-        """Tokens for everyone who gets any."""
+    def begin_step(self, tenants: Iterable[str]) -> None:
+        """A step is to be planned. tenants: of those that run or wait, but for background work."""
+        self._tenants.see(tenants)
+
+    def end_step(self, rows: Rows) -> None:
+        """It was planned."""
+        self._tenants.compute(sum(n for _, n in rows))
+
+    def grant(
+        self, running: Iterable[Sequence], newcomers: Iterable[Sequence] = ()
+    ) -> dict[Sequence, int]:
+        """Tokens for everyone who gets any. newcomers: for whom a tenant's share is left, too."""
         urgent: list[Sequence] = []
         background: list[Sequence] = []
         for sequence in running:
             (background if sequence.is_background else urgent).append(sequence)
-        grants = _share(urgent, self.max_tokens)
+        grants = _share(urgent, self.max_tokens, self._most_prefill, newcomers)
         if background:
             left = self.max_tokens - sum(grants.values())
             limit = self._background_limit(alone=not urgent)
-            grants |= _share(background, min(left, limit))
+            grants |= _share(background, min(left, limit), limit)
         return grants
 
     def left_for(self, sequence: Sequence, rows: Rows, running: Iterable[Sequence]) -> int:
@@ -42,14 +58,24 @@ class TokenBudget:
             taken = sum(n for s, n in rows if s.is_background)
             alone = all(other.is_background for other in running)
             left = min(left, self._background_limit(alone=alone) - taken)
+        else:
+            left = min(left, self._most_prefill - sum(n - 1 for _, n in rows))
         return max(left, 0)
 
+    @property
+    def _most_prefill(self) -> int:
+        """Tokens of a step beside one of each sequence."""
+        return self._tokens_over_soon if self._tenants.are_several else self.max_tokens
+
     def _background_limit(self, *, alone: bool) -> int:
-        return self.background_tokens * (BACKGROUND_ALONE if alone else 1)
+        return self._tokens_over_soon if alone else self._background_tokens
 
 
-def _share(sequences: list[Sequence], budget: int) -> dict[Sequence, int]:
-    """One token each; then the rest in order, to those who have more to compute.
+def _share(
+    sequences: list[Sequence], budget: int, most_prefill: int, newcomers: Iterable[Sequence] = ()
+) -> dict[Sequence, int]:
+    """One token each; then the rest, or most_prefill, to those who have more to compute: by
+    priority, shared among tenants, within a tenant in order.
 
     If there are fewer tokens than sequences, they take turns.
     """
@@ -57,9 +83,20 @@ def _share(sequences: list[Sequence], budget: int) -> dict[Sequence, int]:
     if len(ready) > budget:
         ready = sorted(ready, key=lambda s: (s.last_served, s.order))[:budget]
     grants = dict.fromkeys(ready, 1)
-    left = budget - len(ready)
-    for sequence in sorted(ready, key=lambda s: s.order) if left else ():
-        more = min(sequence.num_to_compute - 1, left)
-        grants[sequence] += more
-        left -= more
+    left = min(budget - len(ready), most_prefill)
+    hungry = sorted((s for s in ready if s.num_to_compute > 1), key=lambda s: s.order)
+    for priority in dict.fromkeys(s.priority for s in hungry):
+        equals = [s for s in hungry if s.priority == priority]
+        wanted: dict[str, int] = {}
+        for sequence in equals:
+            wanted[sequence.tenant] = wanted.get(sequence.tenant, 0) + sequence.num_to_compute - 1
+        for sequence in newcomers:
+            if sequence.priority == priority:
+                wanted.setdefault(sequence.tenant, sequence.num_to_compute)
+        shares = prefill_shares(wanted, left)
+        left -= sum(shares.values())
+        for sequence in equals:
+            more = min(sequence.num_to_compute - 1, shares[sequence.tenant])
+            grants[sequence] += more
+            shares[sequence.tenant] -= more
     return grants

@@ -1,6 +1,7 @@
 """Who of those that wait enters the batch, and in whose place: rules 1 and 4 of the scheduler."""
 
 from collections.abc import Callable, Collection
+from itertools import islice
 
 from loire.base.structured_outputs import StructuredOutputs
 from loire.memory.allocator import Admitted, KVAllocator, Refusal
@@ -35,8 +36,10 @@ class Entrance:
         self._budget = budget
         self._waiting = waiting
         self._batch = batch
-        self._memory_was_short = False
+        self._memory_is_short = False
         """Whether the last one who might have entered found no memory."""
+        self._memory_was_shared = False
+        """Whether others were asked for some since."""
 
     @property
     def waits_for_forms(self) -> bool:
@@ -93,9 +96,9 @@ class Entrance:
     def share_memory(self) -> None:
         """Where there are slots but no memory, let the next in turn in, in the place of a tenant
         that holds more, and does so afterwards."""
-        if not self._memory_was_short:
+        if not self._memory_is_short or self._memory_was_shared:
             return
-        self._memory_was_short = False
+        self._memory_was_shared = True
         if not self._policy.makes_way:
             return
         for sequence in self._waiting.in_turn():
@@ -119,10 +122,17 @@ class Entrance:
             self._batch.preempt(surplus)
         return False
 
+    def newcomers(self) -> list[Sequence]:
+        """Who might enter in this step: of each tenant one, as far as there are slots."""
+        if self._memory_is_short or not self._waiting:
+            return []
+        firsts = self._waiting.first_of_each(self.is_open_to)
+        return list(islice(firsts, max(self._batch.free_slots, 0)))
+
     def admit(self, rows: Rows) -> None:
         """Let the next ones in, adding their rows to those of the step."""
         batch = self._batch
-        self._memory_was_short = False
+        self._memory_is_short = self._memory_was_shared = False
         if not self._waiting:
             return
         free_slots = batch.free_slots
@@ -136,7 +146,7 @@ class Entrance:
             if admission is None or admission is Refusal.PREFIX_PENDING:
                 continue
             if admission is Refusal.NO_MEMORY:
-                self._memory_was_short = True
+                self._memory_is_short = True
                 break
             assert isinstance(admission, Admitted)
             batch.enter(sequence, admission)

@@ -6,12 +6,13 @@ A tenant that comes back after a pause is lifted to the least of those who wait,
 credit for the time when it asked for nothing. Two tenants that always have requests waiting are
 then served the same, but for a constant that does not grow.
 
-One call can bring a hundred sequences, which would keep all slots as long as they run, or a few
-that fill the memory; so slots and memory are shared, too, while another tenant waits.
+One call can bring a hundred sequences, which would keep all slots as long as they run, a few that
+fill the memory, or prompts that fill the steps; so slots, memory and steps are shared, too, while
+there is another tenant.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 INPUT_WEIGHT = 1
@@ -92,6 +93,21 @@ def first_to_give_way(running: Sequence[Running], place: int) -> Running:
     return next(one for one in reversed(after) if one.tenant == richest)
 
 
+def prefill_shares(wanted: Mapping[str, int], num_tokens: int) -> dict[str, int]:
+    """How many of a step's tokens each tenant has for its prompts, of those that it wants.
+
+    Half of them in equal parts, so that each one gets on; the other half to those who want least,
+    so that a short prompt does not take as many steps as a long one beside it.
+    """
+    shares = {tenant: min(num_tokens // (2 * len(wanted)), n) for tenant, n in wanted.items()}
+    left = num_tokens - sum(shares.values())
+    for tenant in sorted(wanted, key=wanted.__getitem__):
+        more = min(wanted[tenant] - shares[tenant], left)
+        shares[tenant] += more
+        left -= more
+    return shares
+
+
 def _held(sequences: Iterable[Owned]) -> "Counter[str]":
     """Pages by tenant."""
     held: Counter[str] = Counter()
@@ -126,3 +142,30 @@ class VirtualCounters:
     def leaves(self, tenant: str) -> None:
         """The last waiting request of a tenant was admitted or given up."""
         self._last_to_leave = tenant
+
+
+class RecentTenants:
+    """Who was there lately: as long as fewer than num_tokens were computed since."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._num_computed = 0
+        self._seen_at: dict[str, int] = {}
+        """What was computed before each one was seen last."""
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is more than one."""
+        return len(self._seen_at) > 1
+
+    def see(self, tenants: Iterable[str]) -> None:
+        """These are there."""
+        for tenant in tenants:
+            self._seen_at[tenant] = self._num_computed
+        oldest = self._num_computed - self._num_tokens
+        for tenant in [other for other, at in self._seen_at.items() if at <= oldest]:
+            del self._seen_at[tenant]
+
+    def compute(self, num_tokens: int) -> None:
+        """So many tokens are computed, of whomever."""
+        self._num_computed += num_tokens

@@ -8,7 +8,9 @@ tenant come by arrival. Rules, in this order:
    priorities, in the place of a tenant that has at least two slots more, or holds more memory.
 2. Every running sequence gets one token of the budget; if the budget is smaller than their
    number, they take turns, the least recently served first. What is left goes to those with more
-   to compute (prefill), in order. Background work (loire.scheduling.budget) comes after all others.
+   to compute (prefill), shared among tenants, in order within each; what is meant for one whose
+   first sequence is about to enter is kept for it. While several tenants are there, it is no more
+   than a step that is over soon. Background work (loire.scheduling.budget) comes after all others.
 3. Memory goes to the first in order first. Where it runs out, the last is preempted, of the tenant
    that holds most of those who come later: it gives everything back, keeps its tokens, and is
    recomputed later. The first never is.
@@ -162,16 +164,19 @@ class Scheduler:
         self.entrance.admit_urgent()
         self.entrance.share_slots()
         self.entrance.share_memory()
+        self.budget.begin_step(self._tenants())
+        newcomers = self.entrance.newcomers()
         preempted_before = self.batch.num_preemptions
         rows: Rows = []
         # All that are given tokens may be preempted: others can have them then.
-        while not rows and (grants := self.budget.grant(self.running)):
+        while not rows and (grants := self.budget.grant(self.running, newcomers)):
             self.batch.serve(tuple(grants))
             rows = self._secure_memory(grants)
         if self.batch.num_preemptions == preempted_before:
             self.entrance.admit(rows)
         if not rows:
             return None
+        self.budget.end_step(rows)
         return self._make_plan(rows)
 
     def commit(self, result: StepResult) -> tuple[list[SequenceUpdate], StepRecord]:
@@ -252,6 +257,11 @@ class Scheduler:
         return [] if request is None else self._fail_request(request, error)
 
     # --- planning a step ------------------------------------------------------------------
+
+    def _tenants(self) -> set[str]:
+        """Of those that run or wait, but for background work."""
+        running = {s.tenant for s in self.running if not s.is_background}
+        return running | self.waiting.tenants(background=False)
 
     def _draft(self) -> None:
         if self.drafter is None:

@@ -1,7 +1,8 @@
 """The queue: by priority, then by fair turns of the tenants, within a tenant in order."""
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from loire.scheduling.fairness import VirtualCounters
 from loire.scheduling.sequence import Sequence
@@ -28,7 +29,7 @@ class WaitingQueue:
     def add(self, sequence: Sequence, *, arrives: bool = False) -> None:
         """Put a sequence in. arrives: it is new, and not preempted or born of another."""
         if arrives:
-            waiting = self._tenants(background=sequence.is_background)
+            waiting = self.tenants(background=sequence.is_background)
             if sequence.tenant not in waiting:
                 self._counters[sequence.is_background].comes(sequence.tenant, waiting)
         lines = self._lines.setdefault(sequence.priority, {})
@@ -45,13 +46,28 @@ class WaitingQueue:
             del lines[sequence.tenant]
             if not lines:
                 del self._lines[sequence.priority]
-            if sequence.tenant not in self._tenants(background=sequence.is_background):
+            if sequence.tenant not in self.tenants(background=sequence.is_background):
                 self._counters[sequence.is_background].leaves(sequence.tenant)
 
     def charge(self, sequence: Sequence, *, num_input: int = 0, num_output: int = 0) -> None:
         """Tokens were computed of a sequence, for the first time."""
         counters = self._counters[sequence.is_background]
         counters.charge(sequence.tenant, num_input=num_input, num_output=num_output)
+
+    def tenants(self, *, background: bool) -> set[str]:
+        """Those that have sequences in line, for background work or for other."""
+        return {
+            tenant
+            for priority, lines in self._lines.items()
+            if (priority > 0) is background
+            for tenant in lines
+        }
+
+    def first_of_each(self, may_enter: Callable[[Sequence], bool]) -> Iterator[Sequence]:
+        """The first in each line who may; background work left out."""
+        for priority in sorted(p for p in self._lines if p <= 0):
+            for line in self._lines[priority].values():
+                yield from islice(filter(may_enter, line), 1)
 
     def in_turn(self) -> Iterator[Sequence]:
         """Each sequence when its turn comes, by what the tenants have been served by then.
@@ -85,12 +101,3 @@ class WaitingQueue:
     def _length(self, sequence: Sequence) -> int:
         """Of the line that a sequence stands in."""
         return len(self._lines[sequence.priority][sequence.tenant])
-
-    def _tenants(self, *, background: bool) -> set[str]:
-        """Those that have sequences in line."""
-        return {
-            tenant
-            for priority, lines in self._lines.items()
-            if (priority > 0) is background
-            for tenant in lines
-        }

@@ -106,6 +106,7 @@ def test_weights_that_are_refused(given: Given) -> None:
     refused({name: t for name, t in good.items() if name != first}, r"lora_A of .* is missing")
     refused({**good, first: torch.full_like(good[first], float("inf"))}, "not finite")
     refused({**good, first: good[first][:, 1:].contiguous()}, "this model needs")
+    refused({**good, first: good[first].int()}, "is I32")
     halves = {f"{stem}.lora_A.weight": torch.ones(4, 64), f"{stem}.lora_B.weight": torch.ones(1, 4)}
     refused({**good, **halves}, "was it made for another one")
     refused({**good, "base_model.model.../../x": torch.ones(1)}, "no half of an adapted")

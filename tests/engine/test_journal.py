@@ -61,6 +61,14 @@ def test_waiting_is_what_the_engine_has_not_begun() -> None:
     assert kept.num_waiting == 1
 
 
+def test_waiting_sequences_are_those_that_requests_ask_for() -> None:
+    kept = journal("a")
+    kept.add(request("b", n=5))
+    assert (kept.num_waiting, kept.num_waiting_sequences) == (2, 6)
+    kept.begin(["b"])
+    assert kept.num_waiting_sequences == 1
+
+
 def test_a_request_goes_on_from_its_tokens() -> None:
     kept = Journal()
     kept.add(request("r", n=3))

@@ -6,6 +6,7 @@ import random
 import struct
 from typing import Any
 
+import adapter_samples
 import family_samples
 import quantized_samples
 import samples
@@ -195,6 +196,11 @@ def quantized(rng: random.Random) -> tuple[str, dict[str, Any]]:
     """What is changed, and a directory of quantized weights with one mistake."""
     method = rng.choice(list(quantized_samples.CONFIGURATIONS))
     return quantized_samples.changed(rng, method, json_value, data)
+
+
+def adapter(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """Name of the changed file, and an adapter's directory with one mistake."""
+    return adapter_samples.changed(rng, json_value, data)
 
 
 def _changed(rng: random.Random, name: str, content: Any) -> Any:

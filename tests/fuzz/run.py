@@ -14,6 +14,7 @@ import random
 import re
 import resource
 import select
+import shutil
 import signal
 import sys
 import tempfile
@@ -39,7 +40,9 @@ SILENCE_S = 60
 PER_CHILD = 40
 GENERATED_SHARE = 0.1
 """Of the cases: also loaded, and asked for some tokens."""
-KINDS = ("gguf", "directory", "quantized")
+KINDS = ("gguf", "directory", "quantized", "adapter")
+ADAPTER = "adapter"
+"""The folder of a model's adapter, if there is one."""
 MESSAGES = [{"role": "user", "content": "Hello, w\u00f6rld 123 <|im_end|>"}]
 
 
@@ -53,6 +56,11 @@ def prepare(seed: int, kind: str, folder: Path) -> tuple[str, Path]:
     for old in folder.iterdir():
         if old.is_file():
             old.unlink()
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    if kind == "adapter":
+        name, contents = mutate.adapter(rng)
+        samples.write(folder / ADAPTER, contents)
+        return name, samples.write(folder, samples.files())
     change = mutate.quantized if kind == "quantized" else mutate.directory
     name, contents = change(rng)
     return re.sub(r"-0\S*", "-N.safetensors", name), samples.write(folder, contents)
@@ -60,6 +68,7 @@ def prepare(seed: int, kind: str, folder: Path) -> tuple[str, Path]:
 
 def use(path: Path, *, generate: bool) -> None:
     """What Loire does with a model, from its header to (where asked) some tokens."""
+    from loire.checkpoint.adapter import open_adapter
     from loire.checkpoint.open import open_checkpoint
     from loire.engine.frontend import Frontend
 
@@ -70,18 +79,22 @@ def use(path: Path, *, generate: bool) -> None:
     tokenizer.decode([*ids, 0, 1, 2, tokenizer.vocab_size - 1])
     for token_id in ids:
         tokenizer.token_bytes(token_id)
+    lora = path / ADAPTER
+    if lora.is_dir():
+        open_adapter(lora, checkpoint.description)
     if front.has_chat_template:
         front.render(MESSAGES)
         front.template.close()
     if generate:
-        from loire import LLM, SamplingParams
+        from loire import LLM, LoRARequest, SamplingParams
 
         options: dict[str, Any] = {"kv_cache_memory_bytes": 4_000_000, "num_threads": 1}
         with LLM(str(path), **options) as llm:
             params = SamplingParams(max_tokens=3, min_tokens=2, temperature=0.0)
             if llm.frontend.has_chat_template:
                 llm.chat(MESSAGES, params)
-            llm.generate("Hi", params)
+            request = LoRARequest("lora", 1, str(lora)) if lora.is_dir() else None
+            llm.generate("Hi", params, lora_request=request)
 
 
 def outcome(work: Callable[[], None]) -> str:

@@ -102,6 +102,10 @@ class FakeEngine:
         return len(self.running) if self.gate is not None else 0
 
     @property
+    def num_waiting_sequences(self) -> int:
+        return self.num_waiting
+
+    @property
     def num_waiting_tokens(self) -> int:
         return 10 * self.num_waiting
 

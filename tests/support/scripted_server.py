@@ -131,6 +131,10 @@ class ScriptedLink(EngineThread):
         return len(self.core.scheduler.waiting)
 
     @property
+    def num_waiting_sequences(self) -> int:
+        return self.num_waiting
+
+    @property
     def num_waiting_tokens(self) -> int:
         return sum(len(sequence.tokens) for sequence in self.core.scheduler.waiting)
 

@@ -223,6 +223,12 @@ def _part(
             f"{source}: {module} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, but "
             f"with rank {rank} this model needs {list(expected[0])} and {list(expected[1])}"
         )
+    for half in (down, up):
+        if half.format.name not in _EXPONENTS:
+            raise UnsupportedModelError(
+                f"{source}: tensor {half.name!r} is {half.format.name}; weights of adapters are "
+                f"{', '.join(_EXPONENTS)}"
+            )
     return AdapterPart(target=target, down=down, up=up, scale=settings.scale(module))
 
 

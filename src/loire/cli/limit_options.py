@@ -15,7 +15,7 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         "--max-queued-requests",
         type=int,
         metavar="N",
-        help="requests that may wait; more are refused with 429 [2048]",
+        help="requests that may wait, n sequences as n; more are refused with 429 [2048]",
     )
     group.add_argument(
         "--max-queued-tokens",

@@ -113,6 +113,8 @@ def begin_turn(
     Takes a while for long conversations: not for the event loop. Raises RequestError.
     """
     use, dialect = conversation.tools, frontend.dialect
+    if params.truncate_prompt_tokens is None:
+        frontend.check_characters(_num_characters(conversation.messages))
     variables, ignored = _variables(frontend, conversation)
     prompt = _render(frontend, conversation, variables)
     if conversation.ending == "message goes on":
@@ -141,7 +143,21 @@ def begin_turn(
 
 def prompt_of(frontend: Frontend, conversation: Conversation) -> str:
     """The prompt of a conversation, special tokens included. Raises RequestError."""
+    frontend.check_characters(_num_characters(conversation.messages))
     return _render(frontend, conversation, _variables(frontend, conversation)[0])
+
+
+def _num_characters(value: Any) -> int:
+    """Of all texts in a value of JSON, but for the names of fields."""
+    match value:
+        case str():
+            return len(value)
+        case Mapping():
+            return sum(map(_num_characters, value.values()))
+        case Sequence():
+            return sum(map(_num_characters, value))
+        case _:
+            return 0
 
 
 def _render(frontend: Frontend, conversation: Conversation, variables: Mapping[str, Any]) -> str:

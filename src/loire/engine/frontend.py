@@ -98,6 +98,10 @@ class Frontend:
         """Raise RequestError, naming the parameter, if an id is not in the vocabulary."""
         self._builder.check_token_ids(param, token_ids)
 
+    def check_characters(self, num_characters: int) -> None:
+        """Raise PromptTooLongError if a text cannot fit into the window, whatever its tokens."""
+        self._builder.check_characters(num_characters)
+
     def check_form(self, form: StructuredOutputs, origin: Origin = HERE) -> None:
         """Raise RequestError if a constraint is wrong, too large, or not supported.
 

@@ -80,6 +80,8 @@ class Journal:
     def __init__(self) -> None:
         self.num_waiting = 0
         """Requests that the engine has not begun."""
+        self.num_waiting_sequences = 0
+        """That they ask for: n of each."""
         self.num_waiting_tokens = 0
         """Prompt tokens of those."""
         self._entries: dict[str, Entry] = {}
@@ -287,4 +289,5 @@ class Journal:
 
     def _count_waiting(self, entry: Entry, sign: int) -> None:
         self.num_waiting += sign
+        self.num_waiting_sequences += sign * entry.request.params.n
         self.num_waiting_tokens += sign * len(entry.request.prompt_token_ids)

@@ -101,7 +101,7 @@ class RequestBuilder:
         text = values.text("prompt", prompt) if isinstance(prompt, str) else None
         if text is not None:
             if params.truncate_prompt_tokens is None:
-                self._check_characters(len(text))
+                self.check_characters(len(text))
             else:  # of a long text no more than its end is tokenized
                 text = text[-self._most_characters(min(kept, self.max_model_len)) :]
             token_ids = tuple(self.tokenizer.encode(text, add_special_tokens))
@@ -137,6 +137,18 @@ class RequestBuilder:
         Raises BusyError if too many of the same tenant's wait to be checked.
         """
         self._forms.check(form, origin.tenant, origin.abandoned)
+
+    def check_characters(self, num_characters: int) -> None:
+        """Raise PromptTooLongError for a text that cannot fit, before it is rendered or tokenized,
+        which takes a second per MB."""
+        most = self._most_characters(self.max_model_len)
+        if num_characters > most:
+            raise PromptTooLongError(
+                f"the prompt has {num_characters} characters, which are more than "
+                f"{self.max_model_len} tokens in any case: that many are the window, for prompt "
+                f"and output together",
+                param="prompt",
+            )
 
     def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
         """Raise RequestError, naming the field, if a token is not in the vocabulary."""
@@ -191,17 +203,6 @@ class RequestBuilder:
             raise RequestError("the prompt is empty: it needs at least one token", param="prompt")
         self._check_length(len(token_ids), max_tokens)
         self._check_computable("prompt", token_ids)
-
-    def _check_characters(self, num_characters: int) -> None:
-        """Refuse a text that cannot fit before it is tokenized, which takes a second per MB."""
-        most = self._most_characters(self.max_model_len)
-        if num_characters > most:
-            raise PromptTooLongError(
-                f"the prompt has {num_characters} characters, which are more than "
-                f"{self.max_model_len} tokens in any case: that many are the window, for prompt "
-                f"and output together",
-                param="prompt",
-            )
 
     def _most_characters(self, num_tokens: int) -> int:
         """Of a text that has so many tokens."""

@@ -138,6 +138,11 @@ class EngineSupervisor:
         return self._journal.num_waiting
 
     @property
+    def num_waiting_sequences(self) -> int:
+        """That they ask for: n of each."""
+        return self._journal.num_waiting_sequences
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens of those."""
         return self._journal.num_waiting_tokens

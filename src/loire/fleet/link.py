@@ -98,6 +98,11 @@ class FleetLink:
         return sum(journal.num_waiting for journal in self._journals())
 
     @property
+    def num_waiting_sequences(self) -> int:
+        """That they ask for: n of each."""
+        return sum(journal.num_waiting_sequences for journal in self._journals())
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens of those."""
         return sum(journal.num_waiting_tokens for journal in self._journals())

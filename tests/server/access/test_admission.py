@@ -85,7 +85,7 @@ def test_a_draining_server_says_so_rather_than_that_it_is_full(tiny_llama: Path)
     run(test)
 
 
-def test_the_bound_counts_prompts_and_not_calls(tiny_llama: Path) -> None:
+def test_the_bound_counts_sequences_and_not_calls(tiny_llama: Path) -> None:
     served, engine = full(tiny_llama, 10)
     asked = {"model": NAME, "max_tokens": 2}
 
@@ -94,9 +94,11 @@ def test_the_bound_counts_prompts_and_not_calls(tiny_llama: Path) -> None:
         transport = httpx.ASGITransport(app=create_app(served))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
-            async def post(num_prompts: int, path: str = "completions") -> httpx.Response:
+            async def post(
+                num_prompts: int, path: str = "completions", **more: int
+            ) -> httpx.Response:
                 name = "input" if path == "embeddings" else "prompt"
-                body = {**asked, name: [str(n) for n in range(num_prompts)]}
+                body = {**asked, **more, name: [str(n) for n in range(num_prompts)]}
                 if path == "embeddings":
                     del body["max_tokens"]
                 return await client.post(f"/v1/{path}", json=body)
@@ -105,12 +107,16 @@ def test_the_bound_counts_prompts_and_not_calls(tiny_llama: Path) -> None:
             first = [asyncio.create_task(post(4)) for _ in range(3)]
             while len(engine.running) < 8 or served.admission.num_preparing:
                 await asyncio.sleep(0.001)
-            for path in ("completions", "embeddings"):
-                refused = await post(3, path)
+            for path, num_prompts, more in (
+                ("completions", 3, {}),
+                ("completions", 1, {"n": 3}),
+                ("embeddings", 3, {}),
+            ):
+                refused = await post(num_prompts, path, **more)
                 assert refused.status_code == 429
                 error = refused.json()["error"]
                 assert error["code"] == "queue_full"
-                assert "8 requests are waiting, this call brings 3 more" in error["message"]
+                assert "8 sequences are waiting, this call brings 3 more" in error["message"]
                 never = await post(11, path)
                 assert (never.status_code, never.json()["error"]["code"]) == (
                     400,
@@ -129,7 +135,7 @@ def test_the_bound_counts_prompts_and_not_calls(tiny_llama: Path) -> None:
     assert len(engine.submissions) == 10
 
 
-def test_many_prompts_count_in_the_share_of_their_tenant() -> None:
+def test_many_sequences_count_in_the_share_of_their_tenant() -> None:
     admission, waiting = Admission(ServerLimits(max_queued_requests=20)), Waiting()
     admission.check(waiting, "alice", waiting, 16)
     with pytest.raises(ApiError, match="brings 17 more, the limit is 16 at this moment"):
@@ -139,10 +145,10 @@ def test_many_prompts_count_in_the_share_of_their_tenant() -> None:
     admission.admit(ticket, waiting, "alice", waiting)
     admission.admit(ticket, waiting, "alice", waiting, 16)  # what it holds is not counted twice
     assert admission.num_preparing == admission.num_preparing_of["alice"] == 16
-    with pytest.raises(ApiError, match="16 requests of tenant 'alice'"):
+    with pytest.raises(ApiError, match="16 sequences of tenant 'alice'"):
         admission.check(waiting, "alice", waiting)
     admission.check(waiting, "bob", Waiting(), 4)
-    ticket.joins_queue()
-    assert admission.num_preparing == 15
+    ticket.joins_queue(3)
+    assert admission.num_preparing == 13
     ticket.end()
     assert admission.num_preparing == admission.num_preparing_of["alice"] == 0

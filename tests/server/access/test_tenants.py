@@ -92,7 +92,7 @@ def test_a_flood_leaves_room_in_the_queue(tiny_llama: Path) -> None:
             flood = [asyncio.create_task(post(ALICE, str(n))) for n in range(40)]
             while len(engine.running) < 16 or served.admission.num_preparing:
                 await asyncio.sleep(0.001)
-            assert served.observer.waiting_of("alice").num_waiting == 16
+            assert served.observer.waiting_of("alice").num_waiting_sequences == 16
             others = [asyncio.create_task(post(BOB, str(n))) for n in range(2)]
             while len(engine.running) < 18:
                 await asyncio.sleep(0.001)
@@ -102,14 +102,14 @@ def test_a_flood_leaves_room_in_the_queue(tiny_llama: Path) -> None:
             refused = next(answer for answer in answers if answer.status_code == 429)
             error = refused.json()["error"]
             assert error["code"] == "queue_full"
-            assert "16 requests of tenant 'alice'" in error["message"]
+            assert "16 sequences of tenant 'alice'" in error["message"]
             assert refused.headers["retry-after"] == "1"
             assert [(await answer).status_code for answer in others] == [200, 200]
 
     run(test)
     for tenant in ("alice", "bob"):
         waiting = served.observer.waiting_of(tenant)
-        assert (waiting.num_waiting, waiting.num_waiting_tokens) == (0, 0)
+        assert (waiting.num_waiting_sequences, waiting.num_waiting_tokens) == (0, 0)
         assert served.admission.num_preparing_of[tenant] == 0
 
 
@@ -147,9 +147,9 @@ def test_tenants_do_not_find_each_others_prefixes(tiny_llama: Path) -> None:
                     cached.append(usage["prompt_tokens_details"]["cached_tokens"])
             # The engine's steps reach the metrics and the lives of the requests.
             assert b'loire_computed_tokens_total{phase="decode"} 6.0' in scrape(served)
-            assert [call.requests[0].num_steps for call in served.observer.calls.latest()] == [
-                2
-            ] * 6
+            lives = [call.requests[0] for call in served.observer.calls.latest()]
+            assert len(lives) == 6
+            assert all(life.num_steps >= 2 for life in lives)
             assert b"loire_kv_blocks_in_use 0.0" in scrape(served)
         finally:
             await engine.close()

@@ -108,7 +108,7 @@ def test_full_queue_is_a_429_at_once(tiny_llama: Path) -> None:
         assert all(texts(response) for response in responses if response.status_code != 429)
         error = refused[0].json()["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
-        assert "3 requests" in error["message"]
+        assert "3 sequences" in error["message"]
         assert refused[0].headers["retry-after"] == "1"
 
 

@@ -12,18 +12,20 @@ from typing import Any
 import httpx
 import pytest
 
+from loire.engine import frontend
 from loire.server.web import json_body
-from loire.server.web.json_body import MAX_STRINGS, MAX_VALUES
+from loire.server.web.json_body import MAX_LISTS, MAX_STRINGS, MAX_VALUES
 from support.fake_engine import NAME, FakeEngine, app_over, call
 
 CHAT: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hi"}]}
 PATH = "/v1/chat/completions"
+WINDOW = 2048
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_llama: Path) -> FakeEngine:
-    return FakeEngine(tiny_llama, window=2048)
+    return FakeEngine(tiny_llama, window=WINDOW)
 
 
 def send(engine: FakeEngine, body: bytes, path: str = PATH, **headers: str) -> httpx.Response:
@@ -99,7 +101,7 @@ def test_no_json_is_said(engine: FakeEngine, body: bytes) -> None:
     assert "not valid JSON" in response.text
 
 
-MANY = 140_000
+MANY = 45_000
 FLOODS: dict[str, tuple[str, Any]] = {
     "wrong token ids": ("/v1/completions", {"prompt": ["x"] * 2 + [1] * MANY}),
     "ids of the wrong kind": ("/v1/completions", {"prompt": [1] + ["x"] * MANY}),
@@ -119,17 +121,19 @@ def test_a_flood_of_mistakes_is_one_mistake(engine: FakeEngine, name: str) -> No
     assert len(response.content) < 1_000
 
 
-NAMES = MAX_STRINGS + 1
+VALUES = MAX_VALUES + 2 * WINDOW
+LISTS = MAX_LISTS + WINDOW // 4
+NAMES = MAX_STRINGS + WINDOW // 4
 
 
 @pytest.mark.parametrize(
     ("body", "most"),
     [
-        (b'{"prompt": [' + b"1," * (MAX_VALUES + 1) + b"1]}", MAX_VALUES),
-        (b'{"a": [' + b"[[[0]]]," * (MAX_VALUES // 3) + b"0]}", MAX_VALUES),
-        (b"{" + b",".join(b'"%x": 0' % number for number in range(NAMES)) + b"}", MAX_STRINGS),
-        (b'{"stop": [' + b'"\\"",' * NAMES + b'""]}', MAX_STRINGS),
-        (b"{" + b",".join(b'"%x"\n\t: 0' % number for number in range(NAMES)) + b"}", MAX_STRINGS),
+        (b'{"prompt": [' + b"1," * (VALUES + 1) + b"1]}", VALUES),
+        (b'{"a": [' + b"[[[0]]]," * (LISTS // 3) + b"0]}", LISTS),
+        (b"{" + b",".join(b'"%x": 0' % number for number in range(NAMES + 1)) + b"}", NAMES),
+        (b'{"stop": [' + b'"\\"",' * NAMES + b'""]}', NAMES),
+        (b"{" + b",".join(b'"%x"\n\t: 0' % n for n in range(NAMES + 1)) + b"}", NAMES),
     ],
     ids=["numbers", "lists", "names", "texts", "names and blanks"],
 )
@@ -148,6 +152,28 @@ def test_quotes_within_a_text_are_no_texts(engine: FakeEngine) -> None:
     assert response.status_code == 400, "read, and longer than the window"
 
 
+@pytest.mark.parametrize("path", ["/tokenize", PATH, "/v1/messages/count_tokens", "/v1/responses"])
+def test_texts_that_cannot_fit_are_neither_rendered_nor_tokenized(
+    engine: FakeEngine, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "render", lambda *_: pytest.fail("it is rendered"))
+    text = "a b " * 2_000_000
+    talk = [{"role": "user", "content": text}]
+    fields = {"/tokenize": {"prompt": text}, "/v1/responses": {"input": talk}}
+    body = {"model": NAME, **fields.get(path, {"messages": talk})}
+    response = send(engine, json.dumps(body).encode(), path)
+    assert response.status_code == 400
+    assert "800000" in response.text
+
+
+def test_more_ids_than_a_window_are_not_made_text(engine: FakeEngine) -> None:
+    tokens = [1] * (WINDOW + 1)
+    response = send(engine, json.dumps({"tokens": tokens}).encode(), "/detokenize")
+    assert response.status_code == 400
+    assert f"{WINDOW + 1:,} tokens" in response.text
+    assert send(engine, json.dumps({"tokens": tokens[1:]}).encode(), "/detokenize").is_success
+
+
 def test_large_bodies_are_read_off_the_event_loop(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +184,7 @@ def test_large_bodies_are_read_off_the_event_loop(
     at_work, most, threads = 0, 0, set()
     lock = threading.Lock()
 
-    def slow(raw: bytes, model: Any) -> Any:
+    def slow(raw: bytes, model: Any, window: int) -> Any:
         nonlocal at_work, most
         if len(raw) > json_body.SMALL_BYTES:
             with lock:
@@ -168,7 +194,7 @@ def test_large_bodies_are_read_off_the_event_loop(
             time.sleep(0.05)
             with lock:
                 at_work -= 1
-        return read(raw, model)
+        return read(raw, model, window)
 
     monkeypatch.setattr(json_body, "_parse", slow)
     large = {**CHAT, "unheard_of": "x" * json_body.SMALL_BYTES}

@@ -1,7 +1,8 @@
 """A bounded queue: beyond it, a request is refused at once, before its body is read.
 
 A request waits from the moment it is let in until the engine computes something of it. On its way
-to the engine's own queue it is counted by the ticket of its call, from then on by the engine.
+to the engine's own queue it is counted by the ticket of its call, from then on by the engine. What
+counts are sequences: a request with n = 128 takes as many places as 128 of one.
 """
 
 from collections import Counter
@@ -30,38 +31,37 @@ class Queue(Protocol):
     """The engine's queue."""
 
     @property
-    def num_waiting(self) -> int:
-        """Requests of which nothing is computed yet."""
+    def num_waiting_sequences(self) -> int:
+        """Of the requests of which nothing is computed yet."""
         ...
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Prompt tokens of those."""
+        """Prompt tokens of these requests."""
         ...
 
 
 class Ticket:
-    """One HTTP call that may want the engine, and its requests on their way to the queue."""
+    """One HTTP call that may want the engine, and its sequences on their way to the queue."""
 
     def __init__(self, admission: "Admission") -> None:
         self.num_preparing = 0
-        """Requests that were let in and are not in the engine's queue yet."""
+        """Sequences that were let in and are not in the engine's queue yet."""
         self.admission = admission
         self._admitted = False
         self._tenant = ""
 
-    def admit(self, tenant: str, num_requests: int) -> None:
-        """The call has been let in with so many requests."""
+    def admit(self, tenant: str, num_sequences: int) -> None:
+        """The call has been let in with so many sequences."""
         if not self._admitted:
             self._admitted = True
             self._tenant = tenant
             self.admission.num_admitted += 1
-        self._prepare(num_requests - self.num_preparing)
+        self._prepare(num_sequences - self.num_preparing)
 
-    def joins_queue(self) -> None:
-        """The engine counts one of its requests from now on."""
-        if self.num_preparing:
-            self._prepare(-1)
+    def joins_queue(self, num_sequences: int) -> None:
+        """The engine counts a request with so many sequences from now on."""
+        self._prepare(-min(num_sequences, self.num_preparing))
 
     def end(self) -> None:
         """The call has been answered, or its client is gone."""
@@ -77,76 +77,76 @@ class Ticket:
 
 
 class Admission:
-    """Counts the requests that were let in, and refuses those that find the queue full."""
+    """Counts what was let in, and refuses calls that find the queue full."""
 
     def __init__(self, limits: ServerLimits | None = None) -> None:
         self.limits = limits or ServerLimits()
         self.num_admitted = 0
         """Calls let in whose answer is not complete."""
         self.num_preparing = 0
-        """Their requests that are not in the engine's queue yet."""
+        """Their sequences that are not in the engine's queue yet."""
         self.num_preparing_of: Counter[str] = Counter()
         """The same by tenant."""
         self.num_refused = 0
 
     def admit(
-        self, ticket: Ticket, queue: Queue, tenant: str, of_tenant: Queue, num_requests: int = 1
+        self, ticket: Ticket, queue: Queue, tenant: str, of_tenant: Queue, num_sequences: int = 1
     ) -> None:
-        """Let a call in that brings so many requests. Raises as check() does.
+        """Let a call in that brings so many sequences. Raises as check() does.
 
-        A call is let in with one request before its body is understood, and with all of them
+        A call is let in with one before its body is understood, and with all of them
         before they are sent to the engine.
         """
         # Tickets of batches are counted by an Admission of their own.
         num_preparing = ticket.num_preparing if ticket.admission is self else 0
-        self.check(queue, tenant, of_tenant, num_requests, num_preparing)
-        ticket.admit(tenant, num_requests)
+        self.check(queue, tenant, of_tenant, num_sequences, num_preparing)
+        ticket.admit(tenant, num_sequences)
 
     def check(
         self,
         queue: Queue,
         tenant: str,
         of_tenant: Queue,
-        num_requests: int = 1,
+        num_sequences: int = 1,
         num_preparing: int = 0,
     ) -> None:
         """Raises ApiError (429) if the queue, or the tenant's share of it, is full.
 
-        tenant: empty if there are no tenants, and nobody to share with. num_requests: which must
-        all find room, as if they came one after the other; 400 if they never can. num_preparing:
-        how many of them are counted already.
+        tenant: empty if there are no tenants, and nobody to share with. num_sequences: n of each
+        prompt, which must all find room, as if they came one after the other; 400 if they never
+        can. num_preparing: how many of them are counted already.
         """
         limits = self.limits
-        if num_requests > limits.max_queued_requests:
+        if num_sequences > limits.max_queued_requests:
             raise ApiError(
                 400,
-                f"this call brings {num_requests:,} prompts, but the queue of this server holds "
-                f"{limits.max_queued_requests:,} requests: send fewer at a time",
+                f"this call brings {num_sequences:,} sequences (n of each prompt), but the queue "
+                f"of this server holds {limits.max_queued_requests:,}: ask for fewer at a time",
                 code="too_many_prompts",
             )
-        brought = num_requests - 1
-        before = queue.num_waiting + self.num_preparing - num_preparing
+        brought = num_sequences - 1
+        before = queue.num_waiting_sequences + self.num_preparing - num_preparing
         if before + brought >= limits.max_queued_requests:
-            self._refuse(f"{before:,} requests", f"{limits.max_queued_requests:,}", num_requests)
+            self._refuse(f"{before:,} sequences", f"{limits.max_queued_requests:,}", num_sequences)
         num_tokens = queue.num_waiting_tokens
         if num_tokens >= limits.max_queued_tokens:
             self._refuse(f"requests with {num_tokens:,} tokens", f"{limits.max_queued_tokens:,}")
         if not tenant:
             return
-        own = of_tenant.num_waiting + self.num_preparing_of[tenant] - num_preparing
+        own = of_tenant.num_waiting_sequences + self.num_preparing_of[tenant] - num_preparing
         share = TENANT_SHARE * (limits.max_queued_requests - before - brought)
         if own + brought >= share:
-            waiting = f"{own:,} requests of tenant {tenant!r}"
-            self._refuse(waiting, f"{share:,} at this moment", num_requests)
+            waiting = f"{own:,} sequences of tenant {tenant!r}"
+            self._refuse(waiting, f"{share:,} at this moment", num_sequences)
         share = TENANT_SHARE * (limits.max_queued_tokens - num_tokens)
         own = of_tenant.num_waiting_tokens
         if own >= share:
             waiting = f"requests of tenant {tenant!r} with {own:,} tokens"
             self._refuse(waiting, f"{share:,} at this moment")
 
-    def _refuse(self, waiting: str, limit: str, num_requests: int = 1) -> None:
+    def _refuse(self, waiting: str, limit: str, num_sequences: int = 1) -> None:
         self.num_refused += 1
-        brought = f", this call brings {num_requests:,} more" if num_requests > 1 else ""
+        brought = f", this call brings {num_sequences:,} more" if num_sequences > 1 else ""
         raise ApiError(
             429,
             f"the queue is full: {waiting} are waiting{brought}, the limit is {limit}; try again "

@@ -10,7 +10,7 @@ class ServerLimits:
     """How much may wait, and how long things may take.
 
     Attributes:
-        max_queued_requests: requests that may wait; more are refused.
+        max_queued_requests: requests that may wait, each sequence (n) counted; more are refused.
         max_queued_tokens: prompt tokens that may wait; once they do, requests are refused.
         request_timeout_s: most seconds from a request's arrival to its end, waiting included.
         grace_period_s: how long running requests may go on when the server is told to stop.

@@ -88,7 +88,9 @@ class EngineLines:
             return None
         # Those that wait in the engine gain nothing by it, and fill its queue.
         queue = self._served.admission.limits.max_queued_requests
-        return _FEED_S if engine.link.num_waiting > min(num_places // 2, queue // 4) else 0
+        return (
+            _FEED_S if engine.link.num_waiting_sequences > min(num_places // 2, queue // 4) else 0
+        )
 
 
 def _num_places(config: EngineConfig) -> int:

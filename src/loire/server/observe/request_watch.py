@@ -29,8 +29,13 @@ class Observer:
     def watch(self, submission: Submission, call: Call, adapter: str = "") -> "RequestWatch":
         """A request begins. adapter: the name of the one that it is for."""
         request = submission.request
-        num_tokens = len(request.prompt_token_ids)
-        life = RequestLife(request.request_id, submission.arrival_s, num_tokens, adapter)
+        life = RequestLife(
+            request.request_id,
+            submission.arrival_s,
+            len(request.prompt_token_ids),
+            request.params.n,
+            adapter,
+        )
         call.requests.append(life)
         self.calls.add(call, life)
         self._running[life.request_id] = life

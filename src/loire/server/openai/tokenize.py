@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
 from loire import __version__
+from loire.base.errors import RequestError
 from loire.engine.dialogue import Conversation, prompt_of
 from loire.engine.frontend import Frontend
 from loire.server.access.caller import get_caller
@@ -146,11 +147,18 @@ async def detokenize(body: DetokenizeRequest, served: Served, request: Request) 
 
 def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None:
+        frontend.check_characters(len(body.prompt))
         return frontend.tokenizer.encode(body.prompt, body.add_special_tokens)
     prompt = prompt_of(frontend, body.conversation())
     return frontend.tokenizer.encode(prompt, add_special_tokens=False)
 
 
 def _decode(frontend: Frontend, tokens: list[int]) -> str:
+    if len(tokens) > frontend.max_model_len:
+        raise RequestError(
+            f"tokens holds {len(tokens):,} tokens, but the window is {frontend.max_model_len:,}: "
+            f"send fewer at a time",
+            param="tokens",
+        )
     frontend.check_token_ids("tokens", tokens)
     return frontend.tokenizer.decode(tokens, skip_special_tokens=False)

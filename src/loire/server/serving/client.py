@@ -121,7 +121,7 @@ class CallClient:
         Raises ApiError: 429 if the queue or the tenant's share of it has no room for them, or if
         they have more sequences or tokens than the tenant has left.
         """
-        self.take_place(len(submissions))
+        self.take_place(sum(submission.request.params.n for submission in submissions))
         num_tokens = sum(len(submission.request.prompt_token_ids) for submission in submissions)
         self._use.grow(_num_sequences(submissions))
         try:
@@ -130,16 +130,16 @@ class CallClient:
             self._use.give_back()
             raise
 
-    def take_place(self, num_requests: int) -> None:
-        """Let the call in with so many requests. Raises ApiError: 429, or 400 if it never can."""
+    def take_place(self, num_sequences: int) -> None:
+        """Let the call in with so many sequences. Raises ApiError: 429, or 400 if it never can."""
         tenant = self._caller.tenant
         waiting = self._observer.waiting_of(tenant)
-        self._admission.admit(self._ticket, self._engine.link, tenant, waiting, num_requests)
+        self._admission.admit(self._ticket, self._engine.link, tenant, waiting, num_sequences)
 
     async def stream(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
         """Run a request of `origin` at its tenant's expense; outputs hold what is new."""
         outputs = cast("AsyncGenerator[RequestOutput, None]", self._engine.stream(submission))
-        self._ticket.joins_queue()
+        self._ticket.joins_queue(submission.request.params.n)
         watch = self._observer.watch(submission, self._call, self._adapter_name)
         try:
             async with aclosing(outputs):

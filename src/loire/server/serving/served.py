@@ -69,6 +69,11 @@ class ServedModel:
         return "ready"
 
     @property
+    def window(self) -> int:
+        """Tokens of a request, prompt and output together; 0 while the model loads."""
+        return 0 if self._engine is None else self._engine.config.max_model_len
+
+    @property
     def num_requests(self) -> int:
         """Requests in the engine, waiting or running."""
         return 0 if self._engine is None else self._engine.link.num_requests

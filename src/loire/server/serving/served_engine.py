@@ -36,6 +36,11 @@ class ServedLink(Protocol):
         ...
 
     @property
+    def num_waiting_sequences(self) -> int:
+        """That they ask for: n of each."""
+        ...
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens of those."""
         ...

@@ -13,10 +13,12 @@ Outcome: TypeAlias = Literal["completed", "aborted", "failed"]
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """What of a tenant nothing is computed of yet."""
+    """Requests of a tenant of which nothing is computed yet."""
 
-    num_waiting: int = 0
+    num_waiting_sequences: int = 0
+    """That they ask for: n of each."""
     num_waiting_tokens: int = 0
+    """Of their prompts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +29,8 @@ class RequestLife:
     """The engine's name for it."""
     arrival_s: float
     num_prompt_tokens: int
+    num_sequences: int = 1
+    """That it asks for: n."""
     adapter: str = ""
     """The name of the one that it is for."""
     num_cached_tokens: int = 0
@@ -50,13 +54,13 @@ class RequestLife:
     def begins_to_wait(self, waiting: Waiting) -> None:
         """Be counted among what waits."""
         self.waits_in = waiting
-        waiting.num_waiting += 1
+        waiting.num_waiting_sequences += self.num_sequences
         waiting.num_waiting_tokens += self.num_prompt_tokens
 
     def waits_no_more(self) -> None:
         """Something of it is computed, or it has ended."""
         if self.waits_in is not None:
-            self.waits_in.num_waiting -= 1
+            self.waits_in.num_waiting_sequences -= self.num_sequences
             self.waits_in.num_waiting_tokens -= self.num_prompt_tokens
             self.waits_in = None
 

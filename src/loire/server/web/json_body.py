@@ -24,10 +24,13 @@ SMALL_BYTES = 64 * 1024
 """Up to this size a thread costs more than the work."""
 MAX_LARGE = 2
 """Large bodies that are parsed, or whose texts are tokenized, at a time."""
-MAX_VALUES = 1_000_000
-"""Of one body, lists and objects among them. Parsing holds Python's lock for about 0.1 us each."""
-MAX_STRINGS = 150_000
-"""Of one body, names of fields among them: each takes 0.7 us."""
+MAX_VALUES = 300_000
+"""Of one body, lists and objects among them. Reading one holds Python's lock for 0.1 us, and the
+longest that anybody else may wait is 0.1 s. For each token of the window there may be two more."""
+MAX_STRINGS = 50_000
+"""Of one body, names of fields among them: each takes 0.7 us. One more for four tokens."""
+MAX_LISTS = 50_000
+"""Of one body, objects among them, and brackets within texts: each takes 1 us. As MAX_STRINGS."""
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """Window bits for zlib: with the header of gzip; of either."""
 
@@ -71,11 +74,12 @@ class _ReadRequest(Request):
 async def _read(request: Request, raw: bytes, model: type[BaseModel]) -> BaseModel:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     max_bytes = route_of(request.url.path).max_body_bytes
+    window = request.app.state.served.window
     if encoding == "identity" and len(raw) <= SMALL_BYTES:
-        return _parse(raw, model)
+        return _parse(raw, model, window)
     async with _large_bodies(request):
         return await asyncio.to_thread(
-            lambda: _parse(_decompressed(raw, encoding, max_bytes), model)
+            lambda: _parse(_decompressed(raw, encoding, max_bytes), model, window)
         )
 
 
@@ -121,12 +125,15 @@ def _decompressed(raw: bytes, encoding: str, max_bytes: int) -> bytes:
     return body
 
 
-def _parse(raw: bytes, model: type[BaseModel]) -> BaseModel:
-    num_values = raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
+def _parse(raw: bytes, model: type[BaseModel], window: int) -> BaseModel:
+    """window: of the model, in tokens; what may be in a body follows from it."""
+    num_lists = raw.count(b"[") + raw.count(b"{")
+    num_values = raw.count(b",") + num_lists + 1
     num_strings = (raw.count(b'"') - raw.count(b'\\"')) // 2
     for number, what, most in (
-        (num_values, "values", MAX_VALUES),
-        (num_strings, "texts and names of fields", MAX_STRINGS),
+        (num_values, "values", MAX_VALUES + 2 * window),
+        (num_lists, "lists and objects", MAX_LISTS + window // 4),
+        (num_strings, "texts and names of fields", MAX_STRINGS + window // 4),
     ):
         if number > most:
             raise HTTPException(

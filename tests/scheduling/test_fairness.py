@@ -341,6 +341,20 @@ def test_one_tenant_is_served_in_order() -> None:
     assert engine.ran == names
 
 
+def test_what_one_flood_was_charged_puts_nobody_behind_another() -> None:
+    engine = Shared(slots=3, budget=20)
+    engine.add("wide", prompt=60, n=24, max_tokens=60)
+    engine.step()
+    engine.add("long", prompt=120, max_tokens=2)
+    engine.step()
+    assert engine.waiting_tenants() == set(), "no sibling is born yet"
+    engine.add("light")
+    counters = engine.scheduler.waiting._counters[False]
+    assert counters.served("long") > counters.served("wide")
+    assert counters.served("light") == counters.served("wide")
+    engine.finish()
+
+
 def test_a_pause_gives_no_credit() -> None:
     engine = Shared(slots=1)
     for _ in range(30):

@@ -132,9 +132,14 @@ class VirtualCounters:
         weighted = INPUT_WEIGHT * num_input + OUTPUT_WEIGHT * num_output
         self._served[tenant] = self.served(tenant) + weighted
 
-    def comes(self, tenant: str, waiting: Iterable[str]) -> None:
-        """A tenant that has no request waiting gets one. waiting: the tenants that have some."""
-        others = [self.served(other) for other in waiting]
+    def comes(self, tenant: str, beside: Iterable[str]) -> None:
+        """A tenant that has no request waiting gets one.
+
+        beside: the tenants that have some, or, where none has, those that have some running. (The
+        paper takes who left last then. A flood that has just been let in has been charged with all
+        of its prompts: to be lifted to that would put a light tenant behind all others.)
+        """
+        others = [self.served(other) for other in beside]
         if not others and self._last_to_leave is not None:
             others = [self.served(self._last_to_leave)]
         self._served[tenant] = max(self.served(tenant), min(others, default=0))

@@ -381,7 +381,7 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence, *, arrives: bool = False) -> None:
         self._sequences[sequence.seq_id] = sequence
-        self.waiting.add(sequence, arrives=arrives)
+        self.waiting.add(sequence, arrives_beside=self.running if arrives else None)
 
     def _new_sequence(
         self, request: Request, choice: int, parent: Sequence | None = None

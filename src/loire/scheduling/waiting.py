@@ -1,7 +1,7 @@
 """The queue: by priority, then by fair turns of the tenants, within a tenant in order."""
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from loire.scheduling.fairness import VirtualCounters
@@ -26,12 +26,18 @@ class WaitingQueue:
             for line in self._lines[priority].values():
                 yield from line
 
-    def add(self, sequence: Sequence, *, arrives: bool = False) -> None:
-        """Put a sequence in. arrives: it is new, and not preempted or born of another."""
-        if arrives:
-            waiting = self.tenants(background=sequence.is_background)
+    def add(self, sequence: Sequence, *, arrives_beside: Iterable[Sequence] | None = None) -> None:
+        """Put a sequence in.
+
+        arrives_beside: those that run, if it is new, and not preempted or born of another.
+        """
+        if arrives_beside is not None:
+            background = sequence.is_background
+            waiting = self.tenants(background=background)
+            running = {s.tenant for s in arrives_beside if s.is_background is background}
             if sequence.tenant not in waiting:
-                self._counters[sequence.is_background].comes(sequence.tenant, waiting)
+                others = waiting or running - {sequence.tenant}
+                self._counters[background].comes(sequence.tenant, others)
         lines = self._lines.setdefault(sequence.priority, {})
         insort(lines.setdefault(sequence.tenant, []), sequence, key=lambda s: s.order)
         self._num_sequences += 1

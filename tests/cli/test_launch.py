@@ -76,6 +76,16 @@ def test_print_writes_what_a_shell_would_do_the_same_with(
     }
 
 
+def test_print_starts_a_server_where_none_runs(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("loire.cli.launch.URL", "http://127.0.0.1:9")
+    assert main(["launch", "codex", "--model", str(tiny_llama), "--print"]) == 0
+    first, second, *_ = capfd.readouterr().out.splitlines()
+    assert first == f"loire serve {tiny_llama} &"
+    assert "http://127.0.0.1:9/health/ready" in second
+
+
 def test_a_key_is_passed_on_and_not_shown(
     told: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         model = args.model or DEFAULT_MODEL
         target = found or Target(url=URL, model=model, window=_window(model), key=_key())
         if found is None:
-            print(f"loire serve {shlex.quote(model)}")
+            print(f"loire serve {shlex.quote(model)} &")
+            print(f"until curl -sf {URL}/health/ready > /dev/null; do sleep 1; done")
         _print(client.setup(target, folder), args.passed_on)
         return 0
     if shutil.which(args.client) is None:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loire import LLM, LoRARequest, SamplingParams
 from loire.base.errors import ModelError, RequestError
+from loire.planning.adapter_size import Adapters, adapter_bytes
 from support.adapter_files import adapter_tensors, merged, save_adapter
 from support.tiny_models import save_tiny_llama
 
@@ -306,3 +307,30 @@ def test_few_are_read_ahead(model: Path, tmp_path: Path) -> None:
         assert len({tuple(output) for output in outputs}) == len(loras)
         assert len(shelf.resident) <= shelf_room
         assert shelf.counts.loads >= len(loras)
+
+
+def test_plans_count_what_is_held(model: Path, tmp_path: Path) -> None:
+    with start(model, dtype="bfloat16") as llm:
+        path = save_adapter(tmp_path, adapter_tensors(base(model), 8), 8)
+        tokens(llm, [PROMPTS[0]], LoRARequest("x", 1, str(path)))
+        description = llm.engine.checkpoint.description
+        planned = adapter_bytes(description, Adapters(1, 8), element_bytes=2)
+        assert llm.engine.adapters.counts.num_bytes == pytest.approx(planned, rel=0.05)
+
+
+def test_no_adapter_changes_the_base(model: Path, tmp_path: Path) -> None:
+    """To the bit, while adapters are read, used, thrown out and withdrawn beside it."""
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=3)
+    paths = [saved(model, tmp_path / str(seed), seed, rank=8) for seed in (101, 102, 103)]
+    with start(model) as fresh:
+        expected = fresh.generate([PROMPTS[0]], params)[0].outputs[0].logprobs
+    with start(model, max_cpu_loras=1) as llm:
+        found: list[object] = []
+        for turn, piece in enumerate(llm.stream(PROMPTS[0], params)):
+            found += piece.outputs[0].logprobs or ()
+            if turn < 6:
+                llm.load_adapter("x", paths[turn % 3])
+                tokens(llm, [PROMPTS[turn % 5]], "x")
+                llm.unload_adapter("x")
+        assert found == list(expected or ())
+        assert llm.engine.adapters.counts.loads >= 3

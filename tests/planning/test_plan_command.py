@@ -272,3 +272,29 @@ def test_units_parse_or_refuse(text: str) -> None:
         except ConfigError:
             continue  # refused, as anything but this error would not be
         assert value >= 0
+
+
+def test_adapters_and_bits_are_counted(
+    tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = json_of(capsys, "plan", str(tiny_llama))
+    plan = json_of(capsys, "plan", str(tiny_llama), "--bits", "3.5", "--lora", "15x16")
+    one = json_of(capsys, "plan", str(tiny_llama), "--bits", "3.5", "--lora", "1x1")
+    assert plan["adapter_bytes"] == 15 * 16 * one["adapter_bytes"] > 0
+    # (Vectors and a second embedding aside, 16 bits became 3.5.)
+    assert 3 < plain["weights_bytes"] / plan["weights_bytes"] < 8
+    less = plan["weights_bytes"] - plain["weights_bytes"] + plan["adapter_bytes"]
+    assert plain["kv_memory_bytes"] - plan["kv_memory_bytes"] == pytest.approx(less, abs=2e9)
+    assert main(["plan", str(tiny_llama), "--lora", "15x16"]) == 0
+    assert "adapters" in capsys.readouterr().out
+    for arguments, message in (
+        ([*TALK, "--lora", "2x8"], "--lora needs a MODEL"),
+        ([*TALK, "--bits", "4"], "--bits needs a MODEL"),
+        (["plan", str(tiny_llama), "--bits", "4", "--quantization", "q8_0"], "not both"),
+    ):
+        assert main(arguments) == 1
+        assert message in capsys.readouterr().err
+    for flag, value in (("--lora", "15"), ("--lora", "0x8"), ("--lora", "2x513"), ("--bits", "x")):
+        with pytest.raises(SystemExit):
+            main(["plan", str(tiny_llama), flag, value])
+    capsys.readouterr()

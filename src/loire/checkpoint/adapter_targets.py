@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.mixers import AttentionDescription
+from loire.checkpoint.recurrent_mixers import GatedDeltaNetDescription
 from loire.checkpoint.weights import Matrix, matrices
 
 
@@ -23,9 +24,10 @@ class AdapterTarget:
 def adapter_targets(description: ModelDescription) -> Mapping[str, AdapterTarget]:
     """By names of modules, as in Hugging Face's models.
 
-    Experts have none, nor have mixers that are no attention with keys and values of heads, nor
-    queries, keys and values of attention with an output gate or rotary pairs side by side, whose
-    rows are put into another order.
+    Experts have none, nor has latent attention, nor have weights whose rows are put into another
+    order: queries, keys and values of attention with an output gate or rotary pairs side by side,
+    what Qwen3-Next's recurrent mixers take in, and all of Qwen3.5's in GGUF files; nor have other
+    recurrent mixers.
     """
     weights = description.weights()
     found: dict[str, AdapterTarget] = {}
@@ -50,6 +52,8 @@ def _adaptable(layer: LayerDescription, weights: LayerWeights) -> Iterator[Matri
         moved = mixer.output_gate or mixer.pairs_together
         ordered = [matrix for matrix in matrices(weights.mixer) if not moved]
         yield from ordered or [m for m in matrices(weights.mixer) if m.name.endswith(".o_proj")]
+    if isinstance(mixer, GatedDeltaNetDescription) and not mixer.heads_in_turn:
+        yield from (matrix for matrix in matrices(weights.mixer) if not matrix.interleaved)
     for matrix in matrices((weights.feed_forward, weights.per_layer_input)):
         if ".experts." not in matrix.name:
             yield matrix

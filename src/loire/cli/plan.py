@@ -30,6 +30,7 @@ What many replicas do with real traffic, `loire simulate` tells.
   loire plan --params 30B --active 3B --quantization q4_k --kv-per-token 98kB --device l4
   loire plan smollm2 --what-if --device l4,a100-80gb --window 2k,8k
   loire plan llama-3-8b --device h100-80gb
+  loire plan smollm2 --bits 3.5 --lora 15x16
 
 The last names a model that need not be here: shapes of some published ones are known.
 """
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", type=_names, help="* bfloat16, float16 or float32 [bfloat16]")
     formats = "* of the matrices: auto as in the file, none, q8_0, q4_0, ... [auto]"
     add("--quantization", type=_names, metavar="FORMAT", help=formats)
+    add("--bits", type=_bits, help="per weight, as of `loire quantize --bits`")
+    lora = "adapters and their rank, for all linear layers: as 15x16"
+    add("--lora", type=_lora, metavar="NxRANK", help=lora)
     add("--kv-dtype", type=_names, help="* of the KV cache [as --dtype]")
     add("--tensor-parallel", type=_list_of(_positive), metavar="N", help="* devices [1]")
     add("--window", type=_list_of(tokens), metavar="TOKENS", help="* as 8k [the model's]")
@@ -156,6 +160,7 @@ def _unicode() -> bool:
 
 
 def _question(args: argparse.Namespace) -> "Question":
+    from loire.planning.adapter_size import Adapters
     from loire.planning.choices import Question, Shapes
 
     model: Checkpoint | Shapes
@@ -185,6 +190,7 @@ def _question(args: argparse.Namespace) -> "Question":
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_num_seqs=args.max_num_seqs,
         activation_bytes=args.activation_reserve,
+        adapters=None if args.lora is None else Adapters(*args.lora),
     )
 
 
@@ -217,6 +223,8 @@ def _choices(args: argparse.Namespace) -> "list[Variant]":
         return full
 
     weight_formats = ("auto", "none", *QUANTIZATIONS)
+    if args.bits is not None and args.quantization is not None:
+        raise ConfigError("give either --bits or --quantization, not both")
     dtypes = [known("dtype", name, tuple(DTYPES)) for name in args.dtype or ["bfloat16"]]
     formats = [known("quantization", n, weight_formats) for n in args.quantization or ["auto"]]
     kv_dtypes: list[str | None] = [None]
@@ -227,6 +235,7 @@ def _choices(args: argparse.Namespace) -> "list[Variant]":
             device=_for_dtype(device, dtype, args.flops),
             dtype=dtype,
             quantization=None if quantization == "auto" else quantization,
+            bits=args.bits,
             kv_dtype=kv_dtype,
             tensor_parallel=tensor_parallel,
             window=window,
@@ -295,6 +304,26 @@ def _list_of(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 def _names(text: str) -> list[str]:
     return [part.strip().lower() for part in text.split(",")]
+
+
+def _bits(text: str) -> float:
+    try:
+        bits = float(text)
+    except ValueError:
+        bits = 0.0
+    if not 2 <= bits <= 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bits between 2 and 16")
+    return bits
+
+
+def _lora(text: str) -> tuple[int, int]:
+    count, separator, rank = text.partition("x")
+    numbers = count.isdecimal() and rank.isdecimal()
+    if not separator or not numbers or int(count) < 1 or not 1 <= int(rank) <= 512:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of adapters and a rank up to 512, such as 15x16"
+        )
+    return int(count), int(rank)
 
 
 def _positive(text: str) -> int:

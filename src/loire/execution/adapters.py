@@ -7,17 +7,16 @@ Few are read ahead of the sequences that wait for them, so that these cannot fil
 """
 
 import logging
-import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from loire.base.background import background_thread
 from loire.base.errors import EngineError, LoireError
 from loire.base.lora import MOST_ADAPTERS
 from loire.base.messages import AdapterCounts, AnnouncedAdapter
@@ -28,8 +27,6 @@ log = logging.getLogger("loire.engine")
 
 MOST_READ = 4
 """Adapters that are being read, or were and have no place on the shelf yet."""
-NICENESS = 10
-"""Of the thread that reads: steps go first."""
 
 
 @dataclass(slots=True)
@@ -69,7 +66,7 @@ class AdapterShelf:
         """The least recently used first."""
         self._withdrawn: set[str] = set()
         """Those on the shelf that have no name any more."""
-        self._reader: ThreadPoolExecutor | None = None
+        self._reader = background_thread("loire-adapter")
         self._hits = self._loads = self._evictions = 0
 
     def announce(self, adapter: AnnouncedAdapter) -> None:
@@ -152,13 +149,8 @@ class AdapterShelf:
         """Of one that is not resident, being read. The lock is held."""
         if identity not in self._reading:
             announced = self._announced.get(identity)
-            self._reading[identity] = self._thread().submit(self._read, identity, announced)
+            self._reading[identity] = self._reader.submit(self._read, identity, announced)
         return self._reading[identity]
-
-    def _thread(self) -> ThreadPoolExecutor:
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, "loire-adapter", initializer=_give_way)
-        return self._reader
 
     def _read(self, identity: str, announced: AnnouncedAdapter | None) -> AdapterWeights:
         if announced is None:
@@ -252,10 +244,4 @@ class AdapterShelf:
         with self._lock:
             del self._residents[identity]
         # Giving the memory back takes a while.
-        self._thread().submit(resident.weights.clear)
-
-
-def _give_way() -> None:
-    """Let threads that compute go before this one, where threads have a priority of their own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        self._reader.submit(resident.weights.clear)

@@ -64,8 +64,9 @@ class CapacityPlan:
     tensor_parallel: int
     memory_bytes: int
     activation_bytes: int
+    adapter_bytes: int
     kv_memory_bytes: int
-    """What weights and activations leave; below 0 if they do not fit."""
+    """What weights, adapters and activations leave; below 0 if they do not fit."""
     kv_bytes_per_token: int
     """As held: KV heads that several devices must repeat are counted as often."""
 
@@ -187,6 +188,7 @@ def plan_capacity(
     *,
     tensor_parallel: int = 1,
     activation_bytes: int = 0,
+    adapter_bytes: int = 0,
 ) -> CapacityPlan:
     """The plan for tensor_parallel devices of a kind; activation_bytes are per device.
 
@@ -202,7 +204,8 @@ def plan_capacity(
         tensor_parallel=tensor_parallel,
         memory_bytes=memory,
         activation_bytes=activations,
-        kv_memory_bytes=memory - model.weight_bytes - activations,
+        adapter_bytes=adapter_bytes,
+        kv_memory_bytes=memory - model.weight_bytes - adapter_bytes - activations,
         kv_bytes_per_token=model.kv_bytes_per_token * repeats,
     )
 

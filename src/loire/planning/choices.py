@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
+from loire.planning.adapter_size import Adapters, adapter_bytes
 from loire.planning.capacity import (
     CapacityPlan,
     activation_reserve,
@@ -42,6 +43,8 @@ class Variant:
     dtype: str = "bfloat16"
     quantization: str | None = None
     """None is what the file has."""
+    bits: float | None = None
+    """Per weight on average, in place of a format."""
     kv_dtype: str | None = None
     """None is the dtype of the model, or what a model given by hand says."""
     tensor_parallel: int = 1
@@ -59,6 +62,7 @@ class Question:
     output: int | None = None
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 128
+    adapters: Adapters | None = None
     activation_bytes: int | None = None
     """Per device; None takes the formula, which needs a model's shapes: 0 by hand."""
 
@@ -85,13 +89,25 @@ def answer(question: Question, choice: Variant) -> CapacityPlan:
         settle_lengths(window, question.prompt, question.output),
         tensor_parallel=choice.tensor_parallel,
         activation_bytes=activations,
+        adapter_bytes=_adapter_bytes(question, choice),
     )
+
+
+def _adapter_bytes(question: Question, choice: Variant) -> int:
+    if question.adapters is None:
+        return 0
+    if isinstance(question.model, Shapes):
+        raise ConfigError("--lora needs a MODEL: adapters are of its layers' sizes")
+    size = DTYPES[choice.dtype].block_bytes
+    return adapter_bytes(question.model.description, question.adapters, element_bytes=size)
 
 
 def _size(question: Question, choice: Variant) -> tuple[ModelSize, int]:
     """Sizes of the model, and the window to plan for."""
     model = question.model
     if isinstance(model, Shapes):
+        if choice.bits is not None:
+            raise ConfigError("--bits needs a MODEL; with --params name a --quantization")
         if choice.kv_dtype is not None:
             raise ConfigError("--kv-dtype says nothing beside --kv-per-token: leave one out")
         size = size_by_hand(
@@ -116,6 +132,7 @@ def _size(question: Question, choice: Variant) -> tuple[ModelSize, int]:
         quantization=choice.quantization,
         kv_dtype=choice.kv_dtype or choice.dtype,
         on_cpu=choice.device.is_cpu,
+        bits=choice.bits,
     )
     return size, window
 
@@ -131,7 +148,7 @@ def usual_variations(question: Question, base: Variant) -> list[Variant]:
         windows.append(base.window)
     windows = [w for w in windows if w >= least and (longest is None or w <= longest)]
     return [
-        replace(base, window=window, quantization=quantization)
+        replace(base, window=window, quantization=quantization, bits=None)
         for quantization in (None, "q8_0", "q4_0")
         for window in sorted(set(windows or [longest or least]))
     ]
@@ -148,7 +165,7 @@ def remedies(question: Question, choice: Variant) -> list[str]:
         *(
             (f"--quantization {name}", replace(choice, quantization=name))
             for name in QUANTIZATIONS
-            if choice.quantization is None
+            if choice.quantization is None and choice.bits is None
         ),
     ]
     helping: dict[str, str] = {}

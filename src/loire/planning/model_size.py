@@ -203,8 +203,10 @@ def size_of_checkpoint(
     quantization: str | None,
     kv_dtype: str,
     on_cpu: bool,
+    bits: float | None = None,
 ) -> ModelSize:
-    """Sizes of a checkpoint loaded as dtype, its matrices in a block format if one is named.
+    """Sizes of a checkpoint loaded as dtype, its matrices in a block format if one is named, or in
+    so many bits per weight on average.
 
     Raises ConfigError if a format's blocks do not fit the model's rows.
     """
@@ -214,7 +216,7 @@ def size_of_checkpoint(
 
     def held(weight: Weight, names: Iterable[str]) -> int:
         found = (present[name] for name in names if name in present)
-        return sum(_held_bytes(weight, tensor, dtype, quantization) for tensor in found)
+        return sum(_held_bytes(weight, tensor, dtype, quantization, bits) for tensor in found)
 
     names = {weight: weight.stored_names(present) for weight in each(weights)}
     head = weights.embedding if weights.head is None else weights.head
@@ -225,7 +227,8 @@ def size_of_checkpoint(
     shared = () if weights.per_layer is None else (weights.per_layer.projection,)
     fixed = {*matrices(weights.layers), *shared, head} - {*routed}
     fixed_bytes = sum(held(m, m.stored_weights(present)) for m in fixed)
-    numbers = quantization in (None, EXPANDED) and held(head, names[head]) == 2 * head.num_elements
+    numbers = bits is None and quantization in (None, EXPANDED)
+    numbers = numbers and held(head, names[head]) == 2 * head.num_elements
     packs = on_cpu and dtype == "bfloat16" and numbers
     repeated = held(head, names[head]) if weights.head is None and packs else 0
     return ModelSize(
@@ -272,10 +275,14 @@ def _parameters_of_token(layer: LayerDescription, weights: LayerWeights) -> int:
     return everything - routed + round(_share_of(layer) * routed)
 
 
-def _held_bytes(weight: Weight, tensor: TensorInfo, dtype: str, quantization: str | None) -> int:
+def _held_bytes(
+    weight: Weight, tensor: TensorInfo, dtype: str, quantization: str | None, bits: float | None
+) -> int:
     num_elements = math.prod(tensor.shape)
     if isinstance(weight, Vector):
         return F32.num_bytes(num_elements)
+    if bits is not None:
+        return math.ceil(num_elements * bits / 8)
     if quantization is None and tensor.format.block_elements > 1:
         return held_as(tensor.format).num_bytes(num_elements)
     if len(tensor.shape) != 2 or quantization in (None, EXPANDED):

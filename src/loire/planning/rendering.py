@@ -13,6 +13,7 @@ from loire.planning.model_size import KV_FORMATS
 BAR_WIDTH = 60
 _SHADES = {
     "weights": ("█", "#", "34"),
+    "adapters": ("▓", "=", "35"),
     "activations": ("▒", "+", "33"),
     "KV cache": ("░", ".", "32"),
 }
@@ -55,6 +56,8 @@ def render(plan: CapacityPlan, choice: Variant, *, color: bool, unicode: bool) -
 def format_name(choice: Variant) -> str:
     """Format of the weights, and of the KV where it is another."""
     weights = choice.dtype
+    if choice.bits is not None:
+        weights = f"{choice.bits:g} bits per weight ({choice.dtype})"
     if choice.quantization is not None:
         weights = f"{choice.quantization} ({choice.dtype})"
     if choice.kv_dtype not in (None, choice.dtype):
@@ -82,6 +85,7 @@ def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
         kv = f"none left: weights and activations exceed the memory by {_gb(-plan.kv_memory_bytes)}"
     parts = [
         ("weights", model.weight_bytes, weights),
+        *([("adapters", plan.adapter_bytes, "LoRA")] if plan.adapter_bytes else []),
         ("activations", plan.activation_bytes, activations),
         ("KV cache", max(plan.kv_memory_bytes, 0), kv),
     ]
@@ -246,6 +250,8 @@ def to_json(plan: CapacityPlan, choice: Variant) -> dict[str, object]:
         "num_parameters": plan.model.num_parameters,
         "weights_bytes": plan.model.weight_bytes,
         "step_weights_bytes": plan.model.step_weight_bytes,
+        "bits": choice.bits,
+        "adapter_bytes": plan.adapter_bytes,
         "activation_bytes": plan.activation_bytes,
         "kv_memory_bytes": plan.kv_memory_bytes,
         "kv_bytes_per_token": plan.kv_bytes_per_token,

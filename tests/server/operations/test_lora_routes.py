@@ -12,13 +12,14 @@ from fastapi import FastAPI
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loire.base.messages import AnnouncedAdapter
+from loire.base.messages import AdapterCounts, AnnouncedAdapter
 from loire.checkpoint.open import open_checkpoint
 from loire.engine import adapters as names_of_adapters
 from loire.engine.adapters import AdapterNames
 from loire.server.access.keys import KeyRing, parse_key
 from loire.server.access.options import Access
 from loire.server.host.app import create_app
+from loire.server.operations.live import LiveAdapters, adapters_of
 from loire.server.serving.served import ServedModel
 from support.adapter_files import adapter_tensors, save_adapter
 from support.fake_engine import NAME, FakeEngine
@@ -270,6 +271,20 @@ def test_a_tenant_has_its_own(loaded: Loaded, make: Make) -> None:
             assert answer.text == unknown.text.replace("nobody", model)
     assert loaded.ask("GET", "/v1/models/secret", key=ALICE).status_code == 404
     assert loaded.ask("GET", "/v1/models/team/sql", key=ALICE).status_code == 200
+
+
+def test_the_page_shows_how_they_stand(tiny_llama: Path, loaded: Loaded, make: Make) -> None:
+    engine = FakeEngine(tiny_llama)
+    engine.adapters = AdapterCounts(num_resident=1, num_bytes=8, hits=5, loads=2, evictions=1)
+    loaded.served.set_ready(engine)
+    make("a")
+    assert adapters_of(ServedModel([NAME])) is None
+    assert loaded.load("x", "a").status_code == 200
+    assert adapters_of(loaded.served) == LiveAdapters(
+        named=1, num_resident=1, num_bytes=8, hits=5, loads=2, evictions=1
+    )
+    listing = loaded.ask("GET", "/admin/adapters").json()
+    assert (listing["num_resident"], listing["hits"], listing["evictions"]) == (1, 5, 1)
 
 
 def test_metrics_name_them_to_those_who_may_know(loaded: Loaded, make: Make) -> None:

@@ -72,8 +72,7 @@ async def load_lora_adapter(body: LoadRequest, served: Served) -> str:
     load = partial(
         _load, adapters, root, body.lora_name, body.lora_path, body.load_inplace, body.pinned
     )
-    async with served.changing_adapters:  # in the order in which they were asked for
-        named = await asyncio.to_thread(load)
+    named = await asyncio.get_running_loop().run_in_executor(served.adapter_loader, load)
     log.info("adapter %s is %s (%s)", named.name, named.identity[:12], named.root)
     return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
@@ -86,11 +85,11 @@ async def unload_lora_adapter(body: UnloadRequest, served: Served) -> str:
         raise ApiError(
             400, "'lora_name' needs to be provided to unload a LoRA adapter.", param="lora_name"
         )
-    async with served.changing_adapters:
-        try:
-            adapters.unload(body.lora_name)
-        except ModelNotFoundError as error:
-            raise _refused(404, error) from error
+    unload = partial(adapters.unload, body.lora_name)
+    try:
+        await asyncio.get_running_loop().run_in_executor(served.adapter_loader, unload)
+    except ModelNotFoundError as error:
+        raise _refused(404, error) from error
     log.info("adapter %s was unloaded", body.lora_name)
     return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 

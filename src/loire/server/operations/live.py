@@ -5,7 +5,7 @@ second, the steps since the event before come together in one event. Nothing is 
 while nobody looks or nothing happens. Requests are numbered: no prompt, no id and no text is here.
 
     {"engine": {"policy": "paged", "max_num_seqs": 128, ...}}
-    {"steps": [{...}, ...], "skipped": 0, "totals": {...}}
+    {"steps": [{...}, ...], "skipped": 0, "totals": {...}, "adapters": {...}}
     {"idle": true}                           there is nothing left to compute
 """
 
@@ -86,6 +86,18 @@ class LiveTotals(BaseModel):
     preemptions: int
 
 
+class LiveAdapters(BaseModel):
+    """Adapters that have names, and how their memory stands: see
+    loire.base.messages.AdapterCounts."""
+
+    named: int
+    num_resident: int
+    num_bytes: int
+    hits: int
+    loads: int
+    evictions: int
+
+
 class LiveEvent(BaseModel):
     """An event of the stream; the fields that it does not have are left out."""
 
@@ -93,6 +105,7 @@ class LiveEvent(BaseModel):
     steps: list[LiveStep] | None = None
     skipped: int | None = None
     totals: LiveTotals | None = None
+    adapters: LiveAdapters | None = None
     idle: Literal[True] | None = None
 
 
@@ -119,11 +132,27 @@ async def live_events(served: ServedModel, engine: LiveEngine) -> AsyncGenerator
         news = view.take(link.records)
         is_idle = link.num_requests == 0
         if news is not None:
-            yield _event(news)
+            yield _event(news.model_copy(update={"adapters": adapters_of(served)}))
         if is_idle and (news is not None or not was_idle):
             yield _event(LiveEvent(idle=True))
         was_idle = is_idle
         await asyncio.sleep(INTERVAL_S)
+
+
+def adapters_of(served: ServedModel) -> LiveAdapters | None:
+    """None where no adapter has a name, or had weights in memory."""
+    counts = served.adapter_counts
+    named = 0 if served.adapters is None else len(served.adapters.named)
+    if not named and not counts.loads:
+        return None
+    return LiveAdapters(
+        named=named,
+        num_resident=counts.num_resident,
+        num_bytes=counts.num_bytes,
+        hits=counts.hits,
+        loads=counts.loads,
+        evictions=counts.evictions,
+    )
 
 
 class StepView:

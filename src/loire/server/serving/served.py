@@ -1,6 +1,5 @@
 """The model that is served: its names, and the engine behind it once it is loaded."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from fastapi import Depends, Request
 
+from loire.base.background import background_thread
 from loire.base.errors import EngineError
 from loire.base.lora import MOST_ADAPTERS
 from loire.base.messages import AdapterCounts
@@ -52,7 +52,8 @@ class ServedModel:
         """Below which adapters may be loaded while the server runs; None: nowhere."""
         self.max_adapters = MOST_ADAPTERS
         """That can be in memory together."""
-        self.changing_adapters = asyncio.Lock()
+        self.adapter_loader = background_thread("loire-adapters")
+        """Loads and unloads adapters, in the order in which that was asked for."""
         self._engine: ServedEngine | None = None
         if engine is not None:
             self.set_ready(engine)

@@ -66,6 +66,7 @@ function take(news) {
     byId("held-sign").hidden = news.engine.policy !== WHOLE_BATCHES;
   }
   if (news.steps) batch.add(news);
+  if (news.adapters) showAdapters(news.adapters);
   if (news.idle) batch.setIdle();
   schedule();
 }
@@ -74,6 +75,14 @@ function describe(engine) {
   const caching = engine.prefix_caching ? ", prefix caching" : "";
   return `Policy ${engine.policy}${caching}; up to ${engine.max_num_seqs} sequences and `
     + `${engine.max_num_batched_tokens.toLocaleString("en")} tokens per step.`;
+}
+
+function showAdapters(adapters) {
+  const number = (count) => count.toLocaleString("en");
+  byId("live-adapters").hidden = false;
+  show("live-adapters", `${number(adapters.named)} adapters, ${number(adapters.num_resident)} in `
+    + `memory (${rounded(adapters.num_bytes / 1e6)} MB): ${number(adapters.hits)} hits, `
+    + `${number(adapters.loads)} loads, ${number(adapters.evictions)} evictions.`);
 }
 
 function schedule() {

@@ -233,12 +233,13 @@ inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
 
 // Sixteen sums, scaled, with their bias and with what the token's adapter adds, if it has one. row: the
 // first of theirs in the packed weight.
+template <typename Element>
 INLINE Vec16 finished(const LinearArguments& a, int64_t row, const float* sums,
                       const AdaptedToken& token) {
     Vec16 value = load(sums);
     if (a.scales != nullptr) value = value * load(a.scales + row);
     if (a.bias != nullptr) value = value + load(a.bias + row);
-    if (token.adapter != nullptr) value = value + low_rank_up(token, row);
+    if (token.adapter != nullptr) value = value + low_rank_up<Element>(token, row);
     return value;
 }
 
@@ -253,14 +254,14 @@ INLINE Vec16 rounded(const Vec16& value) {
 template <typename Element>
 INLINE void finish_some(const LinearArguments& a, int64_t row, const float* sums,
                         int64_t panel_sums, const AdaptedToken& token, int64_t at, int64_t count) {
-    const Vec16 value = finished(a, row, sums, token);
+    const Vec16 value = finished<Element>(a, row, sums, token);
     if (a.wide) return store_some(static_cast<float*>(a.out) + at, value, count);
     auto* out = static_cast<Element*>(a.out) + at;
     if (a.gate == Gate::NONE) return store_some(out, value, count);
     // Rounded first, as where they are results of their own.
     if (a.gate == Gate::SQUARED_RELU)
         return store_some(out, squared_relu(rounded<Element>(value)), count);
-    const Vec16 other = finished(a, row + PANEL, sums + panel_sums, token);
+    const Vec16 other = finished<Element>(a, row + PANEL, sums + panel_sums, token);
     store_some(out, gated(a.gate, a.clamp, rounded<Element>(value), rounded<Element>(other)), count);
 }
 

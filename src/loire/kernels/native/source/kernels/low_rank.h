@@ -1,8 +1,9 @@
 // What adapters add to products (Hu et al. 2021, "LoRA"): up (down x), with down x in float32.
 //
 // The order of additions: for each rank sixteen chains over the inputs, input k in chain k % 16, brought
-// together two by two; then for each output one chain over the ranks in their order. So a token has
-// the same bits whatever the others are, and one without an adapter those of the product alone.
+// together two by two; then for each output four chains over the ranks that its panel has, the i-th of
+// them in chain i % 4, brought together two by two. So a token has the same bits whatever the others are,
+// and one without an adapter those of the product alone.
 
 #pragma once
 
@@ -24,14 +25,23 @@ INLINE AdaptedToken adapted_token(const AdaptedTokens& all, int64_t token) {
 }
 
 // What is added to sixteen outputs from a row of the packed weight on.
+template <typename Element>
 INLINE Vec16 low_rank_up(const AdaptedToken& token, int64_t row) {
-    const Adapter& adapter = *token.adapter;
-    const int64_t panel = row / PANEL;
-    const float* up = adapter.up + panel * adapter.rank * PANEL + row % PANEL;
-    Vec16 total = zero();
-    for (int64_t j = adapter.ranks[2 * panel]; j < adapter.ranks[2 * panel + 1]; ++j)
-        total = fma(broadcast(token.hidden[j]), load(up + j * PANEL), total);
-    return total;
+    const PanelRanks& ranks = token.adapter->panels[row / PANEL];
+    const auto* up = static_cast<const Element*>(token.adapter->up) + ranks.start + row % PANEL;
+    const float* hidden = token.hidden + ranks.first;
+    const int64_t count = ranks.last - ranks.first;
+    Vec16 totals[4] = {zero(), zero(), zero(), zero()};
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            totals[i] = fma(broadcast(hidden[j + i]), load(up + (j + i) * PANEL), totals[i]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 3; ++i)
+        if (j + i < count)
+            totals[i] = fma(broadcast(hidden[j + i]), load(up + (j + i) * PANEL), totals[i]);
+    return (totals[0] + totals[1]) + (totals[2] + totals[3]);
 }
 
 // Some ranks of one token, COUNT together.
@@ -48,23 +58,20 @@ INLINE void low_rank_down(const Element* x, const Element* down, int64_t size, f
     for (int i = 0; i < COUNT; ++i) hidden[i] = sum(chains[i]);
 }
 
-// ROWS_PER_PIECE tokens.
+// One token.
 template <typename Element>
-void low_rank_piece(const void* untyped, int64_t piece, Scratch&) {
+void low_rank_piece(const void* untyped, int64_t t, Scratch&) {
     const auto& a = *static_cast<const LowRankArguments*>(untyped);
-    const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
-    for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
-        const Adapter* adapter = a.adapted.of(t);
-        if (adapter == nullptr) continue;
-        const auto* x = static_cast<const Element*>(a.x) + t * a.in_features;
-        const auto* down = static_cast<const Element*>(adapter->down);
-        float* hidden = a.adapted.hidden + t * a.adapted.hidden_stride;
-        int64_t j = 0;
-        for (; j + 4 <= adapter->rank; j += 4)
-            low_rank_down<4>(x, down + j * a.in_features, a.in_features, hidden + j);
-        for (; j < adapter->rank; ++j)
-            low_rank_down<1>(x, down + j * a.in_features, a.in_features, hidden + j);
-    }
+    const Adapter* adapter = a.adapted.of(t);
+    if (adapter == nullptr) return;
+    const auto* x = static_cast<const Element*>(a.x) + t * a.in_features;
+    const auto* down = static_cast<const Element*>(adapter->down);
+    float* hidden = a.adapted.hidden + t * a.adapted.hidden_stride;
+    int64_t j = 0;
+    for (; j + 4 <= adapter->rank; j += 4)
+        low_rank_down<4>(x, down + j * a.in_features, a.in_features, hidden + j);
+    for (; j < adapter->rank; ++j)
+        low_rank_down<1>(x, down + j * a.in_features, a.in_features, hidden + j);
 }
 
 }  // namespace

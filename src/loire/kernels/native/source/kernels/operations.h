@@ -192,12 +192,18 @@ constexpr int64_t panels_per_output(Gate gate) {
     return gate == Gate::NONE || gate == Gate::SQUARED_RELU ? 1 : 2;
 }
 
-// What an adapter adds to a product: up (down x), by panels.
+// Of which ranks of an adapter a panel has something, and where that begins, in elements.
+struct PanelRanks {
+    int64_t start;
+    int32_t first, last;
+};
+
+// What an adapter adds to a product: up (down x), by panels. Both are of x's type.
 struct Adapter {
-    const void* down = nullptr;      // [rank, in] of x's type
-    const float* up = nullptr;       // [panels][rank][PANEL]
-    const int32_t* ranks = nullptr;  // [panels][2]: a panel has something of the ranks [first, last)
-    int64_t rank = 0;                // 0: nothing is added
+    const void* down = nullptr;           // [rank, in]
+    const void* up = nullptr;             // for each panel [its ranks][PANEL]
+    const PanelRanks* panels = nullptr;
+    int64_t rank = 0;                     // 0: nothing is added
 };
 
 // Which tokens have which adapter, and down x of those that have one.

@@ -19,13 +19,12 @@ struct LowRankPart {
 
 // All of an adapter's parts for one weight.
 struct PackedAdapter {
-    std::vector<char> down;
-    std::vector<float> up;
-    std::vector<int32_t> ranks;
+    std::vector<char> down, up;
+    std::vector<PanelRanks> panels;
     int64_t rank = 0;
 
     int64_t bytes() const {
-        return int64_t(down.size() + up.size() * sizeof(float) + ranks.size() * sizeof(int32_t));
+        return int64_t(down.size() + up.size() + panels.size() * sizeof(PanelRanks));
     }
 };
 
@@ -46,6 +45,8 @@ class Adapters {
     int64_t most_rank() const { return most_rank_; }
 
   private:
+    // Which output of a part a row of the packed weight is; -1 for none of it.
+    int64_t output_of(const LowRankPart& part, int64_t row) const;
     void put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const;
 
     const bool is_bfloat16_;

@@ -69,7 +69,7 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
         const int64_t floats = tokens * adapted.hidden_stride;
         adapted.hidden = reinterpret_cast<float*>(hidden->reserve(size_t(floats) * sizeof(float)));
         const LowRankArguments arguments{adapted, x, tokens, weight.in_features};
-        pool.run(ceil_div(tokens, ROWS_PER_PIECE), operations.low_rank, &arguments);
+        pool.run(tokens, operations.low_rank, &arguments);
     }
     const Cut cut(operations, weight, tokens, wanted_pieces(pool));
     const PackActivationsArguments packing{

@@ -1,0 +1,34 @@
+"""How much memory LoRA adapters take, as loire.kernels holds them."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from loire.checkpoint.adapter_targets import AdapterTarget, adapter_targets
+from loire.checkpoint.description import ModelDescription
+
+PANEL = 32
+"""Outputs of a product that the native kernels keep together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """So many of one rank, for all linear layers but the output head."""
+
+    count: int
+    rank: int
+
+
+def adapter_bytes(description: ModelDescription, adapters: Adapters, *, element_bytes: int) -> int:
+    """Of all of them: both halves, the outputs of each product in whole panels."""
+    products: dict[str, list[AdapterTarget]] = defaultdict(list)
+    for target in adapter_targets(description).values():
+        if target.product != "lm_head":
+            products[target.product].append(target)
+    per_rank = 0
+    for targets in products.values():
+        # A product of several modules is named as a whole, too: adapters are for the modules.
+        most = max(target.outputs for target in targets)
+        modules = [t for t in targets if t.outputs < most] or targets
+        per_rank += sum(t.inputs + math.ceil(t.outputs / PANEL) * PANEL for t in modules)
+    return adapters.count * adapters.rank * per_rank * element_bytes

@@ -231,15 +231,14 @@ inline LinearPiece linear_piece_at(const LinearArguments& a, int64_t piece) {
             last_panel < a.panels ? last_panel : a.panels};
 }
 
-// Sixteen sums, scaled, with their bias and with what the token's adapter adds, if it has one. row: the
+// Sixteen sums, scaled, with their bias and with what the token's adapter adds, null for none. row: the
 // first of theirs in the packed weight.
-template <typename Element>
 INLINE Vec16 finished(const LinearArguments& a, int64_t row, const float* sums,
-                      const AdaptedToken& token) {
+                      const Vec16* added) {
     Vec16 value = load(sums);
     if (a.scales != nullptr) value = value * load(a.scales + row);
     if (a.bias != nullptr) value = value + load(a.bias + row);
-    if (token.adapter != nullptr) value = value + low_rank_up<Element>(token, row);
+    if (added != nullptr) value = value + *added;
     return value;
 }
 
@@ -250,18 +249,20 @@ INLINE Vec16 rounded(const Vec16& value) {
     return load(kept);
 }
 
-// The first count of 16 results of a token, from sums of one panel, or of two that are panel_sums apart.
+// The first count of 16 results of a token, from sums of one panel, or of two that are panel_sums apart;
+// added: to the first and, PANEL / 16 further, to the second.
 template <typename Element>
 INLINE void finish_some(const LinearArguments& a, int64_t row, const float* sums,
-                        int64_t panel_sums, const AdaptedToken& token, int64_t at, int64_t count) {
-    const Vec16 value = finished<Element>(a, row, sums, token);
+                        int64_t panel_sums, const Vec16* added, int64_t at, int64_t count) {
+    const Vec16 value = finished(a, row, sums, added);
     if (a.wide) return store_some(static_cast<float*>(a.out) + at, value, count);
     auto* out = static_cast<Element*>(a.out) + at;
     if (a.gate == Gate::NONE) return store_some(out, value, count);
     // Rounded first, as where they are results of their own.
     if (a.gate == Gate::SQUARED_RELU)
         return store_some(out, squared_relu(rounded<Element>(value)), count);
-    const Vec16 other = finished<Element>(a, row + PANEL, sums + panel_sums, token);
+    const Vec16 other = finished(a, row + PANEL, sums + panel_sums,
+                                 added == nullptr ? nullptr : added + PANEL / 16);
     store_some(out, gated(a.gate, a.clamp, rounded<Element>(value), rounded<Element>(other)), count);
 }
 
@@ -274,8 +275,13 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
     for (int64_t t = 0; t < tokens; ++t, sums += PANEL) {
         const int64_t at = (first_token + t) * a.out_stride + first_column;
         const AdaptedToken token = adapted_token(a.adapted, first_token + t);
+        const bool is_adapted = token.adapter != nullptr;
+        Vec16 added[2][PANEL / 16];
+        for (int64_t i = 0; is_adapted && i < panels_per_output(a.gate); ++i)
+            low_rank_up<Element>(token, panel + i, added[i]);
         for (int64_t column = 0; column < PANEL && column < left; column += 16)
-            finish_some<Element>(a, row + column, sums + column, panel_sums, token, at + column,
+            finish_some<Element>(a, row + column, sums + column, panel_sums,
+                                 is_adapted ? added[0] + column / 16 : nullptr, at + column,
                                  left - column);
     }
 }

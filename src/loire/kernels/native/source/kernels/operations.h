@@ -198,10 +198,16 @@ struct PanelRanks {
     int32_t first, last;
 };
 
+// Where an adapter has the output of a panel: in bfloat16 outputs i and i + 16 lie side by side, so that
+// a word is widened to both at once.
+constexpr int64_t panel_column(int64_t output, bool is_bfloat16) {
+    return is_bfloat16 ? output % 16 * 2 + output / 16 : output;
+}
+
 // What an adapter adds to a product: up (down x), by panels. Both are of x's type.
 struct Adapter {
     const void* down = nullptr;           // [rank, in]
-    const void* up = nullptr;             // for each panel [its ranks][PANEL]
+    const void* up = nullptr;             // for each panel [its ranks][PANEL], see panel_column()
     const PanelRanks* panels = nullptr;
     int64_t rank = 0;                     // 0: nothing is added
 };

@@ -65,7 +65,8 @@ void Adapters::put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter
         const int64_t output = output_of(part, row);
         if (output < 0) continue;
         const PanelRanks& ranks = packed.panels[size_t(row / PANEL)];
-        const int64_t at = ranks.start + (first_rank - ranks.first) * PANEL + row % PANEL;
+        const int64_t at = ranks.start + (first_rank - ranks.first) * PANEL +
+                           panel_column(row % PANEL, is_bfloat16_);
         for (int64_t j = 0; j < part.rank; ++j)
             std::memcpy(packed.up.data() + (at + j * PANEL) * size,
                         source + (output * part.rank + j) * size, size_t(size));

@@ -71,9 +71,10 @@ def test_replayed_is_computed(tiny_llama: Path, dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(computed, logits, strict=True))
 
 
-def test_replayed_is_computed_with_embeddings_per_layer(tmp_path: Path) -> None:
-    """And with layers that read the keys and values of others."""
-    path = save("gemma4_dense", tmp_path)
+@pytest.mark.parametrize("kind", ["gemma4_dense", "deepseek_v3"])
+def test_replayed_is_computed_whatever_layers_are_made_of(kind: str, tmp_path: Path) -> None:
+    """With embeddings per layer and keys and values of others, with latents and experts."""
+    path = save(kind, tmp_path)
     plain, recorded = load(path, PlainBackend(2)), load(path, NativeBackend(2))
     computed, replayed = run([PagedDriver(plain), PagedDriver(recorded)], seed=1)
     assert len(computed) > 40

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     Gemma4ForCausalLM,
@@ -62,6 +64,28 @@ def _gemma4(**settings: Any) -> Gemma4ForCausalLM:
     )
 
 
+def _deepseek_v3() -> DeepseekV3ForCausalLM:
+    """Latent attention, and experts in groups from the second layer on."""
+    sizes = {**SIZES, "num_key_value_heads": 4}
+    return DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            num_hidden_layers=3,
+            first_k_dense_replace=1,
+            q_lora_rank=32,
+            kv_lora_rank=48,
+            qk_nope_head_dim=24,
+            qk_rope_head_dim=16,
+            v_head_dim=32,
+            n_routed_experts=8,
+            num_experts_per_tok=3,
+            n_group=4,
+            topk_group=2,
+            moe_intermediate_size=32,
+            **{key: value for key, value in sizes.items() if key != "head_dim"},
+        )
+    )
+
+
 MODELS = {
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(num_hidden_layers=2, tie_word_embeddings=False, **SIZES)
@@ -100,6 +124,7 @@ MODELS = {
         )
     ),
     "gemma4": lambda: _gemma4(enable_moe_block=True),
+    "deepseek_v3": _deepseek_v3,
     "gemma4_dense": lambda: _gemma4(enable_moe_block=False),
 }
 

@@ -103,16 +103,37 @@ class ReferenceAttention:
         cos = rotary.cos[batch.positions][:, None]
         sin = rotary.sin[batch.positions][:, None]
         if shape.stores:
-            is_one = shape.values_are_keys or shape.is_latent
-            keys, values = (kept, kept) if is_one else kept.chunk(2, dim=1)
+            keys, values = (kept, kept) if shape.values_are_keys else kept.chunk(2, dim=1)
             if norms is not None:
                 keys = rms_norm(keys, norms.key_weight, norms.eps)
                 if norms.values:
                     values = rms_norm(values, torch.ones_like(norms.key_weight), norms.eps)
             store(cache.keys, cache.key_scales, batch.slots, rotate(keys, cos, sin))
-            if not shape.is_latent:
-                store(cache.values, cache.value_scales, batch.slots, values)
+            store(cache.values, cache.value_scales, batch.slots, values)
         return rotate(queries, cos, sin)
+
+    def store_latents(
+        self,
+        latents: Tensor,
+        turned: Tensor,
+        weight: Tensor,
+        eps: float,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Queries [T, H, D], their rotated dimensions set; what is kept is in the cache then."""
+        cos = rotary.cos[batch.positions][:, None]
+        sin = rotary.sin[batch.positions][:, None]
+        rope_dim = 2 * cos.shape[-1]
+        latent, key = latents.split([weight.numel(), rope_dim], dim=1)
+        normed = rms_norm(latent, weight, eps)[:, None]
+        kept = torch.cat([rotate(key[:, None], cos, sin), normed], dim=-1)
+        store(cache.keys, cache.key_scales, batch.slots, kept)
+        rotated = rotate(turned.unflatten(1, (-1, rope_dim)), cos, sin)
+        queries = rotated.new_empty((*rotated.shape[:2], latents.shape[1]))
+        queries[..., :rope_dim] = rotated
+        return queries
 
     def plan(self, batch: FlatBatch, block_size: int) -> AttentionPlan:
         """Nothing to work out."""

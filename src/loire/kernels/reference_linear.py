@@ -289,10 +289,13 @@ class ReferenceHeads:
         """Bytes of all of them."""
         return sum(product.weight_bytes for product in self._products)
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        """Of x [T, H, in] into out [T, H, out]."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Of x [T, H, in]; [T, H, out], in out if it is given."""
+        if out is None:
+            out = x.new_empty((*x.shape[:2], self._products[0].out_features))
         for head, product in enumerate(self._products):
             out[:, head] = product(x[:, head].contiguous())
+        return out
 
 
 class ReferenceLinearKernels:

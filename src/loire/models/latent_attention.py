@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from loire.checkpoint.latent_attention import LatentAttentionDescription, LatentAttentionWeights
-from loire.checkpoint.weights import Matrix
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import (
     AttentionPlan,
@@ -21,7 +20,7 @@ from loire.kernels.interface import (
     Weight,
 )
 from loire.models.decoder import Remembered
-from loire.models.layer_loader import LayerLoader, pairs_apart, reordered, rows_of
+from loire.models.layer_loader import LayerLoader, pairs_apart, rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +33,13 @@ class LatentAttention:
     shape: AttentionShape
     """head_dim: of that vector, of which rope_dim come first."""
     rope_dim: int
-    down: Linear
-    """To queries (or what they are made of), the latent and the rotated key."""
-    query: Linear | None
-    """To queries: each head's part without rotation, then each head's with it."""
+    query_down: Linear | None
+    """To what queries are made of; None: the hidden state."""
     query_norm: Tensor | None
+    query: Linear
+    """To queries: each head's part without rotation, then each head's with it."""
+    latent: Linear
+    """To the latent, then the key that is rotated."""
     latent_norm: Tensor
     norm_eps: float
     keys: Heads
@@ -46,14 +47,13 @@ class LatentAttention:
     values: Heads
     """From the latent's size to values."""
     key_dim: int
-    value_dim: int
     output: Linear
     rotary: RotaryTable
 
     @property
     def is_replayable(self) -> bool:
-        """PyTorch puts queries and keys together."""
-        return False
+        """Always."""
+        return True
 
     def remember(
         self,
@@ -65,24 +65,24 @@ class LatentAttention:
     ) -> Tensor:
         """[T, H, D] of x [T, E], whose latents and rotated keys are in the cache afterwards."""
         assert isinstance(cache, LayerCache)
-        heads, kept_dim, rope_dim = self.shape.num_heads, self.shape.head_dim, self.rope_dim
-        queries, latent, rotated = self.down(x, batch).tensor_split((-kept_dim, -rope_dim), dim=1)
-        if self.query is not None and self.query_norm is not None:
-            queries = queries.contiguous()
-            queries = backend.pointwise.rms_norm(queries, self.query_norm, self.norm_eps)
-            queries = self.query(queries, batch)
-        plain, turned = queries.split((heads * self.key_dim, heads * rope_dim), dim=1)
-        both = torch.empty((len(x), heads + 1, kept_dim), dtype=x.dtype, device=x.device)
-        self.keys(plain.unflatten(1, (heads, -1)), both[:, :heads, rope_dim:])
-        both[:, :heads, :rope_dim] = turned.unflatten(1, (heads, -1))
-        latent = latent.contiguous()
-        both[:, heads, rope_dim:] = backend.pointwise.rms_norm(
-            latent, self.latent_norm, self.norm_eps
+        given, heads, rope_dim = x, self.shape.num_heads, self.rope_dim
+        if self.query_down is not None and self.query_norm is not None:
+            given = self.query_down(x, batch)
+            given = backend.pointwise.rms_norm(given, self.query_norm, self.norm_eps)
+        plain, turned = self.query(given, batch).split(
+            (heads * self.key_dim, heads * rope_dim), dim=1
         )
-        both[:, heads, :rope_dim] = rotated
-        return backend.attention.rotate_and_store(
-            both.flatten(1), self.shape, None, self.rotary, batch, cache
+        queries = backend.attention.store_latents(
+            self.latent(x, batch),
+            turned,
+            self.latent_norm,
+            self.norm_eps,
+            self.rotary,
+            batch,
+            cache,
         )
+        self.keys(plain.unflatten(1, (heads, -1)), queries[..., rope_dim:])
+        return queries
 
     def recall(
         self,
@@ -96,13 +96,11 @@ class LatentAttention:
         assert isinstance(remembered, Tensor)
         assert isinstance(cache, LayerCache)
         assert plan is not None
-        tokens, heads, _ = remembered.shape
+        heads = self.shape.num_heads
         attended = backend.attention.attend(remembered, cache, plan, self.shape)
         # (Rotated keys have been weighed too, as they lie among the values; nobody needs them.)
         latents = attended.unflatten(1, (heads, -1))[..., self.rope_dim :]
-        values = attended.new_empty((tokens, heads, self.value_dim))
-        self.values(latents, values)
-        return self.output(values.flatten(1), batch)
+        return self.output(self.values(latents).flatten(1), batch)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """All of them."""
@@ -111,7 +109,14 @@ class LatentAttention:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all products."""
-        products = (self.down, self.query, self.keys, self.values, self.output)
+        products = (
+            self.query_down,
+            self.query,
+            self.latent,
+            self.keys,
+            self.values,
+            self.output,
+        )
         return sum(product.weight_bytes for product in products if product is not None)
 
 
@@ -119,42 +124,27 @@ def latent_attention(
     description: LatentAttentionDescription, weights: LatentAttentionWeights, load: LayerLoader
 ) -> LatentAttention:
     """With its weights."""
-    heads, rope_dim = description.num_heads, description.rope_dim
+    rope_dim, rank, query_down = description.rope_dim, description.rank, weights.query_down
     order = pairs_apart(rope_dim) if description.interleaved else torch.arange(rope_dim)
-    query = _rows(load, weights.query, _query_order(description, order))
-    latent = _rows(
-        load, weights.latent, torch.cat([torch.arange(description.rank), description.rank + order])
-    )
-    first, last = weights.query, query
-    if weights.query_down is not None:
-        first, last = weights.query_down, load.matrix(weights.query_down)
-    biases = [load.bias(first), load.bias(weights.latent)]
-    bias = None
-    if biases[1] is not None:
-        # (Queries that are made at once have none.)
-        given = biases[0] if biases[0] is not None else torch.zeros(first.outputs)
-        index = torch.cat([torch.arange(description.rank), description.rank + order])
-        bias = torch.cat([given.to(biases[1]), biases[1][index]])
+    latent_order = torch.cat([torch.arange(rank), rank + order])
     keys, values = _keys_and_values(description, weights, load)
-    has_norm = weights.query_norm is not None
     return LatentAttention(
         shape=AttentionShape(
-            num_heads=heads,
+            num_heads=description.num_heads,
             num_kv_heads=1,
             head_dim=description.kept_dim,
             scale=description.scale,
-            is_latent=True,
         ),
         rope_dim=rope_dim,
-        down=load.linear_of(weights.latent, [*last, *latent], bias),
-        query=load.linear_of(weights.query, query, None) if has_norm else None,
+        query_down=None if query_down is None else load.linear(query_down),
         query_norm=None if weights.query_norm is None else load.vector(weights.query_norm),
+        query=load.linear(weights.query, order=_query_order(description, order)),
+        latent=load.linear(weights.latent, order=latent_order),
         latent_norm=load.vector(weights.latent_norm),
         norm_eps=description.norm_eps,
         keys=keys,
         values=values,
         key_dim=description.key_dim,
-        value_dim=description.value_dim,
         output=load.linear(weights.output),
         rotary=load.rotary(description.rope),
     )
@@ -167,11 +157,6 @@ def _query_order(description: LatentAttentionDescription, order: Tensor) -> Tens
     plain = starts + torch.arange(description.key_dim)
     turned = starts + description.key_dim + order
     return torch.cat([plain.flatten(), turned.flatten()])
-
-
-def _rows(load: LayerLoader, matrix: Matrix, index: Tensor) -> list[Weight]:
-    [weight] = load.matrix(matrix)
-    return [reordered(weight, index)]
 
 
 def _keys_and_values(

@@ -22,7 +22,7 @@ class LayerCache:
     """[N, K, S, D] in the model's dtype, or codes (int8) as loire.kernels.quantization defines
     them; rotated."""
     values: Tensor
-    """[N, K, S, D] of the same dtype; the same tensor as keys where AttentionShape.is_latent."""
+    """[N, K, S, D] of the same dtype; the same tensor as keys where they are latents."""
     key_scales: Tensor | None = None
     """float32 [N, K, S]: of codes."""
     value_scales: Tensor | None = None
@@ -69,9 +69,6 @@ class AttentionShape:
     softcap: float | None = None
     values_are_keys: bool = False
     """Whether values are the keys before norm and rotation, so that they need no product."""
-    is_latent: bool = False
-    """Whether values are the keys as they are kept, rotated dimensions included (latent attention):
-    nothing is kept beside them."""
     sinks: Tensor | None = field(default=None, compare=False)
     """float32 [H]: a score of each query head that its softmax has beside those of the keys, and no
     value comes with."""
@@ -99,7 +96,8 @@ class AttentionKernels(Protocol):
         *,
         is_latent: bool = False,
     ) -> int:
-        """Bytes of a block of one layer: its part of a page. dtype: of the cache."""
+        """Bytes of a block of one layer: its part of a page. dtype: of the cache. is_latent: values
+        are the keys as they are kept."""
         ...
 
     def layer_cache(
@@ -130,10 +128,31 @@ class AttentionKernels(Protocol):
     ) -> Tensor:
         """Split qkv [T, (H + 2 * K) * D]; norm and rotate queries and keys; store keys, values.
 
-        Where shape.values_are_keys or shape.is_latent, qkv is [T, (H + K) * D]. Where shape.stores
-        is false, it is [T, H * D] and nothing is stored.
+        Where shape.values_are_keys, qkv is [T, (H + K) * D]. Where shape.stores is false, it is
+        [T, H * D] and nothing is stored.
 
         Returns the queries [T, H, D]. Writes cache at batch.slots. May overwrite qkv.
+        """
+        ...
+
+    def store_latents(
+        self,
+        latents: Tensor,
+        turned: Tensor,
+        weight: Tensor,
+        eps: float,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Store one vector per token, [R + L], that is key and value of all heads: the rotated key,
+        then the normed latent (latent attention).
+
+        latents: [T, L + R], the latent, then the key. weight: float32 [L], of the latent's norm.
+        turned: [T, H * R], what is rotated of queries, rows perhaps apart. R is the rotary's.
+
+        Returns queries [T, H, R + L], of which the first R dimensions are set; the caller sets the
+        others. Writes cache at batch.slots.
         """
         ...
 

@@ -126,9 +126,9 @@ class Heads(Protocol):
         """Bytes of all of them."""
         ...
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        """Of x [T, H, in] into out [T, H, out], both in the dtype of the products' inputs, and
-        without gaps in their last dimension. They may not overlap."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Of x [T, H, in]; [T, H, out], in out if it is given. All in the dtype of the products'
+        inputs, and without gaps in the last dimension; x and out may not overlap."""
         ...
 
 

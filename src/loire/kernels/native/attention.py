@@ -52,6 +52,7 @@ class NativeAttention(ReferenceAttention):
     def __init__(self, context: NativeContext) -> None:
         self._context = context
         self._rotary = context.library.rotary
+        self._latents = context.library.latents
         self._attend = context.library.attend
 
     def new_pages(self, count: int, page_bytes: int, device: torch.device) -> Tensor:
@@ -76,7 +77,7 @@ class NativeAttention(ReferenceAttention):
         num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
         num_positions, half = rotary.cos.shape
         stored_heads = kv_heads if shape.stores else 0
-        each = 1 if shape.values_are_keys or shape.is_latent else 2
+        each = 1 if shape.values_are_keys else 2
         fits = width == (heads + each * stored_heads) * dim
         if not fits or (cached_heads, cached_dim) != (kv_heads, dim):
             raise ValueError(
@@ -91,7 +92,7 @@ class NativeAttention(ReferenceAttention):
             qkv=qkv.data_ptr(),
             queries=queries.data_ptr(),
             keys=cache.keys.data_ptr(),
-            values=None if shape.is_latent else cache.values.data_ptr(),
+            values=cache.values.data_ptr(),
             key_scales=address(cache.key_scales),
             value_scales=address(cache.value_scales),
             query_weight=None if norms is None else norms.query_weight.data_ptr(),
@@ -116,6 +117,60 @@ class NativeAttention(ReferenceAttention):
             eps=0.0 if norms is None else norms.eps,
         )
         self._context.run(self._rotary, call)
+        return queries
+
+    def store_latents(
+        self,
+        latents: Tensor,
+        turned: Tensor,
+        weight: Tensor,
+        eps: float,
+        rotary: RotaryTable,
+        batch: FlatBatch,
+        cache: LayerCache,
+    ) -> Tensor:
+        """Queries [T, H, D], their rotated dimensions set; what is kept is in the cache then."""
+        latents = self._context.results.dense(latents)
+        tokens, dim = latents.shape
+        num_positions, half = rotary.cos.shape
+        num_blocks, cached_heads, block_size, cached_dim = cache.keys.shape
+        heads, rest = divmod(turned.shape[1], 2 * half)
+        sizes = (weight.numel() + 2 * half, cached_heads, cached_dim, rest)
+        if sizes != (dim, 1, dim, 0) or turned.shape[0] != tokens or turned.stride(1) != 1:
+            raise ValueError(
+                f"latents {tuple(latents.shape)}, queries {tuple(turned.shape)}, {2 * half} "
+                f"rotated dimensions and a cache of {cached_dim} do not fit each other"
+            )
+        alike = latents.dtype is turned.dtype and _fits(cache, latents.dtype)
+        if not alike or batch.positions.shape[0] != tokens:
+            raise ValueError(f"the cache or batch does not fit {tokens} tokens of {latents.dtype}")
+        block_stride, scale_stride = block_strides(cache)
+        queries = self._context.results.new((tokens, heads, dim), latents.dtype)
+        call = calls.LatentsCall(
+            latents=latents.data_ptr(),
+            turned=turned.data_ptr(),
+            queries=queries.data_ptr(),
+            kept=cache.keys.data_ptr(),
+            scales=address(cache.key_scales),
+            weight=weight.data_ptr(),
+            cos=rotary.cos.data_ptr(),
+            sin=rotary.sin.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            tokens=tokens,
+            heads=heads,
+            rope_dim=2 * half,
+            rank=dim - 2 * half,
+            turned_stride=turned.stride(0),
+            block_size=block_size,
+            block_stride=block_stride,
+            scale_stride=scale_stride,
+            num_blocks=num_blocks,
+            num_positions=num_positions,
+            type=type_number(latents.dtype),
+            eps=eps,
+        )
+        self._context.run(self._latents, call)
         return queries
 
     def plan(self, batch: FlatBatch, block_size: int) -> AttentionPlan:

@@ -246,6 +246,36 @@ class RotaryCall(CallStruct):
     ]
 
 
+class LatentsCall(CallStruct):
+    """What loire_latents is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("latents", c_void_p),
+        ("turned", c_void_p),
+        ("queries", c_void_p),
+        ("kept", c_void_p),
+        ("scales", c_void_p),
+        ("weight", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("tokens", c_int64),
+        ("heads", c_int64),
+        ("rope_dim", c_int64),
+        ("rank", c_int64),
+        ("turned_stride", c_int64),
+        ("block_size", c_int64),
+        ("block_stride", c_int64),
+        ("scale_stride", c_int64),
+        ("num_blocks", c_int64),
+        ("num_positions", c_int64),
+        ("type", c_int32),
+        ("eps", c_float),
+    ]
+
+
 class PlanCall(CallStruct):
     """What loire_plan is given."""
 

@@ -23,10 +23,12 @@ class NativeHeads:
         self._context = context
         self._run = context.library.heads
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        """Of x [T, H, in] into out [T, H, out], both without gaps in their last dimension."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Of x [T, H, in]; [T, H, out], in out if it is given."""
         tokens, heads, size = x.shape
         first = self._products[0]
+        if out is None:
+            out = self._context.results.new((tokens, heads, first.out_features), x.dtype)
         fits = (heads, size, x.dtype) == (len(self._products), first.in_features, first.dtype)
         if not fits or out.shape != (tokens, heads, first.out_features) or out.dtype != x.dtype:
             raise ValueError(
@@ -48,3 +50,4 @@ class NativeHeads:
             out_head_stride=out.stride(1),
         )
         self._context.run(self._run, call)
+        return out

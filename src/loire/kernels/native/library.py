@@ -53,6 +53,7 @@ class NativeLibrary:
         self.dequantize = self._call("loire_dequantize", calls.DequantizeCall)
         self.choose = self._call("loire_choose", calls.ChooseCall)
         self.rotary = self._call("loire_rotary", calls.RotaryCall)
+        self.latents = self._call("loire_latents", calls.LatentsCall)
         self.plan = self._call("loire_plan", calls.PlanCall, pointer)
         self.free_plan = self._function("loire_free_plan", None, (pointer,))
         self.attend = self._call("loire_attend", calls.AttendCall)

@@ -148,10 +148,10 @@ struct ChooseCall {
 
 // Blocks of the cache lie block_stride elements apart, those of scales scale_stride.
 struct RotaryCall {
-    const void* qkv;            // [T, (H + 2 * K) * D], or (H + K) * D if values are keys or null
+    const void* qkv;            // [T, (H + 2 * K) * D], or (H + K) * D if values are keys
     void* queries;              // [T, H, D]
     void* keys;                 // [N, K, S, D]
-    void* values;               // [N, K, S, D], or null: values are the keys as they are kept
+    void* values;               // [N, K, S, D]
     float* key_scales;          // [N, K, S] of codes, or null
     float* value_scales;        // [N, K, S] of codes, or null
     const float* query_weight;  // [D] or null
@@ -165,6 +165,24 @@ struct RotaryCall {
     int32_t type;
     int32_t values_are_keys;    // whether values are the keys before norm and rotation
     int32_t norm_values;        // whether values are normalised, without a weight
+    float eps;
+};
+
+// D is rope_dim + rank. As in LatentsArguments.
+struct LatentsCall {
+    const void* latents;  // [T, D]
+    const void* turned;   // [T, H, rope_dim], tokens turned_stride elements apart
+    void* queries;        // [T, H, D]
+    void* kept;           // [N, 1, S, D], blocks as in RotaryCall
+    float* scales;        // [N, 1, S] of codes, or null
+    const float* weight;  // [rank]
+    const float* cos;     // [num_positions, rope_dim / 2]
+    const float* sin;     // the same
+    const int64_t* positions;  // [T]
+    const int64_t* slots;      // [T]
+    int64_t tokens, heads, rope_dim, rank, turned_stride;
+    int64_t block_size, block_stride, scale_stride, num_blocks, num_positions;
+    int32_t type;
     float eps;
 };
 

@@ -80,3 +80,20 @@ LOIRE_EXPORT int loire_rotary(Context* context, const RotaryCall* call) {
         context->pool.run(row_pieces(given.tokens), cache.rotary, &arguments);
     });
 }
+
+LOIRE_EXPORT int loire_latents(Context* context, const LatentsCall* call) {
+    return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
+        for (int64_t t = 0; t < given.tokens; ++t) {
+            check_range("position", given.positions[t], given.num_positions);
+            check_range("slot", given.slots[t], given.num_blocks * given.block_size);
+        }
+        const LatentsArguments arguments{
+            given.latents,   given.turned,  given.queries,    given.kept,
+            given.scales,    given.weight,  given.cos,        given.sin,
+            given.positions, given.slots,   given.tokens,     given.heads,
+            given.rope_dim,  given.rank,    given.turned_stride, given.block_size,
+            given.block_stride, given.scale_stride, given.eps};
+        const CacheOperations& cache = context->cache(given.type, given.scales);
+        context->pool.run(row_pieces(given.tokens), cache.latents, &arguments);
+    });
+}

@@ -82,7 +82,7 @@ struct RotaryArguments {
     const void* qkv;              // [T, (H + 2 * K) * D]
     void* queries;                // [T, H, D]
     void* keys;                   // [N, K, S, D], blocks block_stride elements apart
-    void* values;                 // the same, or null: they are the keys as they are kept
+    void* values;                 // the same
     float* key_scales;            // [N, K, S], of codes, blocks scale_stride elements apart
     float* value_scales;          // the same
     const float* query_weight;    // [D] or null: RMSNorm over each head
@@ -94,6 +94,22 @@ struct RotaryArguments {
     int64_t tokens, heads, kv_heads, head_dim, half, block_size, block_stride, scale_stride;
     bool values_are_keys;  // values are the keys before norm and rotation: qkv is [T, (H + K) * D]
     bool norm_values;      // RMSNorm over each value, without a weight
+    float eps;
+};
+
+// D is rope_dim + rank.
+struct LatentsArguments {
+    const void* latents;  // [T, D]: the latent, then the key that is rotated
+    const void* turned;   // [T, H, rope_dim] of queries, tokens turned_stride elements apart
+    void* queries;        // [T, H, D]: the first rope_dim are written
+    void* kept;           // [N, S, D], blocks block_stride elements apart
+    float* scales;        // [N, S], of codes, blocks scale_stride elements apart
+    const float* weight;  // [rank], of the latents' norm
+    const float* cos;     // [positions, rope_dim / 2]
+    const float* sin;     // the same
+    const int64_t* positions;  // [T]
+    const int64_t* slots;      // [T]
+    int64_t tokens, heads, rope_dim, rank, turned_stride, block_size, block_stride, scale_stride;
     float eps;
 };
 
@@ -355,7 +371,7 @@ struct LinearOperations {
 
 // Over keys and values of one type.
 struct CacheOperations {
-    PieceFunction rotary, attention;
+    PieceFunction rotary, latents, attention;
 };
 
 // Products with the blocks of some formats, by BlockFormat; the others without functions.

@@ -71,8 +71,7 @@ void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
         const float* cos = a.cos + a.positions[t] * a.half;
         const float* sin = a.sin + a.positions[t] * a.half;
-        const bool one = a.values_are_keys || a.values == nullptr;
-        const int64_t heads = a.heads + (one ? 1 : 2) * a.kv_heads;
+        const int64_t heads = a.heads + (a.values_are_keys ? 1 : 2) * a.kv_heads;
         const Element* head = static_cast<const Element*>(a.qkv) + t * heads * a.head_dim;
         Element* query = static_cast<Element*>(a.queries) + t * a.heads * a.head_dim;
         for (int64_t h = 0; h < a.heads; ++h, head += a.head_dim, query += a.head_dim)
@@ -82,7 +81,6 @@ void rotary_piece(const void* untyped, int64_t piece, Scratch& scratch) {
             rotate_head(head, rotated, a.key_weight, a, cos, sin, wide);
             keep_vector<Kept>(a, rotated, a.keys, a.key_scales, block, k * a.block_size + offset);
         }
-        if (a.values == nullptr) continue;
         if (a.values_are_keys) head -= a.kv_heads * a.head_dim;
         for (int64_t k = 0; k < a.kv_heads; ++k, head += a.head_dim) {
             const Element* value = settled_value(head, a, wide, rotated);

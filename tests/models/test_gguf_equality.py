@@ -121,14 +121,24 @@ NEMOTRON_EXPERTS: dict[str, float | int | str | bool] = {
     "expert_shared_count": 1,
     "expert_group_count": 1,
 }
+YARN: dict[str, float | int | str] = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+}
+LITE: dict[str, Any] = {
+    "attention_bias": False,
+    "rope_parameters": rope(
+        "yarn", factor=4.0, original_max_position_embeddings=64, mscale=0.707, mscale_all_dim=0.707
+    ),
+}
+"""Of DeepSeek-V2-Lite, as its files hold it."""
 CASES = [
     Case("llama_biases", "llama"),
     Case("llama_head_dim_tied", "llama", {"rope.dimension_count": 24}),
     Case("llama_linear", "llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}),
     Case("llama_yarn", "llama", {
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 4.0,
-        "rope.scaling.original_context_length": 64,
+        **YARN,
     }),
     Case("qwen2", "qwen2"),
     Case("qwen3", "qwen3"),
@@ -225,9 +235,7 @@ CASES = [
     Case("olmo3_stretched", "olmo2", {
         "attention.sliding_window": 20,
         "attention.sliding_window_pattern": [False, True, False],
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 4.0,
-        "rope.scaling.original_context_length": 64,
+        **YARN,
         "rope.scaling.yarn_beta_fast": 4.0,
     }),
     Case("olmoe", "olmoe", {"expert_count": 6, "expert_used_count": 2}),
@@ -241,9 +249,7 @@ CASES = [
             "expert_feed_forward_length": 96,
             "attention.sliding_window": 20,
             "rope.freq_base": 150000.0,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 64,
+            **YARN,
         },
         settings={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},  # which the files do not hold
     ),
@@ -264,32 +270,18 @@ CASES = [
          settings={"routed_scaling_factor": 1.0}),
     Case("deepseek_v2", "deepseek2"),
     Case("deepseek_v2_lite", "deepseek2", {
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 4.0,
-        "rope.scaling.original_context_length": 64,
+        **YARN,
         "rope.scaling.yarn_log_multiplier": 0.0707,
-    }, settings={
-        "attention_bias": False,
-        "rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=64,
-                                mscale=0.707, mscale_all_dim=0.707),
-    }),
+    }, settings=LITE),
     Case("deepseek_v2_lite", "deepseek2", {  # before keys and values were put apart
         "attention.key_length": 28,
         "attention.value_length": 28,
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 4.0,
-        "rope.scaling.original_context_length": 64,
+        **YARN,
         "rope.scaling.yarn_log_multiplier": 0.0707,
-    }, settings={
-        "attention_bias": False,
-        "rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=64,
-                                mscale=0.707, mscale_all_dim=0.707),
-    }),
+    }, settings=LITE),
     Case("deepseek_v3", "deepseek2", {
         "expert_gating_func": 2,
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": 4.0,
-        "rope.scaling.original_context_length": 64,
+        **YARN,
         "rope.scaling.yarn_log_multiplier": 0.1,
     }, settings={"attention_bias": False}),
     Case("glm4_moe_lite", "deepseek2"),

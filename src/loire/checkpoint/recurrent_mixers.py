@@ -4,10 +4,40 @@ See mixers.py for what a description is.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from loire.checkpoint.mixers import CacheNeed, StateArrays
 from loire.checkpoint.weights import Filters, Matrix, Place, Vector
+
+
+class _KeepsState(ABC):
+    """What mixers with a state have in common."""
+
+    __slots__ = ()
+
+    @property
+    def cache_of(self) -> int | None:
+        """The state is the layer's own."""
+        return None
+
+    @abstractmethod
+    def operations(self, context: float) -> float:
+        """Of a token, beside the products; the same at any context."""
+
+    def prompt_operations(self, prompt: int) -> float:
+        """As many for each token."""
+        return prompt * self.operations(0)
+
+
+def _convolution_and_matrices(
+    filter_width: int, channels: int, num_heads: int, matrix: tuple[int, int]
+) -> CacheNeed:
+    """What a convolution saw last of so many channels, and a matrix for each head."""
+    return CacheNeed(
+        kind="state",
+        state=(StateArrays(1, (filter_width - 1, channels)), StateArrays(num_heads, matrix)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +56,7 @@ class GatedDeltaNetWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDeltaNetDescription:
+class GatedDeltaNetDescription(_KeepsState):
     """The gated delta rule (Yang et al. 2024, "Gated Delta Networks") behind a short convolution.
 
     A value head has a matrix S [key_dim, value_dim], which a token with key k and value v changes:
@@ -74,19 +104,11 @@ class GatedDeltaNetDescription:
         return 2 * self.key_size + self.value_size
 
     @property
-    def cache_of(self) -> int | None:
-        """Its state is its own."""
-        return None
-
-    @property
     def cache(self) -> CacheNeed:
         """What the convolution saw last, and a matrix for each value head."""
-        return CacheNeed(
-            kind="state",
-            state=(
-                StateArrays(1, (self.filter_width - 1, self.channels)),
-                StateArrays(self.num_value_heads, (self.key_dim, self.value_dim)),
-            ),
+        matrix = (self.key_dim, self.value_dim)
+        return _convolution_and_matrices(
+            self.filter_width, self.channels, self.num_value_heads, matrix
         )
 
     @property
@@ -98,10 +120,6 @@ class GatedDeltaNetDescription:
         """The convolution; decay, read, write and query of each matrix."""
         matrices = self.num_value_heads * self.key_dim * self.value_dim
         return 2.0 * self.channels * self.filter_width + 7.0 * matrices
-
-    def prompt_operations(self, prompt: int) -> float:
-        """As many for each token."""
-        return prompt * self.operations(0)
 
     @property
     def remembered_outputs(self) -> int:
@@ -155,7 +173,7 @@ class Mamba2Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2Description:
+class Mamba2Description(_KeepsState):
     """State space duality (Dao and Gu 2024, "Transformers are SSMs") behind a short convolution.
 
     A head has a matrix S [state_dim, head_dim], which a token with x, B, C and a step changes:
@@ -196,20 +214,10 @@ class Mamba2Description:
         return self.size + 2 * self.num_groups * self.state_dim
 
     @property
-    def cache_of(self) -> int | None:
-        """Its state is its own."""
-        return None
-
-    @property
     def cache(self) -> CacheNeed:
         """What the convolution saw last, and a matrix for each head."""
-        return CacheNeed(
-            kind="state",
-            state=(
-                StateArrays(1, (self.filter_width - 1, self.channels)),
-                StateArrays(self.num_heads, (self.state_dim, self.head_dim)),
-            ),
-        )
+        matrix = (self.state_dim, self.head_dim)
+        return _convolution_and_matrices(self.filter_width, self.channels, self.num_heads, matrix)
 
     @property
     def activation_elements(self) -> int:
@@ -220,10 +228,6 @@ class Mamba2Description:
         """The convolution; decay, writing and reading of each matrix."""
         matrices = self.num_heads * self.head_dim * self.state_dim
         return 2.0 * self.channels * self.filter_width + 5.0 * matrices
-
-    def prompt_operations(self, prompt: int) -> float:
-        """As many for each token."""
-        return prompt * self.operations(0)
 
     @property
     def remembered_outputs(self) -> int:
@@ -267,17 +271,12 @@ class ShortConvolutionWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConvolutionDescription:
+class ShortConvolutionDescription(_KeepsState):
     """output(second * convolution(first * x)) (LFM2)."""
 
     hidden_size: int
     filter_width: int
     bias: bool = False
-
-    @property
-    def cache_of(self) -> int | None:
-        """Its state is its own."""
-        return None
 
     @property
     def cache(self) -> CacheNeed:
@@ -293,10 +292,6 @@ class ShortConvolutionDescription:
     def operations(self, context: float) -> float:
         """The convolution and the gates."""
         return 2.0 * self.hidden_size * (self.filter_width + 1)
-
-    def prompt_operations(self, prompt: int) -> float:
-        """As many for each token."""
-        return prompt * self.operations(0)
 
     @property
     def remembered_outputs(self) -> int:

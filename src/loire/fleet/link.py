@@ -51,9 +51,9 @@ class FleetLink:
         self.num_moves = 0
         """Requests that went on elsewhere."""
         self.num_restarts = 0
+        """Engines that were lost."""
         self.adapters = AdapterCounts()
         """Replicas have none."""
-        """Engines that were lost."""
         self._on_updates = on_updates
         self._accepts = accepts
         self._placement = placement or Placement()

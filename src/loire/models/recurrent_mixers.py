@@ -151,11 +151,15 @@ class ShortConvolution(_Recurrent):
         return self.input.weight_bytes + self.output.weight_bytes
 
 
+def _rate(decay: Tensor, *, is_log: bool) -> Tensor:
+    """How fast each head forgets, of what the file has: see decay_is_log."""
+    return torch.exp(decay) if is_log else -decay
+
+
 def gated_delta_net(
     description: GatedDeltaNetDescription, weights: GatedDeltaNetWeights, load: LayerLoader
 ) -> GatedDeltaNet:
     """With its weights."""
-    decay = load.vector(weights.decay)
     return GatedDeltaNet(
         shape=DeltaNetShape(
             num_key_heads=description.num_key_heads,
@@ -167,7 +171,7 @@ def gated_delta_net(
         ),
         weights=DeltaNetWeights(
             filters=load.filters(weights.filters).T.contiguous(),
-            rate=torch.exp(decay) if description.decay_is_log else -decay,
+            rate=_rate(load.vector(weights.decay), is_log=description.decay_is_log),
             decay_bias=load.vector(weights.decay_bias),
             norm=load.vector(weights.norm),
         ),
@@ -180,7 +184,6 @@ def gated_delta_net(
 
 def mamba2(description: Mamba2Description, weights: Mamba2Weights, load: LayerLoader) -> Mamba2:
     """With its weights."""
-    decay = load.vector(weights.decay)
     return Mamba2(
         shape=Mamba2Shape(
             num_heads=description.num_heads,
@@ -194,7 +197,7 @@ def mamba2(description: Mamba2Description, weights: Mamba2Weights, load: LayerLo
         weights=KernelMamba2Weights(
             filters=load.filters(weights.filters).T.contiguous(),
             filter_bias=None if weights.filter_bias is None else load.vector(weights.filter_bias),
-            rate=torch.exp(decay) if description.decay_is_log else -decay,
+            rate=_rate(load.vector(weights.decay), is_log=description.decay_is_log),
             step_bias=load.vector(weights.step_bias),
             skip=load.vector(weights.skip),
             norm=load.vector(weights.norm),

@@ -79,24 +79,25 @@ def _share(
 
     If there are fewer tokens than sequences, they take turns.
     """
-    ready = [sequence for sequence in sequences if sequence.num_to_compute > 0]
+    needs = {s: num_needed for s in sequences if (num_needed := s.num_to_compute) > 0}
+    ready = list(needs)
     if len(ready) > budget:
         ready = sorted(ready, key=lambda s: (s.last_served, s.order))[:budget]
     grants = dict.fromkeys(ready, 1)
     left = min(budget - len(ready), most_prefill)
-    hungry = sorted((s for s in ready if s.num_to_compute > 1), key=lambda s: s.order)
+    hungry = sorted((s for s in ready if needs[s] > 1), key=lambda s: s.order)
     for priority in dict.fromkeys(s.priority for s in hungry):
         equals = [s for s in hungry if s.priority == priority]
         wanted: dict[str, int] = {}
         for sequence in equals:
-            wanted[sequence.tenant] = wanted.get(sequence.tenant, 0) + sequence.num_to_compute - 1
+            wanted[sequence.tenant] = wanted.get(sequence.tenant, 0) + needs[sequence] - 1
         for sequence in newcomers:
             if sequence.priority == priority:
                 wanted.setdefault(sequence.tenant, sequence.num_to_compute)
         shares = prefill_shares(wanted, left)
         left -= sum(shares.values())
         for sequence in equals:
-            more = min(sequence.num_to_compute - 1, shares[sequence.tenant])
+            more = min(needs[sequence] - 1, shares[sequence.tenant])
             grants[sequence] += more
             shares[sequence.tenant] -= more
     return grants

@@ -298,7 +298,7 @@ class LLM(_LocalEngine):
     def _run(self, submissions: Sequence[Submission]) -> list[RequestOutput]:
         client = self._client
         ledgers = client.ledgers(submissions, keep=True)
-        for _ in client.run(ledgers):
+        for _ in client.run(ledgers, at_once=False):
             pass
         return [ledger.so_far() for ledger in ledgers]
 

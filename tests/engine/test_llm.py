@@ -229,10 +229,10 @@ def test_updates_of_ended_requests_are_dropped(llm: LLM) -> None:
     submission = llm.frontend.prompt("r", PROMPT, replace(GREEDY, stop=("x",)))
     ledger = RequestLedger(submission, llm.frontend.tokenizer, keeps=True)
     x = llm.frontend.tokenizer.encode("x", False)[0]
-    news = ledger.apply(SequenceUpdate("r", 0, token_ids=(x,)))
+    news = ledger.apply(SequenceUpdate("r", 0, token_ids=(x,)), 0.0)
     assert news is not None
     assert news[1], "the engine must be told"
-    assert ledger.apply(SequenceUpdate("r", 0, token_ids=(x,))) is None
+    assert ledger.apply(SequenceUpdate("r", 0, token_ids=(x,)), 0.0) is None
     assert ledger.so_far().outputs[0].token_ids == (x,)
 
 

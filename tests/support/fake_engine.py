@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ class FakeEngine:
                     await self.pause.wait()
                 if number == 1 and self.death is not None:
                     raise self.death
-                news = ledger.apply(update)
+                news = ledger.apply(update, time.monotonic())
                 if news is not None:
                     yield news[0]
                 if not self.at_once:

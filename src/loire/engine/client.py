@@ -11,13 +11,16 @@ from typing import Generic, Protocol, TypeVar
 
 from loire.base.config import EngineConfig
 from loire.base.errors import EngineError, RequestTimeoutError
-from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.messages import EngineRequest
 from loire.base.outputs import RequestOutput
 from loire.base.step import StepRecord
 from loire.engine.frontend import Frontend
-from loire.engine.inbox import Inbox, Inboxes, LoopInbox, ThreadInbox
+from loire.engine.inbox import Inbox, Inboxes, LoopInbox, News, ThreadInbox
 from loire.engine.ledger import RequestLedger
 from loire.engine.requests import Submission
+
+MOST_HELD = 64
+"""Updates that may wait for a reader of whole answers: of few rows, several steps'."""
 
 
 class EngineLink(Protocol):
@@ -107,13 +110,17 @@ class EngineClient(Generic[Link]):
             if timer is not None:
                 timer.cancel()
 
-    def run(self, ledgers: Sequence[RequestLedger]) -> Generator[RequestOutput, None, None]:
+    def run(
+        self, ledgers: Sequence[RequestLedger], *, at_once: bool = True
+    ) -> Generator[RequestOutput, None, None]:
         """Run requests from a thread, together; outputs hold what is new.
 
-        Leaving the iterator ends the requests and frees their blocks. Raises EngineError if the
-        engine stops.
+        at_once: whether they are wanted as soon as they come. Leaving the iterator ends the
+        requests and frees their blocks. Raises EngineError if the engine stops.
         """
-        inbox = ThreadInbox()
+        # Who looks for stop strings late computes tokens that nobody wants.
+        at_once = at_once or any(ledger.submission.request.params.stop for ledger in ledgers)
+        inbox = ThreadInbox(0 if at_once else MOST_HELD)
         with self._open(ledgers, inbox) as requests:
             while requests.num_open:
                 yield from requests.enter(inbox.take())
@@ -156,14 +163,14 @@ class _OpenRequests:
         """Requests that have not ended."""
         return len(self._open)
 
-    def enter(self, updates: Sequence[SequenceUpdate]) -> Iterator[RequestOutput]:
+    def enter(self, news: Sequence[News]) -> Iterator[RequestOutput]:
         """Enter what has come, and end in the engine what a stop string has ended."""
-        for update in updates:
+        for update, arrived_s in ((u, step.arrived_s) for step in news for u in step.updates):
             ledger = self._open.get(update.request_id)
-            news = None if ledger is None else ledger.apply(update)
-            if ledger is None or news is None:
+            new = None if ledger is None else ledger.apply(update, arrived_s)
+            if ledger is None or new is None:
                 continue
-            output, must_abort = news
+            output, must_abort = new
             if must_abort:
                 self._link.abort_choice(update.request_id, update.choice)
             if output.finished:

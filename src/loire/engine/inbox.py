@@ -1,13 +1,22 @@
 """Where the news of requests wait for whoever reads them: a coroutine, or a thread."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from loire.base.errors import EngineError
 from loire.base.messages import SequenceUpdate
+
+
+class News(NamedTuple):
+    """What a step told of the requests of one inbox."""
+
+    arrived_s: float
+    """Monotonic time at which it came."""
+    updates: Sequence[SequenceUpdate]
 
 
 class Inbox(Protocol):
@@ -31,12 +40,12 @@ class LoopInbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop | None = loop
         self._ready = asyncio.Event()
-        self._updates: list[SequenceUpdate] = []
+        self._news: list[News] = []
         self._failure: EngineError | None = None
 
     def put(self, updates: Sequence[SequenceUpdate]) -> None:
         """See Inbox."""
-        self._updates += updates
+        self._news.append(News(time.monotonic(), updates))
         self._ready.set()
 
     def fail(self, error: EngineError) -> None:
@@ -44,39 +53,55 @@ class LoopInbox:
         self._failure = error
         self._ready.set()
 
-    async def take(self) -> Sequence[SequenceUpdate]:
-        """Wait for updates; all that have come. Raises what fail() was given."""
+    async def take(self) -> Sequence[News]:
+        """Wait for news; all that have come. Raises what fail() was given."""
         await self._ready.wait()
-        updates, self._updates = self._updates, []
-        if not updates and self._failure is not None:
+        news, self._news = self._news, []
+        if not news and self._failure is not None:
             raise _own(self._failure)
         # After a failure the event stays set, so that the next call raises.
         if self._failure is None:
             self._ready.clear()
-        return updates
+        return news
 
 
 class ThreadInbox:
-    """Read by one thread, filled by any."""
+    """Read by one thread, filled by another.
 
-    def __init__(self) -> None:
+    most_held: updates that may wait here before the reader is woken; the end of a sequence always
+    wakes it. A reader that wants whole answers only would otherwise take the processor from the
+    engine at each step.
+    """
+
+    def __init__(self, most_held: int = 0) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._news: SimpleQueue[Sequence[SequenceUpdate] | EngineError] = SimpleQueue()
+        self._most_held = most_held
+        self._held: list[News] = []
+        self._num_held = 0
+        self._given: SimpleQueue[Sequence[News] | EngineError] = SimpleQueue()
 
     def put(self, updates: Sequence[SequenceUpdate]) -> None:
         """See Inbox."""
-        self._news.put(updates)
+        self._held.append(News(time.monotonic(), updates))
+        self._num_held += len(updates)
+        if self._num_held > self._most_held or any(update.finish_reason for update in updates):
+            self._give()
 
     def fail(self, error: EngineError) -> None:
         """See Inbox."""
-        self._news.put(error)
+        self._give()
+        self._given.put(error)
 
-    def take(self) -> Sequence[SequenceUpdate]:
-        """Wait for updates; those of one step. Raises what fail() was given."""
-        news = self._news.get()
-        if isinstance(news, EngineError):
-            raise _own(news)
-        return news
+    def take(self) -> Sequence[News]:
+        """Wait for news. Raises what fail() was given."""
+        given = self._given.get()
+        if isinstance(given, EngineError):
+            raise _own(given)
+        return given
+
+    def _give(self) -> None:
+        held, self._held, self._num_held = self._held, [], 0
+        self._given.put(held)
 
 
 class Inboxes:

@@ -5,7 +5,6 @@ execution: it can live in another process than the engine.
 """
 
 import json
-import time
 
 from loire.base.messages import SequenceUpdate
 from loire.base.outputs import (
@@ -172,14 +171,15 @@ class RequestLedger:
         """Whether all completions have ended."""
         return all(completion.finish_reason is not None for completion in self.completions)
 
-    def apply(self, update: SequenceUpdate) -> tuple[RequestOutput, bool] | None:
-        """Enter an update. Returns what is new, and whether the engine must be told to end this
-        choice because its text met a stop string. None for news of a choice that has ended.
+    def apply(self, update: SequenceUpdate, arrived_s: float) -> tuple[RequestOutput, bool] | None:
+        """Enter an update, which came at a monotonic time. Returns what is new, and whether the
+        engine must be told to end this choice because its text met a stop string. None for news of
+        a choice that has ended.
         """
         completion = self.completions[update.choice]
         if completion.finish_reason is not None:
             return None
-        self._note_times(update)
+        self._note_times(update, arrived_s)
         self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
         self._prompt_logprobs += [
             position_logprobs(entry, self._tokenizer) for entry in update.prompt_logprobs
@@ -208,11 +208,11 @@ class RequestLedger:
             timing=self._timing(),
         )
 
-    def _note_times(self, update: SequenceUpdate) -> None:
+    def _note_times(self, update: SequenceUpdate, arrived_s: float) -> None:
         self._first_scheduled_s = self._first_scheduled_s or update.first_scheduled_s
         if update.token_ids:
-            self._last_token_s = time.monotonic()
-            self._first_token_s = self._first_token_s or self._last_token_s
+            self._last_token_s = arrived_s
+            self._first_token_s = self._first_token_s or arrived_s
 
     def _timing(self) -> RequestTiming:
         arrival = self.submission.arrival_s

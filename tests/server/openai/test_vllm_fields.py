@@ -19,7 +19,9 @@ def engine(tiny_llama: Path) -> FakeEngine:
 
 
 def ask(engine: FakeEngine, path: str, **fields: Any) -> Any:
-    base: dict[str, Any] = {"messages": [USER]} if path == CHAT else {"prompt": "one two three"}
+    base: dict[str, Any] = (
+        {"messages": [USER]} if path.startswith(CHAT) else {"prompt": "one two three"}
+    )
     return call(engine, "POST", path, json={"model": NAME, **base, **fields})
 
 
@@ -148,3 +150,45 @@ def test_the_tokenizer_and_the_version_say_what_they_are(engine: FakeEngine) -> 
     assert info["eos_token"] == tokens.get("eos_token")
     assert info["model_max_length"] == 2048
     assert call(engine, "GET", "/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_rendered_request_is_the_one_that_is_computed(engine: FakeEngine, path: str) -> None:
+    fields = {"temperature": 0.5, "stop": ["x"], "cache_salt": "s", "priority": 3, "logprobs": 1}
+    fields |= {"logit_bias": {"7": 1.0}, "guided_choice": ["yes", "no"]}
+    fields |= {"logprobs": True, "top_logprobs": 1} if path == CHAT else {"max_tokens": 9}
+    ask(engine, path, **fields)
+    computed = engine.submissions[-1].request
+    found = ask(engine, f"{path}/render", **fields).json()
+    assert engine.submissions[-1].request is computed, "nothing is computed"
+    if path == TEXT:
+        [found] = found
+    prompt = list(computed.prompt_token_ids)
+    room = engine.window - len(prompt)
+    params = found.pop("sampling_params")
+    assert found.pop("request_id").startswith("chatcmpl-" if path == CHAT else "cmpl-")
+    assert found == {
+        "token_ids": prompt,
+        "model": NAME,
+        "stream": False,
+        "stream_options": None,
+        "cache_salt": "s",
+        "priority": 3,
+    }
+    assert params["structured_outputs"]["choice"] == ["yes", "no"]
+    assert params["logit_bias"] == {"7": 1.0}
+    assert (params["max_tokens"], params["seed"]) == (room if path == CHAT else 9, None)
+    again = {name: value for name, value in params.items() if name in {"n", "temperature", "stop"}}
+    assert again == {"n": 1, "temperature": 0.5, "stop": ["x"]}
+    # Whoever has the ids goes on with them.
+    ask(engine, TEXT, prompt=found["token_ids"], max_tokens=params["max_tokens"])
+    assert engine.submissions[-1].request.prompt_token_ids == computed.prompt_token_ids
+
+
+def test_prompts_are_rendered_one_by_one_and_refused_like_any(engine: FakeEngine) -> None:
+    several = ask(engine, f"{TEXT}/render", prompt=[[5], [3, 4]]).json()
+    assert [request["token_ids"] for request in several] == [[5], [3, 4]]
+    for path in (TEXT, CHAT):
+        refused = ask(engine, f"{path}/render", max_tokens=10_000)
+        assert refused.status_code == ask(engine, path, max_tokens=10_000).status_code == 400
+        assert ask(engine, f"{path}/render", model="other").status_code == 404

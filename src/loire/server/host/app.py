@@ -24,7 +24,7 @@ from loire.server.host import page
 from loire.server.observe.audit_log import AuditLog
 from loire.server.observe.call_log import CallLog
 from loire.server.observe.spans import Spans
-from loire.server.openai import chat, completions, embeddings, models, tokenize
+from loire.server.openai import chat, completions, embeddings, models, render, tokenize
 from loire.server.openai.responses import routes as responses
 from loire.server.openai.responses.store import ResponseStore
 from loire.server.operations import adapters, admin, health, live
@@ -89,6 +89,7 @@ def create_app(
         embeddings,
         messages,
         responses,
+        render,
         tokenize,
         files,
         batches,

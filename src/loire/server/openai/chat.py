@@ -69,7 +69,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     """The next message of a conversation."""
     client = admit(request, body.model)
     # Off the event loop: a long conversation takes a while to render and tokenize.
-    turn = await client.prepare(request, lambda: _submit(client, body))
+    turn = await client.prepare(request, lambda: turn_of(client, body))
     for name in turn.ignored:
         note_ignored(name)
     answer = ChatAnswer(body, turn, Generation(client, [turn.submission]))
@@ -79,7 +79,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     return json_response(answer.whole())
 
 
-def _submit(client: CallClient, body: ChatCompletionRequest) -> Turn:
+def turn_of(client: CallClient, body: ChatCompletionRequest) -> Turn:
+    """The request of a conversation. Not for the event loop. Raises RequestError."""
     try:
         return begin_turn(
             client.frontend,

@@ -37,7 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """One or many texts, continued."""
     client = admit(request, body.model)
     # Off the event loop: long prompts take a while to tokenize.
-    submissions = await client.prepare(request, lambda: _submit(client, body))
+    submissions = await client.prepare(request, lambda: submissions_of(client, body))
     answer = CompletionAnswer(
         body, Generation(client, submissions, prompt_only=body.max_tokens == 0)
     )
@@ -47,7 +47,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return json_response(answer.whole())
 
 
-def _submit(client: CallClient, body: CompletionRequest) -> list[Submission]:
+def submissions_of(client: CallClient, body: CompletionRequest) -> list[Submission]:
+    """The request of each prompt. Not for the event loop. Raises RequestError."""
     params, origin = body.sampling_params(), client.origin(body.cache_salt, body.priority)
     submissions = []
     for number, given in enumerate(body.prompts):

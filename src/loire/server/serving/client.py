@@ -42,7 +42,7 @@ def tenant_salt(tenant: str, cache_salt: str) -> str:
 class CallClient:
     """The engine for one call: its requests count in the queue, for its caller, and are watched.
 
-    Made by admit().
+    Made by admit(), or by client_of() for a call that joins no queue.
     """
 
     def __init__(
@@ -158,14 +158,23 @@ class CallClient:
 def admit(request: Request, model: str) -> CallClient:
     """The engine that serves a model, for a call that may join its queue now.
 
-    Raises ApiError: 404 if there is no such model, 503 while it takes no requests, and 429 if the
-    queue or the tenant's share of it is full.
+    Raises ApiError: as client_of(), and 429 if the queue or the tenant's share of it is full.
+    """
+    client = client_of(request, model)
+    client.take_place(1)
+    return client
+
+
+def client_of(request: Request, model: str) -> CallClient:
+    """The engine that serves a model, for a call that makes requests and may not send them.
+
+    Raises ApiError: 404 if there is no such model, 503 while it takes no requests.
     """
     scope = request.scope
     served: ServedModel = request.app.state.served
     caller = get_caller(scope)
     engine = served.engine_for(model, caller)
-    client = CallClient(
+    return CallClient(
         engine,
         served,
         caller,
@@ -175,8 +184,6 @@ def admit(request: Request, model: str) -> CallClient:
         served.adapter_of(model, caller),
         model,
     )
-    client.take_place(1)
-    return client
 
 
 async def prepare(request: Request, work: Callable[[], T]) -> T:

@@ -55,6 +55,8 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
         "/v1/responses/{response_id}/input_items": _PLAIN,
         "/v1/messages": Route(dialect="anthropic", generates=True),
         "/v1/messages/count_tokens": Route(dialect="anthropic"),
+        "/v1/completions/render": _PLAIN,
+        "/v1/chat/completions/render": _PLAIN,
         "/tokenize": _PLAIN,
         "/detokenize": _PLAIN,
         "/tokenizer_info": _PLAIN,

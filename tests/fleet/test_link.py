@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loire.base.errors import EngineError, RequestError
-from loire.base.messages import EngineRequest
+from loire.base.messages import AnnouncedAdapter, EngineRequest
 from loire.base.sampling import SamplingParams
+from loire.engine.wire import Announce, Submit
 from loire.fleet.link import FleetLink
 from loire.fleet.messages import Draining, Joined
 from support.fake_replica import AHEAD_S, HARMFUL, FakeFleet, FakeReplica, config
@@ -300,6 +302,74 @@ def test_ids_differ_between_fronts_and_between_sendings() -> None:
         await following
 
     in_fleet("ab", play)
+
+
+def test_adapters_are_announced_before_there_is_work_for_them() -> None:
+    style = AnnouncedAdapter("style", "/adapters/style")
+
+    async def play(fleet: FakeFleet) -> None:
+        fleet.link.announce(style)
+        fleet.submit("r", adapter="style", max_tokens=30, min_tokens=29)
+        await fleet.round()
+        assert [r.announced for r in fleet.replicas.values()] == [[style]] * 2
+        [name] = holders(fleet, "r")
+        # One that comes later is told first, and gets work for it once it has looked.
+        late = fleet.add("late")
+        late.checks = False
+        await fleet.settle()
+        fleet.submit("waits", adapter="style")
+        for other in {"a", "b"} - {name}:
+            await fleet.kill(other)
+        await fleet.kill(name)
+        assert fleet.link.num_waiting == 2
+        assert late.submits == []
+        fleet.submit("plain")
+        await fleet.settle()
+        assert [r.adapter for r in late.submits] == [""]
+        late.check("style")
+        for _ in range(8):
+            await fleet.round()
+        kinds = [type(message) for message in late.heard]
+        assert kinds == [Announce, Submit, Submit, Submit]
+        # A new engine is told again; a name that is gone is told as long as requests need it.
+        late.checks = True
+        fleet.link.announce(replace(style, withdrawn=True))
+        late.lose()
+        late.join()
+        await fleet.settle()
+        assert late.announced[-1].withdrawn
+        await fleet.run()
+        late.announced.clear()
+        late.lose()
+        late.join()
+        await fleet.settle()
+        assert late.announced == []
+
+    in_fleet("ab", play).check()
+
+
+def test_adapters_go_where_they_can_be_had() -> None:
+    async def play(fleet: FakeFleet) -> None:
+        fleet.replicas["a"].missing.add("style")
+        fleet.link.announce(AnnouncedAdapter("style", "/adapters/style"))
+        for index in range(6):
+            fleet.submit(f"r{index}", (index, 3), adapter="style")
+        await fleet.run()
+        assert all(holders(fleet, f"r{index}") == ["b"] for index in range(6))
+        await fleet.kill("b")
+        fleet.submit("nowhere", adapter="style")
+        fleet.submit("plain")
+        await fleet.run()
+        assert fleet.updates[-1].error is None
+        [error] = [update.error for update in fleet.updates if update.error]
+        assert error == "the adapter cannot be loaded: a has no such file"
+        # Once it is there, loading it anew is enough.
+        fleet.replicas["a"].missing.clear()
+        fleet.link.announce(AnnouncedAdapter("style", "/adapters/style"))
+        fleet.submit("again", adapter="style")
+        await fleet.run()
+
+    in_fleet("ab", play).check("nowhere")
 
 
 def test_times_are_those_of_the_fronts_clock() -> None:

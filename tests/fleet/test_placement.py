@@ -59,6 +59,30 @@ def fleet(*names: str, **options: float) -> Placement:
     return placement
 
 
+def test_adapters_stay_where_they_are_in_memory_until_others_have_less_to_do() -> None:
+    placement = fleet("x", "y")
+    assert place(placement, request("a", (1, 2), adapter="style")) is None
+    placement.adapter_usable("y", "style")
+    assert place(placement, request("a", (1, 2), adapter="style")) == "y"
+    placement.adapter_usable("x", "style")
+    names = [place(placement, request(f"r{i}", (1, 2), adapter="style")) for i in range(30)]
+    # 2,000 tokens for reading the weights outweigh some twenty requests.
+    assert names[:19] == ["y"] * 19
+    assert "x" in names
+    assert placement.place("plain", NOTHING, 2) == "x"
+    for index in range(30):
+        placement.end(f"r{index}")
+    placement.adapters_in_memory("y", 0)  # "a" still needs it there
+    placement.adapters_in_memory("x", 0)
+    assert place(placement, request("b", (1, 2), adapter="style")) == "y"
+    placement.end("a")
+    placement.end("b")
+    placement.adapters_in_memory("y", 0)
+    placement.adapter_usable("z", "style")  # of a replica that is gone
+    placement.adapters_in_memory("z", 0)
+    assert place(placement, request("c", (1, 2), adapter="style")) == "y", "x has another request"
+
+
 def test_nobody_there_means_wait() -> None:
     placement = Placement()
     assert placement.place("a", NOTHING, 10) is None

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from loire.base.config import EngineOptions
 from loire.base.errors import EngineError
 from loire.base.sampling import SamplingParams
 from loire.checkpoint.open import open_checkpoint
-from loire.engine.frontend import Frontend
+from loire.engine.requests import Origin
 from loire.engine.wire import Submit, WireError
-from loire.fleet.client import FleetClient
+from loire.fleet.client import FleetClient, frontend_of
+from loire.fleet.link import FleetLink
 from loire.fleet.messages import WIRE_VERSION, Joined, encode
 from loire.fleet.model_digest import model_digest
 from loire.fleet.replica import EngineReplica
+from support.adapter_files import adapter_tensors, save_adapter
 from support.direct_channel import DirectChannel, first_words
 from support.fake_replica import config
 from support.tiny_models import save_tiny_llama
@@ -44,10 +47,12 @@ class Fleet:
         self.follows = [asyncio.create_task(client.link.follow(c)) for c in self.channels]
 
     async def texts(
-        self, prompt: str, after: Callable[[int], None] = lambda num: None
+        self, prompt: str, after: Callable[[int], None] = lambda num: None, adapter: str = ""
     ) -> list[str]:
         """The texts of a prompt. after: told how many outputs have come."""
-        submission = self.client.frontend.prompt(self.client.next_id(), prompt, PARAMS)
+        origin = Origin(adapter=adapter)
+        frontend, request_id = self.client.frontend, self.client.next_id()
+        submission = frontend.prompt(request_id, prompt, PARAMS, origin=origin)
         texts, num = ["", ""], 0
         async with aclosing(self.client.stream(submission)) as outputs:
             async for output in outputs:
@@ -68,8 +73,9 @@ async def fleet(model: Path, num_replicas: int) -> AsyncIterator[Fleet]:
     )
     try:
         first = await first_words(made[0])
-        frontend = Frontend(open_checkpoint(model), first.config.max_model_len, 0)
-        here = Fleet(list(made), FleetClient(frontend, first))
+        checkpoint = open_checkpoint(model)
+        frontend = frontend_of(checkpoint, first, EngineOptions())
+        here = Fleet(list(made), FleetClient(frontend, first, checkpoint.description))
         while len(here.client.link.replicas) < num_replicas:
             await asyncio.sleep(0.01)
         yield here
@@ -127,11 +133,54 @@ def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
     run(test)
 
 
+def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) -> None:
+    """By two fronts, one of which leaves; texts are those of one engine, through a death."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    path = save_adapter(tmp_path / "style", adapter_tensors(model, 4), 4)
+
+    async def test() -> None:
+        async with fleet(tiny_llama, 2) as here:
+            link, names = here.client.link, here.client.adapters
+            plain = await here.texts("once upon a time")
+            style = await asyncio.to_thread(names.load, "style", path, pinned=True)
+            undisturbed = await here.texts("once upon a time", adapter=style.identity)
+            assert undisturbed != plain
+            while link.adapters.num_resident < 2:  # pinned: in both, as their next news tell
+                await asyncio.gather(*(here.texts(f"{number}") for number in range(3)))
+            other = FleetLink(lambda updates: None)
+            channel = DirectChannel(here.replicas[0], other.name)
+            following = asyncio.create_task(other.follow(channel))
+            other.announce(style.announced(pinned=False))
+            while not other.replicas:
+                await asyncio.sleep(0.01)
+
+            def disturb(num: int) -> None:
+                if num == 20:
+                    channel.leave()  # the name that the other front has goes with it
+                    names.unload("style")
+                    [busy] = [r for r in here.replicas if r.num_requests]
+                    assert busy.supervisor.pid is not None
+                    os.kill(busy.supervisor.pid, signal.SIGKILL)
+
+            found = await here.texts("once upon a time", disturb, adapter=style.identity)
+            assert found == undisturbed
+            assert link.num_restarts == 1
+            await following
+            # Files that are others now are noticed by what they hold.
+            await asyncio.to_thread(names.load, "style", path)
+            save_adapter(path, adapter_tensors(model, 4, seed=1), 4)
+            changed = await asyncio.to_thread(names.load, "style", path, load_inplace=True)
+            texts = await here.texts("once upon a time", adapter=changed.identity)
+            assert texts not in (plain, undisturbed)
+
+    run(test)
+
+
 def test_what_no_front_of_this_version_says_is_refused(tiny_llama: Path) -> None:
     async def test() -> None:
         async with fleet(tiny_llama, 1) as here:
             [replica] = here.replicas
-            with pytest.raises(EngineError, match=r"version 0 .* this replica version 1"):
+            with pytest.raises(EngineError, match=r"version 0 .* this replica version 2"):
                 await anext(replica.attach("old", 0))
             with pytest.raises(EngineError, match="attached already"):
                 await anext(replica.attach(here.client.link.name, WIRE_VERSION))
@@ -178,9 +227,16 @@ def test_models_have_names_by_content(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_replicas_must_fit_the_first_one(tiny_llama: Path) -> None:
     first = Joined("a", config(), "", "model")
-    client = FleetClient(Frontend(open_checkpoint(tiny_llama), 256, 0), first)
-    client._check(first)
-    with pytest.raises(EngineError, match="serves another model"):
-        client._check(Joined("b", config(), "", "other"))
-    with pytest.raises(EngineError, match="window is 100 tokens, but requests here may have 256"):
-        client._check(Joined("b", replace(config(), max_model_len=100), "", "model"))
+
+    async def test() -> None:
+        checkpoint = open_checkpoint(tiny_llama)
+        frontend = frontend_of(checkpoint, first, EngineOptions(system="You are brief."))
+        assert "You are brief." in frontend.render([{"role": "user", "content": "hi"}], (), {})
+        client = FleetClient(frontend, first, checkpoint.description)
+        client._check(first)
+        with pytest.raises(EngineError, match="serves another model"):
+            client._check(Joined("b", config(), "", "other"))
+        with pytest.raises(EngineError, match="window is 100 tokens, but requests here may have 2"):
+            client._check(Joined("b", replace(config(), max_model_len=100), "", "model"))
+
+    run(test)

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 
 from loire.base.cache_geometry import one_group
 from loire.base.config import EngineConfig
-from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.messages import AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
-from loire.engine.wire import Abort, Submit
+from loire.engine.wire import Abort, Announce, Submit
 from loire.fleet.link import FleetLink
 from loire.fleet.messages import (
+    AdapterChecked,
     Begun,
     FromReplica,
     Joined,
@@ -51,6 +52,13 @@ class FakeReplica:
         self.core: EngineCore | None = None
         self.submits: list[EngineRequest] = []
         self.aborts: list[Abort] = []
+        self.announced: list[AnnouncedAdapter] = []
+        self.heard: list[ToReplica] = []
+        """Everything, in order."""
+        self.missing: set[str] = set()
+        """Adapters that are not on its machine."""
+        self.checks = True
+        """Whether it answers what it is told of adapters."""
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.join()
 
@@ -75,6 +83,11 @@ class FakeReplica:
 
     def say(self, message: FromReplica) -> None:
         self._queue.put_nowait(encode([message]))
+
+    def check(self, identity: str) -> None:
+        """Answer whether an adapter can be served."""
+        refusal = f"{self.name} has no such file" if identity in self.missing else ""
+        self.say(AdapterChecked(identity, refusal))
 
     @property
     def num_unread(self) -> int:
@@ -110,7 +123,12 @@ class FakeReplica:
 
     def send(self, *messages: ToReplica) -> None:
         for message in read_to_replica(encode(messages)):
+            self.heard.append(message)
             match message:
+                case Announce(adapter):
+                    self.announced.append(adapter)
+                    if self.checks:
+                        self.check(adapter.identity)
                 case Submit(request, ended):
                     self.submits.append(request)
                     if self.core is not None:
@@ -157,9 +175,11 @@ class FakeFleet:
         n: int = 1,
         max_tokens: int = 12,
         min_tokens: int = 0,
+        adapter: str = "",
     ) -> EngineRequest:
         params = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens, n=n)
-        request = EngineRequest(request_id, tuple(prompt), params, seed=hash(tuple(prompt)) % 2**32)
+        seed = hash(tuple(prompt)) % 2**32
+        request = EngineRequest(request_id, tuple(prompt), params, seed=seed, adapter=adapter)
         self.requests[request_id] = request
         self.link.submit([request])
         return request

@@ -1,10 +1,15 @@
 """The client's side of a fleet: what the server needs of an engine, over many."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from loire.base.config import EngineOptions
 from loire.base.errors import EngineError
 from loire.base.step import StepRecord
+from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.description import ModelDescription
+from loire.engine.adapters import AdapterNames
 from loire.engine.client import EngineClient
 from loire.engine.frontend import Frontend
 from loire.engine.inbox import Inboxes
@@ -13,17 +18,36 @@ from loire.fleet.messages import Joined
 from loire.fleet.placement import Placement
 
 
-class FleetClient(EngineClient[FleetLink]):
-    """Many replicas of one model, used as one engine, on one event loop.
+def frontend_of(checkpoint: Checkpoint, first: Joined, options: EngineOptions) -> Frontend:
+    """The client's side of a model that replicas serve; takes a while. options: as a single engine
+    would have them, of which the chat template, recommendations and system message count here."""
+    config = first.config
+    return Frontend(
+        checkpoint.with_options(options),
+        config.max_model_len,
+        config.seed,
+        allow_special_in_text=config.allow_special_in_text,
+        system=options.system or config.system,
+    )
 
-    first: the replica by which the fleet's window and vocabulary are settled; others must fit it.
-    Replicas take part while link.follow() follows them.
+
+class FleetClient(EngineClient[FleetLink]):
+    """Many replicas of one model, used as one engine, on one event loop, where it is made.
+
+    frontend: see frontend_of(). first: the replica by which the fleet's window and vocabulary are
+    settled; others must fit it. description: of the model, which adapters must fit. Replicas take
+    part while link.follow() follows them.
     """
+
+    adapters: AdapterNames
+    """Names of adapters that requests may be for, in all replicas. Loading one takes a while: on a
+    thread."""
 
     def __init__(
         self,
         frontend: Frontend,
         first: Joined,
+        description: ModelDescription,
         *,
         placement: Placement | None = None,
         request_timeout_s: float | None = None,
@@ -32,6 +56,11 @@ class FleetClient(EngineClient[FleetLink]):
         link = FleetLink(inboxes.deliver, placement=placement, accepts=self._check)
         super().__init__(link, inboxes, frontend, first.config, request_timeout_s)
         self._first = first
+        loop = asyncio.get_running_loop()
+        self.adapters = AdapterNames(
+            description,
+            lambda adapter: loop.call_soon_threadsafe(link.announce, adapter),
+        )
 
     def watch_steps(self, listener: Callable[[StepRecord], None]) -> Callable[[], None]:
         """No step is told here."""

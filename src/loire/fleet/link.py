@@ -8,16 +8,26 @@ all of that: clients see a pause. What nobody takes yet waits in a journal witho
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from itertools import count
 from uuid import uuid4
 
 from loire.base.errors import EngineError, RequestError
-from loire.base.messages import AdapterCounts, EngineRequest, SequenceUpdate
+from loire.base.messages import AdapterCounts, AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
 from loire.engine.journal import Entry, Journal
 from loire.engine.wire import WireError
 from loire.fleet.member import Member, ReplicaChannel, check_sendable
-from loire.fleet.messages import Begun, Blocks, Draining, FromReplica, Joined, Lost, News
+from loire.fleet.messages import (
+    AdapterChecked,
+    Begun,
+    Blocks,
+    Draining,
+    FromReplica,
+    Joined,
+    Lost,
+    News,
+)
 from loire.fleet.placement import (
     KEY_BYTES,
     Placement,
@@ -52,8 +62,6 @@ class FleetLink:
         """Requests that went on elsewhere."""
         self.num_restarts = 0
         """Engines that were lost."""
-        self.adapters = AdapterCounts()
-        """Replicas have none."""
         self._on_updates = on_updates
         self._accepts = accepts
         self._placement = placement or Placement()
@@ -62,6 +70,8 @@ class FleetLink:
         self._where: dict[str, Member] = {}
         self._numbers: dict[str, str] = {}
         """Of requests that have given something: of the replica where they began."""
+        self._announced: dict[str, AnnouncedAdapter] = {}
+        """By content: to each replica, before its first request."""
         self._attempts = count()
         self._flush: asyncio.Handle | None = None
         self._closed = False
@@ -112,6 +122,12 @@ class FleetLink:
         """KV blocks that requests hold, of all fronts, over all replicas."""
         return sum(member.blocks_in_use for member in self._members.values())
 
+    @property
+    def adapters(self) -> AdapterCounts:
+        """How memory of adapters stands, over all replicas."""
+        each = [astuple(member.adapters) for member in self._members.values()]
+        return AdapterCounts(*map(sum, zip(*each, strict=True)))
+
     def _journals(self) -> list[Journal]:
         return [self._homeless, *(member.journal for member in self._members.values())]
 
@@ -153,6 +169,14 @@ class FleetLink:
         self._flush_soon()
         if request_id not in member.journal:
             self._forget(request_id)
+
+    def announce(self, adapter: AnnouncedAdapter) -> None:
+        """From now on requests may name an adapter: all replicas are told, and those that come.
+
+        A request for it goes to those that have answered that they can serve it."""
+        self._announced[adapter.identity] = adapter
+        for member in self._members.values():
+            member.announce([adapter])
 
     def close(self) -> None:
         """End everything. Unfinished requests get no further news."""
@@ -203,6 +227,8 @@ class FleetLink:
                 member.journal.begin(member.own_ids(wire_ids))
             case Blocks(stored, evicted):
                 self._placement.changed(name, _keys(stored), _keys(evicted))
+            case AdapterChecked(identity, refusal):
+                self._take_check(member, identity, refusal)
             case Joined():
                 self._join(member, message)
             case Lost(reason):
@@ -212,6 +238,7 @@ class FleetLink:
 
     def _take_news(self, member: Member, news: News) -> None:
         told = []
+        self._placement.adapters_in_memory(member.channel.name, news.adapters.num_resident)
         for update, accepted in member.take(news):
             request_id = update.request_id
             self._placement.first_token(request_id, update.num_cached_tokens)
@@ -248,15 +275,39 @@ class FleetLink:
         )
         self._placement.join(replica)
         log.info("replica %s joined: %d now", replica.name, len(self.replicas))
+        self._forget_adapters()
+        member.announce(self._announced.values())
         self._settle()
 
-    def _settle(self) -> None:
+    def _forget_adapters(self) -> None:
+        """Those that no name stands for and no request needs."""
+        wanted = set().union(*(journal.adapters() for journal in self._journals()))
+        for identity, adapter in tuple(self._announced.items()):
+            if adapter.withdrawn and identity not in wanted:
+                del self._announced[identity]
+
+    def _take_check(self, member: Member, identity: str, refusal: str) -> None:
+        """A replica has looked at an adapter: place what waited for that."""
+        if refusal:
+            log.error("replica %s cannot serve an adapter: %s", member.channel.name, refusal)
+            member.refused[identity] = refusal
+        else:
+            self._placement.adapter_usable(member.channel.name, identity)
+        self._settle(identity)
+
+    def _settle(self, adapter: str | None = None) -> None:
         """A replica is new, and has nothing to do: place what has no home, what is on replicas that
-        will stop, and what nothing is computed of yet."""
+        will stop, and what nothing is computed of yet. adapter: of requests for it alone."""
+
+        def concerns(entry: Entry) -> bool:
+            return adapter is None or entry.request.adapter == adapter
+
         for request_id in self._homeless.request_ids:
-            self._find_home(request_id)
+            if concerns(self._homeless.entry(request_id)):
+                self._find_home(request_id)
         for request_id, member in tuple(self._where.items()):
-            if member.draining or not member.journal.entry(request_id).begun:
+            entry = member.journal.entry(request_id)
+            if concerns(entry) and (member.draining or not entry.begun):
                 self._move(request_id, member)
 
     def _lose(self, member: Member, reason: str) -> None:
@@ -299,6 +350,9 @@ class FleetLink:
         request_id = entry.request.request_id
         self._where.pop(request_id, None)
         member = self._place(entry)
+        if member is None and (refusal := self._refusal(entry.request.adapter)):
+            self._end_with_error(entry, f"the adapter cannot be loaded: {refusal}")
+            return
         if member is None:
             self._homeless.adopt(entry)
             return
@@ -338,12 +392,23 @@ class FleetLink:
             f"{culprit.strikes} engines died while they computed this request ({request_id}): it "
             f"is not tried again"
         )
+        self._end_with_error(culprit, message)
+
+    def _refusal(self, adapter: str) -> str:
+        """Why no replica can serve an adapter; empty if one can, or has not looked yet."""
+        members = [m for m in self._members.values() if m.joined is not None and not m.draining]
+        refusals = [member.refused.get(adapter, "") for member in members]
+        return refusals[0] if refusals and all(refusals) else ""
+
+    def _end_with_error(self, entry: Entry, message: str) -> None:
+        """Of a request that is in no journal any more."""
+        request_id = entry.request.request_id
         self._forget(request_id)
         self._on_updates(
             [
                 SequenceUpdate(request_id, choice, finish_reason="error", error=message)
-                for choice in range(len(culprit.outputs))
-                if choice not in culprit.ended
+                for choice in range(len(entry.outputs))
+                if choice not in entry.ended
             ]
         )
 

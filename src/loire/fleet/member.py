@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from loire.base.messages import EngineRequest, SequenceUpdate
+from loire.base.messages import AdapterCounts, AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.engine.journal import Entry, Journal
-from loire.engine.wire import Abort, Submit
+from loire.engine.wire import Abort, Announce, Submit
 from loire.fleet.messages import FromReplica, Joined, News, ToReplica, encode
 
 
@@ -32,6 +32,8 @@ class Member:
     Attributes:
         joined: what the replica told of its engine; None while it has none.
         draining: whether it will stop soon.
+        adapters: how its engine's memory of adapters stands.
+        refused: adapters that it cannot serve, by their content, and why not.
     """
 
     channel: ReplicaChannel
@@ -42,6 +44,8 @@ class Member:
     blocks_in_use: int = 0
     num_requests: int = 0
     """Of all fronts."""
+    adapters: AdapterCounts = field(default_factory=AdapterCounts)
+    refused: dict[str, str] = field(default_factory=dict)
     _aborts: list[Abort] = field(default_factory=list)
     _sent: dict[str, str] = field(default_factory=dict)
     """Request id -> its id on the way."""
@@ -55,6 +59,7 @@ class Member:
     def take(self, news: News) -> list[tuple[SequenceUpdate, SequenceUpdate | None]]:
         """Enter news; each update, and what of it is news to the client, if anything."""
         self.blocks_in_use, self.num_requests = news.blocks_in_use, news.num_requests
+        self.adapters = news.adapters
         behind_s = time.monotonic() - news.now_s
         taken = []
         for update in news.updates:
@@ -93,6 +98,14 @@ class Member:
         self._forget(request_id)
         return entry
 
+    def announce(self, adapters: Iterable[AnnouncedAdapter]) -> None:
+        """Tell of adapters, before whatever is sent next; it looks at each of them, and answers."""
+        if self.joined is None:
+            return
+        for adapter in adapters:
+            self.refused.pop(adapter.identity, None)
+            self.channel.send(Announce(adapter))
+
     def flush(self, attempts: Iterator[int]) -> None:
         """Send what has come up. attempts: numbers that no request was sent with before."""
         submits = [self._submit(entry, next(attempts)) for entry in self._to_send()]
@@ -104,6 +117,8 @@ class Member:
         """Its engine is gone; the request that has now killed its second one, if there is one."""
         self.joined = None
         self.blocks_in_use = self.num_requests = 0
+        self.adapters = AdapterCounts()
+        self.refused.clear()
         self._aborts.clear()
         self._sent.clear()
         self._known.clear()

@@ -1,10 +1,10 @@
 """What fronts and replicas say to each other: lists of typed messages as checked msgpack.
 
-A front sends what the engine's process takes, Submit and Abort (loire.engine.wire). A replica's
-words are below. A request's id on the way is the front's name, a number that no other sending of
-the front had, and its own id: fronts need not know of each other, and news of an earlier sending
-cannot be taken for those of a later one. Clocks differ between machines: with its news a replica
-tells what its own clock says.
+A front sends what the engine's process takes, Submit, Abort and Announce (loire.engine.wire). A
+replica's words are below. A request's id on the way is the front's name, a number that no other
+sending of the front had, and its own id: fronts need not know of each other, and news of an earlier
+sending cannot be taken for those of a later one. Clocks differ between machines: with its news a
+replica tells what its own clock says.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from loire.base.config import EngineConfig
-from loire.base.messages import SequenceUpdate
-from loire.engine.wire import Abort, Submit, WireError
+from loire.base.messages import AdapterCounts, SequenceUpdate
+from loire.engine.wire import Abort, Announce, Submit, WireError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Of these messages and all that is in them. Fronts and replicas of different versions part."""
 
 
@@ -47,6 +47,15 @@ class News(msgspec.Struct, frozen=True, tag=True):
     """The replica's monotonic clock, by which the times in the updates are."""
     num_requests: int
     blocks_in_use: int
+    adapters: AdapterCounts = AdapterCounts()
+
+
+class AdapterChecked(msgspec.Struct, frozen=True, tag=True):
+    """From a replica: whether requests for an adapter that the front announced may come."""
+
+    identity: str
+    refusal: str = ""
+    """Why not; empty if they may."""
 
 
 class Blocks(msgspec.Struct, frozen=True, tag=True):
@@ -68,8 +77,8 @@ class Draining(msgspec.Struct, frozen=True, tag=True):
 
 _M = TypeVar("_M")
 
-FromReplica: TypeAlias = Joined | Begun | News | Blocks | Lost | Draining
-ToReplica: TypeAlias = Submit | Abort
+FromReplica: TypeAlias = Joined | Begun | News | Blocks | AdapterChecked | Lost | Draining
+ToReplica: TypeAlias = Submit | Abort | Announce
 
 _from_replica: msgspec.msgpack.Decoder[list[FromReplica]] = msgspec.msgpack.Decoder(
     list[FromReplica]

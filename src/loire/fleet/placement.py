@@ -4,8 +4,10 @@ The cost of a replica is the new tokens that the request would have to compute t
 plus the prompt tokens that others still wait for there, plus an allowance for each request it has.
 What a replica has cached is known from what was sent there, as chained hashes of whole blocks
 (loire.memory.hashing): adapters and salts are in their root, so nobody matches what another may not
-read. Replicas that tell what they stored and evicted correct that knowledge; so does the first
-update of a request, if fewer tokens were cached than expected.
+read. Requests for an adapter go where it can be had, and rather where its weights are in memory,
+which is known from what was sent there, too. Replicas that tell what they stored and evicted
+correct that knowledge; so does the first update of a request, if fewer tokens were cached than
+expected.
 """
 
 from collections import OrderedDict
@@ -19,6 +21,9 @@ from loire.memory.hashing import extend_chain, root_hash
 KEY_BYTES = 8
 """Of a block's hash that are kept and told: two of 2**32 blocks rarely share them, and the worst
 that follows is a request in the wrong place."""
+
+ADAPTER_TOKENS = 500
+"""Reading an adapter's weights takes about as long as computing so many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,11 @@ class PrefixChains:
         self._request = request
         self._hashes: dict[tuple[int, str], list[bytes]] = {}
         self._keys: dict[tuple[int, str], list[bytes]] = {}
+
+    @property
+    def adapter(self) -> str:
+        """Of the request; "" for none."""
+        return self._request.adapter
 
     def hashes(self, replica: Replica) -> Sequence[bytes]:
         """Of the blocks that the request could find in the replica's cache: of all its tokens,
@@ -83,6 +93,7 @@ class _Placed:
     num_new: int
     num_matched: int
     keys: Sequence[bytes]
+    adapter: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +106,14 @@ class ReplicaState:
     requests: dict[str, _Placed] = field(default_factory=dict)
     outstanding: int = 0
     """Prompt tokens that its requests wait for."""
+    adapters: set[str] = field(default_factory=set)
+    """Those that it can serve."""
+    resident: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Those whose weights it should have in memory, the least recently used first."""
+
+    def serves(self, chains: PrefixChains) -> bool:
+        """Whether a request may go there, as far as its adapter is concerned."""
+        return not chains.adapter or chains.adapter in self.adapters
 
     def match(self, chains: PrefixChains) -> int:
         """Leading blocks of a request that it should have cached."""
@@ -174,6 +193,22 @@ class Placement:
             del self._placed[request_id]
         return tuple(state.requests)
 
+    def adapter_usable(self, name: str, adapter: str) -> None:
+        """A replica can serve an adapter from now on; of unknown replicas nothing is kept."""
+        state = self._states.get(name)
+        if state is not None:
+            state.adapters.add(adapter)
+
+    def adapters_in_memory(self, name: str, num_adapters: int) -> None:
+        """A replica tells of how many adapters it has the weights in memory."""
+        state = self._states.get(name)
+        if state is None or len(state.resident) <= num_adapters:
+            return
+        used = {placed.adapter for placed in state.requests.values()}
+        idle = [adapter for adapter in state.resident if adapter not in used]
+        for adapter in idle[: len(state.resident) - num_adapters]:
+            del state.resident[adapter]
+
     def place(
         self,
         request_id: str,
@@ -183,7 +218,8 @@ class Placement:
         numbers: str = "",
         avoid: Collection[str] = (),
     ) -> str | None:
-        """Choose a replica for a request and count it there; None if there is none.
+        """Choose a replica for a request and count it there; None if there is none, or none that
+        can serve its adapter.
 
         num_tokens: all it has to compute before the next token. numbers: of the replica that began
         it, if one did; others are taken only if there is none of these. avoid: replicas to take
@@ -191,16 +227,19 @@ class Placement:
         """
         if request_id in self._placed:
             raise ValueError(f"request {request_id!r} is placed already")
-        candidates = self._candidates(numbers, avoid)
+        candidates = self._candidates(chains, numbers, avoid)
         if not candidates:
             return None
         name = self.choose(request_id, candidates, chains, num_tokens)
         state = candidates[name]
         matched, keys = state.match(chains), chains.keys(state.replica)
         num_new = max(num_tokens - matched * state.replica.block_size, 1)
-        placed = _Placed(state, num_new, matched, keys)
+        placed = _Placed(state, num_new, matched, keys, chains.adapter)
         self._placed[request_id] = state.requests[request_id] = placed
         state.outstanding += num_new
+        if chains.adapter:
+            state.resident[chains.adapter] = None
+            state.resident.move_to_end(chains.adapter)
         # Tails are evicted before what they continue.
         state.touch(reversed(keys))
         return name
@@ -235,8 +274,11 @@ class Placement:
         state.forget(key[:KEY_BYTES] for key in evicted)
         state.touch(key[:KEY_BYTES] for key in stored)
 
-    def _candidates(self, numbers: str, avoid: Collection[str]) -> dict[str, ReplicaState]:
-        wanted = {name: s for name, s in self._states.items() if name not in avoid} or self._states
+    def _candidates(
+        self, chains: PrefixChains, numbers: str, avoid: Collection[str]
+    ) -> dict[str, ReplicaState]:
+        usable = {name: state for name, state in self._states.items() if state.serves(chains)}
+        wanted = {name: state for name, state in usable.items() if name not in avoid} or usable
         if not numbers:
             return wanted
         return {n: s for n, s in wanted.items() if s.replica.numbers == numbers} or wanted
@@ -253,6 +295,8 @@ class Placement:
         def options() -> Iterator[tuple[float, int, str]]:
             for name, state in candidates.items():
                 num_new = max(num_tokens - state.match(chains) * state.replica.block_size, 1)
+                if chains.adapter and chains.adapter not in state.resident:
+                    num_new += ADAPTER_TOKENS
                 waiting = state.outstanding + self._request_tokens * len(state.requests)
                 # Equal costs are decided by content, so that empty replicas fill evenly and fronts
                 # that know nothing of each other choose alike.

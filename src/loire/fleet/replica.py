@@ -10,15 +10,17 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from loire.base.config import EngineOptions
 from loire.base.errors import EngineError
 from loire.base.messages import SequenceUpdate
+from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.engine.supervisor import DEFAULT_SUPERVISION, EngineSupervisor, SupervisorOptions
-from loire.engine.wire import Abort, LoadModel, Ready, Submit
+from loire.engine.wire import Abort, Announce, LoadModel, Ready, Submit
 from loire.fleet.member import front_of
 from loire.fleet.messages import (
     WIRE_VERSION,
@@ -32,6 +34,7 @@ from loire.fleet.messages import (
     read_to_replica,
 )
 from loire.fleet.model_digest import model_digest
+from loire.fleet.replica_adapters import ReplicaAdapters
 
 log = logging.getLogger("loire.fleet")
 
@@ -65,6 +68,7 @@ class EngineReplica:
         self._fronts: dict[str, _Front] = {}
         self._joined: Joined | None = None
         self._digest = ""
+        self._adapters: ReplicaAdapters
         self._draining = False
         self.supervisor = EngineSupervisor(
             self._tell_updates,
@@ -89,7 +93,8 @@ class EngineReplica:
         await self.supervisor.start()
         try:
             path = await asyncio.to_thread(resolve_model, model)
-            self._digest = await asyncio.to_thread(lambda: model_digest(open_checkpoint(path)))
+            checkpoint, self._digest = await asyncio.to_thread(_read, path)
+            self._adapters = ReplicaAdapters(checkpoint.description, self.supervisor.announce)
             await self.supervisor.load(LoadModel(str(path), model, options))
         except BaseException:
             await self.supervisor.close()
@@ -149,6 +154,7 @@ class EngineReplica:
             del self._fronts[front]
             for request_id in attached.open_ids:
                 self.supervisor.abort(request_id)
+            self._adapters.leave(front)
 
     def deliver(self, front: str, data: bytes) -> None:
         """Take what a front sends. Raises WireError if it is nothing that fronts send.
@@ -170,6 +176,8 @@ class EngineReplica:
                     self.supervisor.abort(request_id)
                 case Abort(request_id, int(choice)):
                     self.supervisor.abort_choice(request_id, choice)
+                case Announce(adapter):
+                    self._adapters.announce(front, adapter, attached.tell)
 
     async def drain(self, grace_period_s: float) -> None:
         """Have the fronts move what is here; return when nothing is left, or after the time."""
@@ -190,7 +198,14 @@ class EngineReplica:
         now_s = time.monotonic()
 
         def news(mine: Sequence[SequenceUpdate]) -> News:
-            return News(tuple(mine), now_s, self.num_requests, self.supervisor.blocks_in_use)
+            supervisor = self.supervisor
+            return News(
+                tuple(mine),
+                now_s,
+                self.num_requests,
+                supervisor.blocks_in_use,
+                supervisor.adapters,
+            )
 
         for front, mine in _by_front(updates, lambda update: update.request_id).items():
             if (attached := self._fronts.get(front)) is not None:
@@ -222,6 +237,12 @@ class EngineReplica:
     def _tell_all(self, message: FromReplica) -> None:
         for attached in self._fronts.values():
             attached.tell(message)
+
+
+def _read(path: Path) -> tuple[Checkpoint, str]:
+    """A model's files, and its digest."""
+    checkpoint = open_checkpoint(path)
+    return checkpoint, model_digest(checkpoint)
 
 
 def _by_front(items: Iterable[_T], wire_id: Callable[[_T], str]) -> dict[str, list[_T]]:

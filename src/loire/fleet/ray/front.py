@@ -13,8 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
-from loire.engine.frontend import Frontend
-from loire.fleet.client import FleetClient
+from loire.fleet.client import FleetClient, frontend_of
 from loire.fleet.messages import (
     WIRE_VERSION,
     FromReplica,
@@ -56,7 +55,7 @@ class RayChannel:
 
     def only_listen(self) -> None:
         """Ray sends no calls there any more. One that is made all the same waits in its router for
-        ever, and holds up those to other replicas."""
+        ever."""
         self._reachable = False
 
     def send(self, *messages: ToReplica) -> None:
@@ -200,13 +199,15 @@ async def join_fleet(args: Args, request_timeout_s: float | None = None) -> RayF
             raise ConfigError(
                 f"the replicas serve {first.config.model}, which is not {args.model} as it is here"
             )
-        config = first.config
-        frontend = await asyncio.to_thread(Frontend, checkpoint, config.max_model_len, config.seed)
+        options = args.engine_options()
+        frontend = await asyncio.to_thread(frontend_of, checkpoint, first, options)
+        client = RayFleetClient(
+            frontend, first, checkpoint.description, request_timeout_s=request_timeout_s
+        )
     except BaseException:
         if owns_cluster:
             await asyncio.to_thread(ray.shutdown)
         raise
-    client = RayFleetClient(frontend, first, request_timeout_s=request_timeout_s)
     client.attach(handle, owns_cluster=owns_cluster)
     return client
 

@@ -18,6 +18,9 @@ class ToOne(RequestRouter):  # type: ignore[misc]
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Ranks of replicas; none while the one that is wanted is not there."""
+        if pending_request is not None:
+            # Else Ray asks again at once for as long as there is none, which stops all other calls.
+            pending_request.routing_context.should_backoff = True
         to = None if pending_request is None else pending_request.kwargs.get("to")
         if to is None:
             return [candidate_replicas] if candidate_replicas else []

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from loire.base.errors import ConfigError, EngineError
 from loire.base.lora import MOST_ADAPTERS
+from loire.engine.adapters import AdapterNames
 from loire.engine.process import Launched
 from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import SupervisorOptions
@@ -241,10 +242,6 @@ async def _load(
 
     client: SupervisedEngine | RayFleetClient
     if settings.replicas is not None:
-        if settings.lora_modules or settings.lora_root is not None:
-            raise ConfigError(
-                "--lora-modules and --lora-root are for one engine here, not for --replicas"
-            )
         client = await _join_fleet(settings, settings.replicas)
     else:
         client = await SupervisedEngine.create(
@@ -255,22 +252,29 @@ async def _load(
             request_timeout_s=settings.limits.request_timeout_s,
             on_failure=lose,
         )
-        client.adapters.reserved = frozenset(settings.names)
-        try:
-            for module in settings.lora_modules:
-                load = partial(client.adapters.load, pinned=module.pinned)
-                await asyncio.to_thread(load, module.name, module.path)
-        except BaseException:
-            await client.close()
-            raise
-        served.adapters = client.adapters
-        served.max_adapters = settings.options.max_cpu_loras or MOST_ADAPTERS
-        if settings.lora_root is not None:
-            served.lora_root = lora_root(settings.lora_root)
+    try:
+        await _load_adapters(client.adapters, served, settings)
+    except BaseException:
+        await client.close()
+        raise
     served.set_ready(client)
     for line in client.plan_lines:
         log.info("%s", line)
     log.info("ready after %.1f s, as %s", time.monotonic() - started_s, ", ".join(served.names))
+
+
+async def _load_adapters(
+    adapters: AdapterNames, served: ServedModel, settings: ServerSettings
+) -> None:
+    """Those that are served from the start. Raises LoireError if one cannot be."""
+    adapters.reserved = frozenset(settings.names)
+    for module in settings.lora_modules:
+        load = partial(adapters.load, pinned=module.pinned)
+        await asyncio.to_thread(load, module.name, module.path)
+    served.adapters = adapters
+    served.max_adapters = settings.options.max_cpu_loras or MOST_ADAPTERS
+    if settings.lora_root is not None:
+        served.lora_root = lora_root(settings.lora_root)
 
 
 def lora_root(path: Path) -> Path:

@@ -130,7 +130,7 @@ def _changeable(served: ServedModel) -> tuple[AdapterNames, Path]:
             code="lora_root_needed",
         )
     _ = served.engine
-    assert served.adapters is not None, "with replicas there is no --lora-root"
+    assert served.adapters is not None, "an engine that is loaded has them"
     return served.adapters, served.lora_root
 
 

@@ -147,9 +147,10 @@ class _LocalEngine:
         """End the thread after the step in progress; open streams end with EngineError."""
         if self._opened is None:
             return
-        _, client = self._opened
+        engine, client = self._opened
         self._opened = None
         client.link.close()
+        engine.close()
         client.fail_all(EngineError("the engine was closed"))
 
     def _prompt(

@@ -11,6 +11,7 @@ from loire.base.sampling import SamplingParams
 from loire.base.step import NewSequence, StepPlan, StepRow
 from loire.checkpoint.open import open_checkpoint
 from loire.execution.constraints import ConstraintFactory
+from loire.execution.forward import Logits
 from loire.execution.hidden_states import HiddenStates
 from loire.execution.inputs import host_batch
 from loire.execution.penalty_table import PenaltyTable
@@ -104,7 +105,7 @@ def test_adapters_reach_the_head(tiny_llama: Path, kernels: str) -> None:
     def logits(adapters: list[int] | None, tokens: list[int]) -> torch.Tensor:
         numbers = None if adapters is None else np.array(adapters, dtype=np.int32)
         batch = replace(host, adapters=numbers)
-        return HiddenStates(decoder, values, batch, (3, 3), latest).logits(tokens).clone()
+        return HiddenStates(Logits(decoder), values, batch, (3, 3), latest).logits(tokens).clone()
 
     plain = logits(None, [2, 3, 5])
     adapted = logits([1, 1, 1, -1, -1, 1], [2, 3, 5])

@@ -59,6 +59,12 @@ class EngineOptions:
             others beyond it.
         max_cpu_loras: the same as a number of adapters; None: only bytes count.
         kv_events: where others are told which KV blocks can be found here; None: nowhere.
+        tensor_parallel_size: processes that compute the model together, each with a share of its
+            weights and KV memory.
+        sum_chunks: the sums that tensor parallelism divides are taken in a tree of so many chunks,
+            so that any number of processes that goes with it gives the same bits; None: 8 where
+            there are several processes (times the odd part of their number), 0, no chunks, where
+            there is one.
         system: a system message for conversations that begin without one.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
             so that the text can begin a turn of its own; by default they are text.
@@ -86,6 +92,8 @@ class EngineOptions:
     lora_memory_bytes: int = 2**30
     max_cpu_loras: int | None = None
     kv_events: KVEvents | None = None
+    tensor_parallel_size: int = 1
+    sum_chunks: int | None = None
     allow_special_in_text: bool = False
     system: str = ""
 
@@ -100,12 +108,14 @@ class ModelFacts:
     default_window: int
     """Window to serve when none is asked for."""
     cache_needs: tuple[LayerNeed | None, ...]
-    """What each layer keeps, in the KV cache's dtype; None for nothing of its own."""
+    """What each layer keeps, in the KV cache's dtype; None for nothing of its own. Where several
+    processes compute it: of one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
-    """What resolve() must know about the machine."""
+    """What resolve() must know about the machine: what one of the processes that compute may
+    take."""
 
     device: str
     available_memory_bytes: int
@@ -122,12 +132,14 @@ class EngineConfig:
     dtype: DType
     kv_cache_dtype: KVCacheDType
     device: str
+    tensor_parallel_size: int = 1
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     geometry: CacheGeometry
+    """Of one process."""
     num_blocks: int
-    """Pages of the KV pool: blocks of whatever cache group needs one."""
+    """Pages of the KV pool: blocks of whatever cache group needs one. Each process has as many."""
     enable_prefix_caching: bool
     policy: Policy
     reserve: Reserve
@@ -168,8 +180,9 @@ class EngineConfig:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that a new token takes in all layers."""
-        return sum(group.bytes_per_token for group in self.geometry.groups)
+        """Bytes that a new token takes in all layers and processes."""
+        of_one = sum(group.bytes_per_token for group in self.geometry.groups)
+        return of_one * self.tensor_parallel_size
 
     @property
     def kv_pool_tokens(self) -> int:
@@ -180,8 +193,8 @@ class EngineConfig:
 
     @property
     def kv_pool_bytes(self) -> int:
-        """Bytes of the KV pool."""
-        return self.num_blocks * self.geometry.page_bytes
+        """Bytes of the KV pool, in all processes together."""
+        return self.num_blocks * self.geometry.page_bytes * self.tensor_parallel_size
 
 
 KV_MEMORY_SHARE = 0.5
@@ -210,7 +223,7 @@ def resolve(
     page, ahead = geometry.page_bytes, _most_ahead(options)
     num_needed = geometry.pages_for(max_model_len, ahead)
     if options.kv_cache_memory_bytes is not None:
-        num_blocks = options.kv_cache_memory_bytes // page
+        num_blocks = options.kv_cache_memory_bytes // options.tensor_parallel_size // page
     else:
         left = max(machine.available_memory_bytes - machine.activation_bytes, 0)
         affordable = int(left * KV_MEMORY_SHARE) // page
@@ -243,6 +256,7 @@ def resolve(
         dtype=dtype,
         kv_cache_dtype=settle_kv_cache_dtype(options, dtype),
         device=machine.device,
+        tensor_parallel_size=options.tensor_parallel_size,
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,

@@ -11,6 +11,7 @@
     │   └── PromptTooLongError         ... because it does not fit
     ├── BusyError                      too much of a kind is under way: try again later
     └── EngineError                    the engine cannot go on (stopped, or its step failed)
+        ├── RankLostError              ... because one of the processes that compute it is gone
         └── RequestTimeoutError        ... in the time that a request may take
 
 Every message says what was wrong, with the numbers, and what to do about it.
@@ -85,6 +86,10 @@ class BusyError(LoireError):
 
 class EngineError(LoireError):
     """The engine cannot go on: it was closed, or a step failed as a whole."""
+
+
+class RankLostError(EngineError):
+    """One of the processes that compute a model together is gone, and with it the others."""
 
 
 class RequestTimeoutError(EngineError):

@@ -36,6 +36,40 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, int(min([float(allowed), *_cpu_quotas(root)])))
 
 
+def cores_of_ranks(count: int, root: Path = Path("/")) -> list[set[int]] | None:
+    """Which CPUs each of so many processes, which compute together, should keep to: those of its
+    own memory nodes where these can be divided evenly, else neighbours.
+
+    None where there are fewer CPUs than processes, or where the system does not say.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = os.sched_getaffinity(0)
+    folders = sorted((root / "sys/devices/system/node").glob("node[0-9]*"), key=_node_number)
+    nodes = [_cpu_list(folder / "cpulist") & allowed for folder in folders]
+    units: list[set[int]] = [node for node in nodes if node]
+    if not units or len(units) % count or set().union(*units) != allowed:
+        units = [{core} for core in sorted(allowed)]
+    each = len(units) // count
+    if not each:
+        return None
+    return [set().union(*units[each * i : each * (i + 1)]) for i in range(count)]
+
+
+def _node_number(folder: Path) -> int:
+    return int(folder.name.removeprefix("node"))
+
+
+def _cpu_list(file: Path) -> set[int]:
+    """Such as 0-3,8: the CPUs that a file of the system lists."""
+    found: set[int] = set()
+    for part in _text(file).split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal():
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
 def group_memory(root: Path = Path("/")) -> list[GroupMemory]:
     """The memory limits that this process is under, none if it is free."""
     found = []

@@ -6,10 +6,37 @@ with. Names are those of loire.checkpoint.checkpoint.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import accumulate
 from typing import Literal
 
 Role = Literal["product", "embedding", "head", "router"]
 """A router chooses experts: it is never rounded."""
+
+
+Range = tuple[int, int]
+"""From the first to behind the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some rows and inputs of a stored tensor [outputs, inputs]."""
+
+    rows: tuple[Range, ...]
+    """One below the other."""
+    inputs: Range
+    shape: tuple[int, int]
+    """Of the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What one of several ranks holds of a matrix."""
+
+    rows: tuple[Range, ...]
+    """Of each part."""
+    inputs: Range
+    whole_rows: tuple[int, ...]
+    whole_inputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +49,9 @@ class Vector:
     """Added to each when it is loaded."""
     factor: float = 1.0
     """What they are multiplied by then."""
+    first: int = 0
+    whole_size: int | None = None
+    """If not None: of so many in the file it is those from first on."""
 
     @property
     def num_elements(self) -> int:
@@ -74,6 +104,11 @@ class Matrix:
     interleaved: tuple[int, ...] = ()
     """Where the file has one group of rows after another (such as heads), each with so many rows of
     this, so many of that: loaded, this of all groups comes first. Not for what may be in parts."""
+    cut: Cut | None = None
+    """If not None, rows and inputs are those of this rank, and the file has more."""
+    chunks: tuple[int, ...] = ()
+    """Inputs of each chunk, where products with chunks are added up in a tree; none: there are no
+    chunks."""
 
     @property
     def outputs(self) -> int:
@@ -90,6 +125,18 @@ class Matrix:
         if f"{self.name}.weight" in present or not self.parts:
             return ((self.name, self.outputs),)
         return tuple(zip(self.parts, self.rows, strict=True))
+
+    def slices(self, present: Collection[str]) -> tuple[Slice | None, ...]:
+        """What is taken of each of the pieces; None for all of it."""
+        cut = self.cut
+        if cut is None:
+            return (None,) * len(self.pieces(present))
+        if len(self.pieces(present)) == len(cut.rows):
+            sizes = zip(cut.rows, cut.whole_rows, strict=True)
+            return tuple(Slice((rows,), cut.inputs, (n, cut.whole_inputs)) for rows, n in sizes)
+        starts = accumulate(cut.whole_rows, initial=0)
+        rows = tuple((at + a, at + b) for at, (a, b) in zip(starts, cut.rows, strict=False))
+        return (Slice(rows, cut.inputs, (sum(cut.whole_rows), cut.whole_inputs)),)
 
     def stored_weights(self, present: Collection[str]) -> tuple[str, ...]:
         """Names of the tensors that hold the weight alone."""

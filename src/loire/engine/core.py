@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from loire.base.errors import EngineError
+from loire.base.errors import EngineError, RankLostError
 from loire.base.executor import PendingStep, StepExecutor
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.step import StepPlan, StepRecord
@@ -137,6 +137,6 @@ class EngineCore:
         blame. Raises error if no request can be."""
         self._in_flight.clear()
         suspects, others_ended = self.scheduler.take_back()
-        if not isinstance(error, Exception) or isinstance(error, MemoryError):
+        if not isinstance(error, Exception) or isinstance(error, MemoryError | RankLostError):
             raise error
         return self._search.step_failed(suspects, error, others_ended=others_ended)

@@ -10,6 +10,7 @@ from loire.base.executor import StepExecutor
 from loire.base.kv_events import KVEvents
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.sharding import Share, rank_of, settle_chunks
 from loire.checkpoint.store import resolve_model
 from loire.engine.core import EngineCore
 from loire.engine.frontend import Frontend
@@ -17,6 +18,7 @@ from loire.memory.block_events import BlockEvent
 from loire.scheduling.presets import build_scheduler
 
 if TYPE_CHECKING:
+    from loire.engine.ranks import RankProcesses
     from loire.execution.adapters import AdapterShelf
     from loire.execution.constraints import ConstraintFactory
 
@@ -48,6 +50,13 @@ class Engine:
     weights_held: str
     """In what the weights are held: formats, their bits and shares."""
     load_s: float
+    other_ranks: "RankProcesses | None" = None
+    """The other processes that compute the model."""
+
+    def close(self) -> None:
+        """End the other processes, if there are any. To be called when nothing computes."""
+        if self.other_ranks is not None:
+            self.other_ranks.close()
 
     @property
     def bytes_per_step(self) -> int:
@@ -125,15 +134,31 @@ def load_engine(
     name: str,
     progress: Callable[[float], None] | None = None,
     make_core: "MakeCore | None" = None,
+    is_own_process: bool = False,
 ) -> Engine:
-    """Load a checkpoint that was opened, and put an idle engine around it. Raises as above."""
+    """Load a checkpoint that was opened, and put an idle engine around it.
+
+    is_own_process: whether this process does nothing else, so that it may be kept to some CPUs.
+
+    Raises as above.
+    """
     import time
 
+    started = time.perf_counter()
+    other_ranks = None
+    if options.tensor_parallel_size > 1:
+        options, other_ranks = _start_ranks(checkpoint, options, is_own_process=is_own_process)
     from loire.execution.build import build_runner
 
-    started = time.perf_counter()
     on_blocks = None if options.kv_events is None else _publisher(options.kv_events)
-    built = build_runner(checkpoint, options, name=name, progress=progress)
+    try:
+        built = build_runner(
+            checkpoint, options, name=name, progress=progress, other_ranks=other_ranks
+        )
+    except BaseException:
+        if other_ranks is not None:
+            other_ranks.close()
+        raise
     config = built.config
     core = (make_core or _core)(config, built.runner, built.runner.constraints)
     core.on_blocks = on_blocks
@@ -153,7 +178,24 @@ def load_engine(
         kernels=built.runner.decoder.backend.name,
         weights_held=built.runner.decoder.held,
         load_s=time.perf_counter() - started,
+        other_ranks=other_ranks,
     )
+
+
+def _start_ranks(
+    checkpoint: Checkpoint, options: EngineOptions, *, is_own_process: bool
+) -> "tuple[EngineOptions, RankProcesses]":
+    """The other processes that compute the model, which begin to import what they need, and the
+    options of each. Raises ConfigError if the model does not go with so many."""
+    from loire.engine.ranks import RankProcesses, keep_to_cores, with_threads
+
+    size = options.tensor_parallel_size
+    rank_of(checkpoint, Share(0, size, settle_chunks(size, options.sum_chunks)))
+    options = with_threads(options)
+    ranks = RankProcesses(str(checkpoint.path), options)
+    if is_own_process:
+        keep_to_cores(size)
+    return options, ranks
 
 
 def _core(

@@ -105,7 +105,7 @@ _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
-def frame(message: ToEngine | FromEngine) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """A message as bytes with its length before it.
 
     Raises WireError if it has a value that cannot cross, such as text with half a surrogate pair.
@@ -124,12 +124,12 @@ def frame(message: ToEngine | FromEngine) -> bytes:
 
 def read_to_engine(body: bytes | memoryview) -> ToEngine:
     """A message to the engine. Raises WireError."""
-    return _decode(_to_engine, body)
+    return decoded(_to_engine, body)
 
 
 def read_from_engine(body: bytes | memoryview) -> FromEngine:
     """A message from the engine. Raises WireError."""
-    return _decode(_from_engine, body)
+    return decoded(_from_engine, body)
 
 
 class FrameReader:
@@ -159,7 +159,8 @@ class FrameReader:
             del self._buffer[:start]
 
 
-def _decode(decoder: "msgspec.msgpack.Decoder[_Message]", body: bytes | memoryview) -> _Message:
+def decoded(decoder: "msgspec.msgpack.Decoder[_Message]", body: bytes | memoryview) -> _Message:
+    """A message of the decoder's types. Raises WireError."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, ValueError) as error:

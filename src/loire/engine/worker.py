@@ -9,7 +9,6 @@ stop is the supervisor's to say. What it writes to stderr, the supervisor logs.
 
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
 from loire.base.messages import SequenceUpdate
 from loire.engine.core import EngineCore
+from loire.engine.hang_up import end_with
 from loire.engine.thread import Command, EngineThread
 from loire.engine.wire import (
     Abort,
@@ -74,7 +74,7 @@ class EngineWorker:
 
     def run(self) -> None:
         """Load and compute until the supervisor hangs up."""
-        threading.Thread(target=self._end_with_supervisor, daemon=True).start()
+        end_with(self._connection)
         with long_lived():
             core = self._load()
         if core is None:
@@ -105,7 +105,11 @@ class EngineWorker:
 
             checkpoint = open_checkpoint(Path(load.path))
             engine = load_engine(
-                checkpoint, load.options, name=load.name, make_core=self._make_core
+                checkpoint,
+                load.options,
+                name=load.name,
+                make_core=self._make_core,
+                is_own_process=True,
             )
         except LoireError as error:
             self.send(Failed(type(error).__name__, str(error)))
@@ -165,13 +169,6 @@ class EngineWorker:
                 return []
             messages = [read_to_engine(body) for body in self._reader.feed(data)]
         return messages
-
-    def _end_with_supervisor(self) -> None:
-        """Wait until the other side is closed, whatever other threads are doing."""
-        poll = select.poll()
-        poll.register(self._connection, 0)  # a hang-up is always told
-        poll.poll()
-        os._exit(0)
 
 
 def _command(message: ToEngine, shelf: "AdapterShelf") -> Command:

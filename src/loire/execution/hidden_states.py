@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from loire.execution.forward import Logits
 from loire.execution.inputs import one_by_one
 from loire.kernels.interface import HostBatch
-from loire.models.decoder import Decoder
 
 
 class HiddenStates:
@@ -17,7 +16,7 @@ class HiddenStates:
 
     def __init__(
         self,
-        decoder: Decoder,
+        logits: Logits,
         values: Tensor,
         batch: HostBatch,
         counts: Sequence[int],
@@ -27,7 +26,7 @@ class HiddenStates:
         perhaps 0. latest: as Transfers.upload() takes it."""
         self.ends = list(accumulate(counts))
         """Behind each row's last one."""
-        self._decoder = decoder
+        self._logits = logits
         self._values = values
         self._batch = batch
         self._counts = counts
@@ -40,10 +39,8 @@ class HiddenStates:
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """float32 [L, V] behind these tokens, ascending indices of hidden states."""
-        chosen, batch = self._values, None
-        if len(tokens) < chosen.shape[0]:
-            chosen = chosen[torch.tensor(tokens, device=chosen.device)]
+        batch = None
         if self._batch.adapters is not None:
             alone = one_by_one(self._batch, np.array(tokens, dtype=np.int64))
-            _, batch = self._decoder.backend.transfers.upload(alone, self._latest)
-        return self._decoder.logits(chosen, batch)
+            _, batch = self._logits.decoder.backend.transfers.upload(alone, self._latest)
+        return self._logits(self._values, tokens, batch)

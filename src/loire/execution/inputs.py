@@ -25,14 +25,32 @@ def host_batch(
     stands where a row's last one is pending.
     """
     rows = plan.rows
-    lens = tuple([len(row.token_ids) for row in rows])
-    starts = [row.start for row in rows]
     flat = [token_id for row in rows for token_id in row.token_ids]
-    find = _decoding_tokens if len(flat) == len(rows) else _tokens_of_rows
+    host = batch_of(
+        np.array(flat, dtype=np.int64),
+        [row.start for row in rows],
+        tuple([len(row.token_ids) for row in rows]),
+        block_tables,
+        block_size,
+    )
+    pending = _pending(rows, host.query_starts, place)
+    return host if pending is None else replace(host, pending=pending)
+
+
+def batch_of(
+    token_ids: NDArray[np.int64],
+    starts: Sequence[int],
+    lens: tuple[int, ...],
+    block_tables: NDArray[np.int32],
+    block_size: int,
+) -> HostBatch:
+    """The same of tokens [T], of which each row has so many, from a position of its own on; none of
+    them is pending."""
+    find = _decoding_tokens if len(token_ids) == len(lens) else _tokens_of_rows
     positions, slots, query_starts = find(starts, lens, block_tables, block_size)
     return HostBatch(
-        token_ids=np.array(flat, dtype=np.int64),
-        pending=_pending(rows, query_starts, place),
+        token_ids=token_ids,
+        pending=None,
         positions=positions,
         slots=slots,
         block_tables=block_tables,

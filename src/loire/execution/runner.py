@@ -14,8 +14,9 @@ from loire.base.errors import EngineError
 from loire.base.step import RowResult, StepPlan, StepResult, StepRow, TokenLogprobs
 from loire.execution.adapters import AdapterShelf
 from loire.execution.constraints import ConstraintFactory
+from loire.execution.forward import ForwardPass, OtherRanks, StepInputs
 from loire.execution.hidden_states import HiddenStates
-from loire.execution.inputs import group_batches, host_batch, wanted_tokens
+from loire.execution.inputs import host_batch
 from loire.execution.kv_cache import KVCache
 from loire.execution.latest_tokens import LatestTokens
 from loire.execution.penalty_table import PenaltyTable
@@ -24,7 +25,7 @@ from loire.execution.sampling_state import SamplingState
 from loire.execution.tables import BlockTables
 from loire.execution.threads import torch_threads
 from loire.execution.token_choice import RowTokens, SamplingRow, TokenChooser
-from loire.kernels.interface import HostBatch, Wanted
+from loire.kernels.interface import HostBatch
 from loire.models.decoder import Decoder
 
 log = logging.getLogger("loire.engine")
@@ -106,8 +107,11 @@ class ModelRunner:
         *,
         plans_ahead: bool = True,
         adapters: AdapterShelf | None = None,
+        other_ranks: OtherRanks | None = None,
     ) -> None:
-        """plans_ahead: whether a step may come whose tokens the one before it has yet to give."""
+        """plans_ahead: whether a step may come whose tokens the one before it has yet to give.
+
+        other_ranks: those that have the rest of the model."""
         self.decoder = decoder
         self.cache = cache
         self.device = device
@@ -119,9 +123,8 @@ class ModelRunner:
         """Why a sequence does not have the adapter that it is for."""
         self._penalties = PenaltyTable(constraints.vocab_size, device)
         self._states: dict[int, SamplingState] = {}
-        self._block_sizes = [group.block_size for group in cache.geometry.groups]
-        self._tables = [BlockTables() for _ in self._block_sizes]
-        self._wanted_groups = sorted({cache.layers[i].group for i in decoder.wanted_caches})
+        self._forward_pass = ForwardPass(decoder, cache, other_ranks)
+        self._tables = [BlockTables() for _ in cache.geometry.groups]
         self._latest = LatestTokens(device, is_read=plans_ahead)
         self._chooser = TokenChooser(decoder.backend, constraints, self._penalties, self._latest)
 
@@ -157,24 +160,19 @@ class ModelRunner:
         return step
 
     def _forward(self, plan: StepPlan) -> HiddenStates:
-        backend, latest = self.decoder.backend, self._latest
-        self.cache.copy(plan.copies)
-        self.cache.zero(plan.zeroed)
+        latest, forward = self._latest, self._forward_pass
         seq_ids = [row.seq_id for row in plan.rows]
-        tables, sizes = [tables.of(seq_ids) for tables in self._tables], self._block_sizes
-        host = host_batch(plan, tables[0], sizes[0], latest.place)
+        tables = [tables.of(seq_ids) for tables in self._tables]
+        host = host_batch(plan, tables[0], forward.block_sizes[0], latest.place)
         if self._adapter_of:
             host = replace(host, adapters=self._adapter_numbers(seq_ids, host))
-        tokens, first = backend.transfers.upload(host, latest.tokens)
-        batches = group_batches(host, first, tables[1:], sizes[1:])
-        plans = [
-            backend.attention.plan(batch, size) if size else backend.recurrent.plan(batch)
-            for batch, size in zip(batches, sizes, strict=True)
-        ]
-        counts, known, wanted = self._wanted(plan.rows, host, tables)
-        hidden = self.decoder.forward(tokens, batches, plans, self.cache.layers, wanted)
-        self.cache.copy(plan.snapshots)
-        return HiddenStates(self.decoder, hidden, known, counts, latest.tokens)
+        counts = [self._num_wanted(row) for row in plan.rows]
+        wanted: Sequence[int] | None = counts
+        if len(host.token_ids) - sum(counts) < FEWEST_SPARED:
+            counts, wanted = [len(row.token_ids) for row in plan.rows], None
+        inputs = StepInputs(host, tables, wanted, plan.copies, plan.zeroed, plan.snapshots)
+        hidden, known = forward(inputs, latest.tokens)
+        return HiddenStates(forward.logits, hidden, known, counts, latest.tokens)
 
     def _update_states(self, plan: StepPlan) -> None:
         for seq_id in plan.ended:
@@ -218,18 +216,6 @@ class ModelRunner:
         if max(numbers) < 0:
             return None
         return np.repeat(np.array(numbers, dtype=np.int32), host.query_lens)
-
-    def _wanted(
-        self, rows: Sequence[StepRow], host: HostBatch, tables: Sequence[NDArray[np.int32]]
-    ) -> tuple[Sequence[int], HostBatch, Wanted | None]:
-        """Of how many tokens of each row, its last ones, hidden states are computed; and a batch
-        of these."""
-        counts = [self._num_wanted(row) for row in rows]
-        if len(host.token_ids) - sum(counts) < FEWEST_SPARED:
-            return [len(row.token_ids) for row in rows], host, None
-        backend, latest = self.decoder.backend, self._latest.tokens
-        sizes, groups = self._block_sizes, self._wanted_groups
-        return counts, *wanted_tokens(host, counts, tables, sizes, groups, backend, latest)
 
     def _num_wanted(self, row: StepRow) -> int:
         state = self._states[row.seq_id]

@@ -20,6 +20,7 @@ from loire.kernels.interface import (
     LayerCache,
 )
 from loire.kernels.reference import no_capture
+from loire.kernels.ranks import join
 from loire.kernels.reference_attention import (
     ReferenceAttention,
     attend_row,
@@ -162,6 +163,7 @@ class CpuBackend(Backend):
             sampling=ReferenceSampling(),
             transfers=ReferenceTransfers(),
             capture=no_capture,
+            join=join,
         )
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from loire.kernels.interface import Backend, ComputeStep
+from loire.kernels.ranks import join
 from loire.kernels.reference_attention import ReferenceAttention
 from loire.kernels.reference_linear import ReferenceLinearKernels
 from loire.kernels.reference_pointwise import ReferencePointwise
@@ -30,4 +31,5 @@ class ReferenceBackend(Backend):
             sampling=ReferenceSampling(),
             transfers=ReferenceTransfers(),
             capture=no_capture,
+            join=join,
         )

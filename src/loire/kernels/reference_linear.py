@@ -30,9 +30,11 @@ from loire.kernels.interface import (
     Linear,
     LowRank,
     PackedAdapter,
+    Ranks,
     Weight,
     parts_of,
 )
+from loire.kernels.ranks import SummedLinear
 from loire.kernels.quantization import multiply_rounded, quantize_weight
 
 
@@ -359,6 +361,10 @@ class ReferenceLinearKernels:
     def heads(self, products: Sequence[Linear]) -> Heads:
         """Head by head."""
         return ReferenceHeads(products)
+
+    def summed(self, products: Sequence[Linear], bias: Tensor | None, ranks: Ranks) -> Linear:
+        """Chunk by chunk."""
+        return SummedLinear(products, bias, ranks)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """On the host, whatever device computes the model."""

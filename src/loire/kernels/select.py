@@ -41,16 +41,30 @@ def available_backends() -> list[BackendInfo]:
 
 
 def select_backend(
-    name: str, device: torch.device, dtype: torch.dtype, num_threads: int | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_threads: int | None = None,
+    *,
+    sum_chunks: int = 0,
 ) -> Backend:
     """The named backend, or for "auto" the best one for the device and dtype.
 
     num_threads: of the native kernels; None takes all cores that this process may use.
+    sum_chunks: in how many chunks the model takes some sums (LinearKernels.summed()), 0 for none:
+    its numbers say so.
 
     Raises ConfigError if there is no such backend or it cannot be used there.
     """
     if name == "auto":
         name = _best(device, dtype)
+    backend = _backend(name, device, num_threads)
+    if sum_chunks:
+        backend.numbers += f", sums of {sum_chunks} chunks"
+    return backend
+
+
+def _backend(name: str, device: torch.device, num_threads: int | None) -> Backend:
     if name in ("cpu", "native") and device.type != "cpu":
         raise ConfigError(f"kernels {name!r} cannot run on device {str(device)!r}")
     if name == "reference":

@@ -13,7 +13,7 @@ from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
 from loire.kernels.block_formats import StoredTensor
-from loire.kernels.interface import Backend, Linear, RotaryTable, Weight
+from loire.kernels.interface import Backend, Linear, Meeting, Ranks, RotaryTable, Weight
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
 
@@ -31,8 +31,11 @@ class WeightReader:
         device: torch.device,
         backend: Backend,
         quantization: WeightQuantization,
+        ranks: Ranks | None = None,
     ) -> None:
+        """ranks: those that have the rest of what is cut."""
         self.dtype = dtype
+        self.ranks = ranks or backend.join(Meeting(0, 1))
         self.device = device
         self.backend = backend
         self.quantization = quantization
@@ -43,29 +46,42 @@ class WeightReader:
 
     def read(self, weights: Sequence[WeightDescription]) -> Tensors:
         """Their tensors on the host by name, in float32 (vectors), the model's dtype, or in the
-        blocks of the file where they stay so."""
+        blocks of the file where they stay so. Of cut ones, what is this rank's.
+
+        Raises CheckpointError if a tensor that is cut has not the shape it should have.
+        """
         found: Tensors = {}
         for weight in weights:
             if isinstance(weight, Vector | Filters):
-                found[weight.name] = self._reader.read(weight.name, torch.float32)
+                numbers = self._reader.read(weight.name, torch.float32)
+                if isinstance(weight, Vector) and weight.whole_size is not None:
+                    _check_shape(weight.name, numbers.shape, (weight.whole_size,))
+                    numbers = numbers[weight.first : weight.first + weight.size]
+                found[weight.name] = numbers
                 continue
             found |= self._read_matrix(weight)
         return found
 
     def _read_matrix(self, weight: Matrix) -> Tensors:
-        names = weight.stored_weights(self._tensors)
-        biases = set(weight.stored_names(self._tensors)) - set(names)
-        found: Tensors = {name: self._reader.read(name, self.dtype) for name in biases}
+        found: Tensors = {}
         # What the backend copies into a form of its own may lie in the mapped file until then.
         on_host = self.device.type == "cpu"
         stays = self.stays_as_stored(weight)
         is_packed = stays or weight.role != "embedding"
         may_share = is_packed and self.backend.linear.copies_weights and on_host
-        for name in names:
-            if stays and self._tensors[name].format.block_elements > 1:
-                found[name] = self._reader.read_blocks(name, may_share=may_share)
+        parts = weight.slices(self._tensors)
+        for (name, _), part in zip(weight.pieces(self._tensors), parts, strict=True):
+            if weight.bias:
+                found[f"{name}.bias"] = self._reader.read(f"{name}.bias", self.dtype, part=part)
+            stored = f"{name}.weight"
+            if part is not None:
+                _check_shape(stored, self._tensors[stored].shape, part.shape)
+            if stays and self._tensors[stored].format.block_elements > 1:
+                found[stored] = self._reader.read_blocks(stored, may_share=may_share, part=part)
             else:
-                found[name] = self._reader.read(name, self.dtype, may_share=may_share)
+                found[stored] = self._reader.read(
+                    stored, self.dtype, may_share=may_share, part=part
+                )
         return found
 
     def stays_as_stored(self, weight: Matrix) -> bool:
@@ -103,6 +119,22 @@ class WeightReader:
             quantization=rounding,
             gate=gate,
         )
+
+    def summed(
+        self,
+        parts: Sequence[Weight],
+        chunks: Sequence[int],
+        bias: Tensor | None,
+        rounding: Quantization | None,
+    ) -> Linear:
+        """The product with a weight in one part, its inputs in chunks (LinearKernels.summed())."""
+        [whole] = parts
+        products, first = [], 0
+        for size in chunks:
+            chunk = columns_of(whole, first, first + size)
+            products.append(self.linear([chunk], None, rounding=rounding))
+            first += size
+        return self.backend.linear.summed(products, bias, self.ranks)
 
 
 class LayerLoader:
@@ -155,7 +187,10 @@ class LayerLoader:
         if order is not None:
             bias = None if bias is None else bias[order]
             parts = _reordered_parts(parts, order)
-        made = self._reader.linear(parts, bias, rounding=rounding, gate=gate)
+        if weight.chunks:
+            made = self._reader.summed(parts, weight.chunks, bias, rounding)
+        else:
+            made = self._reader.linear(parts, bias, rounding=rounding, gate=gate)
         self._reader.products[weight.name] = made
         return made
 
@@ -174,11 +209,24 @@ class LayerLoader:
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Weight:
         found = self._tensors.pop(name)
-        if tuple(found.shape) != shape:
-            raise CheckpointError(
-                f"tensor {name!r} has the shape {tuple(found.shape)}, but the model needs {shape}"
-            )
+        _check_shape(name, found.shape, shape)
         return found.to(self._reader.device)
+
+
+def _check_shape(name: str, found: Sequence[int], shape: tuple[int, ...]) -> None:
+    if tuple(found) != shape:
+        raise CheckpointError(
+            f"tensor {name!r} has the shape {tuple(found)}, but the model needs {shape}"
+        )
+
+
+def columns_of(weight: Weight, first: int, end: int) -> Weight:
+    """Some inputs of a weight: whole blocks."""
+    if isinstance(weight, Tensor):
+        return weight[:, first:end]
+    per_input = weight.format.block_bytes / weight.format.block_elements
+    bounds = int(first * per_input), int(end * per_input)
+    return StoredTensor(weight.format, weight.blocks[:, bounds[0] : bounds[1]])
 
 
 def rows_of(weight: Weight, first: int, end: int) -> Weight:

@@ -14,12 +14,14 @@ from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
+from loire.checkpoint.sharding import WHOLE, Share, head_borders, rank_of
 from loire.checkpoint.weights import Matrix, each, matrices
-from loire.kernels.interface import Backend, Table
+from loire.kernels.interface import Backend, Linear, Ranks, Table
+from loire.kernels.ranks import GatheredLinear
 from loire.models.decoder import Decoder, Layer, Norms
 from loire.models.feed_forward import build_feed_forward
 from loire.models.held_weights import held_in_words
-from loire.models.layer_loader import LayerLoader, RotaryTables, WeightReader
+from loire.models.layer_loader import LayerLoader, RotaryTables, WeightReader, rows_of
 from loire.models.mixers import build_mixer
 from loire.models.per_layer import PerLayerEmbedding, build_per_layer_input
 
@@ -36,16 +38,25 @@ def load_decoder(
     max_model_len: int,
     quantization: WeightQuantization = "auto",
     progress: Callable[[float], None] | None = None,
+    share: Share = WHOLE,
+    ranks: Ranks | None = None,
 ) -> Decoder:
-    """Read, convert and prepare all weights.
+    """Read, convert and prepare all weights, or a rank's share of them.
 
-    Raises CheckpointError naming tensors that are missing, left over or of the wrong shape.
+    ranks: those that have the rest.
+
+    Raises CheckpointError naming tensors that are missing, left over or of the wrong shape,
+    ConfigError if the model cannot be shared like this.
     """
-    description = checkpoint.description
-    weights = description.weights()
+    description, weights = rank_of(checkpoint, share)
     check_names(checkpoint, weights)
     reader = WeightReader(
-        checkpoint.tensors, dtype=dtype, device=device, backend=backend, quantization=quantization
+        checkpoint.tensors,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        quantization=quantization,
+        ranks=ranks,
     )
     rotary = RotaryTables(max_model_len, device)
 
@@ -80,13 +91,21 @@ def load_decoder(
             if progress is not None:
                 progress((index + 1) / (description.num_layers + 1))
     final_norm = loader(weights.final_norm).vector(weights.final_norm)
+    rows = share.range_of(description.vocab_size)
+    head: Linear
     if weights.head is not None:
         head = loader(weights.head).linear(weights.head)
     elif isinstance(embedding, Tensor):
         rounding = reader.rounding(weights.embedding, "head")
-        head = reader.linear([embedding], None, rounding=rounding)
+        head = reader.linear([embedding[rows[0] : rows[1]]], None, rounding=rounding)
+    elif share.size > 1:
+        [whole] = loader(weights.embedding).matrix(weights.embedding)
+        head = reader.linear([rows_of(whole, *rows)], None)
     else:
         head = embedding
+    if share.size > 1:
+        borders = head_borders(description.vocab_size, share.size)
+        head = GatheredLinear(head, borders, reader.ranks)
     if progress is not None:
         progress(1.0)
     products = {**reader.products, "lm_head": head}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
+from loire.checkpoint.weights import Slice
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.dequantize import Dequantize, dequantize_by_library
 from loire.models.quantized_weights import read_grouped, to_blocks
@@ -38,48 +39,76 @@ class TensorReader:
         self._dequantize = dequantize
         self._maps: dict[Path, mmap.mmap] = {}
 
-    def read(self, name: str, dtype: torch.dtype, *, may_share: bool = False) -> Tensor:
+    def read(
+        self,
+        name: str,
+        dtype: torch.dtype,
+        *,
+        may_share: bool = False,
+        part: Slice | None = None,
+    ) -> Tensor:
         """The tensor on the host, contiguous, in dtype.
 
-        may_share: where nothing has to be changed, it may lie in the mapped file: for a caller
-        who reads it once and lets go of it.
+        may_share: where nothing has to be changed, it may lie in the mapped file (rows perhaps
+        apart): for a caller who reads it once and lets go of it.
+        part: of it alone, a matrix or its bias; rows of whole heads where heads are interleaved.
 
         Raises CheckpointError if its file cannot be read, or is shorter than when it was opened.
         """
         info = self._tensors[name]
         if info.quantized is not None:
-            return read_grouped(info, self._plain).values().to(dtype)
+            whole = read_grouped(info, self._plain).values()
+            return _part_of(whole, part).to(dtype)
+        heads = info.interleaved_heads
         if info.exponents is not None:
-            tensor = self._mxfp4(info).values().to(dtype)
+            tensor = _part_of(self._mxfp4(info).values(), part).to(dtype)
         elif info.format.name in _PLAIN:
             # Otherwise a copy always: nothing may go on pointing into a file.
             numbers = self._plain(info)
             if info.inputs_first:
-                numbers = numbers.view(info.shape[::-1]).T.contiguous()
+                numbers = numbers.view(info.shape[::-1]).T
+                if part is None:
+                    numbers = numbers.contiguous()
+            numbers = _part_of(numbers, part)
             tensor = numbers.to(dtype, copy=not may_share)
-        else:
+            if not may_share:
+                tensor = tensor.contiguous()
+        elif part is None:
             tensor = self._dequantize(self._bytes(info), info.format, dtype).view(info.shape)
-        if info.interleaved_heads:
-            tensor = _halves(tensor, info.interleaved_heads)
+        else:
+            rows = self._stored_rows(info, part)
+            size = sum(end - first for first, end in part.rows), -1
+            data = memoryview(rows.contiguous().numpy().data).cast("B")
+            tensor = self._dequantize(data, info.format, dtype).view(size)
+        if heads:
+            tensor = _halves(tensor, heads * len(tensor) // info.shape[0])
         return tensor
 
-    def read_blocks(self, name: str, *, may_share: bool = False) -> StoredTensor:
-        """A matrix that is stored in blocks, on the host. may_share: as in read().
+    def read_blocks(
+        self, name: str, *, may_share: bool = False, part: Slice | None = None
+    ) -> StoredTensor:
+        """A matrix that is stored in blocks, on the host. may_share, part: as in read().
 
         Raises CheckpointError as read() does.
         """
         info = self._tensors[name]
         if info.quantized is not None:
-            return to_blocks(info, self._plain)
+            whole = to_blocks(info, self._plain)
+            return StoredTensor(info.format, _blocks_of(whole.blocks, info, part))
         if info.exponents is not None:
-            rows, may_share = self._mxfp4(info).blocks, True
+            rows, may_share = _blocks_of(self._mxfp4(info).blocks, info, part), True
         else:
-            rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
+            rows = self._stored_rows(info, part)
         if info.interleaved_heads:
-            rows = _halves(rows, info.interleaved_heads)
+            rows = _halves(rows, info.interleaved_heads * len(rows) // info.shape[0])
         elif not may_share:
             rows = rows.clone()
         return StoredTensor(info.format, rows)
+
+    def _stored_rows(self, info: TensorInfo, part: Slice | None) -> Tensor:
+        """uint8 [rows, bytes of a row] of blocks as they lie in the mapped file."""
+        rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
+        return _blocks_of(rows, info, part)
 
     def _mxfp4(self, info: TensorInfo) -> StoredTensor:
         """Codes and exponents that lie apart, in GGUF's blocks: an exponent, then codes of which
@@ -122,8 +151,26 @@ class TensorReader:
         return self._maps[path]
 
 
+def _part_of(tensor: Tensor, part: Slice | None, unit: tuple[int, int] = (1, 1)) -> Tensor:
+    """Of a matrix, or of a vector of its outputs. unit: so many inputs lie in so many columns."""
+    if part is None:
+        return tensor
+    rows = [tensor[first:end] for first, end in part.rows]
+    tensor = rows[0] if len(rows) == 1 else torch.cat(rows)
+    if tensor.ndim == 1:
+        return tensor
+    inputs, columns = unit
+    first, end = (edge // inputs * columns for edge in part.inputs)
+    return tensor[:, first:end]
+
+
+def _blocks_of(rows: Tensor, info: TensorInfo, part: Slice | None) -> Tensor:
+    """Of rows of blocks, uint8 [rows, bytes of a row]."""
+    return _part_of(rows, part, (info.format.block_elements, info.format.block_bytes))
+
+
 def _halves(tensor: Tensor, num_heads: int) -> Tensor:
     """Rows of each head from pairs (0, D/2, 1, ...) to halves (0, 1, ..., D/2, ...)."""
     rest = tensor.shape[1:]
-    pairs = tensor.view(num_heads, tensor.shape[0] // num_heads // 2, 2, *rest)
+    pairs = tensor.reshape(num_heads, tensor.shape[0] // num_heads // 2, 2, *rest)
     return pairs.transpose(1, 2).reshape(tensor.shape)

@@ -37,6 +37,7 @@ from loire.kernels.interface.linear import (
     parts_of,
 )
 from loire.kernels.interface.pointwise import PointwiseKernels
+from loire.kernels.interface.ranks import Meeting, Ranks
 from loire.kernels.interface.recurrent import (
     DeltaNetShape,
     DeltaNetWeights,
@@ -79,9 +80,11 @@ __all__ = [
     "LowRank",
     "Mamba2Shape",
     "Mamba2Weights",
+    "Meeting",
     "PackedAdapter",
     "Penalties",
     "PointwiseKernels",
+    "Ranks",
     "RecurrentKernels",
     "RotaryTable",
     "SamplingKernels",

@@ -1,5 +1,6 @@
 """A way of computing, composed of what does each kind of operation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from loire.kernels.interface.attention import AttentionKernels
 from loire.kernels.interface.capture import GraphCapture
 from loire.kernels.interface.linear import LinearKernels
 from loire.kernels.interface.pointwise import PointwiseKernels
+from loire.kernels.interface.ranks import Meeting, Ranks
 from loire.kernels.interface.recurrent import RecurrentKernels
 from loire.kernels.interface.sampling import SamplingKernels
 from loire.kernels.interface.transfers import Transfers
@@ -28,6 +30,8 @@ class Backend:
     sampling: SamplingKernels
     transfers: Transfers
     capture: GraphCapture
+    join: Callable[[Meeting], Ranks]
+    """Meets the other ranks; waits for none of them."""
     batch_invariant_dtypes: frozenset[torch.dtype] = frozenset()
     """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""
     torch_threads: int | None = None

@@ -12,6 +12,7 @@ from loire.checkpoint.feed_forward import Activation, Routing
 from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface.batch import FlatBatch
+from loire.kernels.interface.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,15 @@ class LinearKernels(Protocol):
     def heads(self, products: Sequence[Linear]) -> Heads:
         """Products that pack() made without bias and gate, each of one tensor and all of one shape,
         of one head each."""
+        ...
+
+    def summed(self, products: Sequence[Linear], bias: Tensor | None, ranks: Ranks) -> Linear:
+        """A product whose inputs lie in chunks, one after another, some of them at other ranks.
+
+        products: of this rank's chunks; pack() made each, without bias and gate. Their results in
+        float32 and those of the other ranks are added up in a tree (loire.kernels.interface.ranks),
+        then comes bias [out], then rounding: the same bits for any share of the chunks.
+        """
         ...
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from loire.base.errors import ConfigError
 from loire.base.machine import usable_cores
-from loire.kernels.interface import Backend
+from loire.kernels.interface import Backend, Meeting, Ranks
 from loire.kernels.native.attention import NativeAttention
 from loire.kernels.native.context import NativeContext
 from loire.kernels.native.dtypes import TYPES
 from loire.kernels.native.library import INTERFACE_VERSION, load_library
 from loire.kernels.native.linear import NativeLinearKernels
 from loire.kernels.native.pointwise import NativePointwise
+from loire.kernels.native.ranks import NativeAlone, NativeRanks
 from loire.kernels.native.recording import NativeCapture
 from loire.kernels.native.recurrent import NativeRecurrent
 from loire.kernels.native.sampling import NativeSampling
@@ -57,9 +58,15 @@ class NativeBackend(Backend):
             sampling=NativeSampling(context),
             transfers=ReferenceTransfers(),
             capture=NativeCapture(context),
+            join=self._join,
             batch_invariant_dtypes=BATCH_INVARIANT_DTYPES,
             torch_threads=1,  # it has threads of its own
         )
+
+    def _join(self, meeting: Meeting) -> Ranks:
+        if meeting.size == 1:
+            return NativeAlone(self._context)
+        return NativeRanks(self._context, meeting)
 
     @staticmethod
     def available() -> tuple[bool, str]:

@@ -417,6 +417,68 @@ class GateCall(CallStruct):
     ]
 
 
+class JoinCall(CallStruct):
+    """What loire_join is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("memory", c_void_p),
+        ("bytes", c_int64),
+        ("rank", c_int64),
+        ("size", c_int64),
+    ]
+
+
+class SumProductsCall(CallStruct):
+    """What loire_sum_products is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("weights", c_void_p),
+        ("offsets", c_void_p),
+        ("x", c_void_p),
+        ("bias", c_void_p),
+        ("adapters", c_void_p),
+        ("ranks", c_void_p),
+        ("out", c_void_p),
+        ("tokens", c_int64),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("chunks", c_int64),
+        ("type", c_int32),
+        ("wide", c_int32),
+    ]
+
+
+class SumPartsCall(CallStruct):
+    """What loire_sum_parts is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("parts", c_void_p),
+        ("ranks", c_void_p),
+        ("out", c_void_p),
+        ("count", c_int64),
+        ("tokens", c_int64),
+        ("size", c_int64),
+        ("type", c_int32),
+        ("wide", c_int32),
+    ]
+
+
+class GatherCall(CallStruct):
+    """What loire_gather is given."""
+
+    __slots__ = ()
+    _fields_ = [
+        ("ranks", c_void_p),
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("borders", c_void_p),
+        ("tokens", c_int64),
+    ]
+
+
 def layout() -> str:
     """How the structs lie in memory, as source/api/layout.cpp describes its own."""
     return "".join(_described(struct) for struct in CallStruct.__subclasses__())

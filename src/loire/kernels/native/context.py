@@ -3,9 +3,11 @@
 import weakref
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from loire.base.errors import ConfigError, EngineError
+from loire.kernels.interface import FlatBatch
 from loire.kernels.native.calls import CallStruct
 from loire.kernels.native.library import NativeLibrary
 from loire.kernels.native.results import Results
@@ -37,3 +39,15 @@ class NativeContext:
 def address(x: Tensor | None) -> int | None:
     """Where a tensor lies; None of None."""
     return None if x is None else x.data_ptr()
+
+
+def adapter_numbers(batch: FlatBatch, tokens: int) -> int | None:
+    """Where the numbers of the tokens' adapters lie."""
+    if batch.adapters is None:
+        return None
+    numbers = batch.adapters.numbers
+    if numbers.shape != (tokens,) or numbers.dtype is not torch.int32:
+        raise ValueError(
+            f"{tokens} tokens have int32 adapters each, not {tuple(numbers.shape)} {numbers.dtype}"
+        )
+    return numbers.data_ptr()

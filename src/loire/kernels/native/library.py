@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 26
+INTERFACE_VERSION = 27
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -47,6 +47,13 @@ class NativeLibrary:
         self.adapt = self._call("loire_adapt", calls.AdaptCall)
         self.experts = self._call("loire_experts", calls.ExpertsCall)
         self.heads = self._call("loire_heads", calls.HeadsCall)
+        self.shared_bytes = self._function("loire_shared_bytes", c_int64, (c_int64,))
+        self.join = self._call("loire_join", calls.JoinCall, pointer)
+        self.lose = self._function("loire_lose", None, (pointer,))
+        self.leave = self._function("loire_leave", None, (pointer,))
+        self.sum_products = self._call("loire_sum_products", calls.SumProductsCall)
+        self.sum_parts = self._call("loire_sum_parts", calls.SumPartsCall)
+        self.gather = self._call("loire_gather", calls.GatherCall)
         self.norm = self._call("loire_norm", calls.NormCall)
         self.combine = self._call("loire_combine", calls.CombineCall)
         self.embed = self._call("loire_embed", calls.EmbedCall)

@@ -23,6 +23,7 @@ from loire.kernels.interface import (
     Linear,
     LowRank,
     PackedAdapter,
+    Ranks,
     Weight,
     parts_of,
 )
@@ -33,11 +34,12 @@ from loire.kernels.native.calls import (
     PackAdapterCall,
     PackCall,
 )
-from loire.kernels.native.context import NativeContext
+from loire.kernels.native.context import NativeContext, adapter_numbers
 from loire.kernels.native.dtypes import TYPES, type_number
 from loire.kernels.native.experts import NativeExperts
 from loire.kernels.native.heads import NativeHeads
 from loire.kernels.native.library import array_of
+from loire.kernels.native.ranks import NativeSummedLinear
 from loire.kernels.reference_linear import check_adapter_number, check_low_rank
 
 NUMBERS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
@@ -152,7 +154,7 @@ class NativeLinear:
             weight=self.handle,
             x=x.data_ptr(),
             out=out.data_ptr() + column * out.itemsize,
-            adapters=None if batch is None else _adapters(batch, tokens),
+            adapters=None if batch is None else adapter_numbers(batch, tokens),
             tokens=tokens,
             out_stride=out.shape[1],
             wide=wide,
@@ -194,18 +196,6 @@ class NativeLinear:
         self._adapters.pop(number, None)
         if adapter is not None:
             self._adapters[number] = adapter
-
-
-def _adapters(batch: FlatBatch, tokens: int) -> int | None:
-    """Where the numbers of the tokens' adapters lie."""
-    if batch.adapters is None:
-        return None
-    numbers = batch.adapters.numbers
-    if numbers.shape != (tokens,) or numbers.dtype is not torch.int32:
-        raise ValueError(
-            f"{tokens} tokens have int32 adapters each, not {tuple(numbers.shape)} {numbers.dtype}"
-        )
-    return numbers.data_ptr()
 
 
 def _format_number(part: Weight, quantization: Quantization | None) -> int:
@@ -348,6 +338,10 @@ class NativeLinearKernels:
     def heads(self, products: Sequence[Linear]) -> Heads:
         """All of them by one call of the library."""
         return NativeHeads(self._context, products)
+
+    def summed(self, products: Sequence[Linear], bias: Tensor | None, ranks: Ranks) -> Linear:
+        """All of them by one call of the library."""
+        return NativeSummedLinear(self._context, products, bias, ranks)
 
     def dequantize(self, data: memoryview, fmt: WeightFormat, dtype: torch.dtype) -> Tensor:
         """See kernels.dequantize. Raises ValueError if data are not whole blocks of the format."""

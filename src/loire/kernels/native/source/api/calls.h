@@ -13,6 +13,7 @@ namespace loire {
 class PackedWeight;
 struct PackedAdapter;
 class AttentionPlan;
+class Ranks;
 
 // The weight's parts, one below the other, have rows of in_features elements, row_strides[i] apart.
 // format: 0 keeps the numbers, 8 and 4 quantize them to that many bits; with 100 plus a BlockFormat the
@@ -73,6 +74,44 @@ struct ExpertsCall {
     int64_t tokens, experts, top_k, groups, chosen_groups;
     int32_t scores, renormalise;
     float scale;
+};
+
+// memory: what the ranks share, loire_shared_bytes(size) of it.
+struct JoinCall {
+    void* memory;
+    int64_t bytes, rank, size;
+};
+
+// out = the sum of x's chunks times their weights, those of the other ranks included, plus bias. offsets: of
+// each chunk's first input, in elements. Weights have neither bias nor gate.
+struct SumProductsCall {
+    const PackedWeight* const* weights;
+    const int64_t* offsets;
+    const void* x;            // [T, in]
+    const float* bias;        // [out] or null
+    const int32_t* adapters;  // [T] their numbers, -1 for none; or null
+    Ranks* ranks;             // or null: there is but this one
+    void* out;                // [T, out], float32 if wide
+    int64_t tokens, in_features, out_features, chunks;
+    int32_t type, wide;
+};
+
+// out = the sum of parts, those of the other ranks included.
+struct SumPartsCall {
+    const float* parts;  // [count, T, N]
+    Ranks* ranks;        // or null
+    void* out;           // [T, N], float32 if wide
+    int64_t count, tokens, size;
+    int32_t type, wide;
+};
+
+// Columns [borders[r], borders[r + 1]) of out come from rank r.
+struct GatherCall {
+    Ranks* ranks;
+    const float* x;  // [T, this rank's columns]
+    float* out;      // [T, all columns], or null where nobody asks
+    const int64_t* borders;  // [size + 1]
+    int64_t tokens;
 };
 
 // Each head's x times a weight of its own, without a gate. Elements of x are x_stride apart from token to

@@ -20,6 +20,7 @@
 #include "../runtime/memory.h"
 #include "../runtime/packed_weight.h"
 #include "../runtime/pool.h"
+#include "../runtime/summed.h"
 
 #define LOIRE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -52,6 +53,7 @@ struct Context {
     WeightMemory weights;
     Scratch activations, partials, hidden;
     ExpertsScratch experts;
+    ChunkedScratch chunked;
     Forecast forecast;
     Recording* recording = nullptr;  // being made
 

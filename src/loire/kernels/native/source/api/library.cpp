@@ -1,6 +1,6 @@
 // The C interface, which loire/kernels/native/library.py calls through ctypes: opening the library, and
-// recording steps. weights.cpp, experts.cpp, rows.cpp, attention.cpp, recurrent.cpp, sampling.cpp and
-// limits.cpp have the rest.
+// recording steps. weights.cpp, experts.cpp, rows.cpp, attention.cpp, recurrent.cpp, sampling.cpp,
+// ranks.cpp and limits.cpp have the rest.
 //
 // Functions return 0, or -1 after which loire_message() says what was wrong; those that make something
 // return null instead. Any number of threads may use one context; they take turns.
@@ -14,7 +14,7 @@
 using namespace loire;
 
 // Of what the functions do; layout.cpp says what they are given.
-LOIRE_EXPORT int loire_interface_version() { return 26; }
+LOIRE_EXPORT int loire_interface_version() { return 27; }
 
 LOIRE_EXPORT const char* loire_message() { return message.c_str(); }
 

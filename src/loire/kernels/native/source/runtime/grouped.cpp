@@ -77,7 +77,7 @@ void multiply_together(Pool& pool, Scratch& activations,
         const Cut cut(*product.operations, weight, product.count, wanted);
         cuttings.all.push_back(
             {&product,
-             cut.arguments(weight, nullptr, product.out, product.out_stride, false, product.count),
+             cut.arguments(weight, nullptr, product.out, product.out_stride, product.wide, product.count),
              nullptr, weight.in_features * (weight.is_bfloat16 ? 2 : 4), blocks, pieces,
              cut.tokens_per_block * cut.token_bytes});
         blocks += cut.blocks;

@@ -21,6 +21,7 @@ struct GroupedProduct {
     int64_t count;
     char* out;
     int64_t out_stride;     // elements from row to row
+    bool wide = false;      // whether out is float32
 };
 
 // activations: room for packing.

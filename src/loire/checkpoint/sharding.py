@@ -1,0 +1,269 @@
+"""What one of several ranks holds of a model: tensor parallelism (Shoeybi et al. 2019,
+"Megatron-LM").
+
+A rank has some heads and some of an MLP's intermediate numbers: rows of the products that make
+them, columns of the products that take them. The latter are added up over the ranks, in a tree of
+as many chunks of their inputs, whatever the number of ranks, so that the sum always has the same
+bits. Of the output head a rank has rows; embeddings and norms it has whole.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from loire.base.errors import ConfigError
+from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.description import (
+    LayerDescription,
+    LayerWeights,
+    ModelDescription,
+    ModelWeights,
+)
+from loire.checkpoint.feed_forward import GatedMLPDescription, GatedMLPWeights
+from loire.checkpoint.mixers import AttentionDescription, AttentionWeights
+from loire.checkpoint.weights import Cut, Matrix, Range
+
+FEWEST_CHUNKS = 8
+MOST_CHUNKS = 64
+"""As the native kernels add up (source/runtime/ranks.h)."""
+UNIT = 32
+"""Inputs that share a scale where activations are rounded, and that kernels take in a step."""
+
+BlockInputs = Callable[[Matrix], int]
+"""How many inputs lie in a block of a matrix, as its file has it; 1 for plain numbers."""
+
+
+class CannotBeSharded(ConfigError):
+    """A model, or this number of ranks, does not go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which rank of how many, and how many chunks sums are taken in; 0: there are none."""
+
+    rank: int = 0
+    size: int = 1
+    chunks: int = 0
+
+    def range_of(self, count: int) -> Range:
+        """This rank's of things that are divided evenly."""
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size
+
+    def chunks_of(self, borders: Sequence[int]) -> Sequence[int]:
+        """Borders of this rank's chunks."""
+        first, end = self.range_of(self.chunks)
+        return borders[first : end + 1]
+
+
+WHOLE = Share()
+"""Of a model that one rank has alone, without chunks."""
+
+
+def settle_chunks(size: int, chunks: int | None) -> int:
+    """How many chunks sums are taken in, where so many are asked for (None: nothing is said).
+
+    Ranks hold whole branches of the tree that adds neighbours up by the least factors first, so
+    the odd part of their number has to be that of the chunks.
+
+    Raises ConfigError if the chunks cannot be divided among the ranks.
+    """
+    if size < 1:
+        raise ConfigError(f"tensor_parallel_size must be at least 1, but is {size}")
+    odd = size // (size & -size)
+    if chunks is None:
+        chunks = 0 if size == 1 else odd * max(FEWEST_CHUNKS, size & -size)
+    if chunks > MOST_CHUNKS:
+        raise ConfigError(
+            f"tensor_parallel_size {size} needs sums of {chunks} chunks, but {MOST_CHUNKS} are the "
+            f"most"
+        )
+    if chunks and (chunks % size or chunks // size & (chunks // size - 1)):
+        works = [n for n in range(1, chunks + 1) if _divides(n, chunks)]
+        raise ConfigError(
+            f"sums of {chunks} chunks go with a tensor_parallel_size of {_listed(works)}, not "
+            f"{size}"
+        )
+    if chunks < 0 or (size > 1 and not chunks):
+        raise ConfigError(f"sum_chunks must be at least {size}, but is {chunks}")
+    return chunks
+
+
+def _divides(size: int, chunks: int) -> bool:
+    each, rest = divmod(chunks, size)
+    return not rest and not each & (each - 1)
+
+
+def rank_of(checkpoint: Checkpoint, share: Share) -> tuple[ModelDescription, ModelWeights]:
+    """What a rank computes of a model, and the weights it has for that. Raises as share_of()."""
+    tensors = checkpoint.tensors
+
+    def block_inputs(matrix: Matrix) -> int:
+        names = matrix.stored_weights(tensors)
+        return max((tensors[x].format.block_elements for x in names if x in tensors), default=1)
+
+    return share_of(checkpoint.description, share, block_inputs)
+
+
+def share_of(
+    description: ModelDescription, share: Share, block_inputs: BlockInputs
+) -> tuple[ModelDescription, ModelWeights]:
+    """What a rank computes, and the weights it has for that.
+
+    Raises ConfigError, naming the sizes that work, if the model cannot be divided like this.
+    """
+    weights = description.weights()
+    if not share.chunks:
+        return description, weights
+    try:
+        return _share_of(description, weights, share, block_inputs)
+    except CannotBeSharded as error:
+        if share.size == 1:
+            raise ConfigError(f"sums cannot be taken in {share.chunks} chunks: {error}") from error
+        works = [1, *working_sizes(description, block_inputs)]
+        raise ConfigError(
+            f"tensor_parallel_size {share.size} does not go with this model: {error}; "
+            f"{_listed(works)} {'works' if len(works) == 1 else 'work'}"
+        ) from error
+
+
+def working_sizes(description: ModelDescription, block_inputs: BlockInputs) -> list[int]:
+    """The numbers of ranks above 1 that a model can be divided among."""
+    weights, found = description.weights(), []
+    for size in range(2, FEWEST_CHUNKS + 1):
+        share = Share(size - 1, size, settle_chunks(size, None))
+        try:
+            _share_of(description, weights, share, block_inputs)
+        except CannotBeSharded:
+            continue
+        found.append(size)
+    return found
+
+
+def _share_of(
+    description: ModelDescription,
+    weights: ModelWeights,
+    share: Share,
+    block_inputs: BlockInputs,
+) -> tuple[ModelDescription, ModelWeights]:
+    pairs = [
+        _layer(layer, own, share, block_inputs)
+        for layer, own in zip(description.layers, weights.layers, strict=True)
+    ]
+    head = weights.head
+    if head is not None and share.size > 1:
+        head = _rows(head, [share.range_of(description.vocab_size)])
+    return (
+        replace(description, layers=tuple(layer for layer, _ in pairs)),
+        replace(weights, layers=tuple(own for _, own in pairs), head=head),
+    )
+
+
+def head_borders(vocab_size: int, size: int) -> tuple[int, ...]:
+    """Where each rank's rows of the head begin, and the last one's end."""
+    return tuple(vocab_size * rank // size for rank in range(size + 1))
+
+
+def _layer(
+    layer: LayerDescription, weights: LayerWeights, share: Share, block_inputs: BlockInputs
+) -> tuple[LayerDescription, LayerWeights]:
+    mixer, feed_forward = layer.mixer, layer.feed_forward
+    if isinstance(mixer, AttentionDescription) and isinstance(weights.mixer, AttentionWeights):
+        mixer, own = _attention(mixer, weights.mixer, share, block_inputs)
+        weights = replace(weights, mixer=own)
+    elif mixer is not None:
+        raise CannotBeSharded(f"{_name(mixer)} is not divided among ranks")
+    if isinstance(feed_forward, GatedMLPDescription) and isinstance(
+        weights.feed_forward, GatedMLPWeights
+    ):
+        feed_forward, mlp = _mlp(feed_forward, weights.feed_forward, share, block_inputs)
+        weights = replace(weights, feed_forward=mlp)
+    elif feed_forward is not None:
+        raise CannotBeSharded(f"{_name(feed_forward)} is not divided among ranks")
+    return replace(layer, mixer=mixer, feed_forward=feed_forward), weights
+
+
+def _name(part: object) -> str:
+    return type(part).__name__.removesuffix("Description")
+
+
+def _attention(
+    mixer: AttentionDescription, weights: AttentionWeights, share: Share, block_inputs: BlockInputs
+) -> tuple[AttentionDescription, AttentionWeights]:
+    size = share.size
+    for what, count in (("query", mixer.num_heads), ("KV", mixer.num_kv_heads)):
+        if count % size:
+            raise CannotBeSharded(f"its {count} {what} heads are no multiple of {size}")
+    if size > 1 and mixer.norms_span_heads:
+        raise CannotBeSharded("its norms of queries and keys span all heads")
+    block = block_inputs(weights.output)
+    borders = _borders(mixer.query_size, share.chunks, block, math.gcd(mixer.head_dim, UNIT))
+    if borders[share.chunks // size] != mixer.query_size // size:
+        raise CannotBeSharded(
+            f"the {mixer.query_size // size} inputs of attention's output that a rank would have "
+            f"are not whole blocks of {block}"
+        )
+    heads, query_gate = share.range_of(mixer.num_heads), weights.query_gate
+    if query_gate is not None:
+        query_gate = _rows(query_gate, [share.range_of(query_gate.outputs)])
+    sinks = weights.sinks
+    if sinks is not None and size > 1:
+        sinks = replace(sinks, size=heads[1] - heads[0], first=heads[0], whole_size=sinks.size)
+    own = replace(
+        weights,
+        qkv=_rows(weights.qkv, [share.range_of(rows) for rows in weights.qkv.rows]),
+        query_gate=query_gate,
+        output=_inputs(weights.output, share.chunks_of(borders)),
+        sinks=sinks,
+    )
+    return (
+        replace(mixer, num_heads=mixer.num_heads // size, num_kv_heads=mixer.num_kv_heads // size),
+        own,
+    )
+
+
+def _mlp(
+    mlp: GatedMLPDescription, weights: GatedMLPWeights, share: Share, block_inputs: BlockInputs
+) -> tuple[GatedMLPDescription, GatedMLPWeights]:
+    whole = _borders(mlp.intermediate_size, share.chunks, block_inputs(weights.down), UNIT)
+    borders = share.chunks_of(whole)
+    rows = borders[0], borders[-1]
+    own = GatedMLPWeights(
+        gate_up=_rows(weights.gate_up, [rows] * len(weights.gate_up.rows)),
+        down=_inputs(weights.down, borders),
+    )
+    return replace(mlp, intermediate_size=rows[1] - rows[0]), own
+
+
+def _borders(size: int, chunks: int, block: int, unit: int) -> tuple[int, ...]:
+    """Where each of the chunks of so many inputs begins, and the last one ends: at whole blocks,
+    and at whole units where there are enough."""
+    unit = math.lcm(unit, block)
+    if size // unit < chunks:
+        unit = block
+    if size // unit < chunks:
+        raise CannotBeSharded(f"{size} inputs in blocks of {block} make no {chunks} chunks")
+    return tuple(size // unit * n // chunks * unit for n in range(chunks)) + (size,)
+
+
+def _rows(matrix: Matrix, rows: Sequence[Range]) -> Matrix:
+    """A matrix with some rows of each of its parts."""
+    if all(end - first == whole for (first, end), whole in zip(rows, matrix.rows, strict=True)):
+        return matrix
+    cut = Cut(tuple(rows), (0, matrix.inputs), matrix.rows, matrix.inputs)
+    return replace(matrix, rows=tuple(end - first for first, end in rows), cut=cut)
+
+
+def _inputs(matrix: Matrix, borders: Sequence[int]) -> Matrix:
+    """A matrix with the inputs of some chunks."""
+    rows = tuple((0, outputs) for outputs in matrix.rows)
+    first, end = borders[0], borders[-1]
+    cut = None
+    if end - first < matrix.inputs:
+        cut = Cut(rows, (first, end), matrix.rows, matrix.inputs)
+    chunks = tuple(b - a for a, b in zip(borders, borders[1:], strict=False))
+    return replace(matrix, inputs=end - first, cut=cut, chunks=chunks)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    texts = [str(number) for number in numbers]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -70,7 +70,8 @@ class _LocalEngine:
         )
         self._opened: tuple[Engine, EngineClient[EngineThread]] | None = engine, client_of(engine)
         description = engine.checkpoint.description
-        self._adapters = AdapterNames(description, engine.adapters.announce)
+        size = engine.config.tensor_parallel_size
+        self._adapters = AdapterNames(description, engine.adapters.announce, size)
 
     @property
     def engine(self) -> Engine:

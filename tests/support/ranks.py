@@ -1,10 +1,8 @@
 """Ranks of one model on threads of this process, as memory is shared by threads, too."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,12 +18,12 @@ from support.paged_driver import CPU
 T = TypeVar("T")
 
 
-def each_rank(size: int, work: Callable[[Meeting], T], file: str = "") -> list[T]:
+def each_rank(size: int, work: Callable[[Meeting], T]) -> list[T]:
     """What work gives for each rank, all of them at once."""
     memory = os.memfd_create("ranks")
     try:
         with ThreadPoolExecutor(size) as pool:
-            return list(pool.map(work, [Meeting(rank, size, memory, file) for rank in range(size)]))
+            return list(pool.map(work, [Meeting(rank, size, memory) for rank in range(size)]))
     finally:
         os.close(memory)
 

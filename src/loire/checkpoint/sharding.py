@@ -10,6 +10,7 @@ bits. Of the output head a rank has rows; embeddings and norms it has whole.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ BlockInputs = Callable[[Matrix], int]
 """How many inputs lie in a block of a matrix, as its file has it; 1 for plain numbers."""
 
 
-class CannotBeSharded(ConfigError):
+class NotDivisibleError(ConfigError):
     """A model, or this number of ranks, does not go."""
 
 
@@ -77,7 +78,7 @@ def settle_chunks(size: int, chunks: int | None) -> int:
             f"tensor_parallel_size {size} needs sums of {chunks} chunks, but {MOST_CHUNKS} are the "
             f"most"
         )
-    if chunks and (chunks % size or chunks // size & (chunks // size - 1)):
+    if chunks > 0 and not _divides(size, chunks):
         works = [n for n in range(1, chunks + 1) if _divides(n, chunks)]
         raise ConfigError(
             f"sums of {chunks} chunks go with a tensor_parallel_size of {_listed(works)}, not "
@@ -89,8 +90,9 @@ def settle_chunks(size: int, chunks: int | None) -> int:
 
 
 def _divides(size: int, chunks: int) -> bool:
+    """Whether each rank has a whole branch of the tree."""
     each, rest = divmod(chunks, size)
-    return not rest and not each & (each - 1)
+    return size == 1 or (not rest and not each & (each - 1))
 
 
 def rank_of(checkpoint: Checkpoint, share: Share) -> tuple[ModelDescription, ModelWeights]:
@@ -116,7 +118,7 @@ def share_of(
         return description, weights
     try:
         return _share_of(description, weights, share, block_inputs)
-    except CannotBeSharded as error:
+    except NotDivisibleError as error:
         if share.size == 1:
             raise ConfigError(f"sums cannot be taken in {share.chunks} chunks: {error}") from error
         works = [1, *working_sizes(description, block_inputs)]
@@ -133,7 +135,7 @@ def working_sizes(description: ModelDescription, block_inputs: BlockInputs) -> l
         share = Share(size - 1, size, settle_chunks(size, None))
         try:
             _share_of(description, weights, share, block_inputs)
-        except CannotBeSharded:
+        except NotDivisibleError:
             continue
         found.append(size)
     return found
@@ -171,14 +173,14 @@ def _layer(
         mixer, own = _attention(mixer, weights.mixer, share, block_inputs)
         weights = replace(weights, mixer=own)
     elif mixer is not None:
-        raise CannotBeSharded(f"{_name(mixer)} is not divided among ranks")
+        raise NotDivisibleError(f"{_name(mixer)} is not divided among ranks")
     if isinstance(feed_forward, GatedMLPDescription) and isinstance(
         weights.feed_forward, GatedMLPWeights
     ):
         feed_forward, mlp = _mlp(feed_forward, weights.feed_forward, share, block_inputs)
         weights = replace(weights, feed_forward=mlp)
     elif feed_forward is not None:
-        raise CannotBeSharded(f"{_name(feed_forward)} is not divided among ranks")
+        raise NotDivisibleError(f"{_name(feed_forward)} is not divided among ranks")
     return replace(layer, mixer=mixer, feed_forward=feed_forward), weights
 
 
@@ -192,13 +194,13 @@ def _attention(
     size = share.size
     for what, count in (("query", mixer.num_heads), ("KV", mixer.num_kv_heads)):
         if count % size:
-            raise CannotBeSharded(f"its {count} {what} heads are no multiple of {size}")
+            raise NotDivisibleError(f"its {count} {what} heads are no multiple of {size}")
     if size > 1 and mixer.norms_span_heads:
-        raise CannotBeSharded("its norms of queries and keys span all heads")
+        raise NotDivisibleError("its norms of queries and keys span all heads")
     block = block_inputs(weights.output)
     borders = _borders(mixer.query_size, share.chunks, block, math.gcd(mixer.head_dim, UNIT))
     if borders[share.chunks // size] != mixer.query_size // size:
-        raise CannotBeSharded(
+        raise NotDivisibleError(
             f"the {mixer.query_size // size} inputs of attention's output that a rank would have "
             f"are not whole blocks of {block}"
         )
@@ -241,8 +243,8 @@ def _borders(size: int, chunks: int, block: int, unit: int) -> tuple[int, ...]:
     if size // unit < chunks:
         unit = block
     if size // unit < chunks:
-        raise CannotBeSharded(f"{size} inputs in blocks of {block} make no {chunks} chunks")
-    return tuple(size // unit * n // chunks * unit for n in range(chunks)) + (size,)
+        raise NotDivisibleError(f"{size} inputs in blocks of {block} make no {chunks} chunks")
+    return (*(size // unit * n // chunks * unit for n in range(chunks)), size)
 
 
 def _rows(matrix: Matrix, rows: Sequence[Range]) -> Matrix:
@@ -260,7 +262,7 @@ def _inputs(matrix: Matrix, borders: Sequence[int]) -> Matrix:
     cut = None
     if end - first < matrix.inputs:
         cut = Cut(rows, (first, end), matrix.rows, matrix.inputs)
-    chunks = tuple(b - a for a, b in zip(borders, borders[1:], strict=False))
+    chunks = tuple(b - a for a, b in pairwise(borders))
     return replace(matrix, inputs=end - first, cut=cut, chunks=chunks)
 
 

@@ -89,7 +89,20 @@ def add_engine_options(parser: argparse.ArgumentParser, *, without: Collection[s
         "those of 16 or 32 bits while loading [auto]",
     )
     add("--kernels", help="a backend listed by `loire env` [auto]")
-    add("--num-threads", type=int, help="threads of the CPU kernels [all cores]")
+    add("--num-threads", type=int, help="threads of the CPU kernels, in each process [all cores]")
+    add(
+        "--tensor-parallel-size",
+        type=int,
+        metavar="N",
+        help="processes that share the model's weights and compute together [1]",
+    )
+    add(
+        "--sum-chunks",
+        type=int,
+        metavar="N",
+        help="take the sums that these divide in so many chunks, for equal bits with any number of "
+        "them [8 with several, else none]",
+    )
     add("--pipeline-depth", type=int, choices=(1, 2), help="2 schedules ahead by one step [1]")
     add(
         "--generation-config",

@@ -46,11 +46,14 @@ class AdapterNames:
         self,
         description: ModelDescription,
         announce: Callable[[AnnouncedAdapter], object],
+        num_processes: int = 1,
     ) -> None:
+        """num_processes: that compute the model."""
         self.reserved: frozenset[str] = frozenset()
         """Names that stand for something else."""
         self._description = description
         self._announce = announce
+        self._num_processes = num_processes
         self._lock = threading.Lock()
         self._named: dict[str, NamedAdapter] = {}
         self._alike: dict[str, dict[str, NamedAdapter]] = {}
@@ -102,6 +105,12 @@ class AdapterNames:
                 param="lora_name",
             )
         self._check_free(name, load_inplace=load_inplace)
+        if self._num_processes > 1:
+            raise RequestError(
+                f"this model is computed by {self._num_processes} processes "
+                f"(tensor_parallel_size), which take no adapters as yet",
+                param="lora_path",
+            )
         adapter = open_adapter(path, self._description)
         named = NamedAdapter(
             name=name,

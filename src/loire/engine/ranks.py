@@ -23,7 +23,6 @@ from loire.engine.rank_wire import (
     CacheMade,
     ComputeLogits,
     Frames,
-    FromRank,
     Loaded,
     LoadShare,
     MakeCache,
@@ -39,7 +38,7 @@ log = logging.getLogger("loire.engine")
 SEND_BUFFER_BYTES = 2**20
 CLOSE_S = 5.0
 
-T = TypeVar("T", bound=FromRank)
+T = TypeVar("T", Loaded, CacheMade)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +178,7 @@ class RankProcesses:
 
     def _answers(self, kind: type[T]) -> list[T]:
         """The next message of each."""
-        answers = []
+        answers: list[T] = []
         for one in self._bond.processes:
             body = one.frames.next()
             if body is None:

@@ -19,8 +19,8 @@ from loire.kernels.interface import (
     FlatBatch,
     LayerCache,
 )
-from loire.kernels.reference import no_capture
 from loire.kernels.ranks import join
+from loire.kernels.reference import no_capture
 from loire.kernels.reference_attention import (
     ReferenceAttention,
     attend_row,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from loire.base.errors import EngineError
 from loire.kernels.interface import FlatBatch, Linear, LowRank, Meeting, PackedAdapter, Ranks
 from loire.kernels.interface.ranks import added_up
-
 
 PATIENCE = timedelta(minutes=10)
 """With a rank that is there, but makes no step."""
@@ -54,7 +54,7 @@ class GlooRanks:
 
     def gather(self, part: Tensor, borders: Sequence[int]) -> Tensor:
         """[T, borders[-1]] at rank 0."""
-        widths = [end - first for first, end in zip(borders, borders[1:], strict=False)]
+        widths = [end - first for first, end in pairwise(borders)]
         padded = part.new_zeros((len(part), max(widths)))
         padded[:, : part.shape[1]] = part
         parts = self._everybodys(padded)

@@ -34,8 +34,8 @@ from loire.kernels.interface import (
     Weight,
     parts_of,
 )
-from loire.kernels.ranks import SummedLinear
 from loire.kernels.quantization import multiply_rounded, quantize_weight
+from loire.kernels.ranks import SummedLinear
 
 
 def check_adapter_number(number: int) -> None:

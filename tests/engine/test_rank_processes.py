@@ -1,0 +1,137 @@
+"""A model that several processes compute: the bits of one, through preemption and death."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loire import LLM, SamplingParams
+from loire.base.config import EngineOptions
+from loire.base.errors import ConfigError, EngineError, RequestError
+from loire.base.outputs import RequestOutput
+from loire.engine.supervised import SupervisedEngine
+from loire.kernels.native.backend import NativeBackend
+
+usable, why = NativeBackend.available()
+pytestmark = pytest.mark.skipif(not usable, reason=why)
+
+OPTIONS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "kernels": "native",
+    "num_threads": 1,
+    # Ten requests want about 50 blocks of 16 tokens; there are 24.
+    "kv_cache_memory_bytes": 24 * 16 * 256,
+    "max_model_len": 160,
+    "max_num_batched_tokens": 48,
+    "pipeline_depth": 2,
+}
+SHARED = [5 + i % 50 for i in range(40)]
+PROMPTS = [[*SHARED, 60 + i] for i in range(6)] + [[7 + i] * (3 * i + 1) for i in range(4)]
+
+
+def params() -> list[SamplingParams]:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0, "logprobs": 2},
+        {"temperature": 0.9, "seed": 3, "prompt_logprobs": 1, "logprobs": 0},
+        {"temperature": 0.0, "repetition_penalty": 1.3, "n": 2},
+    ]
+    each = [{**kinds[i % 3], "max_tokens": 20 + i} for i in range(len(PROMPTS))]
+    return [SamplingParams(ignore_eos=True, **values) for values in each]
+
+
+def told(outputs: list[RequestOutput]) -> list[Any]:
+    """All that a request gave."""
+    return [(o.prompt_logprobs, [(c.token_ids, c.logprobs) for c in o.outputs]) for o in outputs]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_llama: Path) -> list[Any]:
+    """Of one process that takes its sums in chunks: each request alone, with room and no cache."""
+    options = {**OPTIONS, "kv_cache_memory_bytes": 8_000_000, "enable_prefix_caching": False}
+    with LLM(str(tiny_llama), sum_chunks=8, **options) as llm:
+        assert "sums of 8 chunks" in llm.config.computed_by
+        pairs = zip(PROMPTS, params(), strict=True)
+        return told([llm.generate([prompt], own)[0] for prompt, own in pairs])
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llama: Path) -> Iterator[LLM]:
+    with LLM(str(tiny_llama), tensor_parallel_size=2, **OPTIONS) as llm:
+        yield llm
+
+
+def test_two_processes_give_the_bits_of_one(llm: LLM, expected: list[Any]) -> None:
+    assert llm.config.num_blocks == 24
+    assert told(llm.generate(PROMPTS, params())) == expected
+    assert sum(record.num_preemptions for record in llm.records) > 0
+    again = llm.generate(PROMPTS[:1], params()[:1])
+    assert again[0].num_cached_tokens > 0
+    assert told(again) == expected[:1]
+
+
+def test_adapters_are_refused(llm: LLM, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="computed by 2 processes"):
+        llm.load_adapter("mine", tmp_path)
+
+
+def test_a_lost_process_ends_the_engine(llm: LLM) -> None:
+    """Runs last of those that have it. A step fails, and all after it; nobody waits for ever."""
+    [follower] = followers(os.getpid())
+    outputs = llm.stream("Tell me", SamplingParams(max_tokens=100, ignore_eos=True))
+    next(outputs)
+    follower.kill()
+    with pytest.raises(EngineError, match=r"rank 1 of 2 .* is gone: killed by signal 9"):
+        list(outputs)
+    with pytest.raises(EngineError, match="is gone"):
+        llm.generate(PROMPTS[:1], params()[:1])
+
+
+def followers(pid: int) -> list[psutil.Process]:
+    """The ranks' processes of one that is rank 0."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if "loire.engine.rank_worker" in child.cmdline()]
+
+
+def test_a_model_that_cannot_be_shared_starts_nothing(tiny_llama: Path) -> None:
+    before = len(followers(os.getpid()))
+    with pytest.raises(ConfigError, match="2 KV heads are no multiple of 4; 1 and 2 work"):
+        LLM(str(tiny_llama), tensor_parallel_size=4, **OPTIONS)
+    assert len(followers(os.getpid())) == before
+
+
+def test_a_killed_rank_is_replaced_with_its_engine(tiny_llama: Path) -> None:
+    own = SamplingParams(max_tokens=100, temperature=0.8, seed=1, ignore_eos=True)
+    with LLM(str(tiny_llama), sum_chunks=8, **OPTIONS) as one:
+        [whole] = one.generate("Tell me more", own)
+
+    async def test() -> None:
+        options = EngineOptions(tensor_parallel_size=2, **OPTIONS)
+        engine = await SupervisedEngine.create(str(tiny_llama), options)
+        try:
+            submission = engine.frontend.prompt(engine.next_id(), "Tell me more", own)
+            text, killed = "", False
+            async for output in engine.stream(submission):
+                text += output.outputs[0].text
+                if len(text) > 10 and not killed:
+                    assert engine.link.pid is not None
+                    [follower] = followers(engine.link.pid)
+                    os.kill(follower.pid, signal.SIGKILL)
+                    killed = True
+            assert text == whole.outputs[0].text
+            assert engine.link.num_restarts == 1
+            assert engine.link.pid is not None
+            [last] = followers(engine.link.pid)
+        finally:
+            await engine.close()
+        until = time.monotonic() + 60
+        while last.is_running() and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        assert not last.is_running()
+
+    asyncio.run(asyncio.wait_for(test(), 240))

@@ -12,7 +12,8 @@ ROOT = Path(loire.__file__).parent
 RAY = ROOT / "fleet/ray"
 LAYERS = (
     *("base", "checkpoint", "memory", "scheduling", "text", "planning"),
-    *("kernels", "models", "execution", "quantize", "engine", "tracing", "api", "workloads"),
+    *("kernels", "models", "execution", "quantize", "engine", "tracing", "api", "adapt"),
+    "workloads",
     "fleet",
     *("server.web", "server.storage", "server.access", "server.observe", "server.serving"),
     ("server.openai", "server.anthropic", "server.batches", "server.operations"),

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from loire.base.errors import ConfigError
+from loire.base.lora import LoRARequest
 from loire.base.units import parse_tokens
 from loire.cli.loading import load_llm
 from loire.cli.options import MODEL_HELP, add_engine_options, argument_type, engine_options
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stride", type=tokens, default=0, help="chunks begin so many tokens apart [--context]"
     )
     perplexity.add_argument("--chunks", type=int, metavar="N", help="only the first N chunks [all]")
+    perplexity.add_argument(
+        "--lora", type=Path, metavar="DIR", help="an adapter in PEFT's format to measure with"
+    )
     perplexity.add_argument("--json", action="store_true", help="only JSON on stdout")
     add_engine_options(perplexity, without=("--max-model-len",))
 
@@ -53,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
                 context=args.context,
                 stride=args.stride,
                 most_chunks=args.chunks,
+                lora_request=None if args.lora is None else LoRARequest("", 1, str(args.lora)),
                 progress=lambda share: bars.update("perplexity", share),
             )
         seconds = time.perf_counter() - started
         summary = {
             "model": args.model,
+            "lora": None if args.lora is None else str(args.lora),
             "text": args.text,
             "dtype": llm.config.dtype,
             "quantization": options.get("quantization", "auto"),

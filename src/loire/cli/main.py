@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "compare": "run a load through the batching policies, one after another",
     "trace": "draw the batch, slot by slot and step by step",
     "quantize": "make a model smaller: few bits for each weight, as many as it needs",
+    "adapt": "train an adapter that repairs what quantizing cost",
     "bench": "run loads against the limits of this machine",
     "eval": "how good a model is: the perplexity of a text",
     "env": "versions, CPU features, active kernels, and how a model is sampled",

@@ -23,7 +23,9 @@ def read_text(path: str | None) -> str:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
-def cut(tokenizer: Tokenizer, text: str, most_tokens: int) -> list[list[int]]:
+def cut(
+    tokenizer: Tokenizer, text: str, most_tokens: int, most: int = MOST_TEXTS
+) -> list[list[int]]:
     """Token ids, texts of one length, the last of them for checking. most_tokens: of one.
 
     Raises ConfigError if the text is too short.
@@ -34,7 +36,7 @@ def cut(tokenizer: Tokenizer, text: str, most_tokens: int) -> list[list[int]]:
         raise ConfigError(
             f"the calibration text has {len(ids)} tokens, but needs at least {2 * length}"
         )
-    return texts[:MOST_TEXTS]
+    return texts[:most]
 
 
 def num_calibrated(num_texts: int) -> int:

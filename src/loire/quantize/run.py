@@ -20,7 +20,7 @@ from loire.quantize.calibration import cut, num_calibrated
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, Levels
 from loire.quantize.rounding import round_with_feedback
-from loire.quantize.save import Piece, finish, read_piece, write_piece
+from loire.quantize.save import Piece, finish, read_piece, write_piece, write_whole
 from loire.quantize.sensitivity import measure, units
 from loire.text.tokenizer import Tokenizer
 
@@ -114,7 +114,7 @@ class _Work:
             texts = [text[:MEASURED_TOKENS] for text in self._texts[:MEASURED_TEXTS]]
             run = CalibrationRun(self._checkpoint, texts)
             found = measure(run, progress)
-            _write_whole(path, json.dumps([asdict(candidate) for candidate in found]))
+            write_whole(path, json.dumps([asdict(candidate) for candidate in found]))
         candidates = [
             Candidate(
                 entry["name"],
@@ -262,9 +262,3 @@ class _Sizes:
             self._block_bytes += tensor.blocks.nbytes
             self._elements += math.prod(tensor.shape)
             self.formats[name] = tensor.format.name
-
-
-def _write_whole(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)

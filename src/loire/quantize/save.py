@@ -54,6 +54,13 @@ def read_piece(path: Path) -> Piece:
     return found
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A whole file, or none."""
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 def finish(
     folder: Path,
     out: Path,

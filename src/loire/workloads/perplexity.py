@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from loire.api import LLM
 from loire.base.errors import RequestError
+from loire.base.lora import LoRARequest
 from loire.base.outputs import RequestOutput
 from loire.base.sampling import SamplingParams
 from loire.text.control_tokens import ControlTokens
@@ -60,12 +61,13 @@ def measure_perplexity(
     context: int,
     stride: int = 0,
     most_chunks: int | None = None,
+    lora_request: LoRARequest | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Perplexity:
     """Of a text, by the log-probabilities of prompts. llm takes chunk_size() + 1 tokens at least.
 
-    stride: 0 for chunks that do not overlap. progress is told the share that is done. Raises
-    RequestError if the text is shorter than one chunk.
+    stride: 0 for chunks that do not overlap. lora_request: an adapter to measure with. progress is
+    told the share that is done. Raises RequestError if the text is shorter than one chunk.
     """
     token_ids, begins = text_tokens(llm.frontend.tokenizer, text)
     chunks = cut(token_ids, context=context, stride=stride, begins=begins)[:most_chunks]
@@ -74,7 +76,8 @@ def measure_perplexity(
     done = 0
     for group in _groups(chunks):
         prompts = [{"prompt_token_ids": chunk.token_ids} for chunk in group]
-        for chunk, output in zip(group, llm.generate(prompts, params), strict=True):
+        answers = llm.generate(prompts, params, lora_request=lora_request)
+        for chunk, output in zip(group, answers, strict=True):
             losses += _losses(chunk, output)
         done += len(group)
         if progress is not None:

@@ -1,0 +1,1 @@
+"""Repairing by training: an adapter that makes a quantized model say what it said before."""

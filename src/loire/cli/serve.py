@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from loire.base.signals import end_at_once
 from loire.cli.access_options import access_options, add_access_options, tls_files
 from loire.cli.limit_options import add_limit_options, server_limits
 from loire.cli.log_options import add_log_options, log_options
@@ -64,6 +65,12 @@ def parse_replicas(text: str) -> tuple[int, int | None]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
+    # Until there is a server, and once it has ended.
+    with end_at_once():
+        return _serve(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
     from loire.base.config import EngineOptions
     from loire.base.long_lived import long_lived
     from loire.engine.process import launch

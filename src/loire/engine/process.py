@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loire.base.python_process import python_command, python_environment
+from loire.base.signals import held_back
 from loire.engine.wire import (
     FrameReader,
     FromEngine,
@@ -59,14 +61,15 @@ def launch(command: Sequence[str] = COMMAND) -> Launched:
         since_s = time.monotonic()
         # In the supervisor's session: Linux weighs the processes of a session by how nice they are,
         # but sessions alike (autogroups), so that what compiles constraints would take a half.
-        process = subprocess.Popen(
-            [*command, str(number)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=python_environment(),
-            pass_fds=(number,),
-        )
+        with held_back(signal.SIGINT, signal.SIGTERM):
+            process = subprocess.Popen(
+                [*command, str(number)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=python_environment(),
+                pass_fds=(number,),
+            )
     ours.setblocking(False)
     return Launched(process, ours, since_s)
 

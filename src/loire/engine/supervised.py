@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from loire.base.config import EngineOptions
 from loire.base.errors import EngineError
+from loire.base.foreign_threads import foreign_thread
 from loire.base.step import StepRecord
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
@@ -25,6 +26,9 @@ from loire.engine.wire import LoadModel
 from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 T = TypeVar("T")
+
+LEAVE_S = 2.0
+"""What a download has to end its processes and to remove what is half there."""
 
 
 class SupervisedEngine(EngineClient[EngineSupervisor]):
@@ -61,10 +65,10 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
         supervisor = EngineSupervisor(inboxes.deliver, fail, supervision)
         await supervisor.start(launched)
         try:
-            path = await _on_daemon_thread(lambda: resolve_model(model))
+            path = await _on_foreign_thread(lambda go_on: resolve_model(model, go_on=go_on))
             loading = asyncio.create_task(supervisor.load(LoadModel(str(path), model, options)))
             try:
-                checkpoint, tokenizer = await _on_daemon_thread(lambda: _read(path))
+                checkpoint, tokenizer = await _on_foreign_thread(lambda go_on: _read(path))
                 ready = await loading
             finally:
                 loading.cancel()
@@ -112,10 +116,19 @@ def _read(path: Path) -> tuple[Checkpoint, Tokenizer]:
     return checkpoint, checkpoint_tokenizer(checkpoint)
 
 
-async def _on_daemon_thread(work: Callable[[], T]) -> T:
-    """The result of blocking work, on a thread that does not keep the process from ending."""
+async def _on_foreign_thread(work: Callable[[Callable[[], None]], T]) -> T:
+    """The result of blocking work, on a thread that does not keep the process from ending.
+
+    work is given what it may call again and again: that raises EngineError once nobody waits any
+    more, and work has LEAVE_S from then on to clear up.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
+    left = threading.Event()
+
+    def go_on() -> None:
+        if left.is_set():
+            raise EngineError("nobody waits for the model any more")
 
     def settle(set_outcome: Callable[[Any], None], outcome: object) -> None:
         if not future.done():
@@ -125,7 +138,7 @@ async def _on_daemon_thread(work: Callable[[], T]) -> T:
         set_outcome: Callable[[Any], None]
         outcome: object
         try:
-            outcome, set_outcome = work(), future.set_result
+            outcome, set_outcome = work(go_on), future.set_result
         except BaseException as error:  # noqa: BLE001  raised again where it is awaited
             outcome, set_outcome = error, future.set_exception
         try:
@@ -134,5 +147,11 @@ async def _on_daemon_thread(work: Callable[[], T]) -> T:
             if not loop.is_closed():
                 raise
 
-    threading.Thread(target=run, name="loire-load", daemon=True).start()
-    return await future
+    foreign_thread("loire-load", run)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        left.set()
+        await asyncio.wait({future}, timeout=LEAVE_S)
+        future.cancel() or future.exception()
+        raise

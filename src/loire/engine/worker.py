@@ -2,9 +2,10 @@
 
     loire.engine.worker FD        FD: the number of a connected Unix socket
 
-It ends at once when the supervisor closes the socket, or dies. It ignores SIGINT and SIGTERM, and
-is a process group of its own, so that Ctrl-C in a terminal is for the supervisor alone: when to
-stop is the supervisor's to say. What it writes to stderr, the supervisor logs.
+It ends at once when the supervisor closes the socket, or dies. It begins with SIGINT and SIGTERM
+held back, ignores them from then on, and is a process group of its own, so that Ctrl-C in a
+terminal is for the supervisor alone: when to stop is the supervisor's to say. What it writes to
+stderr, the supervisor logs.
 """
 
 import logging
@@ -21,6 +22,7 @@ from loire.base.errors import EngineError, LoireError
 from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
 from loire.base.messages import SequenceUpdate
+from loire.base.signals import leave_to_parent
 from loire.engine.core import EngineCore
 from loire.engine.hang_up import end_with
 from loire.engine.thread import Command, EngineThread
@@ -199,8 +201,7 @@ def _die(error: EngineError) -> None:
 
 def main(around: Callable[[StepExecutor], StepExecutor] = lambda executor: executor) -> None:
     """Run the process whose argument is the socket's number."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_to_parent(signal.SIGINT, signal.SIGTERM)
     os.setpgid(0, 0)
     # Whatever prints to stdout belongs to the log: the supervisor's stdout may be a pipe of data.
     os.dup2(2, 1)

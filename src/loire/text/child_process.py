@@ -12,6 +12,7 @@ import subprocess
 import time
 
 from loire.base.python_process import python_command, python_environment
+from loire.base.signals import held_back
 
 LENGTH_BYTES = 4
 PIPE_BYTES = 1 << 20
@@ -26,16 +27,20 @@ class ChildError(Exception):
 
 
 class ChildProcess:
-    """A module that runs as a program in a process of its own, and reads and writes messages."""
+    """A module that runs as a program in a process of its own, and reads and writes messages.
+
+    It begins with SIGINT held back, and is to leave it to this one: Ctrl-C is for whoever waits.
+    """
 
     def __init__(self, module: str, *arguments: str) -> None:
-        self._process = subprocess.Popen(
-            python_command(module, *arguments),
-            env=python_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        with held_back(signal.SIGINT):
+            self._process = subprocess.Popen(
+                python_command(module, *arguments),
+                env=python_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.pid = self._process.pid

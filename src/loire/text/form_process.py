@@ -18,6 +18,7 @@ import sys
 from typing import BinaryIO
 
 from loire.base.errors import RequestError
+from loire.base.signals import leave_to_parent
 from loire.base.structured_outputs import StructuredOutputs
 from loire.text.grammar import GrammarCompiler, TokenTable, grammar_threads
 from loire.text.grammar_text import refuse
@@ -34,7 +35,7 @@ NUMBER_BYTES = 4
 
 def main() -> None:
     """Answer what comes on stdin."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_parent(signal.SIGINT)
     source = sys.stdin.buffer
     compiler = GrammarCompiler(TokenTable(*marshal.loads(_message(source))))
     compiler.prepare()

@@ -28,6 +28,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from loire.base.signals import leave_to_parent
+
 LENGTH = struct.Struct(">I")
 DONE, REFUSED, BROKEN = b"D", b"R", b"B"
 """An answer; what the template or its messages did wrong; what makes the template unusable."""
@@ -218,7 +220,7 @@ class _Server:
 
 
 def _limit() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever waits
+    leave_to_parent(signal.SIGINT)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     # What is used for the first time may be read from a file: now, while there are files.
     for module in ("jinja2.async_utils", "jinja2.constants", "jinja2.debug"):

@@ -4,11 +4,16 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from loire.base.errors import ConfigError
 
 ALL = "*"
+MAX_CHARACTERS = 300
+"""Of a host with its port: names have 253 at most."""
+NUM_REMEMBERED = 256
+"""Hosts whose form is known: under a flood almost every call names one of few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +83,11 @@ def known_names(
     )
 
 
+@lru_cache(NUM_REMEMBERED)
 def host_of(authority: str) -> str | None:
     """The host of HOST[:PORT] in a plain form; None if it is none."""
+    if len(authority) > MAX_CHARACTERS:
+        return None
     try:
         if authority.count(":") > 1 and not authority.startswith("["):
             return _plain(str(ipaddress.ip_address(authority)))
@@ -93,6 +101,7 @@ def host_of(authority: str) -> str | None:
     return _plain(host) or None
 
 
+@lru_cache(NUM_REMEMBERED)
 def _plain(host: str) -> str:
     """In lower case, addresses in their shortest form, IPv4 as such."""
     host = host.lower().removesuffix(".").partition("%")[0]
@@ -106,10 +115,16 @@ def _plain(host: str) -> str:
 
 def _is_this_machine(host: str) -> bool:
     """localhost, a loopback address, or the machine's name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
+    if _is_loopback(host):
+        return True
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
     return host in ("localhost", name, short, f"{short}.local") or host.endswith(".localhost")
+
+
+@lru_cache(NUM_REMEMBERED)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

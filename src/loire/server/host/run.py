@@ -209,16 +209,20 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def leave(self) -> None:
-        """Close the connections and end."""
-        self.should_exit = True
+        """Close the connections and end; also if it has not begun yet."""
         self._leaving.set()
 
     async def main_loop(self) -> None:
         """Keep the house once a second instead of ten times: an idle server sleeps."""
         leaving = asyncio.create_task(self._leaving.wait())
-        while not await self.on_tick(0):
+        while not leaving.done():
+            await self.on_tick(0)
             await asyncio.wait({leaving}, timeout=1.0)
-        leaving.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, which lets the application end only if it was told once to stop."""
+        await super().shutdown(sockets)
+        await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""

@@ -8,7 +8,6 @@ and a server that stops waits for none of them.
 import asyncio
 import contextlib
 import contextvars
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
+from loire.base.foreign_threads import foreign_thread
 from loire.server.access.caller import Caller
 from loire.server.web.connection import while_connected
 
@@ -105,5 +105,5 @@ def _on_a_thread(context: contextvars.Context, work: Callable[[], T]) -> "Future
         else:
             done.set_result(result)
 
-    threading.Thread(target=run, name="loire-prepare", daemon=True).start()
+    foreign_thread("loire-prepare", run)
     return done

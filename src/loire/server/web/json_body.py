@@ -6,7 +6,7 @@ in values, parsed and validated on a thread if it is large, few large ones at a 
 """
 
 import asyncio
-import json
+import re
 import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -33,6 +33,11 @@ MAX_LISTS = 50_000
 """Of one body, objects among them, and brackets within texts: each takes 1 us. As MAX_STRINGS."""
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """Window bits for zlib: with the header of gzip; of either."""
+
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+ESCAPE_BYTES = len("\\ud800")
+MAX_ESCAPED_QUOTES = 1000
+"""Of a text with half a character, between which and its beginning is looked for."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -157,38 +162,49 @@ def _from_json(raw: bytes) -> Any:
         return from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         reason = str(error)
-    kind, place = "json_invalid", None
-    if "escape" in reason or "surrogate" in reason:
-        place = _place_of_half_character(raw)
-        kind = kind if place is None else "string_unicode"
+    place = _place_of_half_character(raw, reason)
+    kind = "json_invalid" if place is None else "string_unicode"
     mistake = {"type": kind, "loc": ("body", *(place or ())), "msg": reason, "input": None}
     raise RequestValidationError([{**mistake, "ctx": {"error": reason}}])
 
 
-def _place_of_half_character(raw: bytes) -> tuple[str | int, ...] | None:
-    """Where text holds half of a surrogate pair; None if the body is no JSON for other reasons."""
-    try:
-        waiting: list[tuple[tuple[str | int, ...], Any]] = [((), json.loads(raw))]
-    except (ValueError, RecursionError):
+def _place_of_half_character(raw: bytes, reason: str) -> tuple[str | int, ...] | None:
+    """Where text holds half of a surrogate pair; None if the body is no JSON for other reasons.
+
+    reason: that the parser stopped. What it had read until then is parsed once more.
+    """
+    if "line 1 " not in reason:  # a byte for a byte, so that it stops at the same one
+        raw = raw.replace(b"\n", b" ")
+        try:
+            from_json(raw, allow_inf_nan=False)
+        except ValueError as error:
+            reason = str(error)
+    column = re.search(r"escape at line 1 column (\d+)$", reason)
+    if column is None:
         return None
-    while waiting:
-        place, value = waiting.pop()
-        match value:
-            case str():
-                if not _is_unicode(value):
-                    return place
-            case dict():
-                if not all(map(_is_unicode, value)):
-                    return place
-                waiting += (((*place, name), inner) for name, inner in value.items())
-            case list():
-                waiting += (((*place, index), inner) for index, inner in enumerate(value))
-    return None
-
-
-def _is_unicode(text: str) -> bool:
+    end = int(column[1])
+    if not _HALF_CHARACTER.search(raw, max(0, end - 2 * ESCAPE_BYTES), end + 1):
+        return None
+    begin = raw.rfind(b'"', 0, end - 1)
+    for _ in range(MAX_ESCAPED_QUOTES):
+        if not _is_escaped(raw, begin):
+            break
+        begin = raw.rfind(b'"', 0, begin)
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return _place_of_last(from_json(raw[:begin] + b"null", allow_partial=True))
+    except ValueError:  # it is the name of a value
+        named = raw[:begin] + b'"\\u0000 \\u0000":null'
+        return _place_of_last(from_json(named, allow_partial=True))[:-1]
+
+
+def _is_escaped(raw: bytes, place: int) -> bool:
+    before = raw[max(0, place - MAX_ESCAPED_QUOTES) : place]
+    return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1
+
+
+def _place_of_last(value: Any) -> tuple[str | int, ...]:
+    place: tuple[str | int, ...] = ()
+    while value and isinstance(value, (list, dict)):
+        last = len(value) - 1 if isinstance(value, list) else next(reversed(value))
+        place, value = (*place, last), value[last]
+    return place

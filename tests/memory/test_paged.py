@@ -379,14 +379,41 @@ def run(allocator: PagedAllocator, table: BlockTable, tokens: list[int], start: 
 
 
 def test_a_state_is_kept_at_the_end_of_a_prompt_and_at_marks() -> None:
-    allocator = states()
-    first, tokens = BlockTable(marks=(9,)), list(range(18))
-    assert allocator.admit(first, tokens, 20, 0) == Admitted(0)
-    assert run(allocator, first, tokens, 0) == [8, 16, 18]
+    allocator = states(200)
+    first, tokens = BlockTable(marks=(20, 41)), list(range(82))
+    assert allocator.admit(first, tokens, 90, 0) == Admitted(0)
+    assert run(allocator, first, tokens, 0) == [40, 80, 82], "20 tokens are computed in no time"
     allocator.release(first)
-    assert allocator.admit(BlockTable(), tokens, 20, 0) == Admitted(16)
-    assert allocator.admit(BlockTable(), [*tokens[:14], 99], 20, 0) == Admitted(8)
-    assert allocator.admit(BlockTable(), [*tokens[:7], 99], 20, 0) == Admitted(0)
+    assert allocator.admit(BlockTable(), tokens, 90, 0) == Admitted(80)
+    assert allocator.admit(BlockTable(), [*tokens[:54], 99], 90, 0) == Admitted(40)
+    assert allocator.admit(BlockTable(), [*tokens[:39], 99], 90, 0) == Admitted(0)
+    late = BlockTable(marks=(70,))
+    others = [99, *tokens[1:]]
+    assert allocator.admit(late, others, 90, 0) == Admitted(0)
+    assert run(allocator, late, others, 0) == [68, 82], "one for the mark and the end"
+
+
+def test_of_an_answer_the_newest_state_is_kept() -> None:
+    allocator = states(80)
+    table, tokens = BlockTable(), list(range(10))
+    allocator.admit(table, tokens, 100, 0)
+    run(allocator, table, tokens, 0)
+    while len(tokens) < 74:
+        tokens.append(len(tokens))
+        run(allocator, table, tokens, len(tokens) - 1)
+        if len(tokens) == 33:
+            assert len(tables_states(table).published) == 2, "at 8, in the prompt, and at 32"
+    assert [position for position, _ in tables_states(table).published] == [8, 64]
+    allocator.release(table)
+    allocator.check()
+    assert allocator.admit(BlockTable(), [*tokens, 99], 100, 0) == Admitted(64)
+    assert allocator.admit(BlockTable(), [*tokens[:50], 99], 100, 0) == Admitted(8)
+
+
+def tables_states(table: BlockTable) -> StateTable:
+    mine = table.groups[1]
+    assert isinstance(mine, StateTable)
+    return mine
 
 
 def test_who_waits_has_the_state_kept_where_their_tokens_part() -> None:
@@ -416,9 +443,7 @@ def test_siblings_start_from_the_state_before_the_last_token() -> None:
     children = [BlockTable(), BlockTable()]
     for child in children:
         assert allocator.fork(parent, child, 9, tokens, 20, 0) == Admitted(9)
-    mine = parent.groups[1]
-    assert isinstance(mine, StateTable)
-    assert not mine.fork_state, "all are born"
+    assert not tables_states(parent).fork_state, "all are born"
     done = allocator.extend(children[0], 9, 10)
     assert done is not None
     assert len(done.copies) == 3, "a state of two pages, and the block that is half full"

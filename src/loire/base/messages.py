@@ -27,8 +27,8 @@ class EngineRequest:
     output_token_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice, tokens generated earlier, when a request is resumed."""
     cache_marks: tuple[int, ...] = ()
-    """Positions in the prompt, such as ends of messages, where others are likely to part from it:
-    a model that keeps states keeps one there."""
+    """Positions in the prompt, such as ends of turns, where others are likely to part from it: a
+    model that keeps states keeps one there."""
     priority: int = 0
     """Lower is earlier; above 0 it is background work."""
     tenant: str = ""

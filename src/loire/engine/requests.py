@@ -126,6 +126,7 @@ class RequestBuilder:
             stop_token_ids=self._stop_token_ids(params),
             cache_salt=_salt(origin.cache_salt),
             adapter=origin.adapter,
+            cache_marks=self._turn_ends(token_ids),
             priority=values.whole("priority", origin.priority, -MAX_PRIORITY, MAX_PRIORITY),
             tenant=origin.tenant,
         )
@@ -178,6 +179,16 @@ class RequestBuilder:
         model_stops = () if goes_on else self.tokenizer.eos_token_ids
         known = (token_id for token_id in model_stops if 0 <= token_id < self._num_computable)
         return tuple(dict.fromkeys((*params.stop_token_ids, *known)))
+
+    def _turn_ends(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Where the first turn of a conversation ends, and the last.
+
+        Many share the first, a system prompt. Behind the last begins the answer, which the next
+        prompt need not hold as it was: templates leave out what was thought.
+        """
+        stops = frozenset(self.tokenizer.eos_token_ids)
+        ends = [end for end, token_id in enumerate(token_ids, 1) if token_id in stops]
+        return tuple(dict.fromkeys((ends[0], ends[-1]))) if ends else ()
 
     def _kept(self, params: SamplingParams) -> int:
         """Tokens of a prompt that are kept, its last ones."""

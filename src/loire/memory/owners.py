@@ -63,6 +63,8 @@ class PrefixOwners:
 
     def reach(self, table: BlockTable, mark: int) -> None:
         """Its snapshot there has been taken, or will not be."""
+        if mark // self._finest > len(table.chain):
+            return  # in what it generated, where nobody waits for it
         key = self._key(table, mark)
         if self._marks.get(key) is table:
             del self._marks[key]

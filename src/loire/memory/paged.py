@@ -15,7 +15,7 @@ from loire.memory.block_pool import BlockCounts, BlockPool
 from loire.memory.block_table import BlockTable, GroupTable
 from loire.memory.hashing import extend_chain
 from loire.memory.owners import PrefixOwners
-from loire.memory.state_group import StateGroup, StateTable, state_marks
+from loire.memory.state_group import LEAST_APART, StateGroup, StateTable, state_marks
 from loire.memory.token_group import TokenGroup
 
 NOTHING = PageOperations()
@@ -194,7 +194,10 @@ class PagedAllocator:
             state.begin(_state(table, index), operations, start, num_drafts, table.fork_at)
         self._renew_promises(table)
         for index, state in self._states:
-            self._mark_reached(state, _state(table, index), operations, table, end)
+            mine_state = _state(table, index)
+            if self.prefix_caching and not num_drafts and end > table.num_known:
+                self._mark_generated(mine_state, end)
+            self._mark_reached(state, mine_state, operations, table, end)
         return operations
 
     def publish(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
@@ -213,7 +216,9 @@ class PagedAllocator:
                         for event in group.stored(table, token_ids, found):
                             self._events.stored(event)
             for index, state in self._states:
-                for position in state.publish(_state(table, index), table.chain, num_computed):
+                mine_state = _state(table, index)
+                done = state.publish(mine_state, table.chain, num_computed, table.num_known)
+                for position in done:
                     self._owners.reach(table, position)
             if num_full > table.num_disowned:
                 self._owners.disown(table, num_full)
@@ -307,6 +312,14 @@ class PagedAllocator:
         promised = group.promise(mine, num_known)
         self._num_promised += promised - mine.num_promised
         mine.num_promised = promised
+
+    def _mark_generated(self, mine: StateTable, end: int) -> None:
+        """Keep the state within an answer, too, every now and then: the next turn goes on there.
+
+        (Not behind drafted tokens, which may not be accepted.)
+        """
+        if end % (-(-LEAST_APART // self._unit) * self._unit) == 0:
+            mine.marks = [end]
 
     def _mark_reached(
         self,

@@ -14,6 +14,11 @@ from loire.memory.block_pool import BlockPool
 from loire.memory.block_table import BlockTable, GroupTable
 
 
+LEAST_APART = 32
+"""Tokens between states that are kept, if nobody waits for one. While new tokens are generated that
+is a thirtieth of what their steps read and write of the state."""
+
+
 @dataclass(slots=True)
 class StateTable(GroupTable):
     """GroupTable of a state: blocks are the slot's pages.
@@ -24,6 +29,7 @@ class StateTable(GroupTable):
         marks: positions where a snapshot is to be taken, ascending.
         snapshots: (position, pages) of those that are being computed.
         published: (position, pages) of those that were offered to the prefix cache.
+        newest: the one among them that lies behind the tokens it was admitted with, if there is.
         fork_state: pages from which siblings start.
     """
 
@@ -32,6 +38,7 @@ class StateTable(GroupTable):
     marks: list[int] = field(default_factory=list)
     snapshots: list[tuple[int, list[int]]] = field(default_factory=list)
     published: list[tuple[int, list[int]]] = field(default_factory=list)
+    newest: tuple[int, list[int]] | None = None
     fork_state: list[int] = field(default_factory=list)
 
     @property
@@ -118,14 +125,24 @@ class StateGroup:
         table.snapshots.append((end, pages))
         return list(zip(table.blocks, pages, strict=True))
 
-    def publish(self, table: StateTable, chain: Sequence[bytes], num_computed: int) -> list[int]:
-        """Let others find the snapshots that are computed; their positions."""
+    def publish(
+        self, table: StateTable, chain: Sequence[bytes], num_computed: int, num_known: int
+    ) -> list[int]:
+        """Let others find the snapshots that are computed; their positions.
+
+        Of those behind the num_known tokens it was admitted with only the last is worth its memory.
+        """
         done = [entry for entry in table.snapshots if entry[0] <= num_computed]
         for entry in done:
             table.snapshots.remove(entry)
             for page, key in zip(entry[1], self._keys(chain, entry[0]), strict=True):
                 self._pool.publish(page, key)
                 self._pool.release(page)
+            if entry[0] > num_known:
+                if table.newest is not None:
+                    self._withdraw(table.newest, chain)
+                    table.published.remove(table.newest)
+                table.newest = entry
             table.published.append(entry)
         return [position for position, _ in done]
 
@@ -160,17 +177,24 @@ class StateGroup:
             self._release(pages)
         table.snapshots.clear()
         table.published.clear()
+        table.newest = None
         table.marks.clear()
 
     def forget(self, table: StateTable, chain: Sequence[bytes]) -> None:
         """What it offered to the prefix cache is not to be trusted."""
-        for position, pages in table.published:
-            for page, key in zip(pages, self._keys(chain, position), strict=True):
-                if self._pool.find(key) == page:
-                    self._pool.share(page)
-                    self._pool.withdraw(page)
-                    self._pool.release(page)
+        for entry in table.published:
+            self._withdraw(entry, chain)
         table.published.clear()
+        table.newest = None
+
+    def _withdraw(self, snapshot: tuple[int, list[int]], chain: Sequence[bytes]) -> None:
+        """Nobody may find it any more."""
+        position, pages = snapshot
+        for page, key in zip(pages, self._keys(chain, position), strict=True):
+            if self._pool.find(key) == page:
+                self._pool.share(page)
+                self._pool.withdraw(page)
+                self._pool.release(page)
 
     def _keys(self, chain: Sequence[bytes], num_tokens: int) -> list[bytes]:
         end = chain[num_tokens // self._finest - 1]
@@ -186,7 +210,14 @@ class StateGroup:
 
 
 def state_marks(table: BlockTable, num_tokens: int, num_cached: int, unit: int) -> list[int]:
-    """Where a sequence of num_tokens known tokens keeps its state, behind num_cached of them."""
-    wanted = (*table.marks, num_tokens - 1)
-    aligned = {min(mark, num_tokens - 1) // unit * unit for mark in wanted}
+    """Where a sequence of num_tokens known tokens keeps its state, behind num_cached of them.
+
+    Before the last token, and at marks that are worth it. Each costs a step of its own, so one that
+    is near the end stands for both.
+    """
+    last = num_tokens - 1
+    wanted = [mark for mark in table.marks if mark >= num_cached + LEAST_APART]
+    if not any(last - LEAST_APART < mark <= last for mark in wanted):
+        wanted.append(last)
+    aligned = {min(mark, last) // unit * unit for mark in wanted}
     return sorted(mark for mark in aligned if mark > num_cached)

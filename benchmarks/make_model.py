@@ -8,7 +8,9 @@
 1b, which engines are compared on: Llama, hidden 2048, 16 layers, 32 heads, 8 KV heads of 64,
 intermediate 8192, tied embeddings, rope_theta 500000: 1.07 billion parameters. 30b-a3b: Qwen3-MoE,
 hidden 2048, 48 layers, 32 heads, 4 KV heads of 128, 128 experts of 768, of which a token chooses 8.
-4b-hybrid: Qwen3.5 4B's 32 layers, three gated delta nets before each attention.
+4b-hybrid: Qwen3.5 4B's 32 layers, three gated delta nets before each attention. 35b-a3b: the same
+kinds of layer with 256 experts of 512 and a shared one. granite-h: Granite 4.0 H Tiny, nine Mamba-2
+to each attention. glm-flash: GLM-4.7-Flash, latent attention.
 All: vocabulary 49152, 8192 positions, seed 0, deviation 0.02, bfloat16. The tokenizer is that of a
 GGUF model, by default SmolLM2's.
 """
@@ -83,6 +85,65 @@ SHAPES["4b-hybrid"] = {
     },
     "tie_word_embeddings": True,
 }
+_HYBRID = SHAPES["4b-hybrid"]
+SHAPES["35b-a3b"] = {
+    **{key: value for key, value in _HYBRID.items() if key != "intermediate_size"},
+    "architectures": ["Qwen3_5MoeForCausalLM"],
+    "model_type": "qwen3_5_moe_text",
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "tie_word_embeddings": False,
+}
+SHAPES["granite-h"] = {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "model_type": "granitemoehybrid",
+    "hidden_size": 1536,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "intermediate_size": 512,
+    "shared_intermediate_size": 1024,
+    "num_local_experts": 64,
+    "num_experts_per_tok": 6,
+    "mamba_n_heads": 48,
+    "mamba_d_head": 64,
+    "mamba_d_state": 128,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "position_embedding_type": "nope",
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0078125,
+    "logits_scaling": 6.0,
+    "tie_word_embeddings": True,
+}
+SHAPES["glm-flash"] = {
+    "architectures": ["Glm4MoeLiteForCausalLM"],
+    "model_type": "glm4_moe_lite",
+    "hidden_size": 2048,
+    "num_hidden_layers": 47,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 20,
+    "intermediate_size": 10240,
+    "moe_intermediate_size": 1536,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 768,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 256,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
 COMMON: Shape = {
     "vocab_size": 49152,
     "max_position_embeddings": 8192,
@@ -110,6 +171,9 @@ def main() -> None:
     args = parser.parse_args()
     changes = {key: value for key in CHANGES.values() if (value := getattr(args, key)) is not None}
     config = SHAPES[args.shape] | COMMON | changes
+    if args.shape == "granite-h":
+        layers = range(config["num_hidden_layers"])
+        config["layer_types"] = ["attention" if i % 10 == 5 else "mamba" for i in layers]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "config.json").write_text(json.dumps(config, indent=1))
     save_file(random_weights(config), args.out / "model.safetensors", metadata={"format": "pt"})

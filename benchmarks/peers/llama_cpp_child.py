@@ -1,20 +1,13 @@
 """llama.cpp's server, driven line by line over standard input, its requests all sent at once."""
 
 import argparse
-import json
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from llama_cpp_server import LlamaServer
 from protocol import Requests, answer_forever
-
-START_LIMIT_S = 180.0
 
 
 def main() -> None:
@@ -26,20 +19,16 @@ def main() -> None:
     parser.add_argument("--slots", type=int, required=True, help="requests at a time")
     parser.add_argument("--length", type=int, required=True, help="tokens of the longest request")
     args = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        args.bin / "llama-server", "--model", args.model, "--host", "127.0.0.1",
-        "--port", port, "--threads", args.threads, "--threads-batch", args.threads,
-        "--parallel", args.slots, "--ctx-size", args.slots * args.length,
-        "--no-webui", "--cache-ram", 0,
-    ]  # fmt: skip
-    server = subprocess.Popen([str(part) for part in command], stdout=sys.stderr)
-    url = f"http://127.0.0.1:{port}"
-    wait_until_ready(url, server)
+    server = LlamaServer(
+        args.bin,
+        args.model,
+        threads=args.threads,
+        slots=args.slots,
+        length=args.length,
+        options="--no-webui --cache-ram 0",
+    )
 
-    def one(request: dict[str, Any]) -> dict[str, dict[str, float]]:
+    def one(request: dict[str, Any]) -> dict[str, Any]:
         body = {
             "prompt": request["prompt"],
             "n_predict": request["out"],
@@ -49,12 +38,7 @@ def main() -> None:
             "cache_prompt": False,
             "stream": False,
         }
-        call = urllib.request.Request(
-            f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(call) as answer:
-            parsed: dict[str, dict[str, float]] = json.load(answer)
-            return parsed
+        return server.complete(body)
 
     def run(requests: Requests) -> dict[str, float]:
         started = time.perf_counter()
@@ -73,21 +57,7 @@ def main() -> None:
     try:
         answer_forever(run, f"llama.cpp {args.label}")
     finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    started = time.monotonic()
-    while time.monotonic() - started < START_LIMIT_S:
-        if server.poll() is not None:
-            raise RuntimeError(f"llama-server ended with status {server.returncode}")
-        try:
-            with urllib.request.urlopen(f"{url}/health"):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
-    raise RuntimeError(f"llama-server was not ready after {START_LIMIT_S:.0f} s")
+        server.close()
 
 
 if __name__ == "__main__":

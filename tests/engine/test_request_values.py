@@ -194,3 +194,15 @@ def test_a_text_that_cannot_fit_is_not_even_tokenized(
         frontend.prompt("id", "a" * (most + 1), SamplingParams())
     with pytest.raises(AssertionError, match="tokenized"):
         frontend.prompt("id", "a" * most, SamplingParams())
+
+
+def test_where_turns_end(frontend: Frontend) -> None:
+    """Behind the first end token of a prompt and behind the last: states are kept there."""
+    end = frontend.tokenizer.eos_token_ids[0]
+    for prompt, marks in (
+        ([5, 6], ()),
+        ([5, end, 6], (2,)),
+        ([5, end, 6, end, 7, 8, end, 9], (2, 7)),
+    ):
+        request = frontend.prompt("r", prompt, SamplingParams()).request
+        assert request.cache_marks == marks

@@ -13,7 +13,6 @@ from loire.memory.allocator import BlockCopy, PageOperations
 from loire.memory.block_pool import BlockPool
 from loire.memory.block_table import BlockTable, GroupTable
 
-
 LEAST_APART = 32
 """Tokens between states that are kept, if nobody waits for one. While new tokens are generated that
 is a thirtieth of what their steps read and write of the state."""

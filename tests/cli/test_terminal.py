@@ -153,8 +153,12 @@ def test_env_tells_how_a_model_is_sampled_and_who_says_so(
 
 
 def test_models_of_the_hubs_cache_are_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "models--org--whole" / "snapshots" / "abc")
     snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -165,7 +169,11 @@ def test_models_of_the_hubs_cache_are_listed(
     models = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
     assert models["org/name"]["bytes"] == 10
     assert models["org/name"]["path"] == str(snapshot)
+    assert models["org/name"]["weights_bytes"] is None
     assert "org/half" not in models
+    assert main(["plan", str(tiny_llama), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert models["org/whole"]["weights_bytes"] == planned["weights_bytes"]
 
 
 @pytest.mark.parametrize("home", ["{tmp}/file", "{tmp}/file/inside", "~no-such-user/x"])

@@ -69,22 +69,46 @@ def measure_perplexity(
     stride: 0 for chunks that do not overlap. lora_request: an adapter to measure with. progress is
     told the share that is done. Raises RequestError if the text is shorter than one chunk.
     """
+    by_chunk = chunk_losses(
+        llm,
+        text,
+        context=context,
+        stride=stride,
+        most_chunks=most_chunks,
+        lora_request=lora_request,
+        progress=progress,
+    )
+    losses = [loss for chunk in by_chunk for loss in chunk]
+    mean = math.fsum(losses) / len(losses)
+    variance = math.fsum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
+    return Perplexity(mean, math.sqrt(variance / len(losses)), len(losses), len(by_chunk))
+
+
+def chunk_losses(
+    llm: LLM,
+    text: str,
+    *,
+    context: int,
+    stride: int = 0,
+    most_chunks: int | None = None,
+    lora_request: LoRARequest | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[list[float]]:
+    """For each chunk the surprise, in nats, at each of its tokens that count.
+
+    Arguments and errors are those of measure_perplexity().
+    """
     token_ids, begins = text_tokens(llm.frontend.tokenizer, text)
     chunks = cut(token_ids, context=context, stride=stride, begins=begins)[:most_chunks]
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, ignore_eos=True)
-    losses: list[float] = []
-    done = 0
+    losses: list[list[float]] = []
     for group in _groups(chunks):
         prompts = [{"prompt_token_ids": chunk.token_ids} for chunk in group]
-        answers = llm.generate(prompts, params, lora_request=lora_request)
-        for chunk, output in zip(group, answers, strict=True):
-            losses += _losses(chunk, output)
-        done += len(group)
+        outputs = llm.generate(prompts, params, lora_request=lora_request)
+        losses += [list(_losses(*pair)) for pair in zip(group, outputs, strict=True)]
         if progress is not None:
-            progress(done / len(chunks))
-    mean = math.fsum(losses) / len(losses)
-    variance = math.fsum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
-    return Perplexity(mean, math.sqrt(variance / len(losses)), len(losses), len(chunks))
+            progress(len(losses) / len(chunks))
+    return losses
 
 
 def chunk_size(context: int, stride: int) -> int:

@@ -1,0 +1,247 @@
+"""What the engine's own rounding costs a model in each format of weights, in nats per token.
+
+    python benchmarks/format_costs.py --ggml libggml-base.so [--formats Q4_K,W4_128] [--chunks 16]
+
+SmolLM2 is written in each format: by ggml's own rounding (benchmarks/ggml.py) into GGUF files, and
+into safetensors as compressed-tensors lays them out. Its width of 576 fills no blocks of 128 or
+256, so that it is widened to 768 and 12 heads first, with zeros: the same function. Of each file
+three things are compared on the same text: everything in float32; bfloat16 with the weights
+expanded to it; and bfloat16 with the file's own bits, for which activations are rounded to eight
+bits. What counts is how much more surprised a token is than in float32: the mean, its standard
+error, and half the variance, which says the same from fewer tokens if the text is what the model
+would say (the divergence of distributions that are close). JSON last. The limit is 0.005 nats per
+token.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ggml
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from loire import LLM
+from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.store import resolve_model
+from loire.text.tokenizer import load_tokenizer
+from loire.workloads.perplexity import chunk_losses
+
+CONTEXT = 512
+HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, INTERMEDIATE = 768, 12, 4, 64, 1536
+GGUF = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_NL",
+        "IQ4_XS", "MXFP4", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")  # fmt: skip
+COMPRESSED: dict[str, dict[str, Any]] = {
+    "W4_128": {"num_bits": 4, "group_size": 128, "symmetric": True},
+    "W4Z_128": {"num_bits": 4, "group_size": 128, "symmetric": False},
+    "W4Z_32": {"num_bits": 4, "group_size": 32, "symmetric": False},
+    "W8_128": {"num_bits": 8, "group_size": 128, "symmetric": True},
+}
+"""By the format that Loire keeps them in."""
+WAYS: dict[str, dict[str, Any]] = {
+    "float32": {"quantization": "none", "dtype": "float32"},
+    "bfloat16": {"quantization": "none", "dtype": "bfloat16"},
+    "rounded": {"dtype": "bfloat16"},
+}
+Numbers = dict[str, NDArray[np.float32]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--ggml", type=Path, required=True, help="libggml-base.so")
+    parser.add_argument("--formats", default=",".join([*GGUF, *COMPRESSED]))
+    parser.add_argument("--text", type=Path, nargs="*", help="files [this project's documents]")
+    parser.add_argument("--chunks", type=int, default=16, help=f"of {CONTEXT} tokens")
+    args = parser.parse_args()
+    root = Path(__file__).parent.parent
+    paths = args.text or [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    text = "\n\n".join(path.read_text() for path in paths)
+    source = resolve_model("smollm2")
+    reader = gguf.GGUFReader(source)
+    wide = widened(reader)
+    quantizer = ggml.Quantizer(args.ggml)
+    results: dict[str, dict[str, float]] = {}
+    print(f"{'':<8} {'float32':>8} {'bfloat16':>30} {'with rounding':>30}   nats per token")
+    for name in args.formats.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            if name in COMPRESSED:
+                path = Path(folder)
+                write_compressed(path, wide, source, COMPRESSED[name])
+            else:
+                path = Path(folder) / f"{name}.gguf"
+                write_gguf(path, reader, wide, Type[name], quantizer)
+            results[name] = compare(name, path, text, args.chunks)
+    print(json.dumps(results))
+
+
+def compare(name: str, path: Path, text: str, chunks: int) -> dict[str, float]:
+    """Losses of the three ways, and the means of their differences."""
+    losses: dict[str, NDArray[np.float64]] = {}
+    for way, options in WAYS.items():
+        with LLM(str(path), max_model_len=CONTEXT + 1, **options) as llm:
+            found = chunk_losses(llm, text, context=CONTEXT, most_chunks=chunks)
+            losses[way] = np.concatenate(found)
+    exact = losses["float32"]
+    result = {"tokens": float(len(exact)), "float32": float(exact.mean())}
+    shown = f"{name:<8} {result['float32']:8.4f}"
+    for way in ("bfloat16", "rounded"):
+        added = losses[way] - exact
+        error = float(added.std() / math.sqrt(len(added)))
+        half = float(added.var() / 2)
+        result |= {f"{way}_added": float(added.mean()), f"{way}_error": error, f"{way}_half": half}
+        shown += f"  {added.mean():+9.5f} ± {error:.5f} ({half:.5f})"
+    print(shown, flush=True)
+    return result
+
+
+def widened(reader: gguf.GGUFReader) -> Numbers:
+    """SmolLM2's matrices and norms in float32, wider by zeros, to the same effect.
+
+    What is added to the stream stays zero; norms take a mean over more, which their weights and
+    epsilon make up for; heads that are added see zeros and are multiplied by zeros.
+    """
+    attention = HEADS * HEAD_SIZE
+    shapes = {
+        "attn_q": (attention, HIDDEN), "attn_k": (KV_HEADS * HEAD_SIZE, HIDDEN),
+        "attn_v": (KV_HEADS * HEAD_SIZE, HIDDEN), "attn_output": (HIDDEN, attention),
+        "ffn_gate": (INTERMEDIATE, HIDDEN), "ffn_up": (INTERMEDIATE, HIDDEN),
+        "ffn_down": (HIDDEN, INTERMEDIATE),
+    }  # fmt: skip
+    found: Numbers = {}
+    for tensor in reader.tensors:
+        values = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        part = tensor.name.removesuffix(".weight").rpartition(".")[2]
+        if values.ndim == 1:
+            wide = np.zeros(HIDDEN, dtype=np.float32)
+            wide[: len(values)] = values * math.sqrt(len(values) / HIDDEN)
+        else:
+            wide = np.zeros(shapes.get(part, (len(values), HIDDEN)), dtype=np.float32)
+            wide[: values.shape[0], : values.shape[1]] = values
+        found[tensor.name] = wide
+    return found
+
+
+def write_gguf(
+    path: Path, reader: gguf.GGUFReader, wide: Numbers, to: Type, quantizer: ggml.Quantizer
+) -> None:
+    """All layers' matrices in one type; the embedding, which is the head, in Q8_0 as it was."""
+    fields = ggml.read_fields(reader)
+
+    def replace(key: str, value: Any) -> None:
+        fields[key] = (value, *fields[key][1:])
+
+    old = fields["llama.embedding_length"][0]
+    epsilon = "llama.attention.layer_norm_rms_epsilon"
+    replace(epsilon, fields[epsilon][0] * old / HIDDEN)
+    replace("llama.embedding_length", HIDDEN)
+    replace("llama.attention.head_count", HEADS)
+    replace("llama.attention.head_count_kv", KV_HEADS)
+
+    def tensor(name: str, values: NDArray[np.float32]) -> ggml.Tensor:
+        if values.ndim == 1:
+            return ggml.Tensor(name, Type.F32, values.shape, lambda: values)
+        kind = to if name.startswith("blk.") else Type.Q8_0
+        return ggml.Tensor(name, kind, values.shape, lambda: quantizer.blocks(values, kind))
+
+    ggml.write(path, fields, [tensor(name, values) for name, values in wide.items()])
+
+
+def write_compressed(path: Path, wide: Numbers, source: Path, scheme: dict[str, Any]) -> None:
+    """A Hugging Face directory with the layers' matrices as compressed-tensors packs them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, values in wide.items():
+        hub_name, tensor = _hub_name(name), torch.from_numpy(values)
+        if tensor.ndim == 1 or not name.startswith("blk."):
+            tensors[hub_name] = tensor
+            continue
+        if ".attn_q." in name or ".attn_k." in name:
+            # Pairs that are rotated together are neighbours in GGUF, half a head apart here.
+            halves = tensor.view(-1, HEAD_SIZE // 2, 2, HIDDEN)
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        module = hub_name.removesuffix(".weight")
+        for ending, part in _packed(tensor, **scheme).items():
+            tensors[f"{module}.{ending}"] = part
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    old = gguf.GGUFReader(source).fields["llama.embedding_length"].contents()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+        "num_hidden_layers": sum(name.endswith("attn_norm.weight") for name in wide),
+        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_SIZE,
+        "intermediate_size": INTERMEDIATE, "vocab_size": len(wide["token_embd.weight"]),
+        "rms_norm_eps": 1e-5 * old / HIDDEN, "rope_theta": 100000.0, "hidden_act": "silu",
+        "tie_word_embeddings": True, "max_position_embeddings": 8192, "bos_token_id": 1,
+        "eos_token_id": 2, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"type": "int", "strategy": "group", **scheme},
+            }
+        },
+        "ignore": ["lm_head"],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(open_checkpoint(source).tokenizer)
+    tokenizer.rust.save(str(path / "tokenizer.json"))
+
+
+def _packed(
+    weight: torch.Tensor, *, num_bits: int, group_size: int, symmetric: bool
+) -> dict[str, torch.Tensor]:
+    """Codes of a matrix in words, each rounded to the nearest of its group's levels."""
+    rows, columns = weight.shape
+    groups = weight.view(rows, -1, group_size)
+    middle = 1 << num_bits - 1
+    most = 2 * middle - 1
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    if symmetric:
+        scales = torch.maximum(high, -low) / (middle - 1)
+        zeros = torch.full_like(scales, middle)
+    else:
+        scales = (high - low) / most
+        zeros = (-low / scales).nan_to_num().round()
+    scales = scales.clamp(min=1e-8).bfloat16().float()
+    codes = (groups / scales[..., None]).round() + zeros[..., None]
+    codes = codes.clamp(0, most).to(torch.int64).view(rows, columns)
+    found = {
+        "weight_packed": _words(codes, num_bits),
+        "weight_scale": scales.bfloat16(),
+        "weight_shape": torch.tensor([rows, columns]),
+    }
+    if not symmetric:
+        found["weight_zero_point"] = _words(zeros.to(torch.int64).T, num_bits).T.contiguous()
+    return found
+
+
+def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes int64 [n, m] in int32 [n, m * bits / 32], the first in the lowest bits."""
+    shifts = torch.arange(0, 32, bits)
+    words = (codes.reshape(len(codes), -1, 32 // bits) << shifts).sum(2)
+    return words.to(torch.int32)
+
+
+def _hub_name(name: str) -> str:
+    """What a tensor of llama.cpp's files is called in Hugging Face directories."""
+    parts = {
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm", "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+    }  # fmt: skip
+    *block, part, _ = name.split(".")
+    return (f"model.layers.{block[1]}." if block else "") + f"{parts[part]}.weight"
+
+
+if __name__ == "__main__":
+    main()

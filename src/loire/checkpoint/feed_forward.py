@@ -146,7 +146,8 @@ class ExpertsWeights:
 
     router: Matrix
     choice_bias: Vector | None
-    experts: tuple[GatedMLPWeights, ...]
+    experts: tuple[GatedMLPWeights | None, ...]
+    """None of those that another rank has."""
     shared: GatedMLPWeights | None
     shared_gate: Matrix | None
     router_norm: Vector | None = None
@@ -176,6 +177,8 @@ class ExpertsDescription:
         own_norms: whether the router has an RMSNorm before it, and the experts have another: what
             goes in is not normalised then (Gemma 4).
         expert_scales: whether each expert's weight is multiplied by a number of its own.
+        chunk_borders: where each chunk of the experts that a rank has begins, and the last one
+            ends, if sums are taken in chunks.
     """
 
     routing: Routing
@@ -190,6 +193,7 @@ class ExpertsDescription:
     latent_size: int = 0
     own_norms: bool = False
     expert_scales: bool = False
+    chunk_borders: tuple[int, ...] = ()
 
     @property
     def activation_elements(self) -> int:

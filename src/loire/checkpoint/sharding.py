@@ -20,8 +20,18 @@ from loire.checkpoint.description import (
     ModelDescription,
     ModelWeights,
 )
-from loire.checkpoint.feed_forward import GatedMLPDescription, GatedMLPWeights
-from loire.checkpoint.mixers import AttentionDescription, AttentionWeights
+from loire.checkpoint.feed_forward import (
+    BranchDescription,
+    BranchWeights,
+    ExpertsDescription,
+    ExpertsWeights,
+    FeedForwardDescription,
+    GatedMLPDescription,
+    GatedMLPWeights,
+    ParallelDescription,
+)
+from loire.checkpoint.latent_attention import LatentAttentionDescription, LatentAttentionWeights
+from loire.checkpoint.mixers import AttentionDescription, AttentionWeights, MixerDescription
 from loire.checkpoint.weights import Cut, Matrix, Range
 
 FEWEST_CHUNKS = 8
@@ -169,19 +179,48 @@ def _layer(
     layer: LayerDescription, weights: LayerWeights, share: Share, block_inputs: BlockInputs
 ) -> tuple[LayerDescription, LayerWeights]:
     mixer, feed_forward = layer.mixer, layer.feed_forward
-    if isinstance(mixer, AttentionDescription) and isinstance(weights.mixer, AttentionWeights):
-        mixer, own = _attention(mixer, weights.mixer, share, block_inputs)
+    if mixer is not None:
+        mixer, own = _mixer(mixer, weights.mixer, share, block_inputs)
         weights = replace(weights, mixer=own)
-    elif mixer is not None:
-        raise NotDivisibleError(f"{_name(mixer)} is not divided among ranks")
-    if isinstance(feed_forward, GatedMLPDescription) and isinstance(
-        weights.feed_forward, GatedMLPWeights
-    ):
-        feed_forward, mlp = _mlp(feed_forward, weights.feed_forward, share, block_inputs)
-        weights = replace(weights, feed_forward=mlp)
-    elif feed_forward is not None:
-        raise NotDivisibleError(f"{_name(feed_forward)} is not divided among ranks")
+    if feed_forward is not None:
+        feed_forward, own = _feed_forward(feed_forward, weights.feed_forward, share, block_inputs)
+        weights = replace(weights, feed_forward=own)
     return replace(layer, mixer=mixer, feed_forward=feed_forward), weights
+
+
+def _mixer(
+    mixer: MixerDescription, weights: object, share: Share, block_inputs: BlockInputs
+) -> tuple[MixerDescription, object]:
+    if isinstance(mixer, AttentionDescription) and isinstance(weights, AttentionWeights):
+        return _attention(mixer, weights, share, block_inputs)
+    if isinstance(mixer, LatentAttentionDescription) and isinstance(
+        weights, LatentAttentionWeights
+    ):
+        return _latent_attention(mixer, weights, share, block_inputs)
+    raise NotDivisibleError(f"{_name(mixer)} is not divided among processes")
+
+
+def _feed_forward(
+    part: FeedForwardDescription, weights: object, share: Share, block_inputs: BlockInputs
+) -> tuple[FeedForwardDescription, object]:
+    if isinstance(part, GatedMLPDescription) and isinstance(weights, GatedMLPWeights):
+        return _mlp(part, weights, share, block_inputs)
+    if isinstance(part, ExpertsDescription) and isinstance(weights, ExpertsWeights):
+        return _experts(part, weights, share, block_inputs)
+    if isinstance(part, ParallelDescription) and isinstance(weights, tuple):
+        pairs = [
+            _branch(branch, own, share, block_inputs)
+            for branch, own in zip(part.branches, weights, strict=True)
+        ]
+        return ParallelDescription(tuple(x for x, _ in pairs)), tuple(own for _, own in pairs)
+    raise NotDivisibleError(f"{_name(part)} is not divided among processes")
+
+
+def _branch(
+    branch: BranchDescription, weights: BranchWeights, share: Share, block_inputs: BlockInputs
+) -> tuple[BranchDescription, BranchWeights]:
+    part, own = _feed_forward(branch.part, weights.part, share, block_inputs)
+    return replace(branch, part=part), replace(weights, part=own)
 
 
 def _name(part: object) -> str:
@@ -198,12 +237,7 @@ def _attention(
     if size > 1 and mixer.norms_span_heads:
         raise NotDivisibleError("its norms of queries and keys span all heads")
     block = block_inputs(weights.output)
-    borders = _borders(mixer.query_size, share.chunks, block, math.gcd(mixer.head_dim, UNIT))
-    if borders[share.chunks // size] != mixer.query_size // size:
-        raise NotDivisibleError(
-            f"the {mixer.query_size // size} inputs of attention's output that a rank would have "
-            f"are not whole blocks of {block}"
-        )
+    borders = _head_borders(mixer.query_size, mixer.head_dim, share, block)
     heads, query_gate = share.range_of(mixer.num_heads), weights.query_gate
     if query_gate is not None:
         query_gate = _rows(query_gate, [share.range_of(query_gate.outputs)])
@@ -234,6 +268,69 @@ def _mlp(
         down=_inputs(weights.down, borders),
     )
     return replace(mlp, intermediate_size=rows[1] - rows[0]), own
+
+
+def _latent_attention(
+    mixer: LatentAttentionDescription,
+    weights: LatentAttentionWeights,
+    share: Share,
+    block_inputs: BlockInputs,
+) -> tuple[LatentAttentionDescription, LatentAttentionWeights]:
+    """Heads are divided; each rank keeps the latents, which all heads read."""
+    size = share.size
+    if mixer.num_heads % size:
+        raise NotDivisibleError(f"its {mixer.num_heads} query heads are no multiple of {size}")
+
+    def heads(matrix: Matrix | None) -> Matrix | None:
+        return None if matrix is None else _rows(matrix, [share.range_of(matrix.outputs)])
+
+    inputs, block = mixer.num_heads * mixer.value_dim, block_inputs(weights.output)
+    borders = _head_borders(inputs, mixer.value_dim, share, block)
+    own = replace(
+        weights,
+        query=_rows(weights.query, [share.range_of(weights.query.outputs)]),
+        keys_values=heads(weights.keys_values),
+        keys=heads(weights.keys),
+        values=heads(weights.values),
+        output=_inputs(weights.output, share.chunks_of(borders)),
+    )
+    return replace(mixer, num_heads=mixer.num_heads // size), own
+
+
+def _experts(
+    part: ExpertsDescription, weights: ExpertsWeights, share: Share, block_inputs: BlockInputs
+) -> tuple[ExpertsDescription, ExpertsWeights]:
+    """Experts are divided as they are: a rank has some of them whole. The shared one is divided as
+    an MLP. All ranks choose."""
+    count = part.routing.num_experts
+    if count < share.size:
+        raise NotDivisibleError(f"it has {count} experts, fewer than {share.size}")
+    whole = [count * chunk // share.chunks for chunk in range(share.chunks + 1)]
+    borders, shared, shared_size = share.chunks_of(whole), weights.shared, part.shared_size
+    if shared is not None:
+        mlp = GatedMLPDescription(intermediate_size=shared_size, activation=part.activation)
+        mlp, shared = _mlp(mlp, shared, share, block_inputs)
+        shared_size = mlp.intermediate_size
+    own = replace(
+        weights,
+        experts=tuple(
+            expert if borders[0] <= index < borders[-1] else None
+            for index, expert in enumerate(weights.experts)
+        ),
+        shared=shared,
+    )
+    return replace(part, shared_size=shared_size, chunk_borders=tuple(borders)), own
+
+
+def _head_borders(inputs: int, head_dim: int, share: Share, block: int) -> tuple[int, ...]:
+    """Borders of chunks of what heads give; those of ranks are borders of heads."""
+    borders = _borders(inputs, share.chunks, block, math.gcd(head_dim, UNIT))
+    if borders[share.chunks // share.size] != inputs // share.size:
+        raise NotDivisibleError(
+            f"the {inputs // share.size} inputs of attention's output that a process would have "
+            f"are not whole blocks of {block}"
+        )
+    return borders
 
 
 def _borders(size: int, chunks: int, block: int, unit: int) -> tuple[int, ...]:

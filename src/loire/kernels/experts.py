@@ -1,13 +1,14 @@
 """Mixtures of experts by a backend's products, each computed once, for the tokens that chose it:
 their definition."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from loire.checkpoint.feed_forward import Routing
-from loire.kernels.interface import Expert
+from loire.kernels.interface import Expert, ExpertChunks
 
 
 def choose_experts(
@@ -56,27 +57,32 @@ def compute_experts(
     x: Tensor,
     chosen: Tensor,
     weights: Tensor,
-    experts: Sequence[Expert],
+    experts: Sequence[Expert | None],
     beside: Tensor | None = None,
+    chunks: ExpertChunks | None = None,
 ) -> Tensor:
     """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in the
-    order of the experts, and of beside, in float32, then rounded to x's dtype.
+    order of the experts, and of beside, in float32, then rounded to x's dtype. chunks: as in
+    LinearKernels.experts().
 
     chosen: int64 [T, k], all different. weights: float32 [T, k].
     """
-    total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    borders = (0, len(experts)) if chunks is None else chunks.borders
+    parts = torch.zeros((len(borders) - 1, *x.shape), dtype=torch.float32, device=x.device)
     flat = chosen.flatten()
     order = flat.sort(stable=True).indices
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
     tokens, shares = order // chosen.shape[1], weights.flatten()[order][:, None]
     first = 0
-    for expert, count in zip(experts, counts, strict=True):
-        if count:
+    for index, (expert, count) in enumerate(zip(experts, counts, strict=True)):
+        if count and expert is not None:
             rows = tokens[first : first + count]
             made = expert.down(expert.gate_up(x[rows]))
+            part = parts[bisect_right(borders, index) - 1]
             # (Each token is there once, so this is no sum of several.)
-            total[rows] += made.float() * shares[first : first + count]
-            first += count
+            part[rows] += made.float() * shares[first : first + count]
+        first += count
+    total = parts[0] if chunks is None else chunks.ranks.sum(parts, dtype=torch.float32)
     if beside is not None:
         total += beside.float()
     return total.to(x.dtype)
@@ -89,12 +95,14 @@ class ReferenceExperts:
 
     def __init__(
         self,
-        experts: Sequence[Expert],
+        experts: Sequence[Expert | None],
         routing: Routing,
         bias: Tensor | None,
         scales: Tensor | None = None,
+        chunks: ExpertChunks | None = None,
     ) -> None:
         self._experts = tuple(experts)
+        self._chunks = chunks
         self._routing = routing
         self._bias = bias
         self._scales = scales
@@ -102,9 +110,10 @@ class ReferenceExperts:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all experts."""
-        return sum(part.weight_bytes for x in self._experts for part in (x.gate_up, x.down))
+        held = [expert for expert in self._experts if expert is not None]
+        return sum(part.weight_bytes for x in held for part in (x.gate_up, x.down))
 
     def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
         """[T, E] of x [T, E], a router's logits of it, and what is added [T, E]."""
         chosen, weights = choose_experts(logits, self._routing, self._bias, self._scales)
-        return compute_experts(x, chosen, weights, self._experts, beside)
+        return compute_experts(x, chosen, weights, self._experts, beside, self._chunks)

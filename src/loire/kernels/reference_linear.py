@@ -24,6 +24,7 @@ from loire.kernels.experts import ReferenceExperts
 from loire.kernels.interface import (
     AdapterRows,
     Expert,
+    ExpertChunks,
     Experts,
     FlatBatch,
     Heads,
@@ -350,13 +351,14 @@ class ReferenceLinearKernels:
 
     def experts(
         self,
-        experts: Sequence[Expert],
+        experts: Sequence[Expert | None],
         routing: Routing,
         bias: Tensor | None = None,
         scales: Tensor | None = None,
+        chunks: ExpertChunks | None = None,
     ) -> Experts:
         """Expert by expert."""
-        return ReferenceExperts(experts, routing, bias, scales)
+        return ReferenceExperts(experts, routing, bias, scales, chunks)
 
     def heads(self, products: Sequence[Linear]) -> Heads:
         """Head by head."""

@@ -15,8 +15,8 @@ from loire.checkpoint.feed_forward import (
     GatedMLPWeights,
     ParallelDescription,
 )
+from loire.kernels.interface import ExpertChunks, FlatBatch, Linear, PointwiseKernels
 from loire.kernels.interface import Experts as KernelExperts
-from loire.kernels.interface import FlatBatch, Linear, PointwiseKernels
 from loire.models.decoder import FeedForward
 from loire.models.layer_loader import LayerLoader
 
@@ -207,11 +207,16 @@ def build_feed_forward(
             own_norms = OwnNorms(load.pointwise, router_norm, norm, load.norm_eps)
         bias = None if weights.choice_bias is None else load.vector(weights.choice_bias)
         scales = None if weights.expert_scales is None else load.vector(weights.expert_scales)
-        parts = [_gated_mlp(expert, description.activation, load) for expert in weights.experts]
+        parts = [
+            None if expert is None else _gated_mlp(expert, description.activation, load)
+            for expert in weights.experts
+        ]
+        borders = description.chunk_borders
+        chunks = ExpertChunks(borders, load.ranks) if borders else None
         experts = Experts(
             description=description,
             router=load.linear(weights.router),
-            experts=load.kernels.experts(parts, description.routing, bias, scales),
+            experts=load.kernels.experts(parts, description.routing, bias, scales, chunks),
             own_norms=own_norms,
             latent=(
                 None

@@ -148,6 +148,7 @@ class LayerLoader:
         self.kernels = reader.backend.linear
         self.pointwise = reader.backend.pointwise
         self.recurrent = reader.backend.recurrent
+        self.ranks = reader.ranks
         self.rotary = rotary
         self._reader = reader
         self._tensors = tensors

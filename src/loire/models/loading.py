@@ -49,7 +49,7 @@ def load_decoder(
     ConfigError if the model cannot be shared like this.
     """
     description, weights = rank_of(checkpoint, share)
-    check_names(checkpoint, weights)
+    check_names(checkpoint, checkpoint.description.weights())
     reader = WeightReader(
         checkpoint.tensors,
         dtype=dtype,

@@ -26,6 +26,7 @@ from loire.kernels.interface.batch import AdapterRows, FlatBatch, HostBatch
 from loire.kernels.interface.capture import ComputeStep, GraphCapture, Wanted
 from loire.kernels.interface.linear import (
     Expert,
+    ExpertChunks,
     Experts,
     Heads,
     Linear,
@@ -67,6 +68,7 @@ __all__ = [
     "DeltaNetShape",
     "DeltaNetWeights",
     "Expert",
+    "ExpertChunks",
     "Experts",
     "FlatBatch",
     "GraphCapture",

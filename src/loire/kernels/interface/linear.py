@@ -95,6 +95,15 @@ class Expert(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertChunks:
+    """Experts that several ranks have, in chunks."""
+
+    borders: tuple[int, ...]
+    """Where each of this rank's chunks begins, and the last one ends."""
+    ranks: Ranks
+
+
 class Experts(Protocol):
     """MLPs, of which each token goes through some."""
 
@@ -187,15 +196,20 @@ class LinearKernels(Protocol):
 
     def experts(
         self,
-        experts: Sequence[Expert],
+        experts: Sequence[Expert | None],
         routing: Routing,
         bias: Tensor | None = None,
         scales: Tensor | None = None,
+        chunks: ExpertChunks | None = None,
     ) -> Experts:
         """A mixture of experts whose products pack() made, all for inputs of one dtype.
 
         bias: float32 [experts], added to scores where they are compared alone. scales: float32
         [experts]; each expert's weight is multiplied by its own.
+
+        chunks: what the experts of a chunk make of a token is added up in their order, and the
+        chunks, those of other ranks included, in a tree, before what is beside comes. Experts
+        outside this rank's chunks are None.
         """
         ...
 

@@ -1,13 +1,13 @@
 """Mixtures of experts by the native library: source/runtime/experts.h."""
 
 from collections.abc import Sequence
-from ctypes import addressof, c_void_p
+from ctypes import addressof, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from loire.checkpoint.feed_forward import Routing, Scores
-from loire.kernels.interface import Expert, Linear
+from loire.kernels.interface import Expert, ExpertChunks, Linear
 from loire.kernels.native.calls import ExpertsCall
 from loire.kernels.native.context import NativeContext, address
 from loire.kernels.native.library import array_of
@@ -25,15 +25,17 @@ class NativeExperts:
     def __init__(
         self,
         context: NativeContext,
-        experts: Sequence[Expert],
+        experts: Sequence[Expert | None],
         routing: Routing,
         bias: Tensor | None,
         scales: Tensor | None = None,
+        chunks: ExpertChunks | None = None,
     ) -> None:
         """Raises ValueError if they are not as many as the routing says."""
         if len(experts) != routing.num_experts:
             raise ValueError(f"{len(experts)} experts, but {routing.num_experts} to choose from")
-        self.weight_bytes = sum(x.gate_up.weight_bytes + x.down.weight_bytes for x in experts)
+        held = [expert for expert in experts if expert is not None]
+        self.weight_bytes = sum(x.gate_up.weight_bytes + x.down.weight_bytes for x in held)
         """Bytes of all experts."""
         self._experts = tuple(experts)  # they hold the weights
         self._routing = routing
@@ -41,9 +43,16 @@ class NativeExperts:
         self._scales = None if scales is None else scales.float().contiguous()
         self._context = context
         self._run = context.library.experts
-        self._gate_ups = array_of(c_void_p, [handle_of(x.gate_up) for x in experts])
-        self._downs = array_of(c_void_p, [handle_of(x.down) for x in experts])
-        self._size, self._dtype = experts[0].gate_up.in_features, experts[0].gate_up.dtype
+        self._gate_ups = array_of(
+            c_void_p, [None if x is None else handle_of(x.gate_up) for x in experts]
+        )
+        self._downs = array_of(
+            c_void_p, [None if x is None else handle_of(x.down) for x in experts]
+        )
+        self._size, self._dtype = held[0].gate_up.in_features, held[0].gate_up.dtype
+        self._borders = array_of(c_int64, () if chunks is None else chunks.borders)
+        self._num_chunks = 0 if chunks is None else len(chunks.borders) - 1
+        self._ranks = None if chunks is None else chunks.ranks
 
     def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
         """[T, E] of x [T, E], a router's logits of it, and what is added [T, E]."""
@@ -71,11 +80,14 @@ class NativeExperts:
             expert_scales=address(self._scales),
             beside=address(beside),
             out=out.data_ptr(),
+            borders=addressof(self._borders),
+            ranks=getattr(self._ranks, "handle", None),
             tokens=tokens,
             experts=routing.num_experts,
             top_k=routing.top_k,
             groups=routing.num_groups,
             chosen_groups=routing.chosen_groups,
+            chunks=self._num_chunks,
             scores=SCORES[routing.scores],
             renormalise=routing.renormalise,
             scale=routing.scale,

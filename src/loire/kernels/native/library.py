@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 27
+INTERFACE_VERSION = 28
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -116,6 +116,6 @@ def load_library() -> NativeLibrary:
         ) from error
 
 
-def array_of(kind: Any, values: Sequence[int]) -> Any:
+def array_of(kind: Any, values: Sequence[int | None]) -> Any:
     """A C array."""
     return (kind * len(values))(*values)

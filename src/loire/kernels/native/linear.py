@@ -17,6 +17,7 @@ from loire.checkpoint.formats import WeightFormat
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import (
     Expert,
+    ExpertChunks,
     Experts,
     FlatBatch,
     Heads,
@@ -327,13 +328,14 @@ class NativeLinearKernels:
 
     def experts(
         self,
-        experts: Sequence[Expert],
+        experts: Sequence[Expert | None],
         routing: Routing,
         bias: Tensor | None = None,
         scales: Tensor | None = None,
+        chunks: ExpertChunks | None = None,
     ) -> Experts:
         """All of them by one call of the library."""
-        return NativeExperts(self._context, experts, routing, bias, scales)
+        return NativeExperts(self._context, experts, routing, bias, scales, chunks)
 
     def heads(self, products: Sequence[Linear]) -> Heads:
         """All of them by one call of the library."""

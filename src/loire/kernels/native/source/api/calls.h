@@ -60,8 +60,8 @@ struct AdaptCall {
 };
 
 // out is what the experts that each token chooses make of x, weighted and added up in the experts' order,
-// and then `beside`, of x's type. gate_ups and downs: of each expert, packed with a gate and without. What chooses: see
-// RouteArguments.
+// and then `beside`, of x's type. gate_ups and downs: of each expert, packed with a gate and without, null of
+// those that other ranks have. chunks: see ExpertChunks. What chooses: see RouteArguments.
 struct ExpertsCall {
     const PackedWeight* const* gate_ups;
     const PackedWeight* const* downs;
@@ -71,7 +71,9 @@ struct ExpertsCall {
     const float* expert_scales;  // [experts] or null
     const void* beside;   // [T, E] or null
     void* out;            // [T, E]
-    int64_t tokens, experts, top_k, groups, chosen_groups;
+    const int64_t* borders;  // [chunks + 1], or null
+    Ranks* ranks;            // or null
+    int64_t tokens, experts, top_k, groups, chosen_groups, chunks;
     int32_t scores, renormalise;
     float scale;
 };

@@ -12,13 +12,20 @@ using namespace loire;
 LOIRE_EXPORT int loire_experts(Context* context, const ExpertsCall* call) {
     std::vector<Expert> experts;
     const bool known = guarded([&] {
-        const int64_t size = call->experts > 0 ? call->gate_ups[0]->in_features : 0;
+        const PackedWeight* held = nullptr;
+        for (int64_t i = 0; i < call->experts && held == nullptr; ++i) held = call->gate_ups[i];
+        if (held == nullptr) throw std::invalid_argument("there is no expert");
+        const int64_t size = held->in_features;
         for (int64_t i = 0; i < call->experts; ++i) {
+            if (call->gate_ups[i] == nullptr && call->chunks > 0) {
+                experts.push_back({nullptr, nullptr, nullptr, nullptr});
+                continue;
+            }
             const PackedWeight &gate_up = *call->gate_ups[i], &down = *call->downs[i];
             if (gate_up.gate == Gate::NONE || down.gate != Gate::NONE ||
                 gate_up.in_features != size || down.out_features != size ||
                 gate_up.out_features != down.in_features ||
-                gate_up.is_bfloat16 != call->gate_ups[0]->is_bfloat16 ||
+                gate_up.is_bfloat16 != held->is_bfloat16 ||
                 down.is_bfloat16 != gate_up.is_bfloat16)
                 throw std::invalid_argument("the weights of experts do not fit each other");
             experts.push_back({&gate_up, &down, context->linear(gate_up.is_bfloat16, gate_up.format),
@@ -29,10 +36,13 @@ LOIRE_EXPORT int loire_experts(Context* context, const ExpertsCall* call) {
             throw std::invalid_argument("experts do not fill their groups");
         check_range("number of chosen experts", call->top_k - 1,
                     call->experts / call->groups * call->chosen_groups);
+        check_range("number of chunks", call->chunks, MOST_SUMMANDS + 1);
         check_range("kind of scores", call->scores, int64_t(Scores::SIGMOID) + 1);
     });
     if (!known) return -1;
-    return perform(context, nullptr, [context, given = *call, experts](AttentionPlan*) {
+    std::vector<int64_t> borders;
+    if (call->chunks > 0) borders.assign(call->borders, call->borders + call->chunks + 1);
+    return perform(context, nullptr, [context, given = *call, experts, borders](AttentionPlan*) {
         RouteArguments routing{};
         routing.logits = given.logits;
         routing.bias = given.bias;
@@ -47,6 +57,6 @@ LOIRE_EXPORT int loire_experts(Context* context, const ExpertsCall* call) {
         routing.scale = given.scale;
         compute_experts(context->operations, context->pool, context->activations, context->experts,
                         context->forecast, given.gate_ups, routing, experts.data(), given.x,
-                        given.beside, given.out);
+                        given.beside, given.out, {borders.data(), given.chunks, given.ranks});
     });
 }

@@ -44,8 +44,8 @@ LOIRE_EXPORT int loire_sum_products(Context* context, const SumProductsCall* cal
     product.x = static_cast<const char*>(call->x);
     product.x_stride = call->in_features * (call->type == 1 ? 2 : 4);
     product.numbers = call->adapters;
-    const Total total{nullptr,      0,      call->bias,  call->out, call->wide != 0, call->type == 1,
-                      call->tokens, call->out_features};
+    const Total total{nullptr,         0,           call->bias, nullptr, call->out,
+                      call->wide != 0, call->type == 1, call->tokens, call->out_features};
     return perform(context, nullptr, [context, product, total, ranks = call->ranks](AttentionPlan*) {
         multiply_chunks(context->pool, context->chunked, context->forecast, ranks, product, total);
     });
@@ -55,7 +55,7 @@ LOIRE_EXPORT int loire_sum_parts(Context* context, const SumPartsCall* call) {
     return perform(context, nullptr, [context, given = *call](AttentionPlan*) {
         check_range("number of parts", given.count - 1, MOST_SUMMANDS);
         add_up_parts(context->pool, given.ranks,
-                     {given.parts, given.count, nullptr, given.out, given.wide != 0,
+                     {given.parts, given.count, nullptr, nullptr, given.out, given.wide != 0,
                       given.type == 1, given.tokens, given.size});
     });
 }

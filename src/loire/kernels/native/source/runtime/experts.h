@@ -9,10 +9,11 @@
 #include "forecast.h"
 #include "packed_weight.h"
 #include "pool.h"
+#include "summed.h"
 
 namespace loire {
 
-// One expert: down(gate_up(x)), and the operations that the weights were packed for.
+// One expert: down(gate_up(x)), and the operations that the weights were packed for; null: another rank's.
 struct Expert {
     const PackedWeight* gate_up;
     const PackedWeight* down;
@@ -22,7 +23,15 @@ struct Expert {
 
 // Room for what is worked out on the way.
 struct ExpertsScratch {
-    Scratch routes, hidden, made;
+    Scratch routes, hidden, made, parts;
+};
+
+// Of experts that several ranks have: what each chunk of them makes of a token is added up in their order,
+// and the chunks in a tree (ranks.h). borders: [count + 1], of this rank's; count 0: there are no chunks.
+struct ExpertChunks {
+    const int64_t* borders;
+    int64_t count;
+    Ranks* ranks;
 };
 
 // routing: chosen and weights are left empty. experts: as many as it says, all of one type and with x's
@@ -31,6 +40,6 @@ struct ExpertsScratch {
 void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
                      ExpertsScratch& scratch, Forecast& forecast, const void* key,
                      RouteArguments routing, const Expert* experts, const void* x,
-                     const void* beside, void* out);
+                     const void* beside, void* out, const ExpertChunks& chunks);
 
 }  // namespace loire

@@ -30,14 +30,24 @@ struct Adding {
     float* partial;  // the sums, where other ranks' come to them later; null: they are the total
 };
 
+float widened(bfloat16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+}
+
 void finish(const Total& total, int64_t first, int64_t count, const float* sums) {
-    if (total.bias == nullptr && total.wide) {
+    if (total.bias == nullptr && total.beside == nullptr && total.wide) {
         std::memcpy(static_cast<float*>(total.out) + first, sums, size_t(count) * sizeof(float));
         return;
     }
     int64_t column = first % total.size;
     for (int64_t i = 0; i < count; ++i) {
-        const float sum = total.bias == nullptr ? sums[i] : sums[i] + total.bias[column];
+        float sum = total.bias == nullptr ? sums[i] : sums[i] + total.bias[column];
+        if (total.beside != nullptr)
+            sum += total.is_bfloat16 ? widened(static_cast<const bfloat16*>(total.beside)[first + i])
+                                     : static_cast<const float*>(total.beside)[first + i];
         if (total.wide || !total.is_bfloat16)
             static_cast<float*>(total.out)[first + i] = sum;
         else

@@ -15,9 +15,10 @@ namespace loire {
 
 // What becomes of [parts][T, N] sums, of this rank and of the others.
 struct Total {
-    const float* parts;  // [count][T, N]
+    const float* parts;   // [count][T, N]
     int64_t count;
-    const float* bias;  // [N] or null, added to the sum
+    const float* bias;    // [N] or null, added to the sum
+    const void* beside;   // [T, N] of the model's type or null, added then
     void* out;          // [T, N], float32 if wide, else of the model's type
     bool wide, is_bfloat16;
     int64_t tokens, size;

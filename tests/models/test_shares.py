@@ -1,20 +1,28 @@
 """A model that several ranks share computes the same bits as one that takes its sums in as many
 chunks."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES
 
+from loire.base.config import WeightQuantization
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.formats import BLOCK_FORMATS
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.sharding import Share, rank_of, settle_chunks, share_of, working_sizes
 from loire.kernels.interface import Meeting
 from loire.kernels.native.backend import NativeBackend
-from support.paged_driver import DrivenSequence, PagedDriver
+from loire.kernels.reference import ReferenceBackend
+from loire.models.loading import load_decoder
+from loire.planning.model_size import size_of_rank
+from support.blocks import blocks_of
+from support.paged_driver import CPU, DrivenSequence, PagedDriver
 from support.ranks import each_rank, load_share
 
 usable, why = NativeBackend.available()
@@ -31,10 +39,15 @@ def family(name: str, directory: Path) -> Checkpoint:
 
 
 def logits(
-    checkpoint: Checkpoint, dtype: torch.dtype, meeting: Meeting, chunks: int | None = None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    quantization: WeightQuantization,
+    meeting: Meeting,
+    chunks: int | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Of two sequences, in company and alone, in pieces; and bytes of the weights."""
-    decoder = load_share(checkpoint, NativeBackend(1), dtype, meeting, chunks=chunks)
+    options: dict[str, Any] = {"chunks": chunks, "quantization": quantization}
+    decoder = load_share(checkpoint, NativeBackend(1), dtype, meeting, **options)
     driver, one, other = PagedDriver(decoder), DrivenSequence(), DrivenSequence()
     outputs = driver.step([(one, TOKENS[:25]), (other, TOKENS[7:19])], [1, 12])
     for _ in range(2):  # recorded, and replayed
@@ -51,19 +64,54 @@ def logits(
         ("gemma2", (2,)),  # a tied head, windows, norms around
         ("gemma4_per_layer", (2,)),  # keys and values of other layers, embeddings per layer
         ("phi3", (2,)),  # queries, keys and values in one tensor of the file
+        ("mixtral", (2,)),
+        ("gpt_oss", (2,)),  # experts with biases, sinks
+        ("granitemoeshared", (2,)),
+        ("deepseek_v3_halves", (2, 4)),  # latent attention, experts in groups
     ],
 )
 @torch.inference_mode()
 def test_shared_is_whole(name: str, sizes: tuple[int, ...], tmp_path: Path) -> None:
-    checkpoint = family(name, tmp_path)
+    check(family(name, tmp_path), sizes)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "int8"])
+@torch.inference_mode()
+def test_blocks_and_codes_are_shared(kind: WeightQuantization, tmp_path: Path) -> None:
+    """An intermediate size of nine blocks: the last of eight chunks has two."""
+    [found] = [family for family in FAMILIES if family.name == "llama2"]
+    sizes = {"intermediate_size": 9 * 256, "head_dim": 512, "num_hidden_layers": 1}
+    replace(found, settings={**found.settings, **sizes}).save(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    if kind == "int8":
+        check(checkpoint, (2, 4), kind)
+        return
+    tensors = dict(checkpoint.tensors)
+    with (tmp_path / "blocks.bin").open("wb") as file:
+        for name in ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+            info = tensors[f"model.layers.0.{name}.weight"]
+            if info.shape[1] % 256:
+                continue  # of what takes the hidden size
+            blocks = blocks_of(kind, info.shape, len(name))
+            where = {"path": tmp_path / "blocks.bin", "offset": file.tell()}
+            size = {"num_bytes": file.write(blocks.tobytes())}
+            tensors[info.name] = replace(info, format=BLOCK_FORMATS[kind], **where, **size)
+    check(replace(checkpoint, tensors=tensors), (2, 4))
+
+
+def check(
+    checkpoint: Checkpoint, sizes: tuple[int, ...], quantization: WeightQuantization = "auto"
+) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        plain, plain_bytes = logits(checkpoint, dtype, ALONE, 0)
-        whole, whole_bytes = logits(checkpoint, dtype, ALONE, 8)
-        tolerance = 1e-4 if dtype is torch.float32 else 0.2
+        run = partial(logits, checkpoint, dtype, quantization)
+        plain, plain_bytes = run(ALONE, 0)
+        whole, whole_bytes = run(ALONE, 8)
+        # int8 has a scale per output and chunk, instead of one per output.
+        tolerance = 1e-4 if (dtype, quantization) == (torch.float32, "auto") else 0.3
         torch.testing.assert_close(whole, plain, atol=tolerance, rtol=tolerance)
         assert plain_bytes <= whole_bytes
         for size in sizes:
-            shares = each_rank(size, partial(logits, checkpoint, dtype))
+            shares = each_rank(size, run)
             assert torch.equal(shares[0][0], whole)
             assert all(num_bytes < whole_bytes for _, num_bytes in shares)
 
@@ -91,6 +139,22 @@ def test_chunks_go_with_ranks() -> None:
     with pytest.raises(ConfigError, match=r"sums of 24 chunks go with .* 3, 6, 12 and 24, not 2"):
         settle_chunks(2, 24)
     with pytest.raises(ConfigError, match="64 are the most"):
-        settle_chunks(11, None)
+        settle_chunks(17, None)
     with pytest.raises(ConfigError, match="at least 1, but is 0"):
         settle_chunks(0, None)
+
+
+def test_planned_shares_are_the_loaded_ones(tmp_path: Path) -> None:
+    checkpoint = family("llama_head_dim_tied", tmp_path)
+    planned = size_of_rank(checkpoint, 2, dtype="float32", quantization=None, kv_dtype="float32")
+    for rank in range(2):
+        decoder = load_decoder(
+            checkpoint,
+            dtype=torch.float32,
+            device=CPU,
+            backend=ReferenceBackend(),
+            max_model_len=64,
+            share=Share(rank, 2, 8),
+        )
+        assert planned.weight_bytes == pytest.approx(decoder.weight_bytes, rel=0.02)
+        assert planned.kv_bytes_per_token == decoder.description.kv_bytes_per_token("float32")

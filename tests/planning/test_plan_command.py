@@ -214,8 +214,12 @@ def test_a_plan_that_does_not_fit_ends_with_1_and_says_what_helps(
     assert main([*command, "--json"]) == 1
     captured = capsys.readouterr()
     assert json.loads(captured.out)["fits"] is False
-    assert "--tensor-parallel 2" in captured.err
-    assert main([*command, "--tensor-parallel", "2"]) == 0
+    assert "--tensor-parallel-size 2" in captured.err
+    assert main([*command, "--tensor-parallel-size", "2"]) == 0
+    capsys.readouterr()
+    plan = json_of(capsys, *shlex.split("plan llama-3-8b --tensor-parallel-size 2 --memory 40GB"))
+    assert 0.53 < plan["rank_weights_bytes"] / 16.06e9 < 0.54  # an embedding of 1.05 GB in each
+    assert plan["rank_kv_bytes_per_token"] * 2 == plan["kv_bytes_per_token"]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_mistakes_are_explained(
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--memory 8XB", "--bandwidth fast", "--flops 0", "--tensor-parallel 0", "--window 8q"],
+    ["--memory 8XB", "--bandwidth fast", "--flops 0", "--tensor-parallel-size 0", "--window 8q"],
 )
 def test_values_that_are_no_values_are_mistakes_of_usage(arguments: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -62,9 +62,8 @@ class EngineOptions:
         tensor_parallel_size: processes that compute the model together, each with a share of its
             weights and KV memory.
         sum_chunks: the sums that tensor parallelism divides are taken in a tree of so many chunks,
-            so that any number of processes that goes with it gives the same bits; None: 8 where
-            there are several processes (times the odd part of their number), 0, no chunks, where
-            there is one.
+            so that any number of processes that goes with it gives the same bits; None: 8 for 2, 4
+            and 8 processes, 12 for 3 and 6, and 0, no chunks, for one.
         system: a system message for conversations that begin without one.
         allow_special_in_text: control tokens that a user writes in a conversation count as such,
             so that the text can begin a turn of its own; by default they are text.

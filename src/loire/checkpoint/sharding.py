@@ -35,6 +35,10 @@ from loire.checkpoint.mixers import AttentionDescription, AttentionWeights, Mixe
 from loire.checkpoint.weights import Cut, Matrix, Range
 
 FEWEST_CHUNKS = 8
+"""Of sums that so many processes may divide; of a number of processes that is no power of two, half
+as many times its odd part."""
+MOST_SIZE = 8
+"""Up to which numbers of processes are named where one does not work."""
 MOST_CHUNKS = 64
 """As the native kernels add up (source/runtime/ranks.h)."""
 UNIT = 32
@@ -82,7 +86,8 @@ def settle_chunks(size: int, chunks: int | None) -> int:
         raise ConfigError(f"tensor_parallel_size must be at least 1, but is {size}")
     odd = size // (size & -size)
     if chunks is None:
-        chunks = 0 if size == 1 else odd * max(FEWEST_CHUNKS, size & -size)
+        fewest = FEWEST_CHUNKS if odd == 1 else FEWEST_CHUNKS // 2
+        chunks = 0 if size == 1 else odd * max(fewest, size & -size)
     if chunks > MOST_CHUNKS:
         raise ConfigError(
             f"tensor_parallel_size {size} needs sums of {chunks} chunks, but {MOST_CHUNKS} are the "
@@ -141,7 +146,7 @@ def share_of(
 def working_sizes(description: ModelDescription, block_inputs: BlockInputs) -> list[int]:
     """The numbers of ranks above 1 that a model can be divided among."""
     weights, found = description.weights(), []
-    for size in range(2, FEWEST_CHUNKS + 1):
+    for size in range(2, MOST_SIZE + 1):
         share = Share(size - 1, size, settle_chunks(size, None))
         try:
             _share_of(description, weights, share, block_inputs)

@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lora = "adapters and their rank, for all linear layers: as 15x16"
     add("--lora", type=_lora, metavar="NxRANK", help=lora)
     add("--kv-dtype", type=_names, help="* of the KV cache [as --dtype]")
-    add("--tensor-parallel", type=_list_of(_positive), metavar="N", help="* devices [1]")
+    ranks = "* devices, or processes on a machine, that share the model [1]"
+    add("--tensor-parallel-size", type=_list_of(_positive), metavar="N", help=ranks)
     add("--window", type=_list_of(tokens), metavar="TOKENS", help="* as 8k [the model's]")
     add("--prompt", type=tokens, metavar="TOKENS", help="length of a prompt [the window]")
     add("--output", type=tokens, metavar="TOKENS", help="length of an output [0]")
@@ -245,7 +246,7 @@ def _choices(args: argparse.Namespace) -> "list[Variant]":
             dtypes,
             formats,
             kv_dtypes,
-            args.tensor_parallel or [1],
+            args.tensor_parallel_size or [1],
             args.window or [None],
         )
     ]

@@ -97,7 +97,8 @@ def load_decoder(
         head = loader(weights.head).linear(weights.head)
     elif isinstance(embedding, Tensor):
         rounding = reader.rounding(weights.embedding, "head")
-        head = reader.linear([embedding[rows[0] : rows[1]]], None, rounding=rounding)
+        own = embedding if share.size == 1 else embedding[rows[0] : rows[1]]
+        head = reader.linear([own], None, rounding=rounding)
     elif share.size > 1:
         [whole] = loader(weights.embedding).matrix(weights.embedding)
         head = reader.linear([rows_of(whole, *rows)], None)

@@ -14,7 +14,7 @@ from loire.checkpoint.feed_forward import ExpertsDescription, FeedForwardDescrip
 from loire.checkpoint.latent_attention import LatentAttentionDescription
 from loire.checkpoint.mixers import MixerDescription
 from loire.planning.devices import Device
-from loire.planning.model_size import ModelSize
+from loire.planning.model_size import ModelSize, RankSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,15 @@ class CapacityPlan:
     """What weights, adapters and activations leave; below 0 if they do not fit."""
     kv_bytes_per_token: int
     """As held: KV heads that several devices must repeat are counted as often."""
+    rank: RankSize | None = None
+    """Of one of the processes, where Loire divides the model among several."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights as held; what each of several processes has whole counts as often."""
+        if self.rank is None:
+            return self.model.weight_bytes
+        return self.rank.weight_bytes * self.tensor_parallel
 
     @property
     def fits(self) -> bool:
@@ -174,11 +183,17 @@ class CapacityPlan:
     @property
     def _bandwidth(self) -> float | None:
         one = self.device.bandwidth_bytes_per_s
-        return None if one is None else one * self.tensor_parallel
+        return None if one is None else one * _num_devices(self.device, self.tensor_parallel)
 
     @property
     def _flops(self) -> float | None:
-        return None if self.device.flops is None else self.device.flops * self.tensor_parallel
+        one = self.device.flops
+        return None if one is None else one * _num_devices(self.device, self.tensor_parallel)
+
+
+def _num_devices(device: Device, tensor_parallel: int) -> int:
+    """A machine's processes share what it has; accelerators are as many."""
+    return 1 if device.is_cpu else tensor_parallel
 
 
 def plan_capacity(
@@ -189,13 +204,16 @@ def plan_capacity(
     tensor_parallel: int = 1,
     activation_bytes: int = 0,
     adapter_bytes: int = 0,
+    rank: RankSize | None = None,
 ) -> CapacityPlan:
-    """The plan for tensor_parallel devices of a kind; activation_bytes are per device.
+    """The plan for tensor_parallel devices of a kind, or as many processes on a machine;
+    activation_bytes are of each. rank: what each holds, where that is known.
 
     Raises ConfigError if the model cannot be split over that many devices.
     """
     repeats = _kv_repeats(model.description, tensor_parallel)
-    memory = device.memory_bytes * tensor_parallel
+    memory = device.memory_bytes * _num_devices(device, tensor_parallel)
+    weights = model.weight_bytes if rank is None else rank.weight_bytes * tensor_parallel
     activations = activation_bytes * tensor_parallel
     return CapacityPlan(
         model=model,
@@ -205,8 +223,9 @@ def plan_capacity(
         memory_bytes=memory,
         activation_bytes=activations,
         adapter_bytes=adapter_bytes,
-        kv_memory_bytes=memory - model.weight_bytes - adapter_bytes - activations,
+        kv_memory_bytes=memory - weights - adapter_bytes - activations,
         kv_bytes_per_token=model.kv_bytes_per_token * repeats,
+        rank=rank,
     )
 
 
@@ -245,7 +264,7 @@ def _live_elements(part: MixerDescription | FeedForwardDescription, hidden: int)
 def _kv_repeats(description: ModelDescription | None, tensor_parallel: int) -> int:
     """How many devices hold the same KV head: 1 unless there are more devices than heads."""
     if tensor_parallel < 1:
-        raise ConfigError(f"--tensor-parallel must be at least 1, but is {tensor_parallel}")
+        raise ConfigError(f"--tensor-parallel-size must be at least 1, but is {tensor_parallel}")
     if description is None:
         return 1
     shapes = {(mixer.num_heads, mixer.num_kv_heads) for mixer in description.attentions}
@@ -263,7 +282,7 @@ def _head_repeats(heads: int, kv_heads: int, tensor_parallel: int) -> int:
         ]
         raise ConfigError(
             f"{heads} query heads and {kv_heads} KV heads cannot be split over "
-            f"{tensor_parallel} devices; --tensor-parallel can be "
+            f"{tensor_parallel} devices; --tensor-parallel-size can be "
             f"{', '.join(map(str, possible))}"
         )
     return max(1, tensor_parallel // kv_heads)

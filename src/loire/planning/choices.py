@@ -17,8 +17,10 @@ from loire.planning.model_size import (
     DTYPES,
     QUANTIZATIONS,
     ModelSize,
+    RankSize,
     size_by_hand,
     size_of_checkpoint,
+    size_of_rank,
 )
 
 HAND_WINDOW = 8192
@@ -71,7 +73,9 @@ def answer(question: Question, choice: Variant) -> CapacityPlan:
     """The plan of one choice. Raises ConfigError for what cannot be."""
     size, window = _size(question, choice)
     if choice.tensor_parallel < 1:
-        raise ConfigError(f"--tensor-parallel must be at least 1, but is {choice.tensor_parallel}")
+        raise ConfigError(
+            f"--tensor-parallel-size must be at least 1, but is {choice.tensor_parallel}"
+        )
     activations = question.activation_bytes
     if activations is None:
         activations = 0
@@ -90,7 +94,28 @@ def answer(question: Question, choice: Variant) -> CapacityPlan:
         tensor_parallel=choice.tensor_parallel,
         activation_bytes=activations,
         adapter_bytes=_adapter_bytes(question, choice),
+        rank=_rank(question, choice),
     )
+
+
+def _rank(question: Question, choice: Variant) -> RankSize | None:
+    """What each of several processes holds; None where Loire does not divide the model like that
+    (others may)."""
+    if choice.tensor_parallel == 1 or isinstance(question.model, Shapes):
+        return None
+    try:
+        return size_of_rank(
+            question.model,
+            choice.tensor_parallel,
+            dtype=choice.dtype,
+            quantization=choice.quantization,
+            kv_dtype=choice.kv_dtype or choice.dtype,
+            bits=choice.bits,
+        )
+    except ConfigError:
+        if choice.device.is_cpu:
+            raise
+        return None
 
 
 def _adapter_bytes(question: Question, choice: Variant) -> int:
@@ -158,7 +183,7 @@ def remedies(question: Question, choice: Variant) -> list[str]:
     """Single changes under which a plan that does not fit would: flags and their values."""
     tries: Sequence[tuple[str, Variant]] = [
         *(
-            (f"--tensor-parallel {size}", replace(choice, tensor_parallel=size))
+            (f"--tensor-parallel-size {size}", replace(choice, tensor_parallel=size))
             for size in (2, 4, 8, 16)
             if size > choice.tensor_parallel
         ),

@@ -18,6 +18,7 @@ from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat, held_as
+from loire.checkpoint.sharding import Share, rank_of, settle_chunks
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
@@ -151,6 +152,47 @@ class ModelSize:
                 elif layer.mixer is not None:
                     total += layer.mixer.operations(prompt)
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class RankSize:
+    """Of one of the processes that share a model (tensor parallelism), in bytes."""
+
+    weight_bytes: int
+    """Of the one that has most."""
+    kv_bytes_per_token: int
+
+
+def size_of_rank(
+    checkpoint: Checkpoint,
+    size: int,
+    *,
+    dtype: str,
+    quantization: str | None,
+    kv_dtype: str,
+    bits: float | None = None,
+) -> RankSize:
+    """What each of so many processes holds. Raises ConfigError if Loire does not divide the model
+    like this."""
+    present, most = checkpoint.tensors, 0
+    whole = checkpoint.description.weights()
+    for rank in range(size):
+        share = Share(rank, size, settle_chunks(size, None))
+        description, weights = rank_of(checkpoint, share)
+        total = 0.0
+        for weight in each(weights):
+            names = [name for name in weight.stored_names(present) if name in present]
+            held = sum(_held_bytes(weight, present[n], dtype, quantization, bits) for n in names)
+            cut = weight.cut if isinstance(weight, Matrix) else None
+            stored = 1 if cut is None else sum(cut.whole_rows) * cut.whole_inputs
+            total += held if cut is None else held * weight.num_elements / stored
+        if whole.head is None:  # a rank's rows of the embedding are packed beside it
+            first, end = share.range_of(description.vocab_size)
+            name = f"{whole.embedding.name}.weight"
+            held = _held_bytes(whole.embedding, present[name], dtype, quantization, bits)
+            total += held * (end - first) / description.vocab_size
+        most = max(most, round(total))
+    return RankSize(most, _kv_bytes_per_token(description, kv_dtype))
 
 
 def size_by_hand(

@@ -84,7 +84,7 @@ def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
     else:
         kv = f"none left: weights and activations exceed the memory by {_gb(-plan.kv_memory_bytes)}"
     parts = [
-        ("weights", model.weight_bytes, weights),
+        ("weights", plan.weight_bytes, weights),
         *([("adapters", plan.adapter_bytes, "LoRA")] if plan.adapter_bytes else []),
         ("activations", plan.activation_bytes, activations),
         ("KV cache", max(plan.kv_memory_bytes, 0), kv),
@@ -95,6 +95,12 @@ def _memory_lines(plan: CapacityPlan, color: bool, unicode: bool) -> list[str]:
         shade = _paint(name, _SHADES[name][0 if unicode else 1], color)
         share = size / plan.memory_bytes
         lines.append(f"  {shade} {name:<14}{_gb(size):>12} {share:>7.1%}   {note}")
+    if plan.rank is not None:
+        lines.append(
+            f"  each of {plan.tensor_parallel} processes holds weights of "
+            f"{_gb(plan.rank.weight_bytes)} and {_size(plan.rank.kv_bytes_per_token)} of KV per "
+            f"token"
+        )
     return lines
 
 
@@ -211,7 +217,7 @@ def render_side_by_side(plans: Sequence[tuple[Variant, CapacityPlan]]) -> str:
             (f"{plan.tensor_parallel} x " if plan.tensor_parallel > 1 else "") + plan.device.name,
             format_name(choice),
             f"{plan.load.window:,}",
-            _gb(plan.model.weight_bytes),
+            _gb(plan.weight_bytes),
             _gb(plan.kv_memory_bytes) if plan.kv_memory_bytes > 0 else "none",
             f"{plan.kv_capacity_tokens:,}",
             f"{plan.concurrent_requests:,.1f}",
@@ -248,7 +254,9 @@ def to_json(plan: CapacityPlan, choice: Variant) -> dict[str, object]:
         "bandwidth_bytes_per_s": plan.device.bandwidth_bytes_per_s,
         "flops": plan.device.flops,
         "num_parameters": plan.model.num_parameters,
-        "weights_bytes": plan.model.weight_bytes,
+        "weights_bytes": plan.weight_bytes,
+        "rank_weights_bytes": None if plan.rank is None else plan.rank.weight_bytes,
+        "rank_kv_bytes_per_token": None if plan.rank is None else plan.rank.kv_bytes_per_token,
         "step_weights_bytes": plan.model.step_weight_bytes,
         "bits": choice.bits,
         "adapter_bytes": plan.adapter_bytes,

@@ -1,5 +1,6 @@
 """KV events on their way to a router: read back with the types that vLLM's own decoder has."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def test_three_frames_that_vllms_decoder_reads(tmp_path: Path) -> None:
     assert (event.group_idx, event.kv_cache_spec_kind) == (0, "full_attention")
     last = msgspec.msgpack.decode(following[2], type=KVEventBatch).events
     assert last == [BlockRemoved([int.from_bytes(b"c" * 8, "big")], "GPU", 1)]
+    if find_spec("vllm") is not None:  # its own, where it is installed
+        from vllm.distributed.kv_events import KVEventBatch as Theirs
+
+        [theirs, gone] = msgspec.msgpack.decode(data, type=Theirs).events
+        assert (theirs.token_ids, theirs.group_idx, gone.group_idx) == ([*range(8)], 0, 1)
 
 
 def _request(name: str, tokens: range, cache_salt: str = "") -> EngineRequest:

@@ -14,7 +14,8 @@ from loire.base.messages import AnnouncedAdapter, EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.engine.wire import Announce, Submit
 from loire.fleet.link import FleetLink
-from loire.fleet.messages import Draining, Joined
+from loire.fleet.messages import Blocks, Draining, Joined
+from loire.fleet.placement import Placement, PrefixChains
 from support.fake_replica import AHEAD_S, HARMFUL, FakeFleet, FakeReplica, config
 
 
@@ -224,6 +225,37 @@ def test_prefixes_are_found_again() -> None:
         await fleet.run()
         assert holders(fleet, "second") == [name]
         assert fleet.updates[-1].num_cached_tokens == 40
+
+    in_fleet("abcd", play).check()
+
+
+def test_fronts_share_what_is_cached() -> None:
+    """A front that never sent a prompt finds it, and finds it no more once it is evicted."""
+    system = tuple(range(20, 60))
+
+    async def play(fleet: FakeFleet) -> None:
+        fleet.submit("first", system)
+        await fleet.run()
+        [name] = holders(fleet, "first")
+        told = fleet.replicas[name].told
+        placement = Placement()
+        other = FleetLink(lambda updates: None, placement=placement)
+        twins = {twin: FakeReplica(twin) for twin in "abcd"}
+        following = [asyncio.create_task(other.follow(twin)) for twin in twins.values()]
+        for twin in twins:
+            twins[twin].say(Blocks(fleet.replicas[twin].told))
+        await asyncio.sleep(0.01)
+        second = PrefixChains(EngineRequest("second", (*system, 50), SamplingParams(), 0))
+        assert {twin: placement.matched_tokens(twin, second) for twin in twins} == {
+            twin: 40 if twin == name else 0 for twin in twins
+        }
+        twins[name].say(Blocks(evicted=told[16:24]))
+        await asyncio.sleep(0.01)
+        assert placement.matched_tokens(name, second) == 8
+        other.close()
+        for twin in twins.values():
+            twin.kill()
+        await asyncio.gather(*following)
 
     in_fleet("abcd", play).check()
 

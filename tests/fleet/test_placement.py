@@ -59,6 +59,20 @@ def fleet(*names: str, **options: float) -> Placement:
     return placement
 
 
+def test_where_states_are_kept_the_last_of_them_counts() -> None:
+    placement = fleet("x")
+    placement.join(replace(replica("y"), is_sparse=True))
+    message = request("a", tuple(range(17)))
+    chains = PrefixChains(message)
+    keys = chains.keys(replica("y"))
+    for name in "xy":
+        placement.changed(name, [keys[1]], [])
+    assert placement.matched_tokens("x", chains) == 0, "the first block is missing"
+    assert placement.matched_tokens("y", chains) == 2 * SIZE
+    placement.changed("y", [], [keys[1]])
+    assert placement.matched_tokens("y", chains) == 0
+
+
 def test_adapters_stay_where_they_are_in_memory_until_others_have_less_to_do() -> None:
     placement = fleet("x", "y")
     assert place(placement, request("a", (1, 2), adapter="style")) is None

@@ -22,6 +22,7 @@ from loire.fleet.client import FleetClient, frontend_of
 from loire.fleet.link import FleetLink
 from loire.fleet.messages import WIRE_VERSION, Joined, encode
 from loire.fleet.model_digest import model_digest
+from loire.fleet.placement import PrefixChains
 from loire.fleet.replica import EngineReplica
 from support.adapter_files import adapter_tensors, save_adapter
 from support.direct_channel import DirectChannel, first_words
@@ -135,15 +136,16 @@ def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
 
 def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) -> None:
     """By two fronts, one of which leaves; texts are those of one engine, through a death."""
+    prompt = "once upon a time " * 3
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     path = save_adapter(tmp_path / "style", adapter_tensors(model, 4), 4)
 
     async def test() -> None:
         async with fleet(tiny_llama, 2) as here:
             link, names = here.client.link, here.client.adapters
-            plain = await here.texts("once upon a time")
+            plain = await here.texts(prompt)
             style = await asyncio.to_thread(names.load, "style", path, pinned=True)
-            undisturbed = await here.texts("once upon a time", adapter=style.identity)
+            undisturbed = await here.texts(prompt, adapter=style.identity)
             assert undisturbed != plain
             while link.adapters.num_resident < 2:  # pinned: in both, as their next news tell
                 await asyncio.gather(*(here.texts(f"{number}") for number in range(3)))
@@ -153,6 +155,12 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
             other.announce(style.announced(pinned=False))
             while not other.replicas:
                 await asyncio.sleep(0.01)
+            # It is told what others left in the cache, before it sends anything.
+            request = here.client.frontend.prompt("x", prompt, PARAMS).request
+            [state] = other._placement._states.values()
+            cached = PrefixChains(request).keys(state.replica)
+            assert cached
+            assert set(cached) <= set(state.held)
 
             def disturb(num: int) -> None:
                 if num == 20:
@@ -162,7 +170,7 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
                     assert busy.supervisor.pid is not None
                     os.kill(busy.supervisor.pid, signal.SIGKILL)
 
-            found = await here.texts("once upon a time", disturb, adapter=style.identity)
+            found = await here.texts(prompt, disturb, adapter=style.identity)
             assert found == undisturbed
             assert link.num_restarts == 1
             await following
@@ -170,7 +178,7 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
             await asyncio.to_thread(names.load, "style", path)
             save_adapter(path, adapter_tensors(model, 4, seed=1), 4)
             changed = await asyncio.to_thread(names.load, "style", path, load_inplace=True)
-            texts = await here.texts("once upon a time", adapter=changed.identity)
+            texts = await here.texts(prompt, adapter=changed.identity)
             assert texts not in (plain, undisturbed)
 
     run(test)

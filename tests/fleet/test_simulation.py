@@ -20,9 +20,14 @@ COSTS = StepCosts(1e-2, 1e-4, 1e-7, 1e-9)
 SMALL = ReplicaOptions(kv_tokens=640, block_size=16, max_num_seqs=4, max_num_batched_tokens=64)
 
 
-def sessions(num: int = 20, seed: int = 0, **more: float) -> list[Arrival]:
+def sessions(num: int = 20, seed: int = 0, **more: int) -> list[Arrival]:
     sizes = {"system_tokens": 64, "first_tokens": 20, "tool_tokens": 20, "output_tokens": 12}
-    agents = Agents(sessions=num, turns=3, system_prompts=3, sessions_per_s=4, tool_s=0.5, **sizes)
+    agents = Agents(
+        sessions=num,
+        sessions_per_s=4,
+        tool_s=0.5,
+        **{"turns": 3, "system_prompts": 3, **sizes, **more},
+    )
     return [a for a in agent_arrivals(agents, seed=seed) if fits(a)]
 
 
@@ -45,6 +50,16 @@ arrivals_strategy = st.lists(
     min_size=1,
     max_size=25,
 )
+
+
+def test_fronts_that_are_told_of_blocks_find_more() -> None:
+    arrivals = sessions(60, system_prompts=12, system_tokens=160, turns=6)
+    alone = FleetOptions(replicas=3, fronts=4, replica=replace(SMALL, kv_tokens=1280))
+    hits = [
+        sum(served.num_cached for served in simulate(arrivals, COSTS, options).served)
+        for options in (alone, replace(alone, tells_blocks=True))
+    ]
+    assert hits[0] < hits[1]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,5 +1,6 @@
 """The paged allocator under random operations, with a model of what each block holds."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
@@ -12,6 +13,7 @@ from loire.memory.block_events import BlocksRemoved
 from loire.memory.block_table import BlockTable
 from loire.memory.hashing import extend_chain, root_hash
 from loire.memory.paged import PagedAllocator
+from loire.memory.prefix_names import NAME_BYTES, split, telling_group
 from loire.memory.state_group import StateTable
 
 NUM_BLOCKS, BLOCK_SIZE = 12, 4
@@ -63,7 +65,10 @@ class PagedMachine(RuleBasedStateMachine):
             prefix_caching=True,
             most_ahead=ahead,
             notes_events=True,
+            notes_names=True,
         )
+        self.names: set[bytes] = set()
+        """What a follower of the names believes."""
         self.told: dict[tuple[int, bytes], bytes | None] = {}
         """What a follower of the events believes to be findable: the parents of hashes by group."""
 
@@ -257,6 +262,19 @@ class PagedMachine(RuleBasedStateMachine):
         states = [i for i, group in enumerate(self.geometry.groups) if group.kind == "state"]
         findable = {(key[0], key[1:]) for key in self.allocator.pool._by_key}
         assert set(self.told) == {entry for entry in findable if entry[0] not in states}
+
+    @invariant()
+    def names_tell_where_to_go_on(self) -> None:
+        """Of the group that lacks something first; a state needs all of its pages."""
+        if not hasattr(self, "allocator"):
+            return
+        found, gone = self.allocator.take_names()
+        self.names |= {*split(found)}
+        self.names -= {*split(gone)}
+        index = telling_group(self.geometry)
+        pages = Counter(key[1:33] for key in self.allocator.pool._by_key if key[0] == index)
+        needed = max(self.geometry.groups[index].pages_per_state, 1)
+        assert self.names == {key[:NAME_BYTES] for key, num in pages.items() if num == needed}
 
     @invariant()
     def holds_together(self) -> None:

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--routing", action="append", choices=tuple(ROUTINGS), help="(repeatable) [work]")
     add("--cost", type=Path, metavar="FILE", help="of steps, as `loire bench --cost` writes [8B]")
     add("--fronts", type=int, default=1, help="that place requests without each other [1]")
+    add("--tell-blocks", action="store_true", help="replicas tell all fronts what they have cached")
     add("--speed", type=float, default=1.0, help="of the arrivals [1]")
     add("--limit", type=int, help="take only the first requests of the trace")
     add("--sessions", type=int, default=100, help="of agents [100]")
@@ -130,6 +131,7 @@ def _options(args: argparse.Namespace, routing: str) -> "FleetOptions":
         replicas=args.replicas,
         routing=routing,
         fronts=args.fronts,
+        tells_blocks=args.tell_blocks,
         replica=replica,
         autoscaling=_autoscaling(args),
         startup_s=args.startup,

@@ -73,10 +73,12 @@ class EngineSupervisor:
         on_ready: Callable[[Ready], None] = lambda ready: None,
         on_begin: Callable[[Sequence[str]], None] = lambda request_ids: None,
         on_lost: Callable[[str], None] | None = None,
+        on_names: Callable[[bytes, bytes], None] = lambda found, gone: None,
     ) -> None:
         """on_ready: told of each engine that is loaded. on_begin: told the ids of requests before
-        the step that computes them first. on_lost: told why an engine died; its requests then are
-        not taken to the next one, but forgotten."""
+        the step that computes them first. on_names: told which prefixes can be found from now on,
+        and which no more, if load() asked for that (loire.memory.prefix_names). on_lost: told why
+        an engine died; its requests then are not taken to the next one, but forgotten."""
         self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
         """What happened in the latest steps of all engines, oldest first."""
         self.step_listeners: list[Callable[[StepRecord], None]] = []
@@ -93,6 +95,7 @@ class EngineSupervisor:
         self._on_ready = on_ready
         self._on_begin = on_begin
         self._on_lost = on_lost
+        self._on_names = on_names
         self._options = options
         self._journal = Journal()
         self._aborts: list[Abort] = []
@@ -310,6 +313,8 @@ class EngineSupervisor:
                 listener(news.record)
         if news.updates:
             self._restarts.did_step()
+        if news.names_found or news.names_gone:
+            self._on_names(news.names_found, news.names_gone)
         accepted = [self._journal.accept(update) for update in news.updates]
         self._on_updates([update for update in accepted if update is not None])
         if self._journal.num_held:

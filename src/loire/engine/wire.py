@@ -36,6 +36,8 @@ class LoadModel(msgspec.Struct, frozen=True, tag=True):
     """The checkpoint, a directory or a GGUF file."""
     name: str
     options: EngineOptions
+    tells_names: bool = False
+    """Whether news say which prefixes can be found."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -96,6 +98,10 @@ class News(msgspec.Struct, frozen=True, tag=True):
     """Requests that the engine holds, waiting or running."""
     blocks_in_use: int
     adapters: AdapterCounts = AdapterCounts()
+    names_found: bytes = b""
+    """Of prefixes that can be found from now on; see loire.memory.prefix_names."""
+    names_gone: bytes = b""
+    """Of those that cannot any more."""
 
 
 ToEngine: TypeAlias = LoadModel | Submit | Abort | Announce

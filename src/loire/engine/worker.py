@@ -71,6 +71,7 @@ class EngineWorker:
         self._sending = threading.Lock()
         self._reader = FrameReader()
         self._early: list[ToEngine] = []
+        self._tells_names = False
         self._adapters: AdapterShelf | None = None
         """Once the model is loaded."""
 
@@ -101,6 +102,7 @@ class EngineWorker:
         load, *self._early = self._receive()
         if not isinstance(load, LoadModel):
             raise WireError(f"the first message must be Load, but is {type(load).__name__}")
+        self._tells_names = load.tells_names
         self.send(Loading("reading the weights"))
         try:
             from pathlib import Path
@@ -127,7 +129,7 @@ class EngineWorker:
         from loire.scheduling.presets import build_scheduler
 
         return EngineCore(
-            build_scheduler(config),
+            build_scheduler(config, notes_names=self._tells_names),
             self._around(executor),
             depth=config.pipeline_depth,
             num_records=1,  # the supervisor keeps them
@@ -152,6 +154,7 @@ class EngineWorker:
     def _tell_news(self, core: EngineCore, updates: Sequence[SequenceUpdate]) -> None:
         """updates: of a step, if there was one. Its record is told once; a failed step has none."""
         scheduler = core.scheduler
+        found, gone = scheduler.allocator.take_names()
         self.send(
             News(
                 tuple(updates),
@@ -159,6 +162,8 @@ class EngineWorker:
                 scheduler.num_requests,
                 scheduler.allocator.counts.in_use,
                 self._shelf.counts,
+                found,
+                gone,
             )
         )
 

@@ -29,12 +29,12 @@ from loire.fleet.messages import (
     News,
 )
 from loire.fleet.placement import (
-    KEY_BYTES,
     Placement,
     PrefixChains,
     Replica,
     num_tokens_to_compute,
 )
+from loire.memory.prefix_names import split
 
 log = logging.getLogger("loire.fleet")
 
@@ -226,7 +226,7 @@ class FleetLink:
             case Begun(wire_ids):
                 member.journal.begin(member.own_ids(wire_ids))
             case Blocks(stored, evicted):
-                self._placement.changed(name, _keys(stored), _keys(evicted))
+                self._placement.changed(name, split(stored), split(evicted))
             case AdapterChecked(identity, refusal):
                 self._take_check(member, identity, refusal)
             case Joined():
@@ -272,6 +272,7 @@ class FleetLink:
             config.block_size,
             joined.numbers,
             config.computed_by,
+            is_sparse=len(config.geometry.groups) > 1,
         )
         self._placement.join(replica)
         log.info("replica %s joined: %d now", replica.name, len(self.replicas))
@@ -426,7 +427,3 @@ class FleetLink:
         self._flush = None
         for member in self._members.values():
             member.flush(self._attempts)
-
-
-def _keys(data: bytes) -> list[bytes]:
-    return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]

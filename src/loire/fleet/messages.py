@@ -59,7 +59,8 @@ class AdapterChecked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Blocks(msgspec.Struct, frozen=True, tag=True):
-    """From a replica: blocks that it can find from now on, and no more; keys of KEY_BYTES each."""
+    """From a replica: prefixes that it can find from now on, and no more, by their names
+    (loire.memory.prefix_names). After Joined come all that it can find."""
 
     stored: bytes = b""
     evicted: bytes = b""

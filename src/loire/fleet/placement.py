@@ -17,10 +17,7 @@ from zlib import crc32
 
 from loire.base.messages import EngineRequest
 from loire.memory.hashing import extend_chain, root_hash
-
-KEY_BYTES = 8
-"""Of a block's hash that are kept and told: two of 2**32 blocks rarely share them, and the worst
-that follows is a request in the wrong place."""
+from loire.memory.prefix_names import NAME_BYTES
 
 ADAPTER_TOKENS = 500
 """Reading an adapter's weights takes about as long as computing so many tokens."""
@@ -39,6 +36,8 @@ class Replica:
     """What decides its results to the bit; equal numbers give equal texts."""
     computed_by: str = ""
     """What its blocks' hashes say of their origin: EngineConfig.computed_by."""
+    is_sparse: bool = False
+    """Whether it keeps states, or windows, so that it can go on at the ends of some blocks only."""
 
 
 class PrefixChains:
@@ -71,11 +70,11 @@ class PrefixChains:
         return found
 
     def keys(self, replica: Replica) -> Sequence[bytes]:
-        """The first KEY_BYTES of each."""
+        """The first NAME_BYTES of each."""
         kind = replica.block_size, replica.computed_by
         found = self._keys.get(kind)
         if found is None:
-            found = self._keys[kind] = [key[:KEY_BYTES] for key in self.hashes(replica)]
+            found = self._keys[kind] = [key[:NAME_BYTES] for key in self.hashes(replica)]
         return found
 
 
@@ -118,6 +117,9 @@ class ReplicaState:
     def match(self, chains: PrefixChains) -> int:
         """Leading blocks of a request that it should have cached."""
         held, matched = self.held, 0
+        if self.replica.is_sparse:
+            keys = chains.keys(self.replica)
+            return next((end for end in range(len(keys), 0, -1) if keys[end - 1] in held), 0)
         for key in chains.keys(self.replica):
             if key not in held:
                 break
@@ -271,8 +273,8 @@ class Placement:
         state = self._states.get(name)
         if state is None:
             return
-        state.forget(key[:KEY_BYTES] for key in evicted)
-        state.touch(key[:KEY_BYTES] for key in stored)
+        state.forget(key[:NAME_BYTES] for key in evicted)
+        state.touch(key[:NAME_BYTES] for key in stored)
 
     def _candidates(
         self, chains: PrefixChains, numbers: str, avoid: Collection[str]

@@ -25,6 +25,7 @@ from loire.fleet.member import front_of
 from loire.fleet.messages import (
     WIRE_VERSION,
     Begun,
+    Blocks,
     Draining,
     FromReplica,
     Joined,
@@ -35,6 +36,7 @@ from loire.fleet.messages import (
 )
 from loire.fleet.model_digest import model_digest
 from loire.fleet.replica_adapters import ReplicaAdapters
+from loire.memory.prefix_names import split
 
 log = logging.getLogger("loire.fleet")
 
@@ -70,6 +72,8 @@ class EngineReplica:
         self._digest = ""
         self._adapters: ReplicaAdapters
         self._draining = False
+        self._found: dict[bytes, None] = {}
+        """Names of the prefixes that the engine can find."""
         self.supervisor = EngineSupervisor(
             self._tell_updates,
             self._fail,
@@ -77,6 +81,7 @@ class EngineReplica:
             on_begin=self._tell_begun,
             on_ready=self._tell_ready,
             on_lost=self._tell_lost,
+            on_names=self._tell_names,
         )
 
     @classmethod
@@ -95,7 +100,7 @@ class EngineReplica:
             path = await asyncio.to_thread(resolve_model, model)
             checkpoint, self._digest = await asyncio.to_thread(_read, path)
             self._adapters = ReplicaAdapters(checkpoint.description, self.supervisor.announce)
-            await self.supervisor.load(LoadModel(str(path), model, options))
+            await self.supervisor.load(LoadModel(str(path), model, options, tells_names=True))
         except BaseException:
             await self.supervisor.close()
             raise
@@ -140,6 +145,8 @@ class EngineReplica:
         attached = self._fronts[front] = _Front()
         if self._joined is not None:
             attached.tell(self._joined)
+        if self._found:
+            attached.tell(Blocks(b"".join(self._found)))
         if self._draining:
             attached.tell(Draining())
         try:
@@ -222,10 +229,17 @@ class EngineReplica:
         self._joined = Joined(self.name, config, numbers, self._digest, ready.plan_lines)
         self._tell_all(self._joined)
 
+    def _tell_names(self, found: bytes, gone: bytes) -> None:
+        for name in split(gone):
+            self._found.pop(name, None)
+        self._found.update(dict.fromkeys(split(found)))
+        self._tell_all(Blocks(found, gone))
+
     def _tell_lost(self, reason: str) -> None:
         if self._joined is None:
             return
         self._joined = None
+        self._found.clear()
         for attached in self._fronts.values():
             attached.open_ids.clear()
         self._tell_all(Lost(reason))

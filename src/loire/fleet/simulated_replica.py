@@ -66,8 +66,15 @@ class SimulatedReplica:
     """
 
     def __init__(
-        self, name: str, options: ReplicaOptions, costs: StepCosts, *, leaps: bool = True
+        self,
+        name: str,
+        options: ReplicaOptions,
+        costs: StepCosts,
+        *,
+        leaps: bool = True,
+        tells_names: bool = False,
     ) -> None:
+        """tells_names: for take_names()."""
         self.replica = Replica(name, options.num_blocks, options.block_size)
         self.options = options
         self.busy_s = 0.0
@@ -78,7 +85,10 @@ class SimulatedReplica:
         self._leaps = leaps
         self._now_s = 0.0
         self._allocator = PagedAllocator(
-            options.num_blocks, one_group(options.block_size), prefix_caching=True
+            options.num_blocks,
+            one_group(options.block_size),
+            prefix_caching=True,
+            notes_names=tells_names,
         )
         self._scheduler = Scheduler(
             self._allocator,
@@ -190,6 +200,10 @@ class SimulatedReplica:
         if any(update.finish_reason is not None for update in updates):
             self._settled = False
         return updates
+
+    def take_names(self) -> tuple[bytes, bytes]:
+        """Of prefixes that can be found, and no more, since the last time."""
+        return self._allocator.take_names()
 
     def abandon(self, now_s: float) -> dict[str, int]:
         """The replica goes; what is under way is lost. Tokens that each unfinished request gave."""

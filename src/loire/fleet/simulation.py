@@ -15,7 +15,6 @@ from loire.base.sampling import SamplingParams
 from loire.fleet.arrivals import OUTPUT_TOKEN, Arrival
 from loire.fleet.autoscaling import Autoscaling, Decision, Demand, decide
 from loire.fleet.placement import (
-    KEY_BYTES,
     Placement,
     PrefixChains,
     Replica,
@@ -25,6 +24,7 @@ from loire.fleet.routing import make_routing
 from loire.fleet.simulated_replica import ReplicaOptions, SimulatedReplica
 from loire.fleet.step_costs import StepCosts
 from loire.memory.hashing import extend_chain, root_hash
+from loire.memory.prefix_names import NAME_BYTES, split
 
 SAMPLES = 240
 """Least number of points of the curves over time; there are fewer than twice as many."""
@@ -37,6 +37,7 @@ class FleetOptions:
     Attributes:
         replicas: at the start.
         fronts: processes that place requests, each knowing only what it sent itself.
+        tells_blocks: whether replicas tell all fronts what they have cached.
         startup_s: from the decision for a replica until it takes requests.
         decide_every_s: time between two decisions on their number.
     """
@@ -44,6 +45,7 @@ class FleetOptions:
     replicas: int = 1
     routing: str = "work"
     fronts: int = 1
+    tells_blocks: bool = False
     replica: ReplicaOptions = field(default_factory=ReplicaOptions)
     autoscaling: Autoscaling | None = None
     startup_s: float = 60.0
@@ -276,6 +278,10 @@ class _Simulation:
             return
         for update in member.engine.finish(self._time.now_s):
             self._take(update)
+        if self._options.tells_blocks:
+            found, gone = map(split, member.engine.take_names())
+            for front in self._fronts:
+                front.changed(member.engine.replica.name, found, gone)
         self._begin_step(member)
 
     def _take(self, update: SequenceUpdate) -> None:
@@ -292,7 +298,13 @@ class _Simulation:
 
     def _join(self, since_s: float) -> None:
         name = f"replica-{next(self._names)}"
-        engine = SimulatedReplica(name, self._options.replica, self._costs, leaps=self._leaps)
+        engine = SimulatedReplica(
+            name,
+            self._options.replica,
+            self._costs,
+            leaps=self._leaps,
+            tells_names=self._options.tells_blocks,
+        )
         self._members[name] = _Member(engine, since_s)
         for front in self._fronts:
             front.join(engine.replica)
@@ -374,4 +386,4 @@ class _OneBigCache:
         known = (*message.prompt_token_ids, *(OUTPUT_TOKEN,) * (num_output - 1))
         computed = list(chains.hashes(self._replica))
         extend_chain(computed, root_hash(), known, size)
-        self._seen.update(key[:KEY_BYTES] for key in computed[matched:])
+        self._seen.update(key[:NAME_BYTES] for key in computed[matched:])

@@ -120,6 +120,11 @@ class KVAllocator(Protocol):
         """What became findable and what no more since the last time, if it is being noted."""
         ...
 
+    def take_names(self) -> tuple[bytes, bytes]:
+        """Names of prefixes that became findable, and that are no more, since the last time, if it
+        is being noted; see loire.memory.prefix_names."""
+        ...
+
     def check(self) -> None:
         """Integrity check; raises AssertionError."""
         ...

@@ -15,6 +15,7 @@ from loire.memory.block_pool import BlockCounts, BlockPool
 from loire.memory.block_table import BlockTable, GroupTable
 from loire.memory.hashing import extend_chain
 from loire.memory.owners import PrefixOwners
+from loire.memory.prefix_names import PrefixNames
 from loire.memory.state_group import LEAST_APART, StateGroup, StateTable, state_marks
 from loire.memory.token_group import TokenGroup
 
@@ -33,15 +34,18 @@ class PagedAllocator:
         prefix_caching: bool,
         most_ahead: int = 2**40,
         notes_events: bool = False,
+        notes_names: bool = False,
     ) -> None:
         """num_blocks: pages of the pool. most_ahead: tokens of one sequence that are being computed
-        at a time, at most: a window holds so many more. notes_events: for take_events()."""
+        at a time, at most: a window holds so many more. notes_events: for take_events();
+        notes_names: for take_names()."""
         self._events: BlockEvents | None = None
         if notes_events:
             kinds = enumerate(group.kind for group in geometry.groups)
             self._events = BlockEvents({index for index, kind in kinds if kind != "state"})
-        on_removed = None if self._events is None else self._events.removed
-        self.pool = BlockPool(num_blocks, on_removed)
+        self._names = PrefixNames(geometry) if notes_names else None
+        noting = self._note_removed if notes_events or notes_names else None
+        self.pool = BlockPool(num_blocks, noting)
         self.num_blocks = num_blocks
         self.geometry = geometry
         self.prefix_caching = prefix_caching
@@ -215,11 +219,16 @@ class PagedAllocator:
                     if self._events is not None and found and not table.is_private:
                         for event in group.stored(table, token_ids, found):
                             self._events.stored(event)
+                    if self._names is not None:
+                        ends = (group.key(table.chain, block)[1:] for block in found)
+                        self._names.stored(index, ends)
             for index, state in self._states:
                 mine_state = _state(table, index)
                 done = state.publish(mine_state, table.chain, num_computed, table.num_known)
                 for position in done:
                     self._owners.reach(table, position)
+                    if self._names is not None:
+                        self._names.stored(index, [table.chain[position // self._finest - 1]])
             if num_full > table.num_disowned:
                 self._owners.disown(table, num_full)
         for index, group in self._tokens:
@@ -265,6 +274,16 @@ class PagedAllocator:
     def take_events(self) -> Sequence[BlockEvent]:
         """See KVAllocator."""
         return () if self._events is None else self._events.take()
+
+    def take_names(self) -> tuple[bytes, bytes]:
+        """See KVAllocator."""
+        return (b"", b"") if self._names is None else self._names.take()
+
+    def _note_removed(self, pool_key: bytes) -> None:
+        if self._events is not None:
+            self._events.removed(pool_key)
+        if self._names is not None:
+            self._names.removed(pool_key)
 
     def check(self) -> None:
         """See KVAllocator."""

@@ -13,11 +13,15 @@ from loire.scheduling.scheduler import Scheduler
 
 
 def build_scheduler(
-    config: EngineConfig, *, clock: Callable[[], float] = time.monotonic
+    config: EngineConfig,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    notes_names: bool = False,
 ) -> Scheduler:
-    """The scheduler of a configuration. clock: in seconds; simulations bring their own."""
+    """The scheduler of a configuration. clock: in seconds; simulations bring their own.
+    notes_names: its allocator's take_names() is used."""
     return Scheduler(
-        _allocator(config),
+        _allocator(config, notes_names),
         _batching(config),
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
@@ -39,7 +43,7 @@ def _batching(config: EngineConfig) -> BatchingPolicy:
     )
 
 
-def _allocator(config: EngineConfig) -> KVAllocator:
+def _allocator(config: EngineConfig, notes_names: bool) -> KVAllocator:
     if config.policy == "paged":
         return PagedAllocator(
             config.num_blocks,
@@ -47,6 +51,7 @@ def _allocator(config: EngineConfig) -> KVAllocator:
             prefix_caching=config.enable_prefix_caching,
             most_ahead=config.most_ahead,
             notes_events=config.kv_events is not None,
+            notes_names=notes_names,
         )
     return ReservedAllocator(
         config.num_blocks,

@@ -39,7 +39,7 @@ class Server:
         return int(httpx.get(f"{self.url}/health", timeout=START_S).json()["num_requests"])
 
 
-def start(model: Path, *flags: str) -> Server:
+def start(model: Path, *flags: str, within_s: float = START_S) -> Server:
     """Start `loire serve` on a free port and wait until it listens."""
     data = tempfile.mkdtemp(prefix="loire-data-")
     atexit.register(shutil.rmtree, data, ignore_errors=True)
@@ -56,8 +56,8 @@ def start(model: Path, *flags: str) -> Server:
     # The pipe is drained to the end, so that the server never waits for its reader.
     threading.Thread(target=read, daemon=True).start()
     try:
-        url = wait_for(lambda: re.search(r"listening on (http://\S+),", "".join(log)), START_S)[1]
-        return Server(process, url, log, httpx.get(f"{url}/health", timeout=START_S))
+        url = wait_for(lambda: re.search(r"listening on (http://\S+),", "".join(log)), within_s)[1]
+        return Server(process, url, log, httpx.get(f"{url}/health", timeout=within_s))
     except BaseException:
         process.kill()
         process.wait()

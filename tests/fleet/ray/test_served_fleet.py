@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'loire[ray]'"),
 ]
 
-LOAD_S = 300
+LOAD_S = 400
 """Most seconds for replicas on a busy machine."""
 REPLICAS = 3
 NUM_REQUESTS, NUM_KILLS, NUM_CLIENTS = 500, 20, 8
@@ -152,7 +152,7 @@ def fleet(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_AUTH_MODE", "token")
         flags = ("--replicas", f"ray:{REPLICAS}", "--lora-root", str(adapters), *FLAGS)
-        server = start(tiny_llama, *flags)
+        server = start(tiny_llama, *flags, within_s=LOAD_S)
         try:
             fleet = Fleet(server, tiny_llama)
             wait_for(lambda: _is_ready(server), LOAD_S)
@@ -168,7 +168,7 @@ def fleet(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def _is_ready(server: Server) -> bool:
     assert server.process.poll() is None, "".join(server.log)
-    return httpx.get(f"{server.url}/health/ready").status_code == 200
+    return httpx.get(f"{server.url}/health/ready", timeout=60).status_code == 200
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -14,6 +14,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 MODE_VARIABLE = "RAY_AUTH_MODE"
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+AUTO_VARIABLE = "RAY_ENABLE_AUTO_CONNECT"
+"""Else Ray starts another cluster by itself when something calls it after the first has ended."""
 
 
 def require_token() -> None:
@@ -22,6 +24,7 @@ def require_token() -> None:
 
     Raises ConfigError if it was switched off.
     """
+    os.environ[AUTO_VARIABLE] = "0"
     mode = os.environ.setdefault(MODE_VARIABLE, "token")
     if mode.lower() != "token":
         raise ConfigError(

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from loire import LLM, LoRARequest, SamplingParams
-from loire.checkpoint.adapter_targets import adapter_targets
+from loire.checkpoint.adapter_targets import AdapterTargets
 
 RANKS = (8, 16, 32, 64)
 ADAPTERS, BATCH, STREAMS = 15, 32, 16
@@ -36,7 +36,8 @@ def write_adapter(folder: Path, llm: LLM, number: int, modules: list[str]) -> Lo
     rank = RANKS[number % len(RANKS)]
     generator = torch.Generator().manual_seed(number)
     tensors = {}
-    for module, target in adapter_targets(llm.engine.checkpoint.description).items():
+    targets = AdapterTargets(llm.engine.checkpoint.description)
+    for module, target in targets.by_name.items():
         if module.rpartition(".")[2] in modules:
             halves = {"A": (rank, target.inputs), "B": (target.outputs, rank)}
             for half, shape in halves.items():

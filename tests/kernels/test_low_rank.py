@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.lora import MOST_ADAPTERS
+from loire.checkpoint.feed_forward import Routing
 from loire.kernels.cpu import CpuBackend
+from loire.kernels.experts import choose_experts, compute_experts
 from loire.kernels.interface import (
     AdapterRows,
     Backend,
@@ -167,6 +170,60 @@ def test_a_token_has_the_same_bits_in_any_company(
     without = [token for token, number in enumerate(numbers) if number in (-1, 1, 900)]
     plain = prepared(native(2, name), dtype, quantization, adapted=False)(x)
     assert same_bits(plain[without], whole[without])
+
+
+@dataclass(frozen=True)
+class Expert:
+    gate_up: Linear
+    down: Linear
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SETS)
+def test_products_that_are_handed_out_together(name: str, dtype: torch.dtype) -> None:
+    """Heads have the bits of their products, a token those that it has alone, and one without an
+    adapter those without any; experts make of them what the definition does."""
+    kernels = native(2, name)
+
+    def product(seed: int, *, gated: bool = False, adapted: bool = True) -> Linear:
+        rows = 2 * INPUTS if gated else INPUTS
+        weight = normal(rows, INPUTS, dtype=dtype, seed=seed) * 0.2
+        linear = kernels.linear.pack(weight, gate="silu" if gated else None)
+        for number, rank in ((0, 8), (2, 40), (7, 1)) if adapted else ():
+            down = normal(rank, INPUTS, dtype=dtype, seed=seed + rank) * 0.1
+            up = normal(rows, rank, dtype=dtype, seed=seed + rank + 1) * 0.3
+            linear.adapt(number, linear.pack_adapter([LowRank(down, up)]))
+        return linear
+
+    count, numbers = 90, mixed(90, seed=4)
+    without = [token for token, number in enumerate(numbers) if number in (-1, 1, 900)]
+    heads = [product(100 * head) for head in range(3)]
+    x = normal(count, 3, INPUTS, dtype=dtype, seed=40)
+    found = kernels.linear.heads(heads)(x, batch=batch_of(numbers))
+    for head, linear in enumerate(heads):
+        own = linear(x[:, head].contiguous(), batch_of(numbers))
+        assert same_bits(found[:, head].contiguous(), own)
+    experts, plain = (
+        [Expert(product(seed, gated=True, adapted=a), product(seed + 1, adapted=a))
+         for seed in range(1000, 1005)]
+        for a in (True, False)
+    )  # fmt: skip
+    routing, given = Routing(num_experts=5, top_k=2), x[:, 0].contiguous()
+    logits = normal(count, 5, dtype=torch.float32, seed=41)
+    together = kernels.linear.experts(experts, routing)
+    whole = together(given, logits, batch=batch_of(numbers))
+    chosen, weights = choose_experts(logits, routing, None)
+    expected = compute_experts(given, chosen, weights, experts, batch=batch_of(numbers))
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    assert (whole - expected).abs().max() <= tolerance * expected.abs().max()
+    bare = kernels.linear.experts(plain, routing)(given, logits)
+    assert same_bits(whole[without], bare[without])
+    assert not torch.allclose(whole.float(), bare.float(), atol=0.1), "the case shows something"
+    for token in range(0, count, 7):
+        one = slice(token, token + 1)
+        alone = together(given[one], logits[one], batch=batch_of(numbers[one]))
+        assert same_bits(alone, whole[one])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from loire.base.errors import EngineError
+from loire.checkpoint.feed_forward import Routing
 from loire.checkpoint.open import open_checkpoint
-from loire.kernels.interface import AdapterRows, ComputeStep, FlatBatch, LowRank
+from loire.kernels.interface import AdapterRows, ComputeStep, FlatBatch, Linear, LowRank
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.native.recording import MOST_TOKENS
 from loire.kernels.reference import no_capture
@@ -124,6 +125,12 @@ def test_a_copy_would_not_be_replayed() -> None:
     assert torch.equal(step(good, 1), first)
 
 
+@dataclass(frozen=True)
+class Expert:
+    gate_up: Linear
+    down: Linear
+
+
 def test_tokens_and_steps_have_adapters_of_their_own() -> None:
     """A step is replayed with the adapters that its tokens have, and what those are by then."""
     backend, _ = small_step()
@@ -132,15 +139,20 @@ def test_tokens_and_steps_have_adapters_of_their_own() -> None:
     generator = torch.Generator().manual_seed(3)
     table, weight = torch.randn(9, 32, generator=generator), torch.ones(32)
     linear = backend.linear.pack(torch.randn(24, 32, generator=generator))
+    pack, weights = backend.linear.pack, torch.randn(5, 32, 32, generator=generator) * 0.3
+    router = pack(weights[4, :2].contiguous())
+    both_experts = [Expert(pack(w, gate="squared_relu"), pack(w)) for w in weights[:2]]
+    experts = backend.linear.experts(both_experts, Routing(num_experts=2, top_k=1))
     plain = make_batch([Row(2, 2)], 16, 4, generator)
 
-    def low_rank(seed: int) -> list[LowRank]:
+    def low_rank(seed: int, outputs: int = 24) -> list[LowRank]:
         generator = torch.Generator().manual_seed(seed)
         down = torch.randn(2, 32, generator=generator)
-        return [LowRank(down, torch.randn(24, 2, generator=generator))]
+        return [LowRank(down, torch.randn(outputs, 2, generator=generator))]
 
     def compute(token_ids: Tensor, batches: Sequence[FlatBatch], *_: Any) -> Tensor:
         x, _ = backend.pointwise.embed(token_ids, table, 1.0, weight, 1e-5)
+        x = experts(x, router(x, wide=True), None, batches[0])
         return linear(x, batches[0])
 
     captured = backend.capture(compute)
@@ -152,6 +164,8 @@ def test_tokens_and_steps_have_adapters_of_their_own() -> None:
         plan = backend.attention.plan(batch, 16)
         return captured(token_ids, [batch], [plan], None), compute(token_ids, [batch])
 
+    for expert in both_experts:
+        expert.down.adapt(1, expert.down.pack_adapter(low_rank(2, 32)))
     linear.adapt(0, linear.pack_adapter(low_rank(0)))
     linear.adapt(1, linear.pack_adapter(low_rank(1)))
     seen = []

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from loire.base.errors import UnsupportedModelError
 from loire.checkpoint.adapter import CONFIG, WEIGHTS
-from loire.checkpoint.adapter_targets import AdapterTarget, adapter_targets
+from loire.checkpoint.adapter_targets import AdapterTarget, AdapterTargets
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.weights import Matrix, matrices
-from loire.kernels.interface import LowRank
+from loire.kernels.interface import Linear, LowRank
 from loire.kernels.reference_linear import LowRankParts
 from loire.models.decoder import Decoder
 
 NUMBER = 0
 """The adapter's, as products count them."""
+_NOT_TRAINED = (".experts.", ".mamba.", ".conv.")
+"""In names of layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,15 @@ def new_modules(
     Raises UnsupportedModelError for a model without any such layer.
     """
     generator = torch.Generator().manual_seed(seed)
-    targets = adapter_targets(description)
+    targets = AdapterTargets(description).by_name
     found = []
     for matrix in matrices(description.weights().layers):
         for name in _names(matrix, present):
             target = targets.get(name)
             if target is None or matrix.role != "product":
+                continue
+            # (What is trained is what products hold, in their order; and an expert sees few texts.)
+            if target.is_moved or any(part in name for part in _NOT_TRAINED):
                 continue
             # (As Linear layers begin: Hu et al. 2021 begin the first half so, the second with 0.)
             bound = 1.0 / math.sqrt(target.inputs)
@@ -75,12 +80,13 @@ def _names(matrix: Matrix, present: Collection[str]) -> tuple[str, ...]:
 def attach(modules: Collection[AdaptedModule], decoder: Decoder) -> None:
     """The decoder's products add what the modules hold, from now on and as they change: for tokens
     of adapter NUMBER. Its backend is the reference."""
-    parts: dict[str, list[LowRank]] = {}
+    parts: dict[Linear, list[LowRank]] = {}
     for module in modules:
-        part = LowRank(module.down, module.up, module.target.first)
-        parts.setdefault(module.target.product, []).append(part)
-    for product, own in parts.items():
-        decoder.products[product].adapt(NUMBER, LowRankParts(tuple(own)))
+        whole = LowRank(module.down, module.up, module.target.first)
+        for product, own in decoder.adaptable[module.target.product].shares(whole):
+            parts.setdefault(product, []).append(own)
+    for product, found in parts.items():
+        product.adapt(NUMBER, LowRankParts(tuple(found)))
 
 
 def save(modules: Collection[AdaptedModule], rank: int, base: str, directory: Path) -> None:

@@ -23,7 +23,7 @@ from loire.adapt.distill import (
 from loire.adapt.low_rank import AdaptedModule, attach, new_modules, save
 from loire.adapt.texts import Texts, texts_for
 from loire.base.errors import ConfigError
-from loire.checkpoint.adapter import MOST_RANK
+from loire.checkpoint.adapter_settings import MOST_RANK
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
 from loire.quantize.calibration import read_text

@@ -6,9 +6,8 @@ the weights. Names and paths may change or be used again.
 """
 
 import hashlib
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from loire.base.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from loire.checkpoint.adapter_targets import AdapterTarget, adapter_targets
+from loire.checkpoint.adapter_settings import AdapterSettings
+from loire.checkpoint.adapter_targets import AdapterTarget, AdapterTargets
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.fields import Fields
@@ -25,41 +25,28 @@ from loire.checkpoint.json_file import read_json
 from loire.checkpoint.safetensors_header import read_file
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-MOST_RANK = 512
 _READ_BYTES = 2**22
 _HALVES = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_NOT_SUPPORTED: Mapping[str, str] = {
-    "use_dora": "DoRA",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "BD-LoRA",
-    "lora_bias": "biases of adapters",
-    "fan_in_fan_out": "fan_in_fan_out",
-    "modules_to_save": "modules_to_save, which replace weights of the model",
-    "target_parameters": "target_parameters, such as those of experts",
-    "trainable_token_indices": "trained tokens",
-    "layer_replication": "layer_replication",
-    "alora_invocation_tokens": "activated LoRA",
-    "megatron_config": "Megatron's layers",
-    "arrow_config": "Arrow routing",
-}
-"""Settings that change what an adapter computes -> what they are called."""
+_BASE = re.compile(r"(?:base_model\.model\.)?lm_head\.base_layer\.weight")
+"""What PEFT saves beside an adapter of the head: the model's own."""
+_OF_EXPERTS = ("gate_up_proj", "up_proj", "down_proj")
+"""Parameters of all experts, in the order in which models declare them, and PEFT wraps them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPart:
-    """What is added to one module: up (down x) times scale."""
+    """What is added to one module: up (down x) times scale; or to a parameter of all experts."""
 
     target: AdapterTarget
     down: TensorInfo
-    """[rank, inputs]."""
+    """[rank, inputs]; of experts [experts * rank, inputs], expert by expert."""
     up: TensorInfo
-    """[outputs, rank]."""
+    """[outputs, rank]; of experts [outputs, rank * experts], rank by rank."""
+    rank: int
     scale: float
-
-    @property
-    def rank(self) -> int:
-        """Of both matrices."""
-        return self.down.shape[0]
+    is_crossed: bool = False
+    """Of experts: down has the outputs and up the inputs, as PEFT before 0.20 wrote them: what is
+    added is (up down)^T."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,137 +86,137 @@ def open_adapter(path: Path, description: ModelDescription, take: Take | None = 
                 f"save the adapter as safetensors"
             )
         raise CheckpointError(f"{path} has no {WEIGHTS}: the adapter's weights are missing")
-    settings = _Settings(Fields(read_json(config_path), str(config_path)))
+    settings = AdapterSettings(Fields(read_json(config_path), str(config_path)))
     tensors = read_file(weights_path)
-    parts = _parts(tensors, settings, adapter_targets(description), str(weights_path))
+    parts = _Parts(settings, AdapterTargets(description), str(weights_path)).of(tensors)
     return Adapter(path=path, identity=_identity(weights_path, parts, take), parts=parts)
 
 
-class _Settings:
-    """What adapter_config.json says of ranks and scales."""
+class _Parts:
+    """Puts the halves of a file together."""
 
-    def __init__(self, fields: Fields) -> None:
-        kind = fields.text("peft_type", "LORA")
-        if kind != "LORA":
-            raise UnsupportedModelError(
-                f"{fields.source}: the adapter is of type {kind!r}; Loire reads LORA"
-            )
-        for key, name in _NOT_SUPPORTED.items():
-            if fields.values.get(key):
-                raise UnsupportedModelError(f"{fields.source}: {name} ({key}) is not supported")
-        bias = fields.values.get("bias")
-        if bias not in (None, "none"):
-            raise UnsupportedModelError(
-                f"{fields.source}: trained biases (bias {str(bias)[:40]!r}) are not supported"
-            )
-        self._source = fields.source
-        self._rank = fields.integer("r", 8, high=MOST_RANK)
-        self._alpha = fields.number("lora_alpha", 8, low=-1e6, high=1e6)
-        self._root = fields.flag("use_rslora", False)
-        self._ranks = self._pattern(fields, "rank_pattern")
-        self._alphas = self._pattern(fields, "alpha_pattern")
+    def __init__(self, settings: AdapterSettings, targets: AdapterTargets, source: str) -> None:
+        self._settings = settings
+        self._targets = targets
+        self._source = source
 
-    def rank(self, module: str) -> int:
-        """Of a module."""
-        return int(_matching(self._ranks, module, self._rank))
+    def of(self, tensors: Mapping[str, TensorInfo]) -> tuple[AdapterPart, ...]:
+        """Of all modules and parameters, in the order of their names."""
+        found = []
+        for module, halves in sorted(self._halves(tensors).items()):
+            for (name, target), depth in self._named(module, set(halves)):
+                found.append(self._part(name, target, halves[depth]))
+        self._settings.check_parameters(self._source)
+        return tuple(found)
 
-    def scale(self, module: str) -> float:
-        """alpha / rank, or alpha / sqrt(rank) (Kalajdzievski 2023, "rsLoRA")."""
-        alpha, rank = _matching(self._alphas, module, self._alpha), self.rank(module)
-        return alpha / (math.sqrt(rank) if self._root else rank)
-
-    def _pattern(self, fields: Fields, key: str) -> Mapping[str, float]:
-        values = fields.values.get(key) or {}
-        if not isinstance(values, Mapping):
-            raise fields.wrong(key, values, "an object")
-        own = Fields(values, f"{fields.source}, {key}")
-        found: dict[str, float] = {}
-        for pattern in values:
-            # PEFT takes them as regular expressions; those that it writes are names.
-            name = str(pattern).replace("\\.", ".").removeprefix("^").removesuffix("$")
-            if not re.fullmatch(r"[\w.]+", name):
+    def _halves(
+        self, tensors: Mapping[str, TensorInfo]
+    ) -> dict[str, dict[int, dict[str, TensorInfo]]]:
+        """By module, and by how deep PEFT wrapped it: once for each of its parameters."""
+        found: dict[str, dict[int, dict[str, TensorInfo]]] = {}
+        for name, info in tensors.items():
+            match = _HALVES.fullmatch(name)
+            if match is None:
+                if _BASE.fullmatch(name):
+                    self._check_head(info)
+                    continue
+                what = "embeddings" if "lora_embedding_" in name else "such tensors"
                 raise UnsupportedModelError(
-                    f"{own.source}: {str(pattern)[:80]!r} is no name of modules; regular "
-                    f"expressions are not supported"
+                    f"{self._source}: tensor {name!r} is no half of an adapted linear layer; "
+                    f"adapters of {what} are not supported"
                 )
-            if key == "rank_pattern":
-                found[name] = own.integer(pattern, high=MOST_RANK)
-            else:
-                found[name] = own.number(pattern, low=-1e6, high=1e6)
+            module = match[1].replace("model.language_model.", "model.", 1)
+            module = module.removeprefix("language_model.")
+            depth = module.count(".base_layer")
+            module = module.replace(".base_layer", "")
+            halves = found.setdefault(module, {}).setdefault(depth, {})
+            if match[2] in halves:
+                raise CheckpointError(f"{self._source}: {module} has two tensors lora_{match[2]}")
+            halves[match[2]] = info
+        if not found:
+            raise CheckpointError(f"{self._source} holds no adapter: it has no tensors")
         return found
 
-
-def _matching(values: Mapping[str, float], module: str, otherwise: float) -> float:
-    """Of the first name that the module's ends with."""
-    for name, value in values.items():
-        if f".{module}".endswith(f".{name}"):
-            return value
-    return otherwise
-
-
-def _parts(
-    tensors: Mapping[str, TensorInfo],
-    settings: _Settings,
-    targets: Mapping[str, AdapterTarget],
-    source: str,
-) -> tuple[AdapterPart, ...]:
-    halves: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in tensors.items():
-        match = _HALVES.fullmatch(name)
-        if match is None:
-            what = "embeddings" if "lora_embedding_" in name else "such tensors"
-            raise UnsupportedModelError(
-                f"{source}: tensor {name!r} is no half of an adapted linear layer; adapters of "
-                f"{what} are not supported"
+    def _check_head(self, info: TensorInfo) -> None:
+        """Of a copy of the model's head, which is left aside."""
+        head = self._targets.by_name["lm_head"]
+        if info.shape != (head.outputs, head.inputs):
+            raise CheckpointError(
+                f"{self._source} holds a head of {list(info.shape)}, but this model's has "
+                f"{[head.outputs, head.inputs]}; was it made for another one?"
             )
-        module = match[1].replace("model.language_model.", "model.", 1)
-        module = module.removeprefix("language_model.")
-        if match[2] in halves.setdefault(module, {}):
-            raise CheckpointError(f"{source}: {module} has two tensors lora_{match[2]}")
-        halves[module][match[2]] = info
-    if not halves:
-        raise CheckpointError(f"{source} holds no adapter: it has no tensors")
-    return tuple(
-        _part(module, found, settings, targets, source) for module, found in sorted(halves.items())
-    )
 
+    def _named(
+        self, module: str, depths: Collection[int]
+    ) -> Iterable[tuple[tuple[str, AdapterTarget], int]]:
+        """What a module's halves are for, with their depths; names are adapter_config.json's."""
+        target = self._targets.of(f"{module}.weight")
+        if target is not None and depths == {0}:
+            return [((self._settings.named(module), target), 0)]
+        parameters = [
+            (name, target)
+            for part in _OF_EXPERTS
+            if (target := self._targets.of(name := f"{module}.{part}")) is not None
+        ]
+        if not parameters:
+            raise CheckpointError(
+                f"{self._source} adapts {module!r}, which is no linear layer that adapters can "
+                f"have in this model; was it made for another one?"
+            )
+        wanted = [item for item in parameters if self._settings.names(item[0])]
+        if depths != set(range(len(wanted))):
+            named = ", ".join(name.rpartition(".")[2] for name, _ in wanted) or "none"
+            raise CheckpointError(
+                f"{self._source}: {module} has halves for {len(depths)} of its parameters, but "
+                f"target_parameters names {len(wanted)} of them ({named})"
+            )
+        # The first was wrapped first, so it is the innermost.
+        return zip(wanted, reversed(range(len(wanted))), strict=True)
 
-def _part(
-    module: str,
-    halves: Mapping[str, TensorInfo],
-    settings: _Settings,
-    targets: Mapping[str, AdapterTarget],
-    source: str,
-) -> AdapterPart:
-    if len(halves) < 2:
-        missing = "B" if "A" in halves else "A"
-        raise CheckpointError(f"{source}: lora_{missing} of {module} is missing")
-    target = targets.get(module)
-    if target is None:
-        raise CheckpointError(
-            f"{source} adapts {module!r}, which is no linear layer that adapters can have in this "
-            f"model; was it made for another one?"
+    def _part(
+        self, module: str, target: AdapterTarget, halves: Mapping[str, TensorInfo]
+    ) -> AdapterPart:
+        if len(halves) < 2:
+            missing = "B" if "A" in halves else "A"
+            raise CheckpointError(f"{self._source}: lora_{missing} of {module} is missing")
+        down, up, rank = halves["A"], halves["B"], self._settings.rank(module)
+        for info in (down, up):
+            if info.format.name not in _EXPONENTS:
+                raise UnsupportedModelError(
+                    f"{self._source}: tensor {info.name!r} is {info.format.name}; adapters have "
+                    f"{', '.join(_EXPONENTS)}"
+                )
+        return AdapterPart(
+            target=target,
+            down=down,
+            up=up,
+            rank=rank,
+            scale=self._settings.scale(module),
+            is_crossed=self._is_crossed(module, target, rank, halves),
         )
-    down, up, rank = halves["A"], halves["B"], settings.rank(module)
-    for info in (down, up):
-        if info.format.name not in _EXPONENTS:
-            raise UnsupportedModelError(
-                f"{source}: tensor {info.name!r} is {info.format.name}; adapters have "
-                f"{', '.join(_EXPONENTS)}"
+
+    def _is_crossed(
+        self, module: str, target: AdapterTarget, rank: int, halves: Mapping[str, TensorInfo]
+    ) -> bool:
+        """Checks the shapes; see AdapterPart."""
+        all_ranks = rank * max(target.experts, 1)
+        expected = (all_ranks, target.inputs), (target.outputs, all_ranks)
+        crossed = (all_ranks, target.outputs), (target.inputs, all_ranks)
+        shapes = halves["A"].shape, halves["B"].shape
+        if shapes == expected and expected != crossed:
+            return False
+        if target.experts and shapes == crossed:
+            return expected != crossed or self._settings.crosses_experts(
+                module, inputs_first=target.pairs
             )
-    expected = (rank, target.inputs), (target.outputs, rank)
-    if (down.shape, up.shape) != expected:
+        if shapes == expected:
+            return False
+        of_experts = f" for {target.experts} experts" if target.experts else ""
         raise CheckpointError(
-            f"{source}: {module} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, but "
-            f"with rank {rank} this model needs {list(expected[0])} and {list(expected[1])}"
+            f"{self._source}: {module} has lora_A {list(shapes[0])} and lora_B {list(shapes[1])}, "
+            f"but with rank {rank}{of_experts} this model needs {list(expected[0])} and "
+            f"{list(expected[1])}"
         )
-    for half in (down, up):
-        if half.format.name not in _EXPONENTS:
-            raise UnsupportedModelError(
-                f"{source}: tensor {half.name!r} is {half.format.name}; weights of adapters are "
-                f"{', '.join(_EXPONENTS)}"
-            )
-    return AdapterPart(target=target, down=down, up=up, scale=settings.scale(module))
 
 
 def _identity(path: Path, parts: tuple[AdapterPart, ...], take: Take | None) -> str:
@@ -237,7 +224,7 @@ def _identity(path: Path, parts: tuple[AdapterPart, ...], take: Take | None) -> 
     whole = hashlib.sha256(b"loire-lora")
     with path.open("rb") as file:
         for part in parts:
-            whole.update(repr((part.target, part.rank, part.scale)).encode())
+            whole.update(repr((part.target, part.rank, part.scale, part.is_crossed)).encode())
             for info in (part.down, part.up):
                 whole.update(info.format.name.encode())
                 data = _read(file, info)

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "* of the matrices: auto as in the file, none, q8_0, q4_0, ... [auto]"
     add("--quantization", type=_names, metavar="FORMAT", help=formats)
     add("--bits", type=_bits, help="per weight, as of `loire quantize --bits`")
-    lora = "adapters and their rank, for all linear layers: as 15x16"
+    lora = "adapters and their rank, for all linear layers but experts': as 15x16"
     add("--lora", type=_lora, metavar="NxRANK", help=lora)
     add("--kv-dtype", type=_names, help="* of the KV cache [as --dtype]")
     ranks = "* devices, or processes on a machine, that share the model [1]"

@@ -183,7 +183,7 @@ class AdapterShelf:
     ) -> _Resident | None:
         """Give the products what was read. ahead: unless others would have to go that requests
         need; then None."""
-        num_bytes = sum(packed.num_bytes for packed in weights.values())
+        num_bytes = sum(packed.num_bytes for _, packed in weights)
         has_room = self._make_room(num_bytes, ahead=ahead)
         if ahead and not has_room:
             return None
@@ -194,7 +194,7 @@ class AdapterShelf:
                 f"running requests use {MOST_ADAPTERS} adapters, which is the most: ask again when "
                 f"some of them have ended"
             )
-        adapt(self._decoder, number, weights)
+        adapt(number, weights)
         resident = _Resident(number, weights, num_bytes)
         with self._lock:
             self._residents[identity] = resident
@@ -240,7 +240,7 @@ class AdapterShelf:
             self._withdrawn.discard(identity)
 
     def _drop(self, identity: str, resident: _Resident) -> None:
-        drop_adapter(self._decoder, resident.number, resident.weights)
+        drop_adapter(resident.number, (product for product, _ in resident.weights))
         with self._lock:
             del self._residents[identity]
         # Giving the memory back takes a while.

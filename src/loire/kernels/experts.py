@@ -3,12 +3,13 @@ their definition."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from loire.checkpoint.feed_forward import Routing
-from loire.kernels.interface import Expert, ExpertChunks
+from loire.kernels.interface import AdapterRows, Expert, ExpertChunks, FlatBatch
 
 
 def choose_experts(
@@ -60,6 +61,7 @@ def compute_experts(
     experts: Sequence[Expert | None],
     beside: Tensor | None = None,
     chunks: ExpertChunks | None = None,
+    batch: FlatBatch | None = None,
 ) -> Tensor:
     """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in the
     order of the experts, and of beside, in float32, then rounded to x's dtype. chunks: as in
@@ -77,7 +79,8 @@ def compute_experts(
     for index, (expert, count) in enumerate(zip(experts, counts, strict=True)):
         if count and expert is not None:
             rows = tokens[first : first + count]
-            made = expert.down(expert.gate_up(x[rows]))
+            own = None if batch is None else _of_rows(batch, rows)
+            made = expert.down(expert.gate_up(x[rows], own), own)
             part = parts[bisect_right(borders, index) - 1]
             # (Each token is there once, so this is no sum of several.)
             part[rows] += made.float() * shares[first : first + count]
@@ -86,6 +89,13 @@ def compute_experts(
     if beside is not None:
         total += beside.float()
     return total.to(x.dtype)
+
+
+def _of_rows(batch: FlatBatch, rows: Tensor) -> FlatBatch | None:
+    """A batch of some tokens, as far as products look at it."""
+    if batch.adapters is None:
+        return None
+    return replace(batch, adapters=AdapterRows(batch.adapters.numbers[rows]))
 
 
 class ReferenceExperts:
@@ -113,7 +123,13 @@ class ReferenceExperts:
         held = [expert for expert in self._experts if expert is not None]
         return sum(part.weight_bytes for x in held for part in (x.gate_up, x.down))
 
-    def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        beside: Tensor | None = None,
+        batch: FlatBatch | None = None,
+    ) -> Tensor:
         """[T, E] of x [T, E], a router's logits of it, and what is added [T, E]."""
         chosen, weights = choose_experts(logits, self._routing, self._bias, self._scales)
-        return compute_experts(x, chosen, weights, self._experts, beside, self._chunks)
+        return compute_experts(x, chosen, weights, self._experts, beside, self._chunks, batch)

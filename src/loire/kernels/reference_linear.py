@@ -292,12 +292,14 @@ class ReferenceHeads:
         """Bytes of all of them."""
         return sum(product.weight_bytes for product in self._products)
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, out: Tensor | None = None, batch: FlatBatch | None = None
+    ) -> Tensor:
         """Of x [T, H, in]; [T, H, out], in out if it is given."""
         if out is None:
             out = x.new_empty((*x.shape[:2], self._products[0].out_features))
         for head, product in enumerate(self._products):
-            out[:, head] = product(x[:, head].contiguous())
+            out[:, head] = product(x[:, head].contiguous(), batch)
         return out
 
 

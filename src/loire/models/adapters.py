@@ -1,19 +1,19 @@
 """Adapters' weights as the products of a decoder take them."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from loire.checkpoint.adapter import Adapter, open_adapter
+from loire.checkpoint.adapter import Adapter, AdapterPart, open_adapter
 from loire.checkpoint.checkpoint import TensorInfo
-from loire.kernels.interface import LowRank, PackedAdapter
+from loire.kernels.interface import Linear, LowRank, PackedAdapter
+from loire.models.adaptable import side_by_side
 from loire.models.decoder import Decoder
 
-AdapterWeights = dict[str, PackedAdapter]
-"""By the names of products."""
+AdapterWeights = list[tuple[Linear, PackedAdapter]]
+"""Products, each once, and what is added to them."""
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -32,28 +32,41 @@ def read_adapter(
         halves[info.name] = numbers.view(info.shape)
 
     adapter = open_adapter(path, decoder.description, take)
-    found: dict[str, list[LowRank]] = defaultdict(list)
+    found: dict[Linear, list[LowRank]] = {}
     for part in adapter.parts:
-        name, dtype = part.target.product, decoder.products[part.target.product].dtype
-        up = halves.pop(part.up.name).float() * part.scale
-        low_rank = LowRank(
-            down=halves.pop(part.down.name).to(device, dtype),
-            up=up.to(device, dtype),
-            first=part.target.first,
-        )
-        found[name].append(low_rank)
-    return adapter, {
-        name: decoder.products[name].pack_adapter(parts) for name, parts in found.items()
-    }
+        down, up = halves.pop(part.down.name), halves.pop(part.up.name)
+        for name, whole in _of_weights(part, down, up):
+            for product, share in decoder.adaptable[name].shares(whole):
+                dtype = product.dtype
+                own = LowRank(share.down.to(device, dtype), share.up.to(device, dtype), share.first)
+                found.setdefault(product, []).append(own)
+    return adapter, [(product, product.pack_adapter(parts)) for product, parts in found.items()]
 
 
-def adapt(decoder: Decoder, number: int, weights: AdapterWeights) -> None:
+def _of_weights(part: AdapterPart, down: Tensor, up: Tensor) -> Iterator[tuple[str, LowRank]]:
+    """What a part adds to each weight that it is for, by their names; up in float32."""
+    target, rank = part.target, part.rank
+    up = up.float() * part.scale
+    if not target.experts:
+        yield target.product, LowRank(down, up, target.first)
+        return
+    downs, ups = down.view(target.experts, rank, -1), up.view(-1, rank, target.experts)
+    for expert in range(target.experts):
+        own = LowRank(downs[expert], ups[..., expert])
+        if part.is_crossed:
+            own = LowRank(own.up.T.contiguous(), own.down.T.float())
+        if target.pairs and part.target.product.endswith("gate_up_proj"):
+            own = LowRank(own.down, own.up[side_by_side(target.outputs)])
+        yield target.product.format(expert), own
+
+
+def adapt(number: int, weights: AdapterWeights) -> None:
     """From now on tokens with this number have the adapter. Not while a step computes."""
-    for name, packed in weights.items():
-        decoder.products[name].adapt(number, packed)
+    for product, packed in weights:
+        product.adapt(number, packed)
 
 
-def drop_adapter(decoder: Decoder, number: int, names: Iterable[str]) -> None:
-    """The number is nobody's any more; names: of the products that had something of it."""
-    for name in names:
-        decoder.products[name].adapt(number, None)
+def drop_adapter(number: int, products: Iterable[Linear]) -> None:
+    """The number is nobody's any more; products: those that had something of it."""
+    for product in products:
+        product.adapt(number, None)

@@ -25,6 +25,7 @@ from loire.kernels.interface import (
     Table,
     Wanted,
 )
+from loire.models.adaptable import Adaptable
 from loire.models.per_layer import PerLayerEmbedding, PerLayerInput
 
 Remembered = Tensor | tuple[Tensor, ...]
@@ -239,9 +240,9 @@ class Decoder:
         final_norm: Tensor,
         head: Linear,
         per_layer: PerLayerEmbedding | None = None,
-        products: Mapping[str, Linear] = MappingProxyType({}),
+        adaptable: Mapping[str, Adaptable] = MappingProxyType({}),
     ) -> None:
-        """products: all of them by the names of their weights, for adapters."""
+        """adaptable: weights by their names, for adapters."""
         self.description = description
         self.held = ""
         """In what its matrices are held, in words, where it was loaded from a file."""
@@ -250,7 +251,7 @@ class Decoder:
         self.layers = tuple(layers)
         self.head = head
         self.per_layer = per_layer
-        self.products = products
+        self.adaptable = adaptable
         # Rounded to the model's dtype, as the models were trained with it.
         scale = float(torch.tensor(description.embedding_scale, dtype=embedding.dtype))
         # Instead of multiplying what every part adds to the stream, the stream is kept divided by

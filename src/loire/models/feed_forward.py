@@ -92,8 +92,9 @@ class Experts:
             x = norms.pointwise.rms_norm(x, norms.experts, norms.eps)
         logits, latent = self.router(routed, batch, wide=True), self.latent
         if latent is None:
-            return self.experts(x, logits, beside)
-        made = latent.out(self.experts(latent.into(x, batch), logits), batch)
+            return self.experts(x, logits, beside, batch)
+        given = latent.into(x, batch)
+        made = latent.out(self.experts(given, logits, batch=batch), batch)
         return made if beside is None else latent.pointwise.add(made, beside)
 
     def bytes_per_step(self, num_tokens: int) -> int:

@@ -19,6 +19,7 @@ from loire.kernels.interface import (
     StateCache,
     Weight,
 )
+from loire.models.adaptable import AdaptableLatents
 from loire.models.decoder import Remembered
 from loire.models.layer_loader import LayerLoader, pairs_apart, rows_of
 
@@ -81,7 +82,7 @@ class LatentAttention:
             batch,
             cache,
         )
-        self.keys(plain.unflatten(1, (heads, -1)), queries[..., rope_dim:])
+        self.keys(plain.unflatten(1, (heads, -1)), queries[..., rope_dim:], batch)
         return queries
 
     def recall(
@@ -100,7 +101,7 @@ class LatentAttention:
         attended = backend.attention.attend(remembered, cache, plan, self.shape)
         # (Rotated keys have been weighed too, as they lie among the values; nobody needs them.)
         latents = attended.unflatten(1, (heads, -1))[..., self.rope_dim :]
-        return self.output(self.values(latents).flatten(1), batch)
+        return self.output(self.values(latents, batch=batch).flatten(1), batch)
 
     def bytes_per_step(self, num_tokens: int) -> int:
         """All of them."""
@@ -182,7 +183,8 @@ def _keys_and_values(
         for head in range(description.num_heads):
             keys.append(rows_of(all_keys, head * rank, head * rank + rank))
             values.append(rows_of(all_values, head * value_dim, head * value_dim + value_dim))
-    return (
-        load.kernels.heads([load.linear_of(origin[0], [part], None) for part in keys]),
-        load.kernels.heads([load.linear_of(origin[1], [part], None) for part in values]),
-    )
+    of_keys = [load.linear_of(origin[0], [part], None) for part in keys]
+    of_values = [load.linear_of(origin[1], [part], None) for part in values]
+    name = f"{weights.output.name.removesuffix('.o_proj')}.kv_b_proj"
+    load.adapts(name, AdaptableLatents(of_keys, of_values))
+    return load.kernels.heads(of_keys), load.kernels.heads(of_values)

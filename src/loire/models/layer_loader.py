@@ -14,6 +14,7 @@ from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Backend, Linear, Meeting, Ranks, RotaryTable, Weight
+from loire.models.adaptable import Adaptable, in_order
 from loire.models.rotary import rotary_table
 from loire.models.tensors import TensorReader
 
@@ -39,8 +40,8 @@ class WeightReader:
         self.device = device
         self.backend = backend
         self.quantization = quantization
-        self.products: dict[str, Linear] = {}
-        """Those that were made, by the names of their weights."""
+        self.adaptable: dict[str, Adaptable] = {}
+        """Weights by their names, with the products that were made of them."""
         self._tensors = tensors
         self._reader = TensorReader(tensors, backend.linear.dequantize)
 
@@ -192,8 +193,12 @@ class LayerLoader:
             made = self._reader.summed(parts, weight.chunks, bias, rounding)
         else:
             made = self._reader.linear(parts, bias, rounding=rounding, gate=gate)
-        self._reader.products[weight.name] = made
+        self.adapts(weight.name, in_order(made, file_rows(weight, order)))
         return made
+
+    def adapts(self, name: str, weight: Adaptable) -> None:
+        """Adapters of a weight of that name are for this."""
+        self._reader.adaptable[name] = weight
 
     def linear_of(self, weight: Matrix, parts: Sequence[Weight], bias: Tensor | None) -> Linear:
         """The product with parts of a weight, perhaps put together with others."""
@@ -212,6 +217,15 @@ class LayerLoader:
         found = self._tensors.pop(name)
         _check_shape(name, found.shape, shape)
         return found.to(self._reader.device)
+
+
+def file_rows(weight: Matrix, order: Tensor | None = None) -> Tensor | None:
+    """Which row of the file's weight each row of LayerLoader.matrix() is, perhaps in an order of
+    these (int64 [outputs]); None where all are where they were."""
+    if not weight.interleaved:
+        return order
+    rows = _rows_together(torch.arange(weight.outputs), weight.interleaved)
+    return rows if order is None else rows[order]
 
 
 def _check_shape(name: str, found: Sequence[int], shape: tuple[int, ...]) -> None:

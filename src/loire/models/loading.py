@@ -18,6 +18,7 @@ from loire.checkpoint.sharding import WHOLE, Share, head_borders, rank_of
 from loire.checkpoint.weights import Matrix, each, matrices
 from loire.kernels.interface import Backend, Linear, Ranks, Table
 from loire.kernels.ranks import GatheredLinear
+from loire.models.adaptable import whole
 from loire.models.decoder import Decoder, Layer, Norms
 from loire.models.feed_forward import build_feed_forward
 from loire.models.held_weights import held_in_words
@@ -100,8 +101,8 @@ def load_decoder(
         own = embedding if share.size == 1 else embedding[rows[0] : rows[1]]
         head = reader.linear([own], None, rounding=rounding)
     elif share.size > 1:
-        [whole] = loader(weights.embedding).matrix(weights.embedding)
-        head = reader.linear([rows_of(whole, *rows)], None)
+        [table_rows] = loader(weights.embedding).matrix(weights.embedding)
+        head = reader.linear([rows_of(table_rows, *rows)], None)
     else:
         head = embedding
     if share.size > 1:
@@ -109,9 +110,9 @@ def load_decoder(
         head = GatheredLinear(head, borders, reader.ranks)
     if progress is not None:
         progress(1.0)
-    products = {**reader.products, "lm_head": head}
+    adaptable = {**reader.adaptable, "lm_head": whole(head)}
     decoder = Decoder(
-        description, backend, embedding, layers, final_norm, head, per_layer, products
+        description, backend, embedding, layers, final_norm, head, per_layer, adaptable
     )
     decoder.held = held_in_words(reader, checkpoint.tensors, matrices(weights))
     return decoder

@@ -32,9 +32,10 @@ from loire.kernels.interface import (
     RotaryTable,
     StateCache,
 )
+from loire.models.adaptable import AdaptableRows, ProductRows
 from loire.models.decoder import Mixer, Remembered
 from loire.models.latent_attention import latent_attention
-from loire.models.layer_loader import LayerLoader, pairs_apart, rows_of
+from loire.models.layer_loader import LayerLoader, file_rows, pairs_apart, rows_of
 from loire.models.recurrent_mixers import gated_delta_net, mamba2, short_convolution
 
 
@@ -256,7 +257,11 @@ def _with_gate(query_gate: Matrix, keys_values: Matrix, load: LayerLoader) -> tu
     qkv_bias = None if bias is None or others is None else torch.cat([bias[:size], others])
     parts = [rows_of(both, 0, size), *load.matrix(keys_values)]
     gate_bias = None if bias is None else bias[size:]
-    return (
-        load.linear_of(query_gate, parts, qkv_bias),
-        load.linear_of(query_gate, [rows_of(both, size, 2 * size)], gate_bias),
-    )
+    qkv = load.linear_of(query_gate, parts, qkv_bias)
+    gate = load.linear_of(query_gate, [rows_of(both, size, 2 * size)], gate_bias)
+    rows = file_rows(query_gate)
+    assert rows is not None, "queries and gates are interleaved"
+    queries_gates = ProductRows(qkv, 0, rows[:size]), ProductRows(gate, 0, rows[size:])
+    load.adapts(query_gate.name, AdaptableRows(queries_gates))
+    load.adapts(keys_values.name, AdaptableRows((ProductRows(qkv, size),)))
+    return qkv, gate

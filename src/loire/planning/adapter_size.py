@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
-from loire.checkpoint.adapter_targets import AdapterTarget, adapter_targets
+from loire.checkpoint.adapter_targets import AdapterTarget, AdapterTargets
 from loire.checkpoint.description import ModelDescription
 
 PANEL = 32
@@ -13,7 +13,7 @@ PANEL = 32
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """So many of one rank, for all linear layers but the output head."""
+    """So many of one rank, for all linear layers but the output head and those of experts."""
 
     count: int
     rank: int
@@ -22,8 +22,8 @@ class Adapters:
 def adapter_bytes(description: ModelDescription, adapters: Adapters, *, element_bytes: int) -> int:
     """Of all of them: both halves, the outputs of each product in whole panels."""
     products: dict[str, list[AdapterTarget]] = defaultdict(list)
-    for target in adapter_targets(description).values():
-        if target.product != "lm_head":
+    for target in AdapterTargets(description).by_name.values():
+        if target.product != "lm_head" and ".experts." not in target.product:
             products[target.product].append(target)
     per_rank = 0
     for targets in products.values():
@@ -31,4 +31,6 @@ def adapter_bytes(description: ModelDescription, adapters: Adapters, *, element_
         most = max(target.outputs for target in targets)
         modules = [t for t in targets if t.outputs < most] or targets
         per_rank += sum(t.inputs + math.ceil(t.outputs / PANEL) * PANEL for t in modules)
+        # Each head's keys and values have the latents' half for themselves.
+        per_rank += sum((2 * t.heads - 1) * t.inputs for t in modules if t.heads)
     return adapters.count * adapters.rank * per_rank * element_bytes

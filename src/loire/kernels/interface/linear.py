@@ -117,13 +117,20 @@ class Experts(Protocol):
         """Bytes of all experts."""
         ...
 
-    def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        beside: Tensor | None = None,
+        batch: FlatBatch | None = None,
+    ) -> Tensor:
         """[T, E]: for each token of x [T, E] the weighted sum of what its experts make of it, in
         the order of the experts, and then beside, in float32, then rounded to x's dtype. Each
         expert is computed once, for all tokens that chose it.
 
         logits: float32 [T, experts], of the router. beside: [T, E] in x's dtype, such as what an
-        expert that all tokens share makes of them.
+        expert that all tokens share makes of them. batch: whose tokens x has, for their adapters,
+        as with Linear.
         """
         ...
 
@@ -136,9 +143,12 @@ class Heads(Protocol):
         """Bytes of all of them."""
         ...
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, out: Tensor | None = None, batch: FlatBatch | None = None
+    ) -> Tensor:
         """Of x [T, H, in]; [T, H, out], in out if it is given. All in the dtype of the products'
-        inputs, and without gaps in the last dimension; x and out may not overlap."""
+        inputs, and without gaps in the last dimension; x and out may not overlap. batch: whose
+        tokens x has, for their adapters, as with Linear."""
         ...
 
 

@@ -86,6 +86,7 @@ class ExpertsCall(CallStruct):
         ("bias", c_void_p),
         ("expert_scales", c_void_p),
         ("beside", c_void_p),
+        ("adapters", c_void_p),
         ("out", c_void_p),
         ("borders", c_void_p),
         ("ranks", c_void_p),
@@ -107,6 +108,7 @@ class HeadsCall(CallStruct):
     __slots__ = ()
     _fields_ = [
         ("weights", c_void_p),
+        ("adapters", c_void_p),
         ("x", c_void_p),
         ("out", c_void_p),
         ("tokens", c_int64),

@@ -41,9 +41,10 @@ def address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def adapter_numbers(batch: FlatBatch, tokens: int) -> int | None:
-    """Where the numbers of the tokens' adapters lie."""
-    if batch.adapters is None:
+def adapter_numbers(batch: FlatBatch | None, tokens: int) -> int | None:
+    """Where the numbers of the tokens' adapters lie; None where no token has one. Raises ValueError
+    unless they are as many as the tokens."""
+    if batch is None or batch.adapters is None:
         return None
     numbers = batch.adapters.numbers
     if numbers.shape != (tokens,) or numbers.dtype is not torch.int32:

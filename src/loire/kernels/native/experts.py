@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from loire.checkpoint.feed_forward import Routing, Scores
-from loire.kernels.interface import Expert, ExpertChunks, Linear
+from loire.kernels.interface import Expert, ExpertChunks, FlatBatch, Linear
 from loire.kernels.native.calls import ExpertsCall
-from loire.kernels.native.context import NativeContext, address
+from loire.kernels.native.context import NativeContext, adapter_numbers, address
 from loire.kernels.native.library import array_of
 
 SCORES: dict[Scores, int] = {"softmax": 0, "softmax_of_chosen": 1, "sigmoid": 2}
@@ -54,7 +54,13 @@ class NativeExperts:
         self._num_chunks = 0 if chunks is None else len(chunks.borders) - 1
         self._ranks = None if chunks is None else chunks.ranks
 
-    def __call__(self, x: Tensor, logits: Tensor, beside: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        beside: Tensor | None = None,
+        batch: FlatBatch | None = None,
+    ) -> Tensor:
         """[T, E] of x [T, E], a router's logits of it, and what is added [T, E]."""
         x, logits = self._context.results.dense(x), self._context.results.dense(logits)
         routing, tokens = self._routing, len(x)
@@ -79,6 +85,7 @@ class NativeExperts:
             bias=address(self._bias),
             expert_scales=address(self._scales),
             beside=address(beside),
+            adapters=adapter_numbers(batch, tokens),
             out=out.data_ptr(),
             borders=addressof(self._borders),
             ranks=getattr(self._ranks, "handle", None),

@@ -5,9 +5,9 @@ from ctypes import addressof, c_void_p
 
 from torch import Tensor
 
-from loire.kernels.interface import Linear
+from loire.kernels.interface import FlatBatch, Linear
 from loire.kernels.native.calls import HeadsCall
-from loire.kernels.native.context import NativeContext
+from loire.kernels.native.context import NativeContext, adapter_numbers
 from loire.kernels.native.experts import handle_of
 from loire.kernels.native.library import array_of
 
@@ -23,7 +23,9 @@ class NativeHeads:
         self._context = context
         self._run = context.library.heads
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, out: Tensor | None = None, batch: FlatBatch | None = None
+    ) -> Tensor:
         """Of x [T, H, in]; [T, H, out], in out if it is given."""
         tokens, heads, size = x.shape
         first = self._products[0]
@@ -40,6 +42,7 @@ class NativeHeads:
             raise ValueError(f"elements of a head lie apart: {x.stride()}, {out.stride()}")
         call = HeadsCall(
             weights=addressof(self._weights),
+            adapters=adapter_numbers(batch, tokens),
             x=x.data_ptr(),
             out=out.data_ptr(),
             tokens=tokens,

@@ -155,7 +155,7 @@ class NativeLinear:
             weight=self.handle,
             x=x.data_ptr(),
             out=out.data_ptr() + column * out.itemsize,
-            adapters=None if batch is None else adapter_numbers(batch, tokens),
+            adapters=adapter_numbers(batch, tokens),
             tokens=tokens,
             out_stride=out.shape[1],
             wide=wide,

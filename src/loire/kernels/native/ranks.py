@@ -143,7 +143,7 @@ class NativeSummedLinear(SummedLinear):
             offsets=addressof(self._offsets),
             x=x.data_ptr(),
             bias=address(self.bias),
-            adapters=None if batch is None else adapter_numbers(batch, tokens),
+            adapters=adapter_numbers(batch, tokens),
             ranks=self._ranks_handle,
             out=out.data_ptr(),
             tokens=tokens,

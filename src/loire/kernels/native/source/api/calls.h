@@ -70,6 +70,7 @@ struct ExpertsCall {
     const float* bias;    // [experts] or null
     const float* expert_scales;  // [experts] or null
     const void* beside;   // [T, E] or null
+    const int32_t* adapters;  // as in LinearCall
     void* out;            // [T, E]
     const int64_t* borders;  // [chunks + 1], or null
     Ranks* ranks;            // or null
@@ -120,6 +121,7 @@ struct GatherCall {
 // token, x_head_stride from head to head; those of out likewise.
 struct HeadsCall {
     const PackedWeight* const* weights;  // [heads]
+    const int32_t* adapters;  // as in LinearCall
     const void* x;
     void* out;
     int64_t tokens, heads, x_stride, x_head_stride, out_stride, out_head_stride;

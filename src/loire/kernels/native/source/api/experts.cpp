@@ -57,6 +57,7 @@ LOIRE_EXPORT int loire_experts(Context* context, const ExpertsCall* call) {
         routing.scale = given.scale;
         compute_experts(context->operations, context->pool, context->activations, context->experts,
                         context->forecast, given.gate_ups, routing, experts.data(), given.x,
-                        given.beside, given.out, {borders.data(), given.chunks, given.ranks});
+                        given.beside, given.out, {borders.data(), given.chunks, given.ranks},
+                        given.adapters);
     });
 }

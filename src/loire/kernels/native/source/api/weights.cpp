@@ -113,7 +113,7 @@ LOIRE_EXPORT int loire_heads(Context* context, const HeadsCall* call) {
                  static_cast<const char*>(call->x) + h * call->x_head_stride * element_bytes,
                  call->x_stride * element_bytes, nullptr, call->tokens,
                  static_cast<char*>(call->out) + h * call->out_head_stride * element_bytes,
-                 call->out_stride});
+                 call->out_stride, call->adapters});
         }
     });
     if (!known) return -1;
@@ -122,6 +122,6 @@ LOIRE_EXPORT int loire_heads(Context* context, const HeadsCall* call) {
         context->forecast.begins({products[0].weight->data, 0, 0});
         context->pool.expect(waits_for_weights(products[0].count) ? context->forecast.next()
                                                                   : Stream{});
-        multiply_together(context->pool, context->activations, products);
+        multiply_together(context->pool, context->activations, context->hidden, products);
     });
 }

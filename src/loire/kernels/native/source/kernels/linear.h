@@ -272,17 +272,25 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
                   const float* sums, int64_t panel_sums) {
     const int64_t first_column = panel / panels_per_output(a.gate) * PANEL;
     const int64_t left = a.out_features - first_column, row = panel * PANEL;
-    for (int64_t t = 0; t < tokens; ++t, sums += PANEL) {
+    const auto finish_token = [&](int64_t t, const Vec16* added) __attribute__((always_inline)) {
         const int64_t at = (first_token + t) * a.out_stride + first_column;
-        const AdaptedToken token = adapted_token(a.adapted, first_token + t);
-        const bool is_adapted = token.adapter != nullptr;
-        Vec16 added[2][PANEL / 16];
-        for (int64_t i = 0; is_adapted && i < panels_per_output(a.gate); ++i)
-            low_rank_up<Element>(token, panel + i, added[i]);
         for (int64_t column = 0; column < PANEL && column < left; column += 16)
-            finish_some<Element>(a, row + column, sums + column, panel_sums,
-                                 is_adapted ? added[0] + column / 16 : nullptr, at + column,
+            finish_some<Element>(a, row + column, sums + t * PANEL + column, panel_sums,
+                                 added == nullptr ? nullptr : added + column / 16, at + column,
                                  left - column);
+    };
+    if (a.adapted.num_groups == 0) {
+        for (int64_t t = 0; t < tokens; ++t) finish_token(t, nullptr);
+        return;
+    }
+    AddedPanels added;
+    for (int64_t first = 0; first < tokens; first += AddedPanels::MOST_TOKENS) {
+        const int64_t rest = tokens - first;
+        const int64_t count = rest < AddedPanels::MOST_TOKENS ? rest : AddedPanels::MOST_TOKENS;
+        added.template add<Element>(a.adapted, panel, panels_per_output(a.gate),
+                                    first_token + first, count);
+        for (int64_t t = 0; t < count; ++t)
+            finish_token(first + t, added.has[t] ? added.sums[t] : nullptr);
     }
 }
 

@@ -226,28 +226,36 @@ struct Adapter {
     const void* up = nullptr;             // for each panel [its ranks][PANEL], see panel_column()
     const PanelRanks* panels = nullptr;
     int64_t rank = 0;                     // 0: nothing is added
+    int64_t num_panels = 0;
+};
+
+// The tokens that have one adapter, so that its weights are read once for all of them.
+struct AdapterGroup {
+    const Adapter* adapter;
+    const int32_t* tokens;  // [count], ascending
+    int64_t count;
 };
 
 // Which tokens have which adapter, and down x of those that have one.
 struct AdaptedTokens {
-    const int32_t* numbers = nullptr;  // [T] into adapters, -1 for none; null: no token has one
-    const Adapter* adapters = nullptr;
-    int64_t num_adapters = 0;
+    const AdapterGroup* groups = nullptr;
+    int64_t num_groups = 0;  // 0: no token has one
     float* hidden = nullptr;  // [T, hidden_stride]
     int64_t hidden_stride = 0;
+};
 
-    // Of a token, or null.
-    const Adapter* of(int64_t token) const {
-        const int64_t number = numbers[token];
-        const bool has = number >= 0 && number < num_adapters && adapters[number].rank > 0;
-        return has ? adapters + number : nullptr;
-    }
+// Some ranks of an adapter, down x of some of its group's tokens.
+struct LowRankPiece {
+    int32_t group, first_token, last_token, first_rank, last_rank;
 };
 
 struct LowRankArguments {
     AdaptedTokens adapted;
-    const void* x;  // [T, in]
-    int64_t tokens, in_features;
+    const LowRankPiece* pieces;
+    const char* x;        // rows of in_features
+    int64_t x_stride;     // bytes from row to row
+    const int64_t* rows;  // [T]: which row of x each token is; null: one after another
+    int64_t in_features;
 };
 
 struct LinearArguments {

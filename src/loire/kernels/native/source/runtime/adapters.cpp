@@ -5,6 +5,13 @@
 
 namespace loire {
 
+namespace {
+
+// Of down x: few enough that threads end at the same time, tokens that stay in the L1 cache meanwhile.
+constexpr int32_t TOKENS_PER_PIECE = 16, RANKS_PER_PIECE = 32;
+
+}  // namespace
+
 Adapters::Adapters(bool is_bfloat16, Gate gate, int64_t out_features, int64_t in_features,
                    int64_t panels)
     : is_bfloat16_(is_bfloat16),
@@ -48,7 +55,8 @@ void Adapters::set(int64_t number, const PackedAdapter* packed) {
     Adapter& adapter = adapters_[size_t(number)];
     adapter = {};
     if (packed != nullptr)
-        adapter = {packed->down.data(), packed->up.data(), packed->panels.data(), packed->rank};
+        adapter = {packed->down.data(), packed->up.data(), packed->panels.data(), packed->rank,
+                   panels_};
     most_rank_ = 0;
     for (const Adapter& one : adapters_) most_rank_ = std::max(most_rank_, one.rank);
 }
@@ -73,13 +81,49 @@ void Adapters::put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter
     }
 }
 
-AdaptedTokens Adapters::tokens(const int32_t* numbers) const {
-    AdaptedTokens tokens;
-    tokens.numbers = numbers;
-    tokens.adapters = adapters_.data();
-    tokens.num_adapters = int64_t(adapters_.size());
-    tokens.hidden_stride = most_rank_;
-    return tokens;
+AdaptedProduct::AdaptedProduct(const Adapters& adapters, const int32_t* numbers, int64_t tokens)
+    : in_features_(adapters.in_features_), hidden_stride_(adapters.most_rank_), num_tokens_(tokens) {
+    if (numbers == nullptr || adapters.empty()) return;
+    const std::vector<Adapter>& all = adapters.adapters_;
+    const auto has = [&](int32_t number) {
+        return number >= 0 && size_t(number) < all.size() && all[size_t(number)].rank > 0;
+    };
+    std::vector<int32_t> next(all.size() + 1, 0);  // where the tokens of each adapter begin
+    for (int64_t t = 0; t < tokens; ++t)
+        if (has(numbers[t])) ++next[size_t(numbers[t]) + 1];
+    for (size_t number = 0; number < all.size(); ++number) next[number + 1] += next[number];
+    tokens_.resize(size_t(next.back()));
+    for (size_t number = 0; number < all.size(); ++number)
+        if (next[number + 1] > next[number])
+            groups_.push_back({&all[number], tokens_.data() + next[number],
+                               next[number + 1] - next[number]});
+    for (int64_t t = 0; t < tokens; ++t)
+        if (has(numbers[t])) tokens_[size_t(next[size_t(numbers[t])]++)] = int32_t(t);
+    cut();
+}
+
+void AdaptedProduct::cut() {
+    for (size_t group = 0; group < groups_.size(); ++group) {
+        const int32_t rank = int32_t(groups_[group].adapter->rank);
+        const int32_t count = int32_t(groups_[group].count);
+        for (int32_t token = 0; token < count; token += TOKENS_PER_PIECE)
+            for (int32_t first = 0; first < rank; first += RANKS_PER_PIECE)
+                pieces_.push_back({int32_t(group), token, std::min(token + TOKENS_PER_PIECE, count),
+                                   first, std::min(first + RANKS_PER_PIECE, rank)});
+    }
+}
+
+size_t AdaptedProduct::hidden_bytes() const {
+    return groups_.empty() ? 0 : size_t(num_tokens_ * hidden_stride_) * sizeof(float);
+}
+
+AdaptedTokens AdaptedProduct::tokens(float* hidden) const {
+    return {groups_.data(), int64_t(groups_.size()), hidden, hidden_stride_};
+}
+
+LowRankArguments AdaptedProduct::arguments(float* hidden, const char* x, int64_t x_stride,
+                                           const int64_t* rows) const {
+    return {tokens(hidden), pieces_.data(), x, x_stride, rows, in_features_};
 }
 
 }  // namespace loire

@@ -39,12 +39,11 @@ class Adapters {
     // Replaces what adapter `number` adds; null: nothing. It must stay for as long as it is set.
     void set(int64_t number, const PackedAdapter* packed);
 
-    // For a product with so many of its tokens' numbers.
-    AdaptedTokens tokens(const int32_t* numbers) const;
     bool empty() const { return most_rank_ == 0; }
-    int64_t most_rank() const { return most_rank_; }
 
   private:
+    friend class AdaptedProduct;
+
     // Which output of a part a row of the packed weight is; -1 for none of it.
     int64_t output_of(const LowRankPart& part, int64_t row) const;
     void put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const;
@@ -54,6 +53,31 @@ class Adapters {
     const int64_t out_features_, in_features_, panels_;
     std::vector<Adapter> adapters_;
     int64_t most_rank_ = 0;
+};
+
+// What adapters add to a product of some tokens, in pieces.
+class AdaptedProduct {
+  public:
+    // numbers: [tokens] of each token's adapter, -1 for none; null where no token has one.
+    AdaptedProduct(const Adapters& adapters, const int32_t* numbers, int64_t tokens);
+
+    // Of down x, which come before the product; none where nothing is added.
+    int64_t pieces() const { return int64_t(pieces_.size()); }
+    // That down x takes.
+    size_t hidden_bytes() const;
+    // For the product; this must stay as long.
+    AdaptedTokens tokens(float* hidden) const;
+    LowRankArguments arguments(float* hidden, const char* x, int64_t x_stride,
+                               const int64_t* rows) const;
+
+  private:
+    void cut();
+
+    const int64_t in_features_, hidden_stride_;
+    std::vector<int32_t> tokens_;  // by adapter
+    std::vector<AdapterGroup> groups_;
+    std::vector<LowRankPiece> pieces_;
+    int64_t num_tokens_;
 };
 
 }  // namespace loire

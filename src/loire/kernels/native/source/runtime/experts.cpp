@@ -114,12 +114,21 @@ const Expert& first_held(const RouteArguments& routing, const Expert* experts) {
                          [](const Expert& expert) { return expert.gate_up != nullptr; });
 }
 
+// Which adapter each row has.
+std::vector<int32_t> of_rows(const int32_t* numbers, const int64_t* tokens, int64_t rows) {
+    std::vector<int32_t> found;
+    for (int64_t row = 0; numbers != nullptr && row < rows; ++row)
+        found.push_back(numbers[tokens[row]]);
+    return found;
+}
+
 }  // namespace
 
 void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
                      ExpertsScratch& scratch, Forecast& forecast, const void* key,
                      RouteArguments routing, const Expert* experts, const void* x,
-                     const void* beside, void* out, const ExpertChunks& chunks) {
+                     const void* beside, void* out, const ExpertChunks& chunks,
+                     const int32_t* numbers) {
     if (routing.tokens == 0) return;
     const PackedWeight& first = *first_held(routing, experts).gate_up;
     const TypedOperations& typed = first.is_bfloat16 ? operations.bfloat16 : operations.float32;
@@ -142,14 +151,19 @@ void compute_experts(const Operations& operations, Pool& pool, Scratch& activati
         group.hidden = hidden;
         hidden += group.count * group.expert->down->in_features * element_bytes;
     }
+    const int64_t rows = routing.tokens * routing.top_k, row_bytes = size * element_bytes;
+    const std::vector<int32_t> adapters = of_rows(numbers, routes.tokens, rows);
+    const int32_t* of_row = numbers == nullptr ? nullptr : adapters.data();
+    const auto numbers_of = [&](const Group& group) {
+        return of_row == nullptr ? nullptr : of_row + group.first;
+    };
     std::vector<GroupedProduct> products;
     for (const Group& group : groups)
         products.push_back({group.expert->gate_up, group.expert->gate_up_operations,
                             static_cast<const char*>(x), size * element_bytes,
                             routes.tokens + group.first, group.count, group.hidden,
-                            group.expert->gate_up->out_features});
-    multiply_together(pool, activations, products);
-    const int64_t rows = routing.tokens * routing.top_k, row_bytes = size * element_bytes;
+                            group.expert->gate_up->out_features, numbers_of(group)});
+    multiply_together(pool, activations, scratch.low_rank, products);
     char* made = scratch.made.reserve(size_t((rows + routing.tokens) * row_bytes));
     if (beside != nullptr)
         std::memcpy(made + rows * row_bytes, beside, size_t(routing.tokens * row_bytes));
@@ -158,8 +172,8 @@ void compute_experts(const Operations& operations, Pool& pool, Scratch& activati
     for (const Group& group : groups)
         products.push_back({group.expert->down, group.expert->down_operations, group.hidden,
                             group.expert->down->in_features * element_bytes, nullptr, group.count,
-                            made + group.first * row_bytes, size});
-    multiply_together(pool, activations, products);
+                            made + group.first * row_bytes, size, numbers_of(group)});
+    multiply_together(pool, activations, scratch.low_rank, products);
     if (chunks.count != 0) {
         const int64_t part = routing.tokens * size;
         auto* parts = reinterpret_cast<float*>(

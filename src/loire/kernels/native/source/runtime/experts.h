@@ -23,7 +23,7 @@ struct Expert {
 
 // Room for what is worked out on the way.
 struct ExpertsScratch {
-    Scratch routes, hidden, made, parts;
+    Scratch routes, hidden, made, parts, low_rank;
 };
 
 // Of experts that several ranks have: what each chunk of them makes of a token is added up in their order,
@@ -36,10 +36,12 @@ struct ExpertChunks {
 
 // routing: chosen and weights are left empty. experts: as many as it says, all of one type and with x's
 // features in and out. x, out [T, E] of that type, and beside [T, E] or null, which is added last; key: of
-// this layer, for the forecast.
+// this layer, for the forecast. numbers: [T] of each token's adapter, -1 for none; null where no token has
+// one.
 void compute_experts(const Operations& operations, Pool& pool, Scratch& activations,
                      ExpertsScratch& scratch, Forecast& forecast, const void* key,
                      RouteArguments routing, const Expert* experts, const void* x,
-                     const void* beside, void* out, const ExpertChunks& chunks);
+                     const void* beside, void* out, const ExpertChunks& chunks,
+                     const int32_t* numbers);
 
 }  // namespace loire

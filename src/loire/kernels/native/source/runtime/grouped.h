@@ -21,11 +21,12 @@ struct GroupedProduct {
     int64_t count;
     char* out;
     int64_t out_stride;     // elements from row to row
+    const int32_t* numbers = nullptr;  // [count] of each row's adapter, -1 for none; null: no row has one
     bool wide = false;      // whether out is float32
 };
 
-// activations: room for packing.
-void multiply_together(Pool& pool, Scratch& activations,
+// activations: room for packing. hidden: for what adapters work out.
+void multiply_together(Pool& pool, Scratch& activations, Scratch& hidden,
                        const std::vector<GroupedProduct>& products);
 
 }  // namespace loire

@@ -12,6 +12,20 @@ constexpr int64_t FIRST_CACHE_BYTES = 16 << 10;  // the part of the L1 cache for
 
 int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
+// What comes before a product: what adapters work out, and packing, in one go.
+struct Preparation {
+    const LinearOperations& operations;
+    LowRankArguments low_rank;
+    int64_t low_rank_pieces;
+    PackActivationsArguments packing;
+};
+
+void prepare_piece(const void* untyped, int64_t piece, Scratch& scratch) {
+    const auto& all = *static_cast<const Preparation*>(untyped);
+    if (piece < all.low_rank_pieces) return all.operations.low_rank(&all.low_rank, piece, scratch);
+    all.operations.pack_activations(&all.packing, piece - all.low_rank_pieces, scratch);
+}
+
 }  // namespace
 
 Cut::Cut(const LinearOperations& operations, const PackedWeight& weight, int64_t tokens,
@@ -63,22 +77,21 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
               int64_t out_stride, bool wide, int64_t tokens, const int32_t* numbers,
               Scratch* hidden) {
     if (tokens == 0) return;
-    AdaptedTokens adapted;
-    if (numbers != nullptr && !weight.adapters.empty()) {
-        adapted = weight.adapters.tokens(numbers);
-        const int64_t floats = tokens * adapted.hidden_stride;
-        adapted.hidden = reinterpret_cast<float*>(hidden->reserve(size_t(floats) * sizeof(float)));
-        const LowRankArguments arguments{adapted, x, tokens, weight.in_features};
-        pool.run(tokens, operations.low_rank, &arguments);
-    }
+    const AdaptedProduct adapted(weight.adapters, numbers, tokens);
+    auto* below = reinterpret_cast<float*>(
+        adapted.pieces() == 0 ? nullptr : hidden->reserve(adapted.hidden_bytes()));
     const Cut cut(operations, weight, tokens, wanted_pieces(pool));
-    const PackActivationsArguments packing{
-        x,     activations.reserve(size_t(cut.packed_bytes())), tokens, weight.in_features,
-        weight.steps, cut.tokens_per_block};
-    pool.run(cut.blocks, operations.pack_activations, &packing);
+    const int64_t row_bytes = weight.in_features * (weight.is_bfloat16 ? 2 : 4);
+    const Preparation preparation{
+        operations,
+        adapted.arguments(below, static_cast<const char*>(x), row_bytes, nullptr),
+        adapted.pieces(),
+        {x, activations.reserve(size_t(cut.packed_bytes())), tokens, weight.in_features,
+         weight.steps, cut.tokens_per_block}};
+    pool.run(adapted.pieces() + cut.blocks, prepare_piece, &preparation);
     LinearArguments arguments =
-        cut.arguments(weight, packing.packed, out, out_stride, wide, tokens);
-    arguments.adapted = adapted;
+        cut.arguments(weight, preparation.packing.packed, out, out_stride, wide, tokens);
+    arguments.adapted = adapted.tokens(below);
     forecast.begins({static_cast<const char*>(weight.data), cut.column_pieces,
                      cut.panels_per_piece * weight.panel_bytes});
     pool.expect(waits_for_weights(tokens) ? forecast.next() : Stream{});

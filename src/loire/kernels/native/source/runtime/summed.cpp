@@ -99,9 +99,6 @@ void multiply_chunks(Pool& pool, ChunkedScratch& scratch, Forecast& forecast, Ra
                      const ChunkedProduct& product, const Total& total) {
     const int64_t count = int64_t(product.weights.size());
     const int64_t element_bytes = total.is_bfloat16 ? 2 : 4;
-    const bool adapted = product.numbers != nullptr &&
-                         std::any_of(product.weights.begin(), product.weights.end(),
-                                     [](const auto* weight) { return !weight->adapters.empty(); });
     const int64_t token_bytes = count * total.size * int64_t(sizeof(float));
     const int64_t most = std::max(MOST_PART_BYTES / token_bytes, FEWEST_TOKENS);
     for (int64_t first = 0; first < total.tokens; first += most) {
@@ -112,24 +109,13 @@ void multiply_chunks(Pool& pool, ChunkedScratch& scratch, Forecast& forecast, Ra
         for (int64_t k = 0; k < count; ++k) {
             const PackedWeight& weight = *product.weights[k];
             const char* x = product.x + first * product.x_stride + product.offsets[k] * element_bytes;
-            if (!adapted) {
-                products.push_back({&weight, product.operations[k], x, product.x_stride, nullptr,
-                                    tokens, parts + k * part_bytes, total.size, true});
-                continue;
-            }
-            const int64_t row_bytes = weight.in_features * element_bytes;
-            char* gathered = scratch.gathered.reserve(size_t(tokens * row_bytes));
-            for (int64_t t = 0; t < tokens; ++t)
-                std::memcpy(gathered + t * row_bytes, x + t * product.x_stride, size_t(row_bytes));
-            multiply(*product.operations[k], pool, scratch.activations, forecast, weight, gathered,
-                     parts + k * part_bytes, total.size, true, tokens, product.numbers + first,
-                     &scratch.hidden);
+            const int32_t* numbers = product.numbers == nullptr ? nullptr : product.numbers + first;
+            products.push_back({&weight, product.operations[k], x, product.x_stride, nullptr, tokens,
+                                parts + k * part_bytes, total.size, numbers, true});
         }
-        if (!adapted) {
-            forecast.begins({product.weights[0]->data, 0, 0});
-            pool.expect(waits_for_weights(tokens) ? forecast.next() : Stream{});
-            multiply_together(pool, scratch.activations, products);
-        }
+        forecast.begins({product.weights[0]->data, 0, 0});
+        pool.expect(waits_for_weights(tokens) ? forecast.next() : Stream{});
+        multiply_together(pool, scratch.activations, scratch.hidden, products);
         Total some = total;
         some.parts = reinterpret_cast<const float*>(parts);
         some.count = count;

@@ -38,7 +38,7 @@ struct ChunkedProduct {
 };
 
 struct ChunkedScratch {
-    Scratch activations, hidden, gathered, parts;
+    Scratch activations, hidden, parts;
 };
 
 void multiply_chunks(Pool& pool, ChunkedScratch& scratch, Forecast& forecast, Ranks* ranks,

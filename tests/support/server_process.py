@@ -55,8 +55,13 @@ def start(model: Path, *flags: str, within_s: float = START_S) -> Server:
 
     # The pipe is drained to the end, so that the server never waits for its reader.
     threading.Thread(target=read, daemon=True).start()
+
+    def listening() -> "re.Match[str] | None":
+        assert process.poll() is None, "".join(log)
+        return re.search(r"listening on (http://\S+),", "".join(log))
+
     try:
-        url = wait_for(lambda: re.search(r"listening on (http://\S+),", "".join(log)), within_s)[1]
+        url = wait_for(listening, within_s)[1]
         return Server(process, url, log, httpx.get(f"{url}/health", timeout=within_s))
     except BaseException:
         process.kill()

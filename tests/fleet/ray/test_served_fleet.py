@@ -32,8 +32,8 @@ LOAD_S = 400
 """Most seconds for replicas on a busy machine."""
 REPLICAS = 3
 NUM_REQUESTS, NUM_KILLS, NUM_CLIENTS = 500, 20, 8
-ENGINE = {"dtype": "float32", "num_threads": 1, "kv_cache_memory_bytes": 8_000_000, "seed": 1}
-FLAGS = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-memory", "8MB", "--seed", "1")
+ENGINE = {"dtype": "float32", "num_threads": 1, "kv_cache_memory_bytes": 8_000_000}
+FLAGS = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-memory", "8MB")
 DEPLOY = """
 import json, sys
 from loire.fleet.ray.auth import require_token

@@ -65,13 +65,13 @@ class _LocalEngine:
         progress: Callable[[float], None] | None = None,
         **options: Any,
     ) -> None:
-        engine = start_engine(
-            model, EngineOptions(**options), allow_download=allow_download, progress=progress
-        )
+        given = EngineOptions(**options)
+        engine = start_engine(model, given, allow_download=allow_download, progress=progress)
         self._opened: tuple[Engine, EngineClient[EngineThread]] | None = engine, client_of(engine)
         description = engine.checkpoint.description
         size = engine.config.tensor_parallel_size
         self._adapters = AdapterNames(description, engine.adapters.announce, size)
+        self._adapters.limit(given)
 
     @property
     def engine(self) -> Engine:

@@ -8,7 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loire import LLM, LoRARequest, SamplingParams
-from loire.base.errors import ModelError, RequestError
+from loire.base.config import EngineOptions
+from loire.base.errors import ConfigError, ModelError, RequestError
+from loire.checkpoint.open import open_checkpoint
+from loire.engine.adapters import AdapterNames
 from loire.planning.adapter_size import Adapters, adapter_bytes
 from support.adapter_files import adapter_tensors, merged, save_adapter
 from support.tiny_models import save_tiny_llama
@@ -242,6 +245,29 @@ def test_what_has_no_name_leaves_the_memory(model: Path, tmp_path: Path) -> None
         counts = shelf.counts
         assert (counts.num_resident, counts.num_bytes, counts.loads) == (0, 0, 1)
         assert counts.evictions == 0
+
+
+def test_what_is_switched_off_or_too_large(model: Path, tmp_path: Path) -> None:
+    """By vLLM's options; those that mean nothing are refused."""
+    told: list[object] = []
+    names = AdapterNames(open_checkpoint(model).description, told.append)
+    path = saved(model, tmp_path / "x", 71)
+    rank = names.load("x", path).rank
+    names.limit(EngineOptions(max_lora_rank=rank, max_loras=1, max_cpu_loras=1))
+    names.load("y", path)
+    names.limit(EngineOptions(max_lora_rank=rank - 1))
+    with pytest.raises(ModelError, match=rf"has rank {rank}, but max_lora_rank is {rank - 1}"):
+        names.load("z", path)
+    names.limit(EngineOptions(enable_lora=False))
+    with pytest.raises(ModelError, match="switched off"):
+        names.use(LoRARequest("x", 1, str(path)))
+    for options, message in (
+        (EngineOptions(max_lora_rank=513), "max_lora_rank is 513, but lies between 1 and 512"),
+        (EngineOptions(max_loras=0), "max_loras is 0"),
+        (EngineOptions(max_loras=4, max_cpu_loras=2), "less than max_loras, 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            names.limit(options)
 
 
 def test_pins_and_the_least_recently_used(model: Path, tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ class EngineOptions:
         lora_memory_bytes: of adapters' weights; those that no running request uses make room for
             others beyond it.
         max_cpu_loras: the same as a number of adapters; None: only bytes count.
+        max_loras: of a step, in vLLM; here nothing bounds them, and it is only checked.
+        max_lora_rank: adapters of a larger rank are refused; None: those beyond 512.
+        enable_lora: False refuses all adapters.
         kv_events: where others are told which KV blocks can be found here; None: nowhere.
         tensor_parallel_size: processes that compute the model together, each with a share of its
             weights and KV memory.
@@ -90,6 +93,9 @@ class EngineOptions:
     seed: int | None = None
     lora_memory_bytes: int = 2**30
     max_cpu_loras: int | None = None
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
+    enable_lora: bool = True
     kv_events: KVEvents | None = None
     tensor_parallel_size: int = 1
     sum_chunks: int | None = None

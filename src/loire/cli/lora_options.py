@@ -38,6 +38,20 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-cpu-loras", type=count, metavar="N", help="the same as a number [only bytes count]"
     )
+    group.add_argument(
+        "--max-lora-rank", type=int, metavar="R", help="adapters of a larger rank are refused [512]"
+    )
+    group.add_argument(
+        "--max-loras",
+        type=count,
+        metavar="N",
+        help="checked and no more: nothing bounds the adapters of a step [no bound]",
+    )
+    group.add_argument(
+        "--enable-lora",
+        action=argparse.BooleanOptionalAction,
+        help="whether there may be adapters at all [yes]",
+    )
 
 
 def count(text: str) -> int:

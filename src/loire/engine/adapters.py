@@ -6,10 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loire.base.errors import ModelNotFoundError, RequestError
-from loire.base.lora import LoRARequest
+from loire.base.config import EngineOptions
+from loire.base.errors import (
+    ConfigError,
+    ModelNotFoundError,
+    RequestError,
+    UnsupportedModelError,
+)
+from loire.base.lora import MOST_ADAPTERS, LoRARequest
 from loire.base.messages import AnnouncedAdapter
-from loire.checkpoint.adapter import open_adapter
+from loire.checkpoint.adapter import Adapter, open_adapter
+from loire.checkpoint.adapter_settings import MOST_RANK
 from loire.checkpoint.description import ModelDescription
 
 MOST_NAMES = 10_000
@@ -51,6 +58,7 @@ class AdapterNames:
         """num_processes: that compute the model."""
         self.reserved: frozenset[str] = frozenset()
         """Names that stand for something else."""
+        self._is_enabled, self._most_rank = True, MOST_RANK
         self._description = description
         self._announce = announce
         self._num_processes = num_processes
@@ -61,6 +69,25 @@ class AdapterNames:
         self._seen: dict[tuple[str, tuple[tuple[int, int], ...]], str] = {}
         """Content of the directories that Python's callers name again and again, by path, times
         and sizes."""
+
+    def limit(self, options: EngineOptions) -> None:
+        """What may be loaded from now on. Raises ConfigError for numbers that mean nothing."""
+        self._is_enabled = options.enable_lora
+        self._most_rank = options.max_lora_rank or MOST_RANK
+        most = (
+            ("max_lora_rank", options.max_lora_rank, MOST_RANK),
+            ("max_loras", options.max_loras, MOST_ADAPTERS),
+            ("max_cpu_loras", options.max_cpu_loras, MOST_ADAPTERS),
+        )
+        for name, given, bound in most:
+            if given is not None and not 1 <= given <= bound:
+                raise ConfigError(f"{name} is {given}, but lies between 1 and {bound}")
+        held, together = options.max_cpu_loras, options.max_loras
+        if held is not None and together is not None and held < together:
+            raise ConfigError(
+                f"max_cpu_loras is {held}, which is less than max_loras, {together}: a step's "
+                f"adapters must be in memory"
+            )
 
     @property
     def named(self) -> Sequence[NamedAdapter]:
@@ -105,13 +132,7 @@ class AdapterNames:
                 param="lora_name",
             )
         self._check_free(name, load_inplace=load_inplace)
-        if self._num_processes > 1:
-            raise RequestError(
-                f"this model is computed by {self._num_processes} processes "
-                f"(tensor_parallel_size), which take no adapters as yet",
-                param="lora_path",
-            )
-        adapter = open_adapter(path, self._description)
+        adapter = self._opened(path)
         named = NamedAdapter(
             name=name,
             identity=adapter.identity,
@@ -168,7 +189,7 @@ class AdapterNames:
         with self._lock:
             identity = self._seen.get(key)
         if identity is None:
-            identity = open_adapter(path, self._description).identity
+            identity = self._opened(path).identity
         with self._lock:
             if len(self._seen) >= MOST_NAMES:
                 self._seen.pop(next(iter(self._seen)))
@@ -179,6 +200,22 @@ class AdapterNames:
             )
             self._announce(announced)
         return identity
+
+    def _opened(self, path: Path) -> Adapter:
+        if not self._is_enabled:
+            raise UnsupportedModelError("adapters are switched off (enable_lora is false)")
+        if self._num_processes > 1:
+            raise RequestError(
+                f"this model is computed by {self._num_processes} processes "
+                f"(tensor_parallel_size), which take no adapters as yet",
+                param="lora_path",
+            )
+        adapter = open_adapter(path, self._description)
+        if adapter.rank > self._most_rank:
+            raise UnsupportedModelError(
+                f"{path} has rank {adapter.rank}, but max_lora_rank is {self._most_rank}"
+            )
+        return adapter
 
     def _is_pinned(self, identity: str) -> bool:
         return any(named.pinned for named in self._alike.get(identity, {}).values())

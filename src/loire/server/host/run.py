@@ -272,6 +272,7 @@ async def _load_adapters(
 ) -> None:
     """Those that are served from the start. Raises LoireError if one cannot be."""
     adapters.reserved = frozenset(settings.names)
+    adapters.limit(settings.options)
     for module in settings.lora_modules:
         load = partial(adapters.load, pinned=module.pinned)
         await asyncio.to_thread(load, module.name, module.path)

@@ -236,6 +236,10 @@ def test_what_has_no_name_leaves_the_memory(model: Path, tmp_path: Path) -> None
         first = llm.load_adapter("x", path)
         llm.load_adapter("same", path)
         tokens(llm, [PROMPTS[0]], "x")
+        before = shelf.counts
+        assert (before.num_resident, before.loads) == (1, 1)
+        tokens(llm, [PROMPTS[0]])
+        assert shelf.counts is before, "nothing changed, so nothing is told"
         llm.unload_adapter("x")
         tokens(llm, [PROMPTS[0]])
         assert shelf.resident == (first.identity,), "another name stands for it"

@@ -254,6 +254,7 @@ class EngineSupervisor:
         )
         self._aborts.clear()
         self._num_held_by_engine = self.blocks_in_use = 0
+        self.adapters = AdapterCounts()
         if self._on_lost is not None:
             self._journal.clear()
             self._on_lost(end)
@@ -306,7 +307,8 @@ class EngineSupervisor:
     def _take_news(self, news: News) -> None:
         self._num_held_by_engine = news.num_requests
         self.blocks_in_use = news.blocks_in_use
-        self.adapters = news.adapters
+        if news.adapters is not None:
+            self.adapters = news.adapters
         if news.record is not None:
             self.records.append(news.record)
             for listener in tuple(self.step_listeners):

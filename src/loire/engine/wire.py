@@ -97,7 +97,8 @@ class News(msgspec.Struct, frozen=True, tag=True):
     num_requests: int
     """Requests that the engine holds, waiting or running."""
     blocks_in_use: int
-    adapters: AdapterCounts = AdapterCounts()
+    adapters: AdapterCounts | None = None
+    """How its memory of adapters stands, when that is not as it was told before."""
     names_found: bytes = b""
     """Of prefixes that can be found from now on; see loire.memory.prefix_names."""
     names_gone: bytes = b""

@@ -21,7 +21,7 @@ from loire.base.config import EngineConfig
 from loire.base.errors import EngineError, LoireError
 from loire.base.executor import StepExecutor
 from loire.base.long_lived import long_lived
-from loire.base.messages import SequenceUpdate
+from loire.base.messages import AdapterCounts, SequenceUpdate
 from loire.base.signals import leave_to_parent
 from loire.engine.core import EngineCore
 from loire.engine.hang_up import end_with
@@ -74,6 +74,7 @@ class EngineWorker:
         self._tells_names = False
         self._adapters: AdapterShelf | None = None
         """Once the model is loaded."""
+        self._told_counts: AdapterCounts | None = None
 
     def run(self) -> None:
         """Load and compute until the supervisor hangs up."""
@@ -155,13 +156,16 @@ class EngineWorker:
         """updates: of a step, if there was one. Its record is told once; a failed step has none."""
         scheduler = core.scheduler
         found, gone = scheduler.allocator.take_names()
+        counts = self._shelf.counts
+        changed = None if counts is self._told_counts else counts
+        self._told_counts = counts
         self.send(
             News(
                 tuple(updates),
                 core.records.pop() if core.records else None,
                 scheduler.num_requests,
                 scheduler.allocator.counts.in_use,
-                self._shelf.counts,
+                changed,
                 found,
                 gone,
             )

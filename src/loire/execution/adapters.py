@@ -68,6 +68,8 @@ class AdapterShelf:
         """Those on the shelf that have no name any more."""
         self._reader = background_thread("loire-adapter")
         self._hits = self._loads = self._evictions = 0
+        self._counts: AdapterCounts | None = None
+        """As they stand, if they were asked for since they changed."""
 
     def announce(self, adapter: AnnouncedAdapter) -> None:
         """From now on requests may name it. Told again, its path or pin may be others."""
@@ -116,7 +118,9 @@ class AdapterShelf:
         assert resident is not None, "what is taken is put there"
         with self._lock:
             self._residents.move_to_end(identity)
-            self._hits += resident.was_taken
+            if resident.was_taken:
+                self._hits += 1
+                self._counts = None
             if self._announced[identity].withdrawn:
                 self._withdrawn.add(identity)
         resident.was_taken = True
@@ -135,15 +139,20 @@ class AdapterShelf:
 
     @property
     def counts(self) -> AdapterCounts:
-        """How many there are, and what happened so far."""
+        """How many there are, and what happened so far: the same object until that changes, as
+        each step asks."""
+        known = self._counts
+        if known is not None:
+            return known
         with self._lock:
-            return AdapterCounts(
+            self._counts = counts = AdapterCounts(
                 num_resident=len(self._residents),
                 num_bytes=sum(resident.num_bytes for resident in self._residents.values()),
                 hits=self._hits,
                 loads=self._loads,
                 evictions=self._evictions,
             )
+        return counts
 
     def _weights(self, identity: str) -> "Future[AdapterWeights]":
         """Of one that is not resident, being read. The lock is held."""
@@ -200,6 +209,7 @@ class AdapterShelf:
             self._residents[identity] = resident
             self._reading.pop(identity, None)
             self._loads += 1
+            self._counts = None
         log.info("adapter %s: %.1f MB in memory", identity[:12], num_bytes / 1e6)
         return resident
 
@@ -215,9 +225,9 @@ class AdapterShelf:
                 return True
             is_kept = self._is_kept(identity) or (ahead and self.is_wanted(identity))
             if not resident.num_users and not is_kept:
+                self._evictions += 1
                 self._drop(identity, resident)
                 held -= resident.num_bytes
-                self._evictions += 1
         return fits()
 
     def _is_kept(self, identity: str) -> bool:
@@ -243,5 +253,6 @@ class AdapterShelf:
         drop_adapter(resident.number, (product for product, _ in resident.weights))
         with self._lock:
             del self._residents[identity]
+            self._counts = None
         # Giving the memory back takes a while.
         self._reader.submit(resident.weights.clear)

@@ -206,3 +206,27 @@ def test_where_turns_end(frontend: Frontend) -> None:
     ):
         request = frontend.prompt("r", prompt, SamplingParams()).request
         assert request.cache_marks == marks
+
+
+def test_of_a_text_that_is_far_too_long_only_a_part_is_tokenized(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window, tokenizer = frontend.max_model_len, frontend.tokenizer
+    text, lengths = "ab" * 8 * window, []
+    whole, encode = tokenizer.encode(text), tokenizer.encode
+
+    def seen(part: str, add_special_tokens: bool = True) -> list[int]:
+        lengths.append(len(part))
+        return encode(part, add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "encode", seen)
+    message = f"more than {window} tokens: its first {4 * window} of {len(text)}"
+    with pytest.raises(PromptTooLongError, match=message):
+        frontend.prompt("id", text, SamplingParams())
+    params = SamplingParams(truncate_prompt_tokens=100, max_tokens=1)
+    assert frontend.prompt("id", text, params).request.prompt_token_ids == tuple(whole[-100:])
+    assert lengths == [4 * window, 400]
+    # Who only counts may ask for more.
+    assert frontend.tokenize(text) == whole
+    with pytest.raises(PromptTooLongError):
+        frontend.tokenize(8 * text)

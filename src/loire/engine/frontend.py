@@ -8,7 +8,7 @@ from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.engine.requests import HERE, Origin, RequestBuilder, Submission
+from loire.engine.requests import COUNTED_WINDOWS, HERE, Origin, RequestBuilder, Submission
 from loire.text.chat_template import ChatTemplate
 from loire.text.control_tokens import ControlTokens
 from loire.text.dialect import Dialect, read_dialect
@@ -101,6 +101,11 @@ class Frontend:
     def check_characters(self, num_characters: int) -> None:
         """Raise PromptTooLongError if a text cannot fit into the window, whatever its tokens."""
         self._builder.check_characters(num_characters)
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text that is not to be computed. Raises PromptTooLongError if it cannot
+        fit, whatever its tokens, or if they are far more than fit."""
+        return self._builder.token_ids(text, add_special_tokens, COUNTED_WINDOWS)
 
     def check_form(self, form: StructuredOutputs, origin: Origin = HERE) -> None:
         """Raise RequestError if a constraint is wrong, too large, or not supported.

@@ -6,7 +6,7 @@ Everything that would fail later is refused here, with the numbers.
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,14 @@ MAX_PRIORITY = 2**31 - 1
 MAX_SALT_CHARS = 4096
 NORMALIZED_AWAY = 4
 """By how much a tokenizer may shorten a text at most before it looks for tokens."""
+SURELY = 2
+"""How many times as many tokens as are allowed a part of a text must have, which might be cut into
+others where it ends, or together with the rest."""
+COUNTED_WINDOWS = 8
+"""Tokens of a text that is only counted, in windows."""
+PART_CHARACTERS = 4
+"""Of the first part, for each token that is allowed."""
+PART_GROWTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +109,10 @@ class RequestBuilder:
         text = values.text("prompt", prompt) if isinstance(prompt, str) else None
         if text is not None:
             if params.truncate_prompt_tokens is None:
-                self.check_characters(len(text))
+                token_ids = tuple(self.token_ids(text, add_special_tokens))
             else:  # of a long text no more than its end is tokenized
                 text = text[-self._most_characters(min(kept, self.max_model_len)) :]
-            token_ids = tuple(self.tokenizer.encode(text, add_special_tokens))
+                token_ids = tuple(self._last_ids(text, add_special_tokens, kept))
             text = without_marks(text)
         else:
             token_ids = values.token_ids("prompt", prompt)
@@ -150,6 +158,34 @@ class RequestBuilder:
                 f"and output together",
                 param="prompt",
             )
+
+    def token_ids(
+        self, text: str, add_special_tokens: bool = True, num_windows: int = 1
+    ) -> list[int]:
+        """Of a text. Raises PromptTooLongError for one with more tokens than so many windows: of a
+        text that has far more, only the beginning is tokenized, as each token takes 100 bytes."""
+        self.check_characters(len(text))
+        most = num_windows * self.max_model_len
+        token_ids: list[int] = []
+        for length in _lengths(len(text), most):
+            token_ids = self.tokenizer.encode(text[:length], add_special_tokens)
+            if length < len(text) and len(token_ids) > SURELY * most:
+                raise PromptTooLongError(
+                    f"the prompt has more than {most} tokens: its first {length} of {len(text)} "
+                    f"characters have {len(token_ids)}. The window is {self.max_model_len} tokens "
+                    f"for prompt and output together",
+                    param="prompt",
+                )
+        return token_ids
+
+    def _last_ids(self, text: str, add_special_tokens: bool, kept: int) -> list[int]:
+        """Those of a text, or of an end of it that has enough of them."""
+        token_ids: list[int] = []
+        for length in _lengths(len(text), min(kept, self.max_model_len)):
+            token_ids = self.tokenizer.encode(text[-length:], add_special_tokens)
+            if len(token_ids) > SURELY * kept:
+                break
+        return token_ids
 
     def check_token_ids(self, param: str, token_ids: Sequence[int]) -> None:
         """Raise RequestError, naming the field, if a token is not in the vocabulary."""
@@ -234,6 +270,15 @@ class RequestBuilder:
                 f"at most {window - num_prompt}, or shorten the prompt",
                 param="max_tokens",
             )
+
+
+def _lengths(num_characters: int, num_tokens: int) -> Iterator[int]:
+    """Of parts of a text, growing to the whole. Few texts that fit are longer than the first."""
+    length = PART_CHARACTERS * num_tokens
+    while length < num_characters:
+        yield length
+        length *= PART_GROWTH
+    yield num_characters
 
 
 def _first_beyond(token_ids: Sequence[int], num_tokens: int) -> int | None:

@@ -86,6 +86,13 @@ def test_half_a_character_is_refused_where_it_stands(
     assert "surrogate" in response.text
 
 
+def test_a_long_name_is_told_in_short(engine: FakeEngine) -> None:
+    response = send(engine, json.dumps({**CHAT, "n" * 100_000: 1}).encode())
+    assert response.status_code == 400
+    assert "unknown field 'nnn" in response.text
+    assert len(response.content) < 2_000
+
+
 def test_numbers_are_exact(engine: FakeEngine) -> None:
     big = 1234567890123456789012345678901234567890
     tool = {"type": "function", "function": {"name": "f", "parameters": {

@@ -89,7 +89,7 @@ async def count_tokens(body: CountRequest, served: Served, request: Request) -> 
 
     def count() -> int:
         prompt = prompt_of(frontend, body.conversation())
-        return len(frontend.tokenizer.encode(prompt, add_special_tokens=False))
+        return len(frontend.tokenize(prompt, add_special_tokens=False))
 
     return TokenCount(input_tokens=await prepare(request, count))
 

@@ -147,10 +147,9 @@ async def detokenize(body: DetokenizeRequest, served: Served, request: Request) 
 
 def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None:
-        frontend.check_characters(len(body.prompt))
-        return frontend.tokenizer.encode(body.prompt, body.add_special_tokens)
+        return frontend.tokenize(body.prompt, body.add_special_tokens)
     prompt = prompt_of(frontend, body.conversation())
-    return frontend.tokenizer.encode(prompt, add_special_tokens=False)
+    return frontend.tokenize(prompt, add_special_tokens=False)
 
 
 def _decode(frontend: Frontend, tokens: list[int]) -> str:

@@ -44,6 +44,8 @@ _ANTHROPIC_TYPES = {
 }
 
 _SHOWN = 80
+_LONGEST = 300
+"""Characters of the place of a mistake."""
 """Characters of a bad value that are repeated in the message."""
 
 
@@ -173,7 +175,9 @@ def _path(parts: Sequence[str | int]) -> str | None:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith(UNION_TAG) and part != "[key]":
-            path += f".{part}" if path else part
+            path += f".{part[:_LONGEST]}" if path else part[:_LONGEST]
+        if len(path) > _LONGEST:
+            return f"{path[:_LONGEST]}..."
     return path or None
 
 

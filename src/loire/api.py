@@ -69,8 +69,7 @@ class _LocalEngine:
         engine = start_engine(model, given, allow_download=allow_download, progress=progress)
         self._opened: tuple[Engine, EngineClient[EngineThread]] | None = engine, client_of(engine)
         description = engine.checkpoint.description
-        size = engine.config.tensor_parallel_size
-        self._adapters = AdapterNames(description, engine.adapters.announce, size)
+        self._adapters = AdapterNames(description, engine.adapters.announce)
         self._adapters.limit(given)
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loire.base.machine import group_memory, usable_cores
+from loire.base.machine import cores_of_ranks, group_memory, usable_cores
 
 MANY = range(64)
 V2 = {"proc/self/cgroup": "0::/kubepods/pod1\n"}
@@ -106,3 +106,17 @@ def test_nonsense_is_no_limit(tmp_path: Path) -> None:
 
 def test_this_machine_has_some() -> None:
     assert usable_cores() >= 1
+
+
+def test_processes_keep_to_their_own_memory_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 8, 9}, raising=False)
+    for number, cpus in ((0, "0-1,8"), (1, "2-3,9"), (10, "")):
+        folder = tmp_path / f"sys/devices/system/node/node{number}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(cpus + "\n")
+    assert cores_of_ranks(2, tmp_path) == [{0, 1, 8}, {2, 3, 9}]
+    assert cores_of_ranks(3, tmp_path) == [{0, 1}, {2, 3}, {8, 9}]
+    assert cores_of_ranks(2, tmp_path / "none") == [{0, 1, 2}, {3, 8, 9}]
+    assert cores_of_ranks(7, tmp_path) is None

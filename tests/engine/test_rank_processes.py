@@ -10,13 +10,15 @@ from typing import Any
 
 import psutil
 import pytest
+from transformers import AutoModelForCausalLM
 
 from loire import LLM, SamplingParams
 from loire.base.config import EngineOptions
-from loire.base.errors import ConfigError, EngineError, RequestError
+from loire.base.errors import ConfigError, EngineError
 from loire.base.outputs import RequestOutput
 from loire.engine.supervised import SupervisedEngine
 from loire.kernels.native.backend import NativeBackend
+from support.adapter_files import LINEAR, adapter_tensors, save_adapter
 
 usable, why = NativeBackend.available()
 pytestmark = pytest.mark.skipif(not usable, reason=why)
@@ -75,9 +77,19 @@ def test_two_processes_give_the_bits_of_one(llm: LLM, expected: list[Any]) -> No
     assert told(again) == expected[:1]
 
 
-def test_adapters_are_refused(llm: LLM, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="computed by 2 processes"):
-        llm.load_adapter("mine", tmp_path)
+def test_adapters_are_shared(llm: LLM, tiny_llama: Path, tmp_path: Path) -> None:
+    """Beside requests without one, of all products: rows, columns, and the head's rows."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    modules = (*LINEAR, "lm_head")
+    adapter = save_adapter(tmp_path, adapter_tensors(model, 3, modules), 3)
+    own = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0, logprobs=1)
+    given: dict[str, Any] = {"sampling_params": own, "lora_request": ["mine", None, "mine"]}
+    with LLM(str(tiny_llama), sum_chunks=8, **OPTIONS) as one:
+        one.load_adapter("mine", adapter)
+        wanted = told(one.generate(PROMPTS[4:7], **given))
+    llm.load_adapter("mine", adapter)
+    assert told(llm.generate(PROMPTS[4:7], **given)) == wanted
+    assert told(llm.generate(PROMPTS[4:7], own)) != wanted
 
 
 def test_a_lost_process_ends_the_engine(llm: LLM) -> None:

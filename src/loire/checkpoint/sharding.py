@@ -32,7 +32,7 @@ from loire.checkpoint.feed_forward import (
 )
 from loire.checkpoint.latent_attention import LatentAttentionDescription, LatentAttentionWeights
 from loire.checkpoint.mixers import AttentionDescription, AttentionWeights, MixerDescription
-from loire.checkpoint.weights import Cut, Matrix, Range
+from loire.checkpoint.weights import Cut, Matrix, Range, matrices
 
 FEWEST_CHUNKS = 8
 """Of sums that so many processes may divide; of a number of processes that is no power of two, half
@@ -166,13 +166,41 @@ def _share_of(
         _layer(layer, own, share, block_inputs)
         for layer, own in zip(description.layers, weights.layers, strict=True)
     ]
-    head = weights.head
-    if head is not None and share.size > 1:
-        head = _rows(head, [share.range_of(description.vocab_size)])
+    head = None if weights.head is None else rank_head(description, share)
     return (
         replace(description, layers=tuple(layer for layer, _ in pairs)),
         replace(weights, layers=tuple(own for _, own in pairs), head=head),
     )
+
+
+def rank_head(description: ModelDescription, share: Share) -> Matrix:
+    """A rank's rows of the output head, or of an embedding that is one."""
+    weights = description.weights()
+    head = weights.embedding if weights.head is None else weights.head
+    return _rows(head, [share.range_of(description.vocab_size)])
+
+
+def cuts_of(
+    description: ModelDescription, weights: ModelWeights, share: Share
+) -> dict[str, Matrix]:
+    """Of what share_of() gave for a model: the weights that are cut, by their names as adapters
+    have them."""
+    if share.size == 1:
+        return {}
+    found = {matrix.name: matrix for matrix in matrices(weights) if matrix.cut is not None}
+    found["lm_head"] = rank_head(description, share)
+    for layer, own in zip(description.layers, weights.layers, strict=True):
+        mixer, mine = layer.mixer, own.mixer
+        if not isinstance(mixer, LatentAttentionDescription) or not isinstance(
+            mine, LatentAttentionWeights
+        ):
+            continue
+        # One weight to adapters, also where the file has keys and values apart.
+        name = f"{mine.output.name.removesuffix('.o_proj')}.kv_b_proj"
+        rows = mixer.num_heads * (mixer.key_dim + mixer.value_dim)
+        both = Matrix(name=name, rows=(rows,), inputs=mixer.rank)
+        found[name] = _rows(both, [share.range_of(rows)])
+    return found
 
 
 def head_borders(vocab_size: int, size: int) -> tuple[int, ...]:

@@ -138,6 +138,19 @@ class Matrix:
         rows = tuple((at + a, at + b) for at, (a, b) in zip(starts, cut.rows, strict=False))
         return (Slice(rows, cut.inputs, (sum(cut.whole_rows), cut.whole_inputs)),)
 
+    def rows_in(self, first: int, end: int) -> tuple[tuple[int, Range], ...]:
+        """Of outputs first up to end of the whole matrix, those that are here: where they lie, and
+        which of those outputs (from 0) they are."""
+        if self.cut is None:
+            return ((first, (0, end - first)),)
+        found, at, whole_at = [], 0, 0
+        for (start, stop), whole in zip(self.cut.rows, self.cut.whole_rows, strict=True):
+            low, high = max(first, whole_at + start), min(end, whole_at + stop)
+            if low < high:
+                found.append((at + low - whole_at - start, (low - first, high - first)))
+            at, whole_at = at + stop - start, whole_at + whole
+        return tuple(found)
+
     def stored_weights(self, present: Collection[str]) -> tuple[str, ...]:
         """Names of the tensors that hold the weight alone."""
         return tuple(f"{name}.weight" for name, _ in self.pieces(present))

@@ -53,15 +53,12 @@ class AdapterNames:
         self,
         description: ModelDescription,
         announce: Callable[[AnnouncedAdapter], object],
-        num_processes: int = 1,
     ) -> None:
-        """num_processes: that compute the model."""
         self.reserved: frozenset[str] = frozenset()
         """Names that stand for something else."""
         self._is_enabled, self._most_rank = True, MOST_RANK
         self._description = description
         self._announce = announce
-        self._num_processes = num_processes
         self._lock = threading.Lock()
         self._named: dict[str, NamedAdapter] = {}
         self._alike: dict[str, dict[str, NamedAdapter]] = {}
@@ -204,12 +201,6 @@ class AdapterNames:
     def _opened(self, path: Path) -> Adapter:
         if not self._is_enabled:
             raise UnsupportedModelError("adapters are switched off (enable_lora is false)")
-        if self._num_processes > 1:
-            raise RequestError(
-                f"this model is computed by {self._num_processes} processes "
-                f"(tensor_parallel_size), which take no adapters as yet",
-                param="lora_path",
-            )
         adapter = open_adapter(path, self._description)
         if adapter.rank > self._most_rank:
             raise UnsupportedModelError(

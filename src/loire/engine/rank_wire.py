@@ -3,6 +3,7 @@ as in loire.engine.wire, once a step and small, never in a layer."""
 
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import msgspec
@@ -48,6 +49,15 @@ class Compute(msgspec.Struct, frozen=True, tag=True):
     copies: Pairs
     zeroed: tuple[int, ...]
     snapshots: Pairs
+    adapters: bytes | None
+    """int32 [T]; None: no token has one."""
+
+
+class Adapt(msgspec.Struct, frozen=True, tag=True):
+    """To a rank: which adapter a number stands for from now on; None: none."""
+
+    number: int
+    path: str | None
 
 
 class ComputeLogits(msgspec.Struct, frozen=True, tag=True):
@@ -66,7 +76,7 @@ class CacheMade(msgspec.Struct, frozen=True, tag=True):
     """From a rank: steps may come."""
 
 
-ToRank: TypeAlias = LoadShare | MakeCache | Compute | ComputeLogits
+ToRank: TypeAlias = LoadShare | MakeCache | Compute | ComputeLogits | Adapt
 FromRank: TypeAlias = Loaded | CacheMade | Failed
 
 _to_rank: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
@@ -97,6 +107,7 @@ def compute_message(inputs: StepInputs) -> Compute:
         copies=tuple(inputs.copies),
         zeroed=tuple(inputs.zeroed),
         snapshots=tuple(inputs.snapshots),
+        adapters=None if host.adapters is None else host.adapters.tobytes(),
     )
 
 
@@ -109,15 +120,20 @@ def step_inputs(message: Compute, block_sizes: Sequence[int]) -> StepInputs:
             np.frombuffer(bytearray(data), dtype=np.int32).reshape(num_rows, -1)
             for data in message.tables
         ]
+        adapters: NDArray[np.int32] | None = None
+        if message.adapters is not None:
+            adapters = np.frombuffer(bytearray(message.adapters), dtype=np.int32)
     except ValueError as error:
         raise WireError(f"a step's arrays are not whole: {error}") from error
     fits = len(message.starts) == num_rows and sum(message.lens) == len(tokens)
+    fits = fits and (adapters is None or len(adapters) == len(tokens))
     if not fits or len(tables) != len(block_sizes):
         raise WireError(
             f"a step of {len(tokens)} tokens has {num_rows} rows and {len(tables)} cache groups, "
             f"but they do not fit together"
         )
     host = batch_of(tokens, message.starts, message.lens, tables[0], block_sizes[0])
+    host = replace(host, adapters=adapters)
     return StepInputs(
         host, tables, message.wanted, message.copies, message.zeroed, message.snapshots
     )

@@ -24,6 +24,7 @@ log = logging.getLogger("loire.engine")
 def run(connection: socket.socket, memory: int, rank: int, size: int) -> None:
     """Load and compute until rank 0 hangs up."""
     from loire.engine.rank_wire import (
+        Adapt,
         CacheMade,
         Compute,
         ComputeLogits,
@@ -66,6 +67,8 @@ def run(connection: socket.socket, memory: int, rank: int, size: int) -> None:
                 follower.compute(step_inputs(message, follower.block_sizes))
             case ComputeLogits(tokens):
                 follower.logits(tokens)
+            case Adapt(number, path):
+                follower.adapt(number, path)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from loire.base.errors import EngineError, RankLostError
 from loire.base.machine import cores_of_ranks, usable_cores
 from loire.base.python_process import python_command, python_environment
 from loire.engine.rank_wire import (
+    Adapt,
     CacheMade,
     ComputeLogits,
     Frames,
@@ -141,6 +142,10 @@ class RankProcesses:
     def logits(self, tokens: Sequence[int]) -> None:
         """Begin the logits behind tokens of that step."""
         self._tell(ComputeLogits(tuple(tokens)))
+
+    def adapt(self, number: int, path: str | None) -> None:
+        """Which adapter a number stands for from now on."""
+        self._tell(Adapt(number, path))
 
     def lose(self, why: str) -> str:
         """End them; why they are lost, or were before."""

@@ -90,7 +90,6 @@ class SupervisedEngine(EngineClient[EngineSupervisor]):
             checkpoint.description,
             # (Before whatever those who load it ask of the loop next.)
             lambda adapter: loop.call_soon_threadsafe(supervisor.announce, adapter),
-            config.tensor_parallel_size,
         )
         self.plan_lines = ready.plan_lines
         return self

@@ -55,6 +55,8 @@ class AdapterShelf:
         """budget_bytes, most: bytes and adapters that are kept in memory."""
         self.is_wanted: Callable[[str], bool] = lambda identity: False
         """Whether the engine has requests for it, running or not."""
+        self.on_adapt: Callable[[int, str | None], None] = lambda number, path: None
+        """Told which adapter a number stands for from now on, by its directory."""
         self._decoder = decoder
         self._device = device
         self._budget_bytes = budget_bytes
@@ -203,6 +205,7 @@ class AdapterShelf:
                 f"running requests use {MOST_ADAPTERS} adapters, which is the most: ask again when "
                 f"some of them have ended"
             )
+        self.on_adapt(number, self._announced[identity].path)
         adapt(number, weights)
         resident = _Resident(number, weights, num_bytes)
         with self._lock:
@@ -250,6 +253,7 @@ class AdapterShelf:
             self._withdrawn.discard(identity)
 
     def _drop(self, identity: str, resident: _Resident) -> None:
+        self.on_adapt(resident.number, None)
         drop_adapter(resident.number, (product for product, _ in resident.weights))
         with self._lock:
             del self._residents[identity]

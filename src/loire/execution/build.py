@@ -35,11 +35,13 @@ from loire.execution.device import (
     select_dtype,
 )
 from loire.execution.forward import ForwardPass, OtherRanks, StepInputs
+from loire.execution.hidden_states import HiddenStates
 from loire.execution.kv_cache import KVCache
 from loire.execution.runner import ModelRunner
 from loire.execution.threads import torch_threads
-from loire.kernels.interface import Backend, Meeting, Ranks
+from loire.kernels.interface import Backend, HostBatch, Meeting, Ranks
 from loire.kernels.select import select_backend
+from loire.models.adapters import AdapterWeights, adapt, drop_adapter, read_adapter
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from loire.planning.capacity import activation_reserve
@@ -219,6 +221,8 @@ def build_runner(
         partial(checkpoint_tokenizer, checkpoint), description.vocab_size
     )
     adapters = AdapterShelf(decoder, device, options.lora_memory_bytes, options.max_cpu_loras)
+    if other_ranks is not None:
+        adapters.on_adapt = other_ranks.adapt
     runner = ModelRunner(
         decoder,
         cache,
@@ -245,6 +249,8 @@ class FollowingRank:
         self._latest = torch.zeros(0, dtype=torch.int64)
         self._forward: ForwardPass | None = None
         self._hidden = torch.zeros(0)
+        self._known: HostBatch | None = None
+        self._adapters: dict[int, AdapterWeights] = {}
 
     @property
     def weight_bytes(self) -> int:
@@ -269,10 +275,27 @@ class FollowingRank:
         """This rank's part of a step."""
         assert self._forward is not None, "there is a KV pool"
         with torch.inference_mode(), torch_threads(self._rank.backend.torch_threads):
-            self._hidden, _ = self._forward(inputs, self._latest)
+            self._hidden, self._known = self._forward(inputs, self._latest)
 
     def logits(self, tokens: Sequence[int]) -> None:
         """This rank's part of the logits behind tokens of that step."""
         assert self._forward is not None, "there is a KV pool"
+        assert self._known is not None, "a step was computed"
         with torch.inference_mode(), torch_threads(self._rank.backend.torch_threads):
-            self._forward.logits(self._hidden, tokens)
+            HiddenStates(self._forward.logits, self._hidden, self._known, (), self._latest).logits(
+                tokens
+            )
+
+    def adapt(self, number: int, path: str | None) -> None:
+        """From now on tokens of adapter `number` have the one in this directory; None: none.
+
+        Raises ModelError if it cannot be read.
+        """
+        before = self._adapters.pop(number, None)
+        if before is not None:
+            drop_adapter(number, (product for product, _ in before))
+        if path is not None:
+            with torch.inference_mode():
+                _, weights = read_adapter(Path(path), self._decoder, self._rank.device)
+            adapt(number, weights)
+            self._adapters[number] = weights

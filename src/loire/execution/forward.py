@@ -50,6 +50,10 @@ class OtherRanks(Protocol):
         """Begin the logits behind tokens of that step, indices of its hidden states."""
         ...
 
+    def adapt(self, number: int, path: str | None) -> None:
+        """From now on tokens of adapter `number` have the one in this directory; None: none."""
+        ...
+
     def lose(self, why: str) -> str:
         """End them: a step that they wait in will not go on. Why they are lost, or were before."""
         ...

@@ -140,9 +140,8 @@ class SummedAdapter:
 
 
 class GatheredLinear:
-    """A product of which each rank has some of the outputs; rank 0 gets all. Its results are wide.
-
-    Adapters change nothing of it."""
+    """A product of which each rank has some of the outputs; rank 0 gets all. Its results are
+    wide."""
 
     def __init__(self, part: Linear, borders: Sequence[int], ranks: Ranks) -> None:
         """borders: where each rank's outputs begin, and the last one's end."""
@@ -165,9 +164,9 @@ class GatheredLinear:
         return self._ranks.gather(self.part(x, batch, wide=True), self._borders)
 
     def pack_adapter(self, parts: Sequence[LowRank]) -> PackedAdapter:
-        """Nothing that it could be packed for."""
-        raise ValueError("an adapter of a head that several ranks share is not known")
+        """See Linear.pack_adapter(), of this rank's outputs."""
+        return self.part.pack_adapter(parts)
 
     def adapt(self, number: int, adapter: PackedAdapter | None) -> None:
         """See Linear.adapt()."""
-        assert adapter is None, "a head that several ranks share has no adapters"
+        self.part.adapt(number, adapter)

@@ -9,7 +9,7 @@ from torch import Tensor
 from loire.checkpoint.adapter import Adapter, AdapterPart, open_adapter
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.kernels.interface import Linear, LowRank, PackedAdapter
-from loire.models.adaptable import side_by_side
+from loire.models.adaptable import Shares, side_by_side
 from loire.models.decoder import Decoder
 
 AdapterWeights = list[tuple[Linear, PackedAdapter]]
@@ -31,16 +31,30 @@ def read_adapter(
         numbers = torch.frombuffer(data, dtype=_DTYPES[info.format.name])
         halves[info.name] = numbers.view(info.shape)
 
-    adapter = open_adapter(path, decoder.description, take)
+    adapter = open_adapter(path, decoder.whole, take)
     found: dict[Linear, list[LowRank]] = {}
     for part in adapter.parts:
         down, up = halves.pop(part.down.name), halves.pop(part.up.name)
         for name, whole in _of_weights(part, down, up):
-            for product, share in decoder.adaptable[name].shares(whole):
+            for product, share in _shares(decoder, name, whole):
                 dtype = product.dtype
                 own = LowRank(share.down.to(device, dtype), share.up.to(device, dtype), share.first)
                 found.setdefault(product, []).append(own)
     return adapter, [(product, product.pack_adapter(parts)) for product, parts in found.items()]
+
+
+def _shares(decoder: Decoder, name: str, whole: LowRank) -> Shares:
+    """What an addition to a weight adds to each product; of a rank's decoder, to its own rows and
+    inputs."""
+    adaptable, matrix = decoder.adaptable.get(name), decoder.cuts.get(name)
+    if adaptable is None:
+        return  # an expert that another rank has
+    if matrix is None or matrix.cut is None:
+        yield from adaptable.shares(whole)
+        return
+    first, end = matrix.cut.inputs
+    for at, rows in matrix.rows_in(whole.first, whole.first + len(whole.up)):
+        yield from adaptable.shares(LowRank(whole.down[:, first:end], whole.up[slice(*rows)], at))
 
 
 def _of_weights(part: AdapterPart, down: Tensor, up: Tensor) -> Iterator[tuple[str, LowRank]]:

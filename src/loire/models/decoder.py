@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loire.checkpoint.description import ModelDescription
+from loire.checkpoint.weights import Matrix
 from loire.kernels.interface import (
     AttentionPlan,
     Backend,
@@ -241,9 +242,16 @@ class Decoder:
         head: Linear,
         per_layer: PerLayerEmbedding | None = None,
         adaptable: Mapping[str, Adaptable] = MappingProxyType({}),
+        whole: ModelDescription | None = None,
+        cuts: Mapping[str, Matrix] = MappingProxyType({}),
     ) -> None:
-        """adaptable: weights by their names, for adapters."""
+        """adaptable: weights by their names, for adapters.
+
+        whole: the model of which description is a rank's share. cuts: by their names, the weights
+        of which only a part is here."""
         self.description = description
+        self.whole = whole or description
+        self.cuts = cuts
         self.held = ""
         """In what its matrices are held, in words, where it was loaded from a file."""
         self.backend = backend

@@ -14,7 +14,7 @@ from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
-from loire.checkpoint.sharding import WHOLE, Share, head_borders, rank_of
+from loire.checkpoint.sharding import WHOLE, Share, cuts_of, head_borders, rank_of
 from loire.checkpoint.weights import Matrix, each, matrices
 from loire.kernels.interface import Backend, Linear, Ranks, Table
 from loire.kernels.ranks import GatheredLinear
@@ -112,7 +112,16 @@ def load_decoder(
         progress(1.0)
     adaptable = {**reader.adaptable, "lm_head": whole(head)}
     decoder = Decoder(
-        description, backend, embedding, layers, final_norm, head, per_layer, adaptable
+        description,
+        backend,
+        embedding,
+        layers,
+        final_norm,
+        head,
+        per_layer,
+        adaptable,
+        checkpoint.description,
+        cuts_of(checkpoint.description, weights, share),
     )
     decoder.held = held_in_words(reader, checkpoint.tensors, matrices(weights))
     return decoder

@@ -106,9 +106,12 @@ void add_up(Summands& rows, int64_t count, int64_t together) {
         for (int64_t group = 0; group < count; ++group) {
             float* sum = rows[group];
             const float* first = rows[group * factor];
-            for (int64_t i = 0; i < together; ++i) sum[i] = first[i] + rows[group * factor + 1][i];
-            for (int64_t k = 2; k < factor; ++k)
-                for (int64_t i = 0; i < together; ++i) sum[i] += rows[group * factor + k][i];
+            const float* second = rows[group * factor + 1];
+            for (int64_t i = 0; i < together; ++i) sum[i] = first[i] + second[i];
+            for (int64_t k = 2; k < factor; ++k) {
+                const float* next = rows[group * factor + k];
+                for (int64_t i = 0; i < together; ++i) sum[i] += next[i];
+            }
         }
     }
 }

@@ -18,8 +18,15 @@ int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 uint16_t rounded(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof(bits));
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t(bits >> 16 | 0x40);  // a NaN stays one
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40 : nearest);  // a NaN stays one
+}
+
+float widened(bfloat16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
 }
 
 // Numbers [first, first + count) of [T, N], of some parts that are added up.
@@ -30,29 +37,32 @@ struct Adding {
     float* partial;  // the sums, where other ranks' come to them later; null: they are the total
 };
 
-float widened(bfloat16 value) {
-    const uint32_t bits = uint32_t(value.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof(wide));
-    return wide;
-}
-
-void finish(const Total& total, int64_t first, int64_t count, const float* sums) {
-    if (total.bias == nullptr && total.beside == nullptr && total.wide) {
+// Some sums of one row, from number `first` of [T, N] on. Overwrites them.
+void finish_row(const Total& total, int64_t first, int64_t count, float* sums) {
+    if (total.bias != nullptr) {
+        const float* bias = total.bias + first % total.size;
+        for (int64_t i = 0; i < count; ++i) sums[i] += bias[i];
+    }
+    if (total.beside != nullptr && total.is_bfloat16) {
+        const auto* beside = static_cast<const bfloat16*>(total.beside) + first;
+        for (int64_t i = 0; i < count; ++i) sums[i] += widened(beside[i]);
+    } else if (total.beside != nullptr) {
+        const auto* beside = static_cast<const float*>(total.beside) + first;
+        for (int64_t i = 0; i < count; ++i) sums[i] += beside[i];
+    }
+    if (total.wide || !total.is_bfloat16) {
         std::memcpy(static_cast<float*>(total.out) + first, sums, size_t(count) * sizeof(float));
         return;
     }
-    int64_t column = first % total.size;
-    for (int64_t i = 0; i < count; ++i) {
-        float sum = total.bias == nullptr ? sums[i] : sums[i] + total.bias[column];
-        if (total.beside != nullptr)
-            sum += total.is_bfloat16 ? widened(static_cast<const bfloat16*>(total.beside)[first + i])
-                                     : static_cast<const float*>(total.beside)[first + i];
-        if (total.wide || !total.is_bfloat16)
-            static_cast<float*>(total.out)[first + i] = sum;
-        else
-            static_cast<bfloat16*>(total.out)[first + i].bits = rounded(sum);
-        if (++column == total.size) column = 0;
+    auto* out = static_cast<bfloat16*>(total.out) + first;
+    for (int64_t i = 0; i < count; ++i) out[i].bits = rounded(sums[i]);
+}
+
+void finish(const Total& total, int64_t first, int64_t count, float* sums) {
+    while (count > 0) {
+        const int64_t some = std::min(total.size - first % total.size, count);
+        finish_row(total, first, some, sums);
+        first += some, sums += some, count -= some;
     }
 }
 

@@ -346,3 +346,12 @@ def test_a_stretched_embedding_allows_longer_windows_than_the_usual_one(
     ours = describe({**SIZES, "model_type": "llama", "rope_scaling": rope}, "config.json")
     assert ours.max_positions == longest
     assert ours.default_window == 512
+
+
+def test_kimi_k2_is_deepseek_v3() -> None:
+    config = {**SIZES, "kv_lora_rank": 24, "n_routed_experts": 8, "n_group": 1, "topk_group": 1}
+    kimi, deepseek = (
+        describe({**config, "model_type": model_type}, "config.json")
+        for model_type in ("kimi_k2", "deepseek_v3")
+    )
+    assert kimi == deepseek

@@ -93,6 +93,8 @@ class Family:
     max_model_len: int = 160
     tolerance: float = 1e-4
     """Of logits, as a share of the largest. A norm behind a delta rule enlarges differences."""
+    vision: dict[str, Any] | None = None
+    """Settings of the part for images, where there is no class of the text part alone."""
     has_near_ties: bool = False
     """Whether in bfloat16 some tokens choose other experts: few, but they differ much."""
 
@@ -101,8 +103,14 @@ class Family:
         torch.manual_seed(seed)
         config_class: Callable[..., Any] = getattr(transformers, f"{self.family}Config")
         prefix = self.family.removesuffix("Text")
-        model_class = getattr(transformers, f"{prefix}ForCausalLM")
-        config = config_class(**{**BASE, **self.settings})
+        settings = {**BASE, **self.settings}
+        kind = "ForCausalLM"
+        if self.vision is not None:
+            kind = "ForConditionalGeneration"
+            settings = {"text_config": settings, "vision_config": self.vision}
+            settings["tie_word_embeddings"] = False
+        model_class = getattr(transformers, f"{prefix}{kind}")
+        config = config_class(**settings)
         config._attn_implementation = "eager"
         model: PreTrainedModel = model_class(config).eval()
         with torch.no_grad():
@@ -493,6 +501,18 @@ FAMILIES = [
             "attention_bias": False,
             "num_key_value_heads": 1,
             "rope_parameters": rope("default", partial_rotary_factor=1.0),
+        },
+    ),
+    Family(
+        "muse_glimmer",
+        "MuseGlimmer",
+        {"num_hidden_layers": 5, "head_dim": 24, "sliding_window": 20, "post_norm_eps": 1e-3},
+        vision={
+            "num_hidden_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "patch_size": 2,
         },
     ),
     Family("exaone4", "Exaone4", {"num_hidden_layers": 5, "sliding_window": 20}),

@@ -127,9 +127,10 @@ def test_mixed_batches(expected: Expected, decoder: Decoder) -> None:
 
 def test_bfloat16_is_as_close_as_transformers(expected: Expected) -> None:
     """In bfloat16 nothing is equal; our error stays within twice that of transformers."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(expected.directory, dtype=torch.bfloat16)
+    kind = AutoModelForImageTextToText if expected.family.vision else AutoModelForCausalLM
+    model = kind.from_pretrained(expected.directory, dtype=torch.bfloat16)
     tokens = expected.prompt + expected.tokens
     with torch.inference_mode():
         theirs = model(torch.tensor([tokens])).logits[0].float()

@@ -141,7 +141,10 @@ class ModelDescription:
     Attributes:
         architecture: family name such as "llama", "qwen3", "gemma2"; for messages and templates.
         norm_offset: added to every RMSNorm weight (1.0 in the Gemma family's own files).
+        final_norm_offset: to that of the last one, where it differs.
+        post_norm_eps: of norms after parts, where it differs.
         embedding_scale: token embeddings are multiplied by it.
+        embedding_norm: each is normalised, without weights, before it goes anywhere.
         residual_multiplier: what each part of a layer gives is multiplied by it (Granite).
         logit_divisor: logits are divided by it (Granite).
         logit_softcap: logits x become cap * tanh(x / cap).
@@ -158,6 +161,9 @@ class ModelDescription:
     norm_eps: float
     layers: tuple[LayerDescription, ...]
     norm_offset: float = 0.0
+    final_norm_offset: float | None = None
+    post_norm_eps: float | None = None
+    embedding_norm: bool = False
     tied_embeddings: bool = False
     embedding_scale: float = 1.0
     residual_multiplier: float = 1.0
@@ -241,13 +247,16 @@ class ModelDescription:
         rows, inputs = (self.vocab_size,), self.hidden_size
         embedding = Matrix(name="model.embed_tokens", rows=rows, inputs=inputs, role="embedding")
         head = Matrix(name="lm_head", rows=rows, inputs=inputs, role="head")
+        final_norm = self._place("model.").norm("norm")
+        if self.final_norm_offset is not None:
+            final_norm = replace(final_norm, offset=self.final_norm_offset)
         return ModelWeights(
             embedding=embedding,
             layers=tuple(
                 layer.weights(self._place(f"model.layers.{index}."))
                 for index, layer in enumerate(self.layers)
             ),
-            final_norm=self._place("model.").norm("norm"),
+            final_norm=final_norm,
             head=None if self.tied_embeddings else head,
             per_layer=(
                 None

@@ -180,6 +180,7 @@ class AttentionDescription:
         window: how many latest positions a token sees (itself included), or None for all.
         qk_norm: RMSNorm over each head of queries and keys before the rotation.
         norms_span_heads: it is over all heads at once.
+        norm_weights: it has weights.
         query_growth: what queries are multiplied by after it, if anything.
         pairs_together: rotary pairs stand side by side in both kinds of file, else half the rotated
             dimensions apart; not with norms of heads or an output gate.
@@ -191,6 +192,7 @@ class AttentionDescription:
         cache_of: the earlier layer whose keys and values it reads; None for its own.
         output_gate: what attention gives is multiplied by the sigmoid of a gate, which stands
             beside each head's query in their product; not with cache_of.
+        gate_apart: the gate has a product of its own in the file.
     """
 
     num_heads: int
@@ -204,12 +206,14 @@ class AttentionDescription:
     qk_norm: bool = False
     sinks: bool = False
     norms_span_heads: bool = False
+    norm_weights: bool = True
     value_norm: bool = False
     values_are_keys: bool = False
     softcap: float | None = None
     query_growth: QueryGrowth | None = None
     cache_of: int | None = None
     output_gate: bool = False
+    gate_apart: bool = False
     pairs_together: bool = False
 
     @property
@@ -277,12 +281,14 @@ class AttentionDescription:
         norms = Place(prefix, self.head_dim, place.norm_offset)
         query_norm_size = self.query_size if self.norms_span_heads else self.head_dim
         key_norm_size = self.kv_size if self.norms_span_heads else self.head_dim
+        has_norms = self.qk_norm and self.norm_weights
         query_gate = Matrix(
-            name=f"{prefix}q_proj",
-            rows=(2 * self.query_size,),
+            name=f"{prefix}{'q_gate_proj' if self.gate_apart else 'q_proj'}",
+            parts=(f"{prefix}q_proj", f"{prefix}gate_proj") if self.gate_apart else (),
+            rows=(self.query_size,) * 2 if self.gate_apart else (2 * self.query_size,),
             inputs=place.hidden_size,
             bias=self.qkv_bias,
-            interleaved=(self.head_dim, self.head_dim),
+            interleaved=() if self.gate_apart else (self.head_dim, self.head_dim),
         )
         return AttentionWeights(
             qkv=Matrix(
@@ -299,7 +305,7 @@ class AttentionDescription:
                 inputs=self.query_size,
                 bias=self.output_bias,
             ),
-            query_norm=norms.norm("q_norm", query_norm_size) if self.qk_norm else None,
-            key_norm=norms.norm("k_norm", key_norm_size) if self.qk_norm and kept else None,
+            query_norm=norms.norm("q_norm", query_norm_size) if has_norms else None,
+            key_norm=norms.norm("k_norm", key_norm_size) if has_norms and kept else None,
             sinks=Vector(f"{prefix}sinks.weight", self.num_heads) if self.sinks else None,
         )

@@ -273,7 +273,7 @@ def _attention(
     borders = _head_borders(mixer.query_size, mixer.head_dim, share, block)
     heads, query_gate = share.range_of(mixer.num_heads), weights.query_gate
     if query_gate is not None:
-        query_gate = _rows(query_gate, [share.range_of(query_gate.outputs)])
+        query_gate = _rows(query_gate, [share.range_of(rows) for rows in query_gate.rows])
     sinks = weights.sinks
     if sinks is not None and size > 1:
         sinks = replace(sinks, size=heads[1] - heads[0], first=heads[0], whole_size=sinks.size)

@@ -153,10 +153,13 @@ class LayerStack:
     last_keeper: int
     """The last layer that keeps anything of a token."""
     final_norm: Tensor
-    eps: float
     stream_eps: float
     """eps of norms of the residual stream, which may be kept in another unit."""
+    post_eps: float
+    """eps of norms after parts."""
     per_layer: PerLayerEmbedding | None = None
+    embedding_norm: Tensor | None = None
+    """float32 [E]: embeddings are normalised with it before they go anywhere."""
 
     def __call__(
         self,
@@ -170,7 +173,7 @@ class LayerStack:
 
         By nothing but the backend's operations, where all are wanted: see Backend.capture.
         """
-        backend, eps = self.backend, self.eps
+        backend = self.backend
         norms = [norm for layer in self.layers for norm in layer.norms]
         # What each part's result goes into is normalised for the part that follows.
         following = iter([*(norm.before for norm in norms[1:]), self.final_norm])
@@ -180,7 +183,7 @@ class LayerStack:
 
         def add(x: Tensor, residual: Tensor, norms: Norms) -> tuple[Tensor, Tensor]:
             if norms.after is not None:
-                x = backend.pointwise.rms_norm(x, norms.after, eps)
+                x = backend.pointwise.rms_norm(x, norms.after, self.post_eps)
             return backend.pointwise.add_rms_norm(
                 x, residual, next(following), self.stream_eps, norms.scale
             )
@@ -216,6 +219,11 @@ class LayerStack:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The first part's input [T, E], the residual stream [T, E], vectors per layer."""
         pointwise, scale, eps = self.backend.pointwise, self.embedding_scale, self.stream_eps
+        if self.embedding_norm is not None:
+            normed, _ = pointwise.embed(token_ids, self.embedding, scale, self.embedding_norm, eps)
+            # The stream begins with what was normalised: nothing, to which that is added.
+            _, nothing = pointwise.embed(token_ids, self.embedding, 0.0, None, eps)
+            return *pointwise.add_rms_norm(normed, nothing, norm, eps), None
         if self.per_layer is None:
             return *pointwise.embed(token_ids, self.embedding, scale, norm, eps), None
         x, residual = pointwise.embed(token_ids, self.embedding, scale, None, eps)
@@ -272,9 +280,14 @@ class Decoder:
             layers=self.layers,
             last_keeper=description.last_keeper,
             final_norm=final_norm,
-            eps=description.norm_eps,
             stream_eps=description.norm_eps / unit**2,
+            post_eps=(
+                description.norm_eps
+                if description.post_norm_eps is None
+                else description.post_norm_eps
+            ),
             per_layer=per_layer,
+            embedding_norm=torch.ones_like(final_norm) if description.embedding_norm else None,
         )
         self._captured: tuple[Sequence[LayerCache | StateCache], ComputeStep] | None = None
 

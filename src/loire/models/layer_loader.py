@@ -158,6 +158,10 @@ class LayerLoader:
         """float32 [size], offset and factor included."""
         return (self._numbers(weight.name, (weight.size,)) + weight.offset) * weight.factor
 
+    def ones(self, size: int) -> Tensor:
+        """float32 [size]: of a norm without weights."""
+        return torch.ones(size, device=self._reader.device)
+
     def filters(self, weight: Filters) -> Tensor:
         """float32 [channels, width]."""
         found = self._tensors[weight.name]

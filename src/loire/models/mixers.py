@@ -193,6 +193,9 @@ def _attention(
         if weights.key_norm is not None:
             key_weight = load.vector(weights.key_norm)
         norms = HeadNorms(query_weight, key_weight, load.norm_eps, description.value_norm)
+    elif description.qk_norm:
+        ones = load.ones(description.head_dim)
+        norms = HeadNorms(ones, ones, load.norm_eps, description.value_norm)
     gate: Linear | None = None
     if weights.query_gate is None:
         qkv = load.linear(weights.qkv, order=_order(description, weights.qkv.outputs))
@@ -252,15 +255,19 @@ def _order(description: AttentionDescription, num_rows: int) -> Tensor | None:
 def _with_gate(query_gate: Matrix, keys_values: Matrix, load: LayerLoader) -> tuple[Linear, Linear]:
     """The products of queries, keys and values, and of gates."""
     size = query_gate.outputs // 2
-    [both] = load.matrix(query_gate)
+    found = load.matrix(query_gate)
+    if len(found) == 1:
+        found = [rows_of(found[0], 0, size), rows_of(found[0], size, 2 * size)]
+    queries, gates = found
     bias, others = load.bias(query_gate), load.bias(keys_values)
     qkv_bias = None if bias is None or others is None else torch.cat([bias[:size], others])
-    parts = [rows_of(both, 0, size), *load.matrix(keys_values)]
+    parts = [queries, *load.matrix(keys_values)]
     gate_bias = None if bias is None else bias[size:]
     qkv = load.linear_of(query_gate, parts, qkv_bias)
-    gate = load.linear_of(query_gate, [rows_of(both, size, 2 * size)], gate_bias)
+    gate = load.linear_of(query_gate, [gates], gate_bias)
     rows = file_rows(query_gate)
-    assert rows is not None, "queries and gates are interleaved"
+    if rows is None:  # the file has them apart
+        rows = torch.arange(query_gate.outputs)
     queries_gates = ProductRows(qkv, 0, rows[:size]), ProductRows(gate, 0, rows[size:])
     load.adapts(query_gate.name, AdaptableRows(queries_gates))
     load.adapts(keys_values.name, AdaptableRows((ProductRows(qkv, size),)))

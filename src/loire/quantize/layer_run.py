@@ -98,6 +98,10 @@ class CalibrationRun:
         """texts: token ids, all of the same length. Raises UnsupportedModelError for layers of
         another kind than attention and a gated MLP."""
         self.description: ModelDescription = checkpoint.description
+        if self.description.embedding_norm:
+            raise UnsupportedModelError(
+                "its embeddings are normalised, which `loire quantize` is not made for"
+            )
         for index, layer in enumerate(self.description.layers):
             _check_kind(index, layer)
         self.weights = self.description.weights()

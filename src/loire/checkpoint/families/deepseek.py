@@ -313,6 +313,8 @@ DEEPSEEK_V2 = Family(
     gguf=GGUFFamily(architecture="deepseek2", describe=_gguf, names=_NAMES, adjusted=_adjusted),
 )
 DEEPSEEK_V3 = Family(model_type="deepseek_v3", describe=_deepseek_v3, common_name=_common_name)
+KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2")
+"""DeepSeek-V3 by another name."""
 GLM4_MOE_LITE = Family(
     model_type="glm4_moe_lite", describe=_glm4_moe_lite, common_name=_common_name
 )

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 
-from loire.checkpoint.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
+from loire.checkpoint.families.deepseek import (
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
+    KIMI_K2,
+)
 from loire.checkpoint.families.exaone4 import EXAONE4
 from loire.checkpoint.families.family import Family, GGUFFamily
 from loire.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
@@ -15,6 +20,7 @@ from loire.checkpoint.families.lfm2 import LFM2, LFM2_MOE
 from loire.checkpoint.families.llama import LLAMA, MISTRAL
 from loire.checkpoint.families.ministral3 import MINISTRAL3
 from loire.checkpoint.families.mixtral import MIXTRAL
+from loire.checkpoint.families.muse_glimmer import MUSE_GLIMMER
 from loire.checkpoint.families.nemotron_h import NEMOTRON_H, NEMOTRON_H_MOE_FILES
 from loire.checkpoint.families.olmo import OLMO2, OLMO3
 from loire.checkpoint.families.olmoe import OLMOE
@@ -53,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     DEEPSEEK_V2,
     DEEPSEEK_V3,
+    KIMI_K2,
     GLM4_MOE_LITE,
     GLM4,
     EXAONE4,
@@ -60,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMO2,
     OLMO3,
     OLMOE,
+    MUSE_GLIMMER,
 )
 
 BY_MODEL_TYPE: Mapping[str, Family] = {family.model_type: family for family in FAMILIES}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from loire.kernels.block_formats import StoredTensor, unpack
-from loire.quantize.levels import LEVELS, Levels, levels_for
+from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels, levels_for
 from loire.quantize.rounding import (
     best_scales,
     round_to_nearest,
@@ -15,7 +15,8 @@ from loire.quantize.rounding import (
     weighted_error,
 )
 
-ALL = pytest.mark.parametrize("levels", LEVELS, ids=lambda levels: levels.format.name)
+ALL_LEVELS = tuple(dict.fromkeys((*LEVELS, *STANDARD_LEVELS)))
+ALL = pytest.mark.parametrize("levels", ALL_LEVELS, ids=lambda levels: levels.format.name)
 
 
 def correlated_inputs(size: int, seed: int = 0) -> Tensor:
@@ -39,8 +40,9 @@ def product_error(weight: Tensor, rounded: Tensor, moments: Tensor) -> float:
 def test_packed_codes_are_read_back(levels: Levels, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, len(levels.values), (3, 2, levels.group), generator=generator)
-    scales = torch.rand(3, 2, generator=generator).half().float()
+    groups = 2 * levels.block // levels.group
+    codes = torch.randint(0, len(levels.values), (3, groups, levels.group), generator=generator)
+    scales = levels.held(torch.rand(3, groups, generator=generator))
     found = unpack(levels.pack(codes, scales), levels.format)
     expected = (levels.numbers(codes) * scales[..., None]).view(3, -1)
     assert torch.equal(found.values().view(3, -1), expected)
@@ -73,8 +75,9 @@ def test_scales_are_at_least_as_good_as_the_outermost(levels: Levels) -> None:
 
 @ALL
 def test_feedback_helps_where_inputs_depend_on_one_another(levels: Levels) -> None:
-    weight = torch.randn(48, 128, generator=torch.Generator().manual_seed(2))
-    moments = correlated_inputs(128)
+    size = max(128, levels.block)
+    weight = torch.randn(48, size, generator=torch.Generator().manual_seed(2))
+    moments = correlated_inputs(size)
     alone = StoredTensor(levels.format, round_to_nearest(weight, moments.diagonal(), levels))
     together = StoredTensor(levels.format, round_with_feedback(weight, moments, levels))
     error = product_error(weight, alone.values(), moments)
@@ -91,8 +94,9 @@ def test_more_bits_lose_less() -> None:
 @ALL
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
 def test_extreme_weights_give_finite_numbers(levels: Levels, value: float) -> None:
-    weight = torch.full((2, 128), value)
-    blocks = round_with_feedback(weight, torch.zeros(128, 128), levels)
+    size = max(128, levels.block)
+    weight = torch.full((2, size), value)
+    blocks = round_with_feedback(weight, torch.zeros(size, size), levels)
     assert StoredTensor(levels.format, blocks).values().isfinite().all()
 
 

@@ -17,7 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3.5,
         help="per weight, on average over all matrices, scales included: 2.25 to 8.5 [3.5]",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where it is written")
+    parser.add_argument(
+        "-o",
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="where it is written: a directory, or a file whose name ends in .gguf",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "gguf"),
+        help="gguf: a file of GGUF's standard types, which llama.cpp runs too; of models that came "
+        "as one [by --out]",
+    )
     parser.add_argument(
         "--calibration",
         metavar="FILE",
@@ -38,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
     from loire.checkpoint.store import resolve_model
     from loire.cli.progress import ProgressBars
     from loire.quantize.calibration import read_text
-    from loire.quantize.run import quantize
+    from loire.quantize.run import FileFormat, quantize
     from loire.text.tokenizer import checkpoint_tokenizer
 
     text = read_text(args.calibration)
+    by_name: FileFormat = "gguf" if args.out.lower().endswith(".gguf") else "safetensors"
     checkpoint = open_checkpoint(resolve_model(args.model))
     torch.set_num_threads(args.num_threads or usable_cores())
     with ProgressBars(times="remaining", quiet=args.json) as bars:
@@ -52,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             Path(args.out),
             args.bits,
             bars.update,
+            args.format or by_name,
         )
     counts: dict[str, int] = {}
     for name in report.formats.values():

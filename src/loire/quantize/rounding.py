@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from loire.quantize.levels import Levels
+from loire.quantize.levels import Levels, half, safe
 
 SCALE_STEPS = 16
 LEAST_SCALE = 0.5
@@ -30,8 +30,8 @@ def round_to_nearest(weight: Tensor, importance: Tensor, levels: Levels) -> Tens
     found = []
     for rows in weight.float().split(ROWS):
         groups = rows.unflatten(1, (-1, levels.group))
-        scales = best_scales(groups, importance.view(-1, levels.group), levels)
-        codes = levels.nearest(groups / _safe(scales)[..., None])
+        scales = levels.held(best_scales(groups, importance.view(-1, levels.group), levels))
+        codes = levels.nearest(groups / safe(scales)[..., None])
         found.append(levels.pack(codes, scales))
     return torch.cat(found)
 
@@ -60,11 +60,11 @@ def best_scales(groups: Tensor, importance: Tensor, levels: Levels) -> Tensor:
     least, best = torch.full_like(outermost, torch.inf), torch.zeros_like(outermost)
     for share in torch.linspace(LEAST_SCALE, 1.0, SCALE_STEPS):
         scales = outermost * share
-        numbers = levels.numbers(levels.nearest(groups / _safe(scales)[..., None]))
+        numbers = levels.numbers(levels.nearest(groups / safe(scales)[..., None]))
         # The best scale for these codes.
         upper = (importance * groups * numbers).sum(-1)
         lower = (importance * numbers.square()).sum(-1)
-        scales = _half(upper / lower.clamp_min(torch.finfo(torch.float32).tiny))
+        scales = half(upper / lower.clamp_min(torch.finfo(torch.float32).tiny))
         errors = (importance * (groups - numbers * scales[..., None]).square()).sum(-1)
         better = errors < least
         least, best = torch.where(better, errors, least), torch.where(better, scales, best)
@@ -76,8 +76,8 @@ def weighted_error(weight: Tensor, importance: Tensor, levels: Levels) -> float:
     rows; H is taken to be diagonal."""
     rows = weight[:: -(-len(weight) // SAMPLED_ROWS)].float()
     groups, weights = rows.unflatten(1, (-1, levels.group)), importance.view(-1, levels.group)
-    scales = best_scales(groups, weights, levels)[..., None]
-    rounded = levels.numbers(levels.nearest(groups / _safe(scales))) * scales
+    scales = levels.held(best_scales(groups, weights, levels))[..., None]
+    rounded = levels.numbers(levels.nearest(groups / safe(scales))) * scales
     wrong = float((weights * (groups - rounded).square()).sum())
     right = float((weights * groups.square()).sum())
     return wrong / max(right, torch.finfo(torch.float32).tiny)
@@ -91,16 +91,20 @@ def _rows_with_feedback(
     codes = torch.empty(rows.shape, dtype=torch.int64)
     scales = torch.empty(len(rows), rows.shape[1] // size)
     for first, end in _spans(rows.shape[1], size):
+        if first % levels.block == 0:
+            block = slice(first, first + levels.block)
+            groups = rows[:, block].unflatten(1, (-1, size))
+            best = best_scales(groups, importance[block].view(-1, size), levels)
+            scales[:, first // size : (first + levels.block) // size] = levels.held(best)
+        scale = scales[:, first // size]
         group = rows[:, first:end]
-        scale = best_scales(group[:, None], importance[None, first:end], levels)
-        scales[:, first // size] = scale[:, 0]
         errors = torch.empty_like(group)
         factors = inverse[first:end, first:end]
         for column in range(size):
             number = group[:, column]
-            code = levels.nearest(number / _safe(scale[:, 0]))
+            code = levels.nearest(number / safe(scale))
             codes[:, first + column] = code
-            error = (number - levels.numbers(code) * scale[:, 0]) / factors[column, column]
+            error = (number - levels.numbers(code) * scale) / factors[column, column]
             group[:, column:] -= torch.outer(error, factors[column, column:])
             errors[:, column] = error
         rows[:, end:] -= errors @ inverse[first:end, end:]
@@ -120,11 +124,3 @@ def _inverse_factor(moments: Tensor) -> Tensor:
 
 def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:
     return ((first, first + size) for first in range(0, length, size))
-
-
-def _half(scales: Tensor) -> Tensor:
-    return scales.clamp(-65504, 65504).half().float()
-
-
-def _safe(scales: Tensor) -> Tensor:
-    return torch.where(scales == 0, torch.ones_like(scales), scales)

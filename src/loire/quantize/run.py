@@ -4,9 +4,11 @@ memory. What is done is kept in a folder beside the result, and a run that was b
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +19,9 @@ from loire.checkpoint.digest import model_digest
 from loire.kernels.block_formats import StoredTensor
 from loire.quantize.allocation import Candidate, FormatCost, allocate
 from loire.quantize.calibration import cut, num_calibrated
+from loire.quantize.gguf import check_source, write_gguf
 from loire.quantize.layer_run import CalibrationRun, Moments
-from loire.quantize.levels import LEVELS, Levels
+from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels
 from loire.quantize.rounding import round_with_feedback
 from loire.quantize.save import Piece, finish, read_piece, write_piece, write_whole
 from loire.quantize.sensitivity import measure, units
@@ -28,7 +31,10 @@ MEASURED_TEXTS = 2
 MEASURED_TOKENS = 128
 """Of each: for every weight a model is computed."""
 LEAST_BITS, MOST_BITS = 2.25, 8.5
-BY_NAME: Mapping[str, Levels] = {levels.format.name: levels for levels in LEVELS}
+BY_NAME: Mapping[str, Levels] = {
+    levels.format.name: levels for levels in (*LEVELS, *STANDARD_LEVELS)
+}
+FileFormat = Literal["safetensors", "gguf"]
 Progress = Callable[[str, float], None]
 """Told a stage and the share of it that is done."""
 
@@ -63,25 +69,34 @@ def quantize(
     out: Path,
     bits: float,
     progress: Progress = lambda stage, share: None,
+    file_format: FileFormat = "safetensors",
 ) -> Report:
-    """Write a directory that Loire runs like any other model.
+    """Write a directory that Loire runs like any other model, or a GGUF file.
 
     bits: per weight at most, on average over all matrices, scales included. text: to calibrate on.
+    file_format: a GGUF file has standard types alone.
 
     Raises ConfigError if out exists or bits are out of range, UnsupportedModelError for a model
     that it is not made for.
     """
+    if file_format == "gguf":
+        check_source(checkpoint)
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise ConfigError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, but are {bits}")
     if out.exists():
         raise ConfigError(f"{out} exists already; name another directory, or remove it")
     texts = cut(tokenizer, text, checkpoint.description.max_positions)
-    work = _Work(out.with_name(out.name + ".partial"), checkpoint, texts, bits)
+    work = _Work(out.with_name(out.name + ".partial"), checkpoint, texts, bits, file_format)
     chosen = work.chosen(lambda share: progress("measuring", share))
     rounding = _Rounding(checkpoint, texts, chosen, work)
     rounding.run(lambda share: progress("rounding", share))
     report = rounding.report(lambda share: progress("checking", share))
-    finish(work.folder, out, checkpoint, tokenizer, asdict(report))
+    if file_format == "gguf":
+        write_gguf(rounding.pieces(), work.folder / "model.gguf", checkpoint, report.summary())
+        (work.folder / "model.gguf").replace(out)
+        shutil.rmtree(work.folder)
+    else:
+        finish(work.folder, out, checkpoint, tokenizer, asdict(report))
     return report
 
 
@@ -89,14 +104,25 @@ class _Work:
     """What is done already."""
 
     def __init__(
-        self, folder: Path, checkpoint: Checkpoint, texts: list[list[int]], bits: float
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        texts: list[list[int]],
+        bits: float,
+        file_format: FileFormat,
     ) -> None:
         """Raises ConfigError if the folder holds the work on something else."""
         self.folder = folder
         self._checkpoint = checkpoint
         self._texts = texts
         self._bits = bits
-        asked = {"model": model_digest(checkpoint), "bits": bits, "texts": texts}
+        self._among = STANDARD_LEVELS if file_format == "gguf" else LEVELS
+        asked = {
+            "model": model_digest(checkpoint),
+            "bits": bits,
+            "texts": texts,
+            "format": file_format,
+        }
         folder.mkdir(parents=True, exist_ok=True)
         told = folder / "asked.json"
         if not told.exists():
@@ -113,7 +139,7 @@ class _Work:
         if not path.exists():
             texts = [text[:MEASURED_TOKENS] for text in self._texts[:MEASURED_TEXTS]]
             run = CalibrationRun(self._checkpoint, texts)
-            found = measure(run, progress)
+            found = measure(run, self._among, progress)
             write_whole(path, json.dumps([asdict(candidate) for candidate in found]))
         candidates = [
             Candidate(
@@ -181,6 +207,12 @@ class _Rounding:
             perplexity_before=self._perplexity(before, self._run.matrix(head)),
             perplexity_after=self._perplexity(after, now[f"{head.name}.weight"]),
         )
+
+    def pieces(self) -> Iterator[Piece]:
+        """What was rounded, when all is done."""
+        yield read_piece(self._ends_path)
+        for index in range(self._run.description.num_layers):
+            yield read_piece(self._layer_path(index))
 
     @property
     def _ends_path(self) -> Path:

@@ -1,6 +1,6 @@
 """What a model loses if one of its weights is rounded: measured on calibration text."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,14 @@ from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Weight
 from loire.quantize.allocation import Candidate, FormatCost
 from loire.quantize.layer_run import CalibrationRun, Moments
-from loire.quantize.levels import LEVELS, Levels, levels_for
+from loire.quantize.levels import Levels, levels_for
 from loire.quantize.rounding import round_to_nearest, weighted_error
 
 EVERY = 4
 """One of so many positions is looked at for what comes next."""
-PROBE = "P3"
-"""The format whose harm is measured; that of others is as their errors are to its own."""
+PROBE_BITS = 3.0
+"""The harm of the first format of more bits is measured; that of others is as their errors are to
+its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,17 @@ def units(weights: object, present: Mapping[str, Weight]) -> Iterator[Unit]:
                 yield Unit(name.removesuffix(".weight"), (name,), matrix.name)
 
 
-def measure(run: CalibrationRun, progress: Callable[[float], None]) -> list[Candidate]:
-    """What each weight would cost in each format.
+def measure(
+    run: CalibrationRun, among: Sequence[Levels], progress: Callable[[float], None]
+) -> list[Candidate]:
+    """What each weight would cost in each format of those.
 
     The unit is the Kullback-Leibler divergence of the next token's distribution, in nats, from what
     the model says with all its weights as they were. One pass over the layers: the stream of each
     model with one rounded weight goes on through the layers that follow, beside the true one.
     """
     table = run.matrix(run.weights.embedding)
-    found, streams = [_embedding(run, table)], [run.embed(table)]
+    found, streams = [_embedding(run, table, among)], [run.embed(table)]
     streams.append(run.embed(found[0].rounded))
     num_layers = run.description.num_layers
     for index in range(num_layers):
@@ -63,7 +66,7 @@ def measure(run: CalibrationRun, progress: Callable[[float], None]) -> list[Cand
             index, tensors, streams[1:]
         )
         for unit in units(run.weights.layers[index], tensors):
-            trial, changed = _trial(unit, tensors, moments)
+            trial, changed = _trial(unit, tensors, moments, among)
             found.append(trial)
             streams += run.layer(index, changed, [before])
         progress((index + 1) / (num_layers + 1))
@@ -74,7 +77,7 @@ def measure(run: CalibrationRun, progress: Callable[[float], None]) -> list[Cand
     harms = [_divergence(truth, run.logits_of(x[::EVERY], head)) for x in states[1:]]
     candidates = [trial.candidate(harm) for trial, harm in zip(found, harms, strict=True)]
     name = (weights.embedding if weights.head is None else weights.head).name
-    last = _Trial.of(name, head, states[0].square().mean(dim=0))
+    last = _Trial.of(name, head, states[0].square().mean(dim=0), among)
     harm = _divergence(truth, run.logits_of(states[0][::EVERY], last.rounded))
     if weights.head is None:
         candidates[0] = _added(candidates[0], last.candidate(harm))
@@ -90,43 +93,42 @@ class _Trial:
 
     name: str
     num_elements: int
-    errors: Mapping[str, float]
-    """What each format gets wrong of the product, by name."""
+    errors: Mapping[Levels, float]
+    """What each format gets wrong of the product."""
     probe: Levels
     rounded: Tensor
 
     @classmethod
-    def of(cls, name: str, weight: Tensor, importance: Tensor) -> "_Trial":
+    def of(cls, name: str, weight: Tensor, importance: Tensor, among: Sequence[Levels]) -> "_Trial":
         """importance: float32 [in], the mean squares of its inputs."""
-        formats = _formats(weight)
-        errors = {x.format.name: weighted_error(weight, importance, x) for x in formats}
-        probe = next((x for x in formats if x.format.name == PROBE), formats[0])
+        formats = _formats(weight, among)
+        errors = {x: weighted_error(weight, importance, x) for x in formats}
+        probe = next((x for x in formats if x.bits > PROBE_BITS), formats[-1])
         blocks = round_to_nearest(weight, importance, probe)
         rounded = StoredTensor(probe.format, blocks).values()
         return cls(name, weight.numel(), errors, probe, rounded)
 
     def candidate(self, harm: float) -> Candidate:
         """harm: of the format that was measured."""
-        unit = max(harm, 0.0) / max(self.errors[self.probe.format.name], 1e-30)
+        unit = max(harm, 0.0) / max(self.errors[self.probe], 1e-30)
         choices = [
-            FormatCost(levels.format.name, levels.bits, self.errors[levels.format.name] * unit)
-            for levels in LEVELS
-            if levels.format.name in self.errors
+            FormatCost(levels.format.name, levels.bits, error * unit)
+            for levels, error in self.errors.items()
         ]
         return Candidate(self.name, self.num_elements, choices)
 
 
-def _embedding(run: CalibrationRun, table: Tensor) -> _Trial:
-    return _Trial.of(run.weights.embedding.name, table, torch.ones(table.shape[1]))
+def _embedding(run: CalibrationRun, table: Tensor, among: Sequence[Levels]) -> _Trial:
+    return _Trial.of(run.weights.embedding.name, table, torch.ones(table.shape[1]), among)
 
 
 def _trial(
-    unit: Unit, tensors: Mapping[str, Weight], moments: Moments
+    unit: Unit, tensors: Mapping[str, Weight], moments: Moments, among: Sequence[Levels]
 ) -> tuple[_Trial, dict[str, Weight]]:
     """With a layer's tensors in which the unit's are rounded."""
     parts = [part for name in unit.tensors if isinstance(part := tensors[name], Tensor)]
     importance = moments.mean(unit.inputs_of).diagonal()
-    trial = _Trial.of(unit.name, torch.cat(parts), importance)
+    trial = _Trial.of(unit.name, torch.cat(parts), importance, among)
     rounded = trial.rounded.split([len(part) for part in parts])
     return trial, {**tensors, **dict(zip(unit.tensors, rounded, strict=True))}
 
@@ -136,8 +138,8 @@ def _divergence(truth: Tensor, logits: Tensor) -> float:
     return float((truth.exp() * (truth - logits.log_softmax(-1))).sum(-1).mean())
 
 
-def _formats(weight: Tensor) -> tuple[Levels, ...]:
-    formats = levels_for(weight.shape[1])
+def _formats(weight: Tensor, among: Sequence[Levels]) -> tuple[Levels, ...]:
+    formats = levels_for(weight.shape[1], among)
     if not formats:
         raise UnsupportedModelError(
             f"a weight has rows of {weight.shape[1]} numbers, which no format's groups of 32 fill"

@@ -4,6 +4,7 @@ Directories that `loire quantize` writes say in it what their model is made of, 
 file that came from, and in which formats their tensors are.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from types import UnionType
@@ -14,19 +15,35 @@ import msgspec
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import LayerDescription, ModelDescription
-from loire.checkpoint.feed_forward import GatedMLPDescription
+from loire.checkpoint.feed_forward import ExpertsDescription, GatedMLPDescription
 from loire.checkpoint.fields import MAX_POSITIONS
 from loire.checkpoint.formats import BLOCK_FORMATS
+from loire.checkpoint.latent_attention import LatentAttentionDescription
 from loire.checkpoint.mixers import AttentionDescription
+from loire.checkpoint.recurrent_mixers import (
+    GatedDeltaNetDescription,
+    Mamba2Description,
+    ShortConvolutionDescription,
+)
 
 MODEL_TYPE = "loire"
 VERSION = 1
 MOST = 2**28
 """Of any size or count."""
+MOST_EXPERTS = 2**14
+"""Of a layer."""
+_NO_COUNTS = ("cache_of",)
+_MAYBE_NONE = ("shared_size", "latent_size")
+"""Sizes of parts that may not be there."""
 
 _KINDS: Mapping[str, type] = {
     "attention": AttentionDescription,
+    "latent_attention": LatentAttentionDescription,
+    "gated_delta_net": GatedDeltaNetDescription,
+    "mamba2": Mamba2Description,
+    "short_convolution": ShortConvolutionDescription,
     "gated_mlp": GatedMLPDescription,
+    "experts": ExpertsDescription,
 }
 
 
@@ -37,7 +54,10 @@ def written(description: ModelDescription) -> dict[str, Any]:
     def part(given: object) -> dict[str, Any] | None:
         if given is None:
             return None
-        return {"kind": names[type(given)], **msgspec.to_builtins(given)}
+        values = msgspec.to_builtins(given)
+        # (JSON has no infinity; it is what stands for no limit where nothing is given.)
+        finite = {name: value for name, value in values.items() if value != math.inf}
+        return {"kind": names[type(given)], **finite}
 
     plain = {
         field.name: msgspec.to_builtins(getattr(description, field.name))
@@ -73,7 +93,7 @@ def read(config: Mapping[str, Any], source: str) -> ModelDescription:
             if name != "layers" and name in given
         }
         description = ModelDescription(**made, layers=tuple(map(_layer, layers)))
-    except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source} is damaged: {str(error)[:200]}") from error
     _check(description, source)
     return description
@@ -119,11 +139,17 @@ def _layer(given: Mapping[str, Any]) -> LayerDescription:
 
 def _check(description: ModelDescription, source: str) -> None:
     """Sizes are positive and not absurd, so that computing with them is safe."""
-    parts = [part for layer in description.layers for part in layer.parts]
+    parts: list[object] = [part for layer in description.layers for part in layer.parts]
+    routings = [part.routing for part in parts if isinstance(part, ExpertsDescription)]
+    parts += routings
+    if any(routing.num_experts > MOST_EXPERTS for routing in routings):
+        raise CheckpointError(f"{source} has a layer of more than {MOST_EXPERTS:,} experts")
     for part in (description, *parts):
         for name, hint in get_type_hints(type(part)).items():
             value = getattr(part, name)
-            counts = type(value) is int and not name.endswith("_id") and name != "cache_of"
+            counts = type(value) is int and not name.endswith("_id") and name not in _NO_COUNTS
+            if value == 0 and name in _MAYBE_NONE:
+                continue
             if counts and _is_size(hint) and not 0 < value <= MOST:
                 raise CheckpointError(f"{source}: {name} is {value}")
     if description.max_positions > MAX_POSITIONS:
@@ -131,6 +157,15 @@ def _check(description: ModelDescription, source: str) -> None:
     for attention in description.attentions:
         if attention.num_heads % attention.num_kv_heads or attention.cache_of is not None:
             raise CheckpointError(f"{source} has an attention that cannot be")
+    for part in parts:
+        if isinstance(part, GatedDeltaNetDescription):
+            heads, groups = part.num_value_heads, part.num_key_heads
+        elif isinstance(part, Mamba2Description):
+            heads, groups = part.num_heads, part.num_groups
+        else:
+            continue
+        if heads % groups:
+            raise CheckpointError(f"{source} has {heads} heads in {groups} groups")
 
 
 def _is_size(hint: Any) -> bool:

@@ -7,20 +7,17 @@ import torch
 from torch import Tensor
 
 from loire.base.errors import UnsupportedModelError
-from loire.base.step import StepPlan, StepRow
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, ModelDescription
-from loire.checkpoint.feed_forward import Activation, GatedMLPDescription
-from loire.checkpoint.mixers import AttentionDescription
+from loire.checkpoint.feed_forward import Activation, ParallelDescription
 from loire.checkpoint.weights import Matrix, each
-from loire.execution.inputs import host_batch
+from loire.execution.whole_texts import WholeTexts
 from loire.kernels.cpu import CpuBackend
-from loire.kernels.interface import FlatBatch, LayerCache, Linear, LowRank, PackedAdapter, Weight
-from loire.models.decoder import Layer
+from loire.kernels.interface import FlatBatch, Linear, LowRank, PackedAdapter, Weight
+from loire.models.decoder import Layer, Norms
 from loire.models.layer_loader import LayerLoader, RotaryTables, Tensors, WeightReader
 from loire.models.loading import build_layer
 
-BLOCK = 16
 CPU = torch.device("cpu")
 
 
@@ -45,8 +42,11 @@ class Moments:
         self.sums[name].addmm_(wide.T, wide)
         self.counts[name] += len(wide)
 
-    def mean(self, name: str) -> Tensor:
-        """float32 [in, in], of one input."""
+    def mean(self, name: str, size: int) -> Tensor:
+        """float32 [in, in], of one input of so many numbers; as if inputs were independent and all
+        alike where none was seen, as of an expert that no token chose."""
+        if not self.counts.get(name):
+            return torch.eye(size)
         return self.sums[name] / self.counts[name]
 
 
@@ -95,8 +95,8 @@ class CalibrationRun:
     """Texts of one length, computed layer by layer in float32."""
 
     def __init__(self, checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> None:
-        """texts: token ids, all of the same length. Raises UnsupportedModelError for layers of
-        another kind than attention and a gated MLP."""
+        """texts: token ids, all of the same length. Raises UnsupportedModelError for layers that
+        need more than the stream of those before them."""
         self.description: ModelDescription = checkpoint.description
         if self.description.embedding_norm:
             raise UnsupportedModelError(
@@ -113,19 +113,10 @@ class CalibrationRun:
             backend=self.backend,
             quantization="none",
         )
-        self.token_ids = torch.tensor([*texts], dtype=torch.int64)
+        self._texts = WholeTexts(self.description, self.backend, texts)
+        self.token_ids = self._texts.token_ids.view(len(texts), -1)
         """int64 [texts, tokens]."""
-        count, length = self.token_ids.shape
-        self._rotary = RotaryTables(length, CPU)
-        rows = tuple(
-            StepRow(index, tuple(ids), 0, samples=False) for index, ids in enumerate(texts)
-        )
-        per_text = -(-length // BLOCK)
-        tables = torch.arange(count * per_text, dtype=torch.int32).view(count, per_text)
-        host = host_batch(StepPlan(0, rows), tables.numpy(), BLOCK, lambda _: 0)
-        self._num_blocks = count * per_text
-        _, self._batch = self.backend.transfers.upload(host, torch.zeros(1, dtype=torch.int64))
-        self._plan = self.backend.attention.plan(self._batch, BLOCK)
+        self._rotary = RotaryTables(len(texts[0]), CPU)
         unit = self.description.residual_multiplier
         self._embedding_scale = self.description.embedding_scale / unit
         self._stream_eps = self.description.norm_eps / unit**2
@@ -165,8 +156,7 @@ class CalibrationRun:
         built = build_layer(
             index, self.description.layers[index], self.weights.layers[index], loader
         )
-        description = self.description.layers[index]
-        return [self._advance(built, description, stream) for stream in streams]
+        return [self._advance(built, index, stream) for stream in streams]
 
     @torch.inference_mode()
     def logits(self, stream: Tensor, head: Tensor) -> Tensor:
@@ -188,45 +178,42 @@ class CalibrationRun:
         assert isinstance(weight, Tensor)
         return self.backend.pointwise.rms_norm(stream, weight + norm.offset, self._stream_eps)
 
-    def _advance(self, layer: Layer, description: LayerDescription, stream: Tensor) -> Tensor:
-        pointwise, eps = self.backend.pointwise, self.description.norm_eps
-        assert layer.mixer is not None
-        assert layer.mixer_norms is not None
-        assert layer.mixer_norms.before is not None
-        assert layer.feed_forward is not None
-        assert layer.feed_forward_norms is not None
-        assert layer.feed_forward_norms.before is not None
-        cache = self._cache(description)
-        x = pointwise.rms_norm(stream, layer.mixer_norms.before, self._stream_eps)
-        remembered = layer.mixer.remember(x, self.backend, self._batch, self._plan, cache)
-        x = layer.mixer.recall(remembered, self.backend, self._batch, self._plan, cache)
-        if layer.mixer_norms.after is not None:
-            x = pointwise.rms_norm(x, layer.mixer_norms.after, eps)
-        stream = stream + x
-        x = pointwise.rms_norm(stream, layer.feed_forward_norms.before, self._stream_eps)
-        x = layer.feed_forward(x, self._batch)
-        if layer.feed_forward_norms.after is not None:
-            x = pointwise.rms_norm(x, layer.feed_forward_norms.after, eps)
-        return stream + x
+    def _advance(self, layer: Layer, index: int, stream: Tensor) -> Tensor:
+        cache = self._texts.cache(index, torch.float32)
+        batch, plan = self._texts.batches[cache.group], self._texts.plans[cache.group]
+        if layer.mixer is not None and layer.mixer_norms is not None:
+            x = self._normed(stream, layer.mixer_norms)
+            remembered = layer.mixer.remember(x, self.backend, batch, plan, cache)
+            x = layer.mixer.recall(remembered, self.backend, batch, plan, cache)
+            stream = self._added(stream, x, layer.mixer_norms)
+        if layer.feed_forward is not None and layer.feed_forward_norms is not None:
+            x = self._normed(stream, layer.feed_forward_norms)
+            x = layer.feed_forward(x, self._texts.batches[0])
+            stream = self._added(stream, x, layer.feed_forward_norms)
+        return stream
 
-    def _cache(self, description: LayerDescription) -> LayerCache:
-        assert isinstance(description.mixer, AttentionDescription)
-        shape = (
-            self._num_blocks,
-            description.mixer.num_kv_heads,
-            BLOCK,
-            description.mixer.head_dim,
-        )
-        return LayerCache(torch.zeros(shape), torch.zeros(shape))
+    def _normed(self, stream: Tensor, norms: Norms) -> Tensor:
+        """What a part gets."""
+        if norms.before is None:
+            return stream
+        return self.backend.pointwise.rms_norm(stream, norms.before, self._stream_eps)
+
+    def _added(self, stream: Tensor, x: Tensor, norms: Norms) -> Tensor:
+        """The stream with what a part made of it."""
+        if norms.after is not None:
+            x = self.backend.pointwise.rms_norm(x, norms.after, self.description.norm_eps)
+        return (stream + x) * norms.scale
 
 
 def _check_kind(index: int, layer: LayerDescription) -> None:
-    plain = isinstance(layer.mixer, AttentionDescription) and isinstance(
-        layer.feed_forward, GatedMLPDescription
-    )
-    has_more = layer.per_layer_input is not None or layer.has_output_scale
-    if not plain or has_more or layer.norms == "after" or layer.cache_of(index) != index:
+    is_parallel = isinstance(layer.feed_forward, ParallelDescription)
+    if layer.per_layer_input is not None or layer.has_output_scale or is_parallel:
         raise UnsupportedModelError(
-            f"layer {index} is not attention and a gated MLP alone, with norms before them: what "
-            f"`loire quantize` is made for"
+            f"layer {index} has embeddings of its own, a scale, or parts side by side: `loire "
+            f"quantize` is not made for these"
+        )
+    if layer.cache_of(index) != index:
+        raise UnsupportedModelError(
+            f"layer {index} reads the keys and values of layer {layer.cache_of(index)}: `loire "
+            f"quantize` computes each layer by itself"
         )

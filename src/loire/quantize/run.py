@@ -227,10 +227,10 @@ class _Rounding:
         rounded: Piece = dict(tensors)
         for unit in units(self._run.weights.layers[index], tensors):
             levels = BY_NAME[self._chosen[unit.name].name]
-            inputs = moments.mean(unit.inputs_of)
-            for name in unit.tensors:
+            for name, inputs_of in unit.tensors.items():
                 tensor = tensors[name]
                 assert isinstance(tensor, Tensor)
+                inputs = moments.mean(inputs_of, tensor.shape[1])
                 rounded[name] = _rounded(tensor, inputs, levels)
         return rounded
 

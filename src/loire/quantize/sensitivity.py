@@ -1,5 +1,6 @@
 """What a model loses if one of its weights is rounded: measured on calibration text."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import Levels, levels_for
 from loire.quantize.rounding import round_to_nearest, weighted_error
 
+LEAST_OUTPUTS = 8
+_EXPERT = re.compile(r"(.+\.experts)\.\d+(\..+)")
 EVERY = 4
 """One of so many positions is looked at for what comes next."""
 PROBE_BITS = 3.0
@@ -24,26 +27,34 @@ its own."""
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Tensors that get one format, as they are one weight, or halves of a gated one."""
+    """Tensors that get one format, as they are one weight, halves of a gated one, or the same of
+    all experts of a layer."""
 
     name: str
     """Of the weight, or of the first tensor."""
-    tensors: tuple[str, ...]
-    inputs_of: str
-    """The matrix whose inputs are theirs."""
+    tensors: Mapping[str, str]
+    """Names, and of each the matrix whose inputs are its own."""
 
 
 def units(weights: object, present: Mapping[str, Weight]) -> Iterator[Unit]:
-    """Those of the matrices among some weights; routers stay as they are."""
+    """Those of the matrices among some weights; routers stay as they are, and so do matrices of a
+    few outputs."""
+    experts: dict[str, dict[str, str]] = {}
     for matrix in matrices(weights):
-        if matrix.role == "router":
+        if matrix.role == "router" or matrix.outputs < LEAST_OUTPUTS:
             continue
         names = matrix.stored_weights(present)
-        if matrix.gated or len(names) == 1:
-            yield Unit(matrix.name, names, matrix.name)
+        of_inputs = dict.fromkeys(names, matrix.name)
+        expert = _EXPERT.fullmatch(matrix.name)
+        if expert is not None:
+            experts.setdefault("".join(expert.groups()), {}).update(of_inputs)
+        elif matrix.gated or len(names) == 1:
+            yield Unit(matrix.name, of_inputs)
         else:
             for name in names:
-                yield Unit(name.removesuffix(".weight"), (name,), matrix.name)
+                yield Unit(name.removesuffix(".weight"), {name: matrix.name})
+    for name, tensors in experts.items():
+        yield Unit(name, tensors)
 
 
 def measure(
@@ -127,7 +138,12 @@ def _trial(
 ) -> tuple[_Trial, dict[str, Weight]]:
     """With a layer's tensors in which the unit's are rounded."""
     parts = [part for name in unit.tensors if isinstance(part := tensors[name], Tensor)]
-    importance = moments.mean(unit.inputs_of).diagonal()
+    size = parts[0].shape[1]
+    seen = {*unit.tensors.values()} & moments.sums.keys()
+    importance = torch.ones(size)
+    if seen:
+        total = sum(moments.counts[name] for name in seen)
+        importance = torch.stack([moments.sums[name].diagonal() for name in seen]).sum(0) / total
     trial = _Trial.of(unit.name, torch.cat(parts), importance, among)
     rounded = trial.rounded.split([len(part) for part in parts])
     return trial, {**tensors, **dict(zip(unit.tensors, rounded, strict=True))}

@@ -1,5 +1,6 @@
 """Model files that lie are refused in one sentence, before they cost anything."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,17 @@ def test_a_pattern_without_end(tmp_path: Path) -> None:
     split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     with pytest.raises(CheckpointError, match="a pattern of 25000 characters"):
         opened(directory(tmp_path, tokenizer__pre_tokenizer=split))
+
+
+def test_an_added_token_without_end(tmp_path: Path) -> None:
+    """All of its beginnings together had gigabytes."""
+    path = samples.write(tmp_path, samples.files())
+    file = path / "tokenizer.json"
+    definition = json.loads(file.read_text())
+    definition["added_tokens"][0]["content"] *= 10_000
+    file.write_text(json.dumps(definition))
+    with pytest.raises(CheckpointError, match=r"an added token of .* characters, more than 1000"):
+        opened(path)
 
 
 def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ no text holds afterwards; what stands between them is encoded as if there were n
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,8 @@ class ControlTokens:
     def __init__(self, tokens: Iterable[str]) -> None:
         longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._beginnings = {
-            token[:length] for token in longest_first for length in range(1, len(token))
-        }
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._sorted = sorted(longest_first)
+        self._longest = len(longest_first[0]) - 1 if longest_first else 0
 
     def hide(self, value: Any) -> Any:
         """The same value, with control tokens marked in all of its texts but keys and roles."""
@@ -47,7 +46,12 @@ class ControlTokens:
         text = self._pattern.sub(f"{_START}\\g<0>{_END}", without_marks(text))
         # What the next text goes on with could make a token of the beginning of one.
         lengths = range(1, min(self._longest, len(text)) + 1)
-        return text + _END if any(text[-n:] in self._beginnings for n in lengths) else text
+        return text + _END if any(self._begins_one(text[-n:]) for n in lengths) else text
+
+    def _begins_one(self, text: str) -> bool:
+        """Whether a token begins with a text and goes on: then the next one in order does."""
+        place = bisect_right(self._sorted, text)
+        return place < len(self._sorted) and self._sorted[place].startswith(text)
 
 
 def without_marks(text: str) -> str:

@@ -12,7 +12,7 @@ from loire.text.control_tokens import encode_marked, has_marks
 from loire.text.gguf_tokenizer import build_from_gguf
 from loire.text.token_bytes import TokenBytes
 from loire.text.tokenizer_config import add_tokens
-from loire.text.tokenizer_limits import check_bounds, errors_of_the_library
+from loire.text.tokenizer_limits import check_added_tokens, check_bounds, errors_of_the_library
 
 _PROBE = "Hello, w\u00f6rld 123\n\t\u4f60\u597d \U0001f642"
 """What any tokenizer must be able to encode."""
@@ -22,7 +22,8 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 class Tokenizer:
     """Encodes text, decodes token ids, and knows the special tokens.
 
-    template_tokens: special tokens by the names that chat templates use (bos_token, ...).
+    template_tokens: special tokens by the names that chat templates use (bos_token, ...). Raises
+    CheckpointError for an added token longer than any real one.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.template_tokens = dict(template_tokens or {})
         added = rust.get_added_tokens_decoder()
+        check_added_tokens(token.content for token in added.values())
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes = TokenBytes(rust)
 

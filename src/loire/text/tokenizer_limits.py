@@ -5,7 +5,7 @@ how much they can lengthen a text. All real ones stay far below.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from loire.base.errors import CheckpointError, LoireError
 
 MAX_PARTS = 64
 MAX_PATTERN_CHARACTERS = 8192
+MAX_ADDED_CHARACTERS = 1000
+"""Of one added token. What a text ends with is compared with their beginnings."""
 MAX_GROWTH = 64
 """How many times as long a text may become before it is cut into tokens."""
 
@@ -57,6 +59,16 @@ def check_bounds(rust: RustTokenizer, source: str) -> None:
     if growth > MAX_GROWTH:
         raise CheckpointError(
             f"{source} can make a text {growth:g} times as long, more than {MAX_GROWTH}"
+        )
+
+
+def check_added_tokens(texts: Iterable[str]) -> None:
+    """Raise CheckpointError if one of them is longer than any real one."""
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_ADDED_CHARACTERS:
+        raise CheckpointError(
+            f"the tokenizer has an added token of {longest} characters, more than "
+            f"{MAX_ADDED_CHARACTERS}"
         )
 
 

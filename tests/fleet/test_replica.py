@@ -150,16 +150,17 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
             while link.adapters.num_resident < 2:  # pinned: in both, as their next news tell
                 await asyncio.gather(*(here.texts(f"{number}") for number in range(3)))
             other = FleetLink(lambda updates: None)
-            channel = DirectChannel(here.replicas[0], other.name)
+            request = here.client.frontend.prompt("x", prompt, PARAMS).request
+            cached = PrefixChains(request).keys(link._placement.replicas[0])
+            assert cached
+            holder = next(r for r in here.replicas if {*cached} <= {*r._found})
+            channel = DirectChannel(holder, other.name)
             following = asyncio.create_task(other.follow(channel))
             other.announce(style.announced(pinned=False))
             while not other.replicas:
                 await asyncio.sleep(0.01)
             # It is told what others left in the cache, before it sends anything.
-            request = here.client.frontend.prompt("x", prompt, PARAMS).request
             [state] = other._placement._states.values()
-            cached = PrefixChains(request).keys(state.replica)
-            assert cached
             assert set(cached) <= set(state.held)
 
             def disturb(num: int) -> None:

@@ -26,6 +26,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LOADS = {"one": (128, 128, 1), "many": (16, 32, 32), "prefill": (2048, 1, 1)}
 """Tokens of a prompt, tokens after it, streams."""
@@ -50,21 +51,21 @@ class Run:
 def main() -> None:
     args = _arguments()
     if args.child:
-        print(json.dumps(_child(args.files[0], args.loads)))
+        print(
+            json.dumps(_limits() if args.child == "limits" else _child(args.files[0], args.loads))
+        )
         return
-    from loire.workloads.measure import measure_machine
-
     results = []
     for file in args.files:
-        machine = measure_machine()
+        limits = _own("limits", file, [])
         print(
             f"{file.name}: {file.stat().st_size / 1e9:.2f} GB; the machine reads "
-            f"{machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies "
-            f"{machine.flops / 1e12:.2f} TFLOP/s in bfloat16",
+            f"{limits['bandwidth'] / 1e9:.1f} GB/s and multiplies "
+            f"{limits['flops'] / 1e12:.2f} TFLOP/s in bfloat16",
             flush=True,
         )
         runs = _turns(args, file)
-        results.append(_summary(file, runs, machine.bandwidth_bytes_per_s))
+        results.append(_summary(file, runs, limits["bandwidth"]))
     print(json.dumps({"results": results}))
 
 
@@ -76,7 +77,10 @@ def _turns(args: argparse.Namespace, file: Path) -> dict[str, list[Run]]:
         first = turn % len(engines)
         for name in engines[first:] + engines[:first]:
             binary = _rivals(args).get(name)
-            run = _loire(file, args.loads) if binary is None else _bench(binary, file, args.loads)
+            if binary is None:
+                run = Run(**_own("loire", file, args.loads))
+            else:
+                run = _bench(binary, file, args.loads)
             runs[name].append(run)
             speeds = ", ".join(f"{load} {speed:,.1f}" for load, speed in run.speeds.items())
             print(
@@ -127,12 +131,23 @@ def _summary(file: Path, runs: dict[str, list[Run]], bandwidth: float) -> dict[s
     }
 
 
-def _loire(file: Path, loads: list[str]) -> Run:
-    command = [sys.executable, __file__, str(file), "--child", "--loads", ",".join(loads)]
+def _own(what: str, file: Path, loads: list[str]) -> dict[str, Any]:
+    """What a child of this script says. (This process stays small: a child's most memory is no
+    less than what its parent held.)"""
+    command = [sys.executable, __file__, str(file), "--child", what]
+    command += ["--loads", ",".join(loads)] if loads else []
     finished = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     if finished.returncode != 0:
-        raise RuntimeError(f"Loire ended with {finished.returncode}:\n{finished.stderr[-2000:]}")
-    return Run(**json.loads(finished.stdout.splitlines()[-1]))
+        raise RuntimeError(f"{what} ended with {finished.returncode}:\n{finished.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return answer
+
+
+def _limits() -> dict[str, float]:
+    from loire.workloads.measure import measure_machine
+
+    machine = measure_machine()
+    return {"bandwidth": machine.bandwidth_bytes_per_s, "flops": machine.flops}
 
 
 def _child(file: Path, loads: list[str]) -> dict[str, object]:
@@ -216,7 +231,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ik-llama-cpp", type=Path, metavar="BIN")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--loads", type=_loads, default=list(LOADS), help=f"of {','.join(LOADS)}")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["limits", "loire"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

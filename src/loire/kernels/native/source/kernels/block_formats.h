@@ -34,9 +34,13 @@ enum class ScaleKind { HALF, BFLOAT16, CODE, FLOAT, FLOAT_CODE, BLOCK_HALF };
 
 // 32 codes of four bits: the lower halves of 16 bytes, then the upper.
 INLINE void nibbles(const uint8_t* source, uint8_t* codes) {
-    for (int i = 0; i < 16; ++i) {
-        codes[i] = source[i] & 15;
-        codes[16 + i] = source[i] >> 4;
+    uint64_t pairs[2];
+    __builtin_memcpy(pairs, source, sizeof(pairs));
+    for (int i = 0; i < 2; ++i) {
+        const uint64_t lower = pairs[i] & 0x0f0f0f0f0f0f0f0f;
+        const uint64_t upper = pairs[i] >> 4 & 0x0f0f0f0f0f0f0f0f;
+        __builtin_memcpy(codes + 8 * i, &lower, sizeof(lower));
+        __builtin_memcpy(codes + 16 + 8 * i, &upper, sizeof(upper));
     }
 }
 

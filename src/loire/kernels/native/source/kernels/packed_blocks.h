@@ -56,18 +56,31 @@ struct PackedCodes {
         return codes;
     }
 
-    // Of one output, whose lane in the first word is `lane` and has only zeros.
+    // Of one output, whose lane in the first word is `lane`. Four codes at a time, as each byte of a
+    // word is made of the same byte of others.
     static INLINE void put(char* lane, const uint8_t* codes) {
-        for (int i = 0; i < STEP; ++i) {
-            const int word = i / 4, byte = i % 4, code = codes[i];
-            const auto add = [&](int at, int bits) {
-                char& found = lane[at * WORD_BYTES + byte];
-                found = char(found | bits);
-            };
-            if constexpr (HAS_EIGHT) add(word, code);
-            if constexpr (HAS_FOUR) add(word % 4, (code & 15) << (word / 4 * 4));
-            if constexpr (HAS_TWO) add(TWO_AT + word / 4, (code >> TWO_SHIFT & 3) << (word % 4 * 2));
-            if constexpr (HAS_ONE) add(ONE_AT, (code >> ONE_SHIFT & 1) << word);
+        uint32_t given[8];
+        __builtin_memcpy(given, codes, sizeof(given));
+        const auto store_word = [&](int at, uint32_t bits) {
+            __builtin_memcpy(lane + at * WORD_BYTES, &bits, sizeof(bits));
+        };
+        if constexpr (HAS_EIGHT)
+            for (int word = 0; word < 8; ++word) store_word(word, given[word]);
+        if constexpr (HAS_FOUR)
+            for (int word = 0; word < 4; ++word)
+                store_word(word, (given[word] & 0x0f0f0f0f) | (given[word + 4] & 0x0f0f0f0f) << 4);
+        if constexpr (HAS_TWO)
+            for (int word = 0; word < 2; ++word) {
+                uint32_t twos = 0;
+                for (int k = 0; k < 4; ++k)
+                    twos |= (given[4 * word + k] >> TWO_SHIFT & 0x03030303) << 2 * k;
+                store_word(TWO_AT + word, twos);
+            }
+        if constexpr (HAS_ONE) {
+            uint32_t ones = 0;
+            for (int word = 0; word < 8; ++word)
+                ones |= (given[word] >> ONE_SHIFT & 0x01010101) << word;
+            store_word(ONE_AT, ones);
         }
     }
 

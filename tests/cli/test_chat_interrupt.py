@@ -1,14 +1,19 @@
 """Ctrl-C in `loire chat`, in a terminal: it stops the answer, and the conversation goes on."""
 
+import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROMPT = b"> "
 SEEN_AT_MOST_S = 120.0
+WINDOW = 2**18
 
 # Makes the terminal on its standard input the controlling one, so that Ctrl-C comes as a signal.
 IN_TERMINAL = """
@@ -58,9 +63,20 @@ class Terminal:
         self.process.wait()
 
 
-def test_ctrl_c_stops_the_answer_alone(tiny_llama: Path) -> None:
-    options = ("--dtype", "float32", "--kv-cache-memory", "8MB", "--num-threads", "1")
-    terminal = Terminal("chat", str(tiny_llama), *options, "--ignore-eos", "--max-tokens", "200")
+@pytest.fixture
+def talker(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A model with a window that no answer fills while this test looks away."""
+    folder = tmp_path / "talker"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = WINDOW
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_ctrl_c_stops_the_answer_alone(talker: Path) -> None:
+    options = ("--dtype", "float32", "--kv-cache-memory", "256MB", "--num-threads", "1")
+    terminal = Terminal("chat", str(talker), *options, "--ignore-eos")
     try:
         terminal.wait_for(PROMPT)
         for number in range(4):

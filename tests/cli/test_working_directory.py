@@ -69,6 +69,10 @@ def arguments(verb: str, model: Path, folder: Path) -> list[str]:
             *[str(model), "--bits", "5", "-o", str(folder / "small"), "--num-threads", "1"],
             *["--calibration", str(text)],
         ],
+        "adapt": [
+            *[str(model), "--original", str(model), "-o", str(folder / "adapter"), "--rank", "1"],
+            *["--texts", "2", "--passes", "1", "--calibration", str(text), "--num-threads", "1"],
+        ],
         "launch": ["codex", "--print", "-m", str(model)],
         "adapters": ["--url", "http://127.0.0.1:1"],
         "env": [],

@@ -19,13 +19,13 @@ from loire.checkpoint.open import open_checkpoint
 from loire.engine.requests import Origin
 from loire.engine.wire import Submit, WireError
 from loire.fleet.client import FleetClient, frontend_of
+from loire.fleet.door import Address, DoorChannel, ReplicaDoor
 from loire.fleet.link import FleetLink
 from loire.fleet.messages import WIRE_VERSION, Joined, encode
 from loire.fleet.model_digest import model_digest
 from loire.fleet.placement import PrefixChains
 from loire.fleet.replica import EngineReplica
 from support.adapter_files import adapter_tensors, save_adapter
-from support.direct_channel import DirectChannel, first_words
 from support.fake_replica import config
 from support.tiny_models import save_tiny_llama
 
@@ -41,11 +41,22 @@ PARAMS = SamplingParams(max_tokens=400, temperature=0.9, seed=5, ignore_eos=True
 class Fleet:
     """Replicas, and a client that is attached to them."""
 
-    def __init__(self, replicas: list[EngineReplica], client: FleetClient) -> None:
+    def __init__(
+        self,
+        replicas: list[EngineReplica],
+        doors: list[ReplicaDoor],
+        addresses: list[Address],
+        client: FleetClient,
+    ) -> None:
         self.replicas = replicas
+        self.doors, self.addresses = doors, addresses
         self.client = client
-        self.channels = [DirectChannel(replica, client.link.name) for replica in replicas]
-        self.follows = [asyncio.create_task(client.link.follow(c)) for c in self.channels]
+        self.follows = [self.follow(client.link, number) for number in range(len(replicas))]
+
+    def follow(self, link: FleetLink, number: int) -> "asyncio.Task[None]":
+        """Attach a front to one of the replicas."""
+        channel = DoorChannel(self.replicas[number].name, self.addresses[number], link.name)
+        return asyncio.create_task(link.follow(channel))
 
     async def texts(
         self, prompt: str, after: Callable[[int], None] = lambda num: None, adapter: str = ""
@@ -72,16 +83,20 @@ async def fleet(model: Path, num_replicas: int) -> AsyncIterator[Fleet]:
             for i in range(num_replicas)
         )
     )
+    doors = [ReplicaDoor(replica) for replica in made]
     try:
-        first = await first_words(made[0])
+        addresses = [await door.open("127.0.0.1") for door in doors]
+        first = made[0].joined
+        assert first is not None
         checkpoint = open_checkpoint(model)
         frontend = frontend_of(checkpoint, first, EngineOptions())
-        here = Fleet(list(made), FleetClient(frontend, first, checkpoint.description))
+        client = FleetClient(frontend, first, checkpoint.description)
+        here = Fleet(list(made), doors, addresses, client)
         while len(here.client.link.replicas) < num_replicas:
             await asyncio.sleep(0.01)
         yield here
-        for channel in here.channels:
-            channel.leave()
+        for door in doors:
+            await door.close()
         await asyncio.gather(*here.follows)
         await here.client.close()
     finally:
@@ -89,10 +104,15 @@ async def fleet(model: Path, num_replicas: int) -> AsyncIterator[Fleet]:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    faults: list[dict[str, Any]] = []
+    """What asyncio would only log."""
+
     async def limited() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, fault: faults.append(fault))
         await asyncio.wait_for(test(), 200)
 
     asyncio.run(limited())
+    assert faults == []
 
 
 def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
@@ -153,9 +173,8 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
             request = here.client.frontend.prompt("x", prompt, PARAMS).request
             cached = PrefixChains(request).keys(link._placement.replicas[0])
             assert cached
-            holder = next(r for r in here.replicas if {*cached} <= {*r._found})
-            channel = DirectChannel(holder, other.name)
-            following = asyncio.create_task(other.follow(channel))
+            holder = next(i for i, r in enumerate(here.replicas) if {*cached} <= {*r._found})
+            following = here.follow(other, holder)
             other.announce(style.announced(pinned=False))
             while not other.replicas:
                 await asyncio.sleep(0.01)
@@ -165,7 +184,7 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
 
             def disturb(num: int) -> None:
                 if num == 20:
-                    channel.leave()  # the name that the other front has goes with it
+                    following.cancel()  # the name that the other front has goes with it
                     names.unload("style")
                     [busy] = [r for r in here.replicas if r.num_requests]
                     assert busy.supervisor.pid is not None
@@ -174,7 +193,7 @@ def test_adapters_are_loaded_in_every_replica(tiny_llama: Path, tmp_path: Path) 
             found = await here.texts(prompt, disturb, adapter=style.identity)
             assert found == undisturbed
             assert link.num_restarts == 1
-            await following
+            await asyncio.gather(following, return_exceptions=True)
             # Files that are others now are noticed by what they hold.
             await asyncio.to_thread(names.load, "style", path)
             save_adapter(path, adapter_tensors(model, 4, seed=1), 4)
@@ -212,7 +231,7 @@ def test_a_front_that_is_gone_leaves_nothing_behind(tiny_llama: Path) -> None:
             reading = asyncio.create_task(here.texts("once upon a time"))
             while not replica.num_requests:
                 await asyncio.sleep(0.01)
-            here.channels[0].leave()
+            await here.doors[0].close()
             await here.follows[0]
             while replica.num_requests:
                 await asyncio.sleep(0.01)

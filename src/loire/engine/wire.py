@@ -121,10 +121,14 @@ def frame(message: msgspec.Struct) -> bytes:
         body = _encoder.encode(message)
     except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
         raise WireError(f"{type(message).__name__} cannot be sent: {error}") from error
+    return framed(body, type(message).__name__)
+
+
+def framed(body: bytes, name: str = "a frame") -> bytes:
+    """Bytes with their length before them. Raises WireError, by this name, if they are too many."""
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(
-            f"{type(message).__name__} has {len(body):,} bytes, but a message may have at most "
-            f"{MAX_FRAME_BYTES:,}"
+            f"{name} has {len(body):,} bytes, but a message may have at most {MAX_FRAME_BYTES:,}"
         )
     return _LENGTH.pack(len(body)) + body
 

@@ -208,11 +208,6 @@ class FleetLink:
         if member is not None and not member.draining:
             self._drain(member)
 
-    def is_draining(self, name: str) -> bool:
-        """Whether a replica that is followed will stop."""
-        member = self._members.get(name)
-        return member is not None and member.draining
-
     def num_requests_of(self, name: str) -> int:
         """Requests of this front that a replica has."""
         member = self._members.get(name)

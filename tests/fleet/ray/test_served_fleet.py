@@ -151,6 +151,7 @@ def fleet(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 16}')  # else no replica without a core
         flags = ("--replicas", f"ray:{REPLICAS}", "--lora-root", str(adapters), *FLAGS)
         server = start(tiny_llama, *flags, within_s=LOAD_S)
         try:

@@ -1,33 +1,42 @@
 """The replicas as an application of Ray Serve: `import_path: loire.fleet.ray.app:build`."""
 
 import os
-from collections.abc import AsyncGenerator
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
+import ray
 from ray import serve
 
 from loire.base.config import EngineOptions
+from loire.fleet.door import ReplicaDoor
 from loire.fleet.messages import encode
 from loire.fleet.ray.args import Args
 from loire.fleet.ray.policy import OCCUPANCY, QUEUED_TOKENS
 from loire.fleet.replica import EngineReplica
 
 DEPLOYMENT = "engine"
-MOST_FRONTS = 1000
+CLOSE_S = 5.0
+"""For a replica to end once it has nothing left."""
 
 
 class RayReplica:
     """One engine. RUNNING, to Ray, means that its model is loaded."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, model: str, options: dict[str, Any]
+        self, model: str, options: dict[str, Any], grace_period_s: float
     ) -> None:
+        self._grace_period_s = grace_period_s
         self._replica = await EngineReplica.create(self.name(), model, EngineOptions(**options))
+        self._door = ReplicaDoor(self._replica)
+        self._address = await self._door.open(ray.util.get_node_ip_address())
 
     def name(self) -> str:
-        """By which fronts call it."""
+        """Among all replicas."""
         return str(serve.get_replica_context().replica_id.unique_id)
+
+    def door(self) -> tuple[str, str, int, str]:
+        """(its name, where fronts come in: host, port and secret)."""
+        return self.name(), *astuple(self._address)
 
     def describe(self) -> bytes:
         """What it tells a front first; nothing while it has no engine."""
@@ -37,17 +46,6 @@ class RayReplica:
     def processes(self) -> tuple[str, int, int | None]:
         """(its name, this process, the engine's)."""
         return self.name(), os.getpid(), self._replica.supervisor.pid
-
-    async def attach(
-        self, front: str, wire_version: int, *, to: str
-    ) -> AsyncGenerator[bytes, None]:
-        """Everything that a front is told; see EngineReplica."""
-        async for data in self._replica.attach(front, wire_version):
-            yield data
-
-    async def deliver(self, front: str, data: bytes, *, to: str) -> None:
-        """Take what a front sends."""
-        self._replica.deliver(front, data)
 
     def check_health(self) -> None:
         """Raises only when there will be no engine any more: Ray kills what fails here, and an
@@ -63,9 +61,14 @@ class RayReplica:
         }
 
     async def __del__(self) -> None:
-        """Ray awaits this when the replica leaves."""
-        if hasattr(self, "_replica"):
-            await self._replica.close()
+        """Ray awaits this when the replica leaves; what it has goes on elsewhere, or here as long
+        as there is no other."""
+        if not hasattr(self, "_replica"):
+            return  # its model could not be loaded
+        await self._replica.drain(self._grace_period_s)
+        if hasattr(self, "_door"):
+            await self._door.close()
+        await self._replica.close()
 
 
 def build(args: Args) -> serve.Application:
@@ -89,13 +92,11 @@ def build(args: Args) -> serve.Application:
             },
         }
     deployment = serve.deployment(RayReplica, name=DEPLOYMENT).options(
-        max_ongoing_requests=MOST_FRONTS,
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
-        graceful_shutdown_timeout_s=args.grace_period_s,
+        graceful_shutdown_timeout_s=args.grace_period_s + CLOSE_S,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        request_router_config={"request_router_class": "loire.fleet.ray.router:ToOne"},
         **scaling,
     )
-    return deployment.bind(args.model, asdict(args.engine_options()))
+    return deployment.bind(args.model, asdict(args.engine_options()), args.grace_period_s)

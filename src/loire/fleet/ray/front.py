@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
@@ -14,14 +13,8 @@ from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.fleet.client import FleetClient, frontend_of
-from loire.fleet.messages import (
-    WIRE_VERSION,
-    FromReplica,
-    Joined,
-    ToReplica,
-    encode,
-    read_from_replica,
-)
+from loire.fleet.door import Address, DoorChannel
+from loire.fleet.messages import Joined, read_from_replica
 from loire.fleet.model_digest import model_digest
 from loire.fleet.ray.app import DEPLOYMENT, build
 from loire.fleet.ray.args import APP, Args
@@ -42,63 +35,6 @@ LEAVE_S = 3.0
 """For streams to end when the front stops."""
 
 
-class RayChannel:
-    """One stream from a replica, and calls to it, one after the other."""
-
-    def __init__(self, handle: Any, name: str, front: str) -> None:
-        self.name = name
-        self._handle = handle
-        self._front = front
-        self._outbox: list[ToReplica] = []
-        self._filled = asyncio.Event()
-        self._reachable = True
-
-    def only_listen(self) -> None:
-        """Ray sends no calls there any more. One that is made all the same waits in its router for
-        ever."""
-        self._reachable = False
-
-    def send(self, *messages: ToReplica) -> None:
-        """See ReplicaChannel."""
-        if self._reachable:
-            self._outbox += messages
-            self._filled.set()
-
-    async def messages(self) -> AsyncIterator[FromReplica]:
-        """See ReplicaChannel. Ends when the replica is gone."""
-        attach = self._handle.options(stream=True, method_name="attach")
-        stream = attach.remote(self._front, WIRE_VERSION, to=self.name)
-        sending = asyncio.create_task(self._send())
-        # However sending ends, the stream does, too: what was not delivered goes elsewhere.
-        sending.add_done_callback(lambda task: stream.cancel())
-        try:
-            async for data in stream:
-                for message in read_from_replica(data):
-                    yield message
-        except _GONE as error:
-            log.info("replica %s: %s", self.name, type(error).__name__)
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-
-    async def _send(self) -> None:
-        deliver = self._handle.options(method_name="deliver")
-        try:
-            while True:
-                await self._filled.wait()
-                self._filled.clear()
-                messages, self._outbox = self._outbox, []
-                delivery = deliver.remote(self._front, encode(messages), to=self.name)
-                try:
-                    await asyncio.wait_for(asyncio.shield(_result(delivery)), ANSWER_S)
-                except asyncio.TimeoutError:
-                    delivery.cancel()
-                    log.info("replica %s answers nothing", self.name)
-                    return
-        except _GONE as error:
-            log.info("replica %s takes nothing more: %s", self.name, type(error).__name__)
-
-
 class RayFleetClient(FleetClient):
     """A FleetClient whose replicas are those of Ray's deployment."""
 
@@ -107,7 +43,8 @@ class RayFleetClient(FleetClient):
         self.handle = handle
         self._owns_cluster = owns_cluster
         self._follows: dict[str, asyncio.Task[None]] = {}
-        self._channels: dict[str, RayChannel] = {}
+        self._drained: set[str] = set()
+        """Those that Ray did not name any more."""
         self._looking = asyncio.create_task(self._look())
 
     @property
@@ -131,50 +68,48 @@ class RayFleetClient(FleetClient):
     async def _look(self) -> None:
         while True:
             try:
-                names = await self._names()
-                if names is not None:
-                    self._follow(names)
+                doors = await self._doors()
+                if doors is not None:
+                    self._follow(doors)
             except Exception:
                 log.exception("looking for replicas failed")
             await asyncio.sleep(LOOK_S)
 
-    async def _names(self) -> set[str] | None:
-        """The replicas that Ray would send calls to; None if that cannot be told now."""
-        asking = asyncio.create_task(broadcast(self.handle, "name"))
+    async def _doors(self) -> dict[str, Address] | None:
+        """Those of the replicas that Ray would send calls to; None if that cannot be told now."""
+        asking = asyncio.create_task(broadcast(self.handle, "door"))
         # Not wait_for(), which would wait for as long as Ray takes to notice that it was cancelled.
         await asyncio.wait({asking}, timeout=ANSWER_S)
         if not asking.done() or asking.cancelled():
             asking.cancel()  # Ray cancels it where a replica leaves meanwhile
             return None
         try:
-            return set(asking.result())
+            return {name: Address(*where) for name, *where in asking.result()}
         except DeploymentUnavailableError:
-            return set()  # all of them stop, or start
+            return {}  # all of them stop, or start
         except _GONE as error:
             log.info("replicas were not told: %s", type(error).__name__)
             return None
 
-    def _follow(self, names: set[str]) -> None:
+    def _follow(self, doors: dict[str, Address]) -> None:
         for name, task in tuple(self._follows.items()):
             if task.done():
-                del self._follows[name], self._channels[name]
+                del self._follows[name]
+                self._drained.discard(name)
                 if not task.cancelled() and (error := task.exception()):
                     log.error("replica %s was left: %s", name, error)
-            elif name not in names:
+            elif name not in doors:
                 # Ray sends nothing there any more: it stops, or is being replaced.
-                self._channels[name].only_listen()
+                self._drained.add(name)
                 self.link.drain(name)
                 if not self.link.num_requests_of(name):
                     task.cancel()
-            elif self.link.is_draining(name):
+            elif name in self._drained:
+                self._drained.discard(name)
                 task.cancel()  # it stays after all: attach anew
-        for name in names - set(self._follows):
-            channel = self._channels[name] = RayChannel(self.handle, name, self.link.name)
+        for name in doors.keys() - self._follows.keys():
+            channel = DoorChannel(name, doors[name], self.link.name)
             self._follows[name] = asyncio.create_task(self.link.follow(channel))
-
-
-async def _result(response: Any) -> Any:
-    return await response
 
 
 async def broadcast(handle: Any, method: str) -> list[Any]:

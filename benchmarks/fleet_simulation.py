@@ -1,0 +1,228 @@
+"""A simulated fleet beside a real one: do hit rates agree?
+
+    python benchmarks/fleet_simulation.py [MODEL] --replicas 2 --kv-cache-memory 100MB
+
+Sessions of agents go to real engines on this machine, replicas of one front; what their steps took
+is recorded, and costs are fitted to it. The same sessions are then simulated at those costs. Told
+are the shares of prompt tokens that were found cached, and times to the first token. Ends with one
+line of JSON; exit status 1 if the hit rates differ by more than two points.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from loire.base.config import EngineOptions
+from loire.base.sampling import SamplingParams
+from loire.base.step import StepRecord
+from loire.base.units import parse_bytes
+from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.store import resolve_model
+from loire.fleet.arrivals import OUTPUT_TOKEN, Agents, Arrival, agent_arrivals
+from loire.fleet.client import FleetClient, frontend_of
+from loire.fleet.messages import (
+    WIRE_VERSION,
+    FromReplica,
+    Joined,
+    ToReplica,
+    encode,
+    read_from_replica,
+)
+from loire.fleet.replica import EngineReplica
+from loire.fleet.routing import ROUTINGS, make_routing
+from loire.fleet.simulated_replica import ReplicaOptions
+from loire.fleet.simulation import FleetOptions, Outcome, simulate
+from loire.fleet.step_costs import StepCosts, fit, recorded_work
+
+MOST_POINTS = 2.0
+AGENTS = Agents(
+    sessions=12,
+    turns=6,
+    system_prompts=3,
+    system_tokens=512,
+    first_tokens=60,
+    tool_tokens=100,
+    output_tokens=24,
+    tool_s=1.0,
+    sessions_per_s=2.0,
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--kv-cache-memory", type=parse_bytes, default="100MB")
+    parser.add_argument("--routing", choices=tuple(ROUTINGS), default="work")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cost", type=Path, help="keep the fitted costs there")
+    args = parser.parse_args()
+    arrivals = agent_arrivals(AGENTS, seed=args.seed)
+    real = asyncio.run(Real(args).run(arrivals))
+    costs = fit([step for records in real.records for step in recorded_work(records)])
+    costs.costs.save(args.cost or Path(tempfile.mkstemp(suffix=".json")[1]))
+    simulated = simulate_like(real, arrivals, args, costs.costs)
+    told = {
+        "kv_tokens": real.num_blocks * real.block_size,
+        "real": real.as_dict(),
+        "simulated": {
+            "hit_rate": _share(simulated),
+            "ttft_s": statistics.median(
+                served.first_token_s - served.arrival_s for served in simulated.served
+            ),
+            "seconds": simulated.end_s,
+        },
+        "hit_bound": simulated.hit_bound,
+        "costs_within": costs.typical_error,
+    }
+    points = 100 * abs(_share(simulated) - real.hit_rate)
+    print(json.dumps({"good": points <= MOST_POINTS, "points": points, **told}))
+    return 0 if points <= MOST_POINTS else 1
+
+
+class Real:
+    """Engines on this machine, and what became of the sessions there."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self.records: list[list[StepRecord]] = []
+        self.block_size = self.num_blocks = self.max_num_seqs = self.max_num_batched_tokens = 0
+        self._prompts: list[int] = []
+        self._cached: list[int] = []
+        self._first_s: list[float] = []
+        self._wall_s = 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        return sum(self._cached) / sum(self._prompts)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "hit_rate": self.hit_rate,
+            "ttft_s": statistics.median(self._first_s),
+            "seconds": self._wall_s,
+        }
+
+    async def run(self, arrivals: list[Arrival]) -> "Real":
+        path = resolve_model(self._args.model)
+        checkpoint = open_checkpoint(path)
+        options = EngineOptions(
+            block_size=16,
+            kv_cache_memory_bytes=self._args.kv_cache_memory,
+            num_threads=1,
+            max_num_batched_tokens=256,
+            max_model_len=4096,
+        )
+        names = [f"replica-{number}" for number in range(self._args.replicas)]
+        replicas = [await EngineReplica.create(name, str(path), options) for name in names]
+        try:
+            first = replicas[0].joined
+            assert first is not None
+            self._note(first)
+            client = FleetClient(
+                frontend_of(checkpoint, first, options),
+                first,
+                checkpoint.description,
+                placement=make_routing(self._args.routing, self._args.seed),
+            )
+            for replica in replicas:
+                records: list[StepRecord] = []
+                self.records.append(records)
+                replica.supervisor.step_listeners.append(records.append)
+            channels = [Channel(replica, client.link.name) for replica in replicas]
+            follows = [asyncio.create_task(client.link.follow(channel)) for channel in channels]
+            while len(client.link.replicas) < len(replicas):
+                await asyncio.sleep(0.01)
+            started_s = time.monotonic()
+            await asyncio.gather(*(self._session(client, arrival) for arrival in arrivals))
+            self._wall_s = time.monotonic() - started_s
+            for task in follows:
+                task.cancel()
+            await client.close()
+        finally:
+            for replica in replicas:
+                await replica.close()
+        return self
+
+    def _note(self, joined: Joined) -> None:
+        config = joined.config
+        self.block_size, self.num_blocks = config.block_size, config.num_blocks
+        self.max_num_seqs = config.max_num_seqs
+        self.max_num_batched_tokens = config.max_num_batched_tokens
+
+    async def _session(self, client: FleetClient, first: Arrival) -> None:
+        answers: list[list[int]] = []
+        for turn in first.turns():
+            await asyncio.sleep(turn.wait_s)
+            given = iter(answers)
+            prompt: list[int] = []
+            for token, count in turn.runs:
+                prompt += next(given) if token == OUTPUT_TOKEN else [token] * count
+            answers.append(await self._turn(client, prompt, turn.num_output))
+
+    async def _turn(self, client: FleetClient, prompt: list[int], num_output: int) -> list[int]:
+        params = SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True)
+        submission = client.frontend.prompt(client.next_id(), prompt, params)
+        asked_s, first_s = time.monotonic(), None
+        token_ids: list[int] = []
+        cached = 0
+        async with aclosing(client.stream(submission)) as outputs:
+            async for output in outputs:
+                first_s = first_s or time.monotonic()
+                cached = output.num_cached_tokens
+                token_ids += output.outputs[0].token_ids
+        assert len(token_ids) == num_output
+        assert first_s is not None
+        self._prompts.append(len(prompt))
+        self._cached.append(cached)
+        self._first_s.append(first_s - asked_s)
+        return token_ids
+
+
+class Channel:
+    """A ReplicaChannel within this process."""
+
+    def __init__(self, replica: EngineReplica, front: str) -> None:
+        self.name = replica.name
+        self._replica, self._front = replica, front
+
+    async def messages(self) -> AsyncIterator[FromReplica]:
+        async with aclosing(self._replica.attach(self._front, WIRE_VERSION)) as stream:
+            async for data in stream:
+                for message in read_from_replica(data):
+                    yield message
+
+    def send(self, *messages: ToReplica) -> None:
+        self._replica.deliver(self._front, encode(messages))
+
+
+def simulate_like(
+    real: Real, arrivals: list[Arrival], args: argparse.Namespace, costs: StepCosts
+) -> Outcome:
+    replica = ReplicaOptions(
+        kv_tokens=real.num_blocks * real.block_size,
+        block_size=real.block_size,
+        max_num_seqs=real.max_num_seqs,
+        max_num_batched_tokens=real.max_num_batched_tokens,
+    )
+    options = FleetOptions(
+        replicas=args.replicas, routing=args.routing, replica=replica, seed=args.seed
+    )
+    return simulate(arrivals, costs, options)
+
+
+def _share(outcome: Outcome) -> float:
+    cached = sum(served.num_cached for served in outcome.served)
+    return cached / sum(served.num_prompt for served in outcome.served)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -201,7 +201,8 @@ class DoorChannel:
     def send(self, *messages: ToReplica) -> None:
         """See ReplicaChannel."""
         if self._writer is not None:
-            self._writer.write(framed(encode(messages)))
+            # Each in a frame of its own: one was found to fit, many long prompts may not.
+            self._writer.writelines([framed(encode([message])) for message in messages])
 
     async def messages(self) -> AsyncIterator[FromReplica]:
         """See ReplicaChannel. Ends when the connection does. Raises WireError for what is none, and

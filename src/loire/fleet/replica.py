@@ -1,8 +1,8 @@
 """An engine that several fronts are attached to: the replica's side of the fleet.
 
 Each front has one long-lived stream of messages from here, and sends its own to deliver(). What
-carries them (Ray, or a test) is not known here. When the engine dies, fronts are told at once, and
-go on elsewhere; the next engine begins with nothing.
+carries them (loire.fleet.door) is not known here. When the engine dies, fronts are told at once,
+and go on elsewhere; the next engine begins with nothing.
 """
 
 import asyncio

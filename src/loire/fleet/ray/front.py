@@ -29,8 +29,6 @@ LOOK_S = 1.0
 """Between two looks at which replicas there are."""
 ANSWER_S = 5.0
 """A look that takes longer is given up: some replica hangs, and Ray will see to it."""
-
-
 LEAVE_S = 3.0
 """For streams to end when the front stops."""
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 START_S = 120
 
@@ -33,6 +33,7 @@ def chromium() -> Iterator[Browser]:
             missing = pytest.fail if os.environ.get("CI") else pytest.skip
             missing("there is no Chromium: apt-get install chromium")
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        expect.set_options(timeout=1000 * START_S)  # a busy machine draws late
         yield browser
         browser.close()
 

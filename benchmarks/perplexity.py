@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loire import LLM
-from loire.workloads.perplexity import Perplexity, measure_perplexity
+from loire.workloads.perplexity import Perplexity, chunk_losses
 
 CONTEXT = 512
 FORMATS: dict[str, dict[str, Any]] = {
@@ -42,8 +42,8 @@ def main() -> None:
     def measure(model: str, options: dict[str, Any]) -> tuple[Perplexity, int]:
         options = {"kernels": args.kernels, "max_model_len": CONTEXT + 1, **options}
         with LLM(model, **options) as llm:
-            found = measure_perplexity(llm, text, context=CONTEXT, most_chunks=args.chunks)
-            return found, llm.engine.bytes_per_step
+            losses = chunk_losses(llm, text, context=CONTEXT, most_chunks=args.chunks)
+            return Perplexity.of(losses), llm.engine.bytes_per_step
 
     results: dict[str, dict[str, float]] = {}
     if args.each:

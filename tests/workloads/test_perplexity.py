@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from loire.api import LLM
 from loire.base.errors import RequestError
 from loire.cli.main import main
-from loire.workloads.perplexity import cut, measure_perplexity, text_tokens
+from loire.workloads.perplexity import Perplexity, chunk_losses, cut, text_tokens
 
 TEXT = "Sur le pont d'Avignon, l'on y danse tous en rond. " * 4
 
@@ -58,9 +58,10 @@ def test_the_mean_is_that_of_transformers(tiny_llama: Path, stride: int) -> None
     shares: list[float] = []
     with LLM(str(tiny_llama), dtype="float32", max_model_len=64, num_threads=1) as llm:
         token_ids, begins = text_tokens(llm.frontend.tokenizer, TEXT)
-        found = measure_perplexity(
+        by_chunk = chunk_losses(
             llm, TEXT, context=32, stride=stride, most_chunks=4, progress=shares.append
         )
+    found = Perplexity.of(by_chunk)
     for chunk in cut(token_ids, context=32, stride=stride, begins=begins)[:4]:
         ids = torch.tensor(chunk.token_ids)
         with torch.no_grad():

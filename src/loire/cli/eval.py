@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
     from loire.cli.progress import ProgressBars
-    from loire.workloads.perplexity import chunk_size, measure_perplexity
+    from loire.workloads.perplexity import Perplexity, chunk_losses, chunk_size
 
     if args.chunks is not None and args.chunks < 1:
         raise ConfigError(f"chunks must be at least 1, not {args.chunks}")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     with load_llm(args.model, options, quiet=args.json) as llm:
         started = time.perf_counter()
         with ProgressBars(times="remaining", quiet=args.json) as bars:
-            found = measure_perplexity(
+            losses = chunk_losses(
                 llm,
                 text,
                 context=args.context,
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=lambda share: bars.update("perplexity", share),
             )
         seconds = time.perf_counter() - started
+        found = Perplexity.of(losses)
         summary = {
             "model": args.model,
             "lora": None if args.lora is None else str(args.lora),

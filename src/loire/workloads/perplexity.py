@@ -44,6 +44,14 @@ class Perplexity:
     """How many count."""
     chunks: int
 
+    @classmethod
+    def of(cls, losses: Sequence[Sequence[float]]) -> "Perplexity":
+        """From what chunk_losses() found."""
+        each = [loss for chunk in losses for loss in chunk]
+        mean = math.fsum(each) / len(each)
+        variance = math.fsum((loss - mean) ** 2 for loss in each) / max(len(each) - 1, 1)
+        return cls(mean, math.sqrt(variance / len(each)), len(each), len(losses))
+
     @property
     def perplexity(self) -> float:
         """Its exponential."""
@@ -52,36 +60,6 @@ class Perplexity:
     def as_dict(self) -> dict[str, float | int]:
         """For JSON."""
         return {"perplexity": self.perplexity, **asdict(self)}
-
-
-def measure_perplexity(
-    llm: LLM,
-    text: str,
-    *,
-    context: int,
-    stride: int = 0,
-    most_chunks: int | None = None,
-    lora_request: LoRARequest | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Perplexity:
-    """Of a text, by the log-probabilities of prompts. llm takes chunk_size() + 1 tokens at least.
-
-    stride: 0 for chunks that do not overlap. lora_request: an adapter to measure with. progress is
-    told the share that is done. Raises RequestError if the text is shorter than one chunk.
-    """
-    by_chunk = chunk_losses(
-        llm,
-        text,
-        context=context,
-        stride=stride,
-        most_chunks=most_chunks,
-        lora_request=lora_request,
-        progress=progress,
-    )
-    losses = [loss for chunk in by_chunk for loss in chunk]
-    mean = math.fsum(losses) / len(losses)
-    variance = math.fsum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
-    return Perplexity(mean, math.sqrt(variance / len(losses)), len(losses), len(by_chunk))
 
 
 def chunk_losses(
@@ -94,9 +72,11 @@ def chunk_losses(
     lora_request: LoRARequest | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[float]]:
-    """For each chunk the surprise, in nats, at each of its tokens that count.
+    """For each chunk of a text the surprise, in nats, at each of its tokens that count: by the
+    log-probabilities of prompts. llm takes chunk_size() + 1 tokens at least.
 
-    Arguments and errors are those of measure_perplexity().
+    stride: 0 for chunks that do not overlap. lora_request: an adapter to measure with. progress is
+    told the share that is done. Raises RequestError if the text is shorter than one chunk.
     """
     token_ids, begins = text_tokens(llm.frontend.tokenizer, text)
     chunks = cut(token_ids, context=context, stride=stride, begins=begins)[:most_chunks]

@@ -1,11 +1,14 @@
 """A simulated fleet beside a real one: do hit rates agree?
 
-    python benchmarks/fleet_simulation.py [MODEL] --replicas 2 --kv-cache-memory 100MB
+    python benchmarks/fleet_simulation.py [MODEL] --replicas 2 --kv-cache-memory 200MB
+    python benchmarks/fleet_simulation.py --replicas 4 --routing work random round-robin
 
 Sessions of agents go to real engines on this machine, replicas of one front; what their steps took
 is recorded, and costs are fitted to it. The same sessions are then simulated at those costs. Told
-are the shares of prompt tokens that were found cached, and times to the first token. Ends with one
-line of JSON; exit status 1 if the hit rates differ by more than two points.
+are the shares of prompt tokens that were found cached, and times to the first token, for each
+routing, and whether the texts are the same under all. Ends with one line of JSON; exit status 1 if
+the hit rates of a run and its simulation differ by more than two points, or texts by a token; of
+random and round-robin choices only the texts count, as these depend on who happens to come first.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +47,9 @@ from loire.fleet.simulation import FleetOptions, Outcome, simulate
 from loire.fleet.step_costs import StepCosts, fit, recorded_work
 
 MOST_POINTS = 2.0
+BY_CHANCE = ("random", "round-robin", "two-choices")
 AGENTS = Agents(
-    sessions=12,
+    sessions=24,
     turns=6,
     system_prompts=3,
     system_tokens=512,
@@ -60,45 +65,72 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--kv-cache-memory", type=parse_bytes, default="100MB")
-    parser.add_argument("--routing", choices=tuple(ROUTINGS), default="work")
+    parser.add_argument("--kv-cache-memory", type=parse_bytes, default="200MB")
+    parser.add_argument("--routing", choices=tuple(ROUTINGS), nargs="+", default=["work"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", type=Path, help="keep the fitted costs there")
     args = parser.parse_args()
     arrivals = agent_arrivals(AGENTS, seed=args.seed)
-    real = asyncio.run(Real(args).run(arrivals))
+    told = {routing: compared(arrivals, routing, args) for routing in args.routing}
+    same_texts = len({one.pop("texts") for one in told.values()}) == 1
+    good = same_texts and all(
+        one["points"] <= MOST_POINTS for routing, one in told.items() if routing not in BY_CHANCE
+    )
+    print(json.dumps({"good": good, "same_texts": same_texts, "routings": told}))
+    return 0 if good else 1
+
+
+def compared(arrivals: list[Arrival], routing: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The sessions on real engines and in a simulation at their costs."""
+    real = asyncio.run(Real(args, routing).run(arrivals))
     costs = fit([step for records in real.records for step in recorded_work(records)])
     costs.costs.save(args.cost or Path(tempfile.mkstemp(suffix=".json")[1]))
-    simulated = simulate_like(real, arrivals, args, costs.costs)
-    told = {
+    simulated = simulate_like(real, arrivals, routing, args, costs.costs)
+    first_s = [served.first_token_s - served.arrival_s for served in simulated.served]
+    points = 100 * abs(_share(simulated) - real.hit_rate)
+    print(
+        f"{routing:12} hits {real.hit_rate:.3f}, simulated {_share(simulated):.3f}, "
+        f"one cache for all {simulated.hit_bound:.3f}",
+        file=sys.stderr,
+    )
+    return {
+        "points": points,
         "kv_tokens": real.num_blocks * real.block_size,
         "real": real.as_dict(),
         "simulated": {
             "hit_rate": _share(simulated),
-            "ttft_s": statistics.median(
-                served.first_token_s - served.arrival_s for served in simulated.served
-            ),
+            "ttft_s": _spread(first_s),
             "seconds": simulated.end_s,
         },
         "hit_bound": simulated.hit_bound,
         "costs_within": costs.typical_error,
+        "texts": real.texts,
     }
-    points = 100 * abs(_share(simulated) - real.hit_rate)
-    print(json.dumps({"good": points <= MOST_POINTS, "points": points, **told}))
-    return 0 if points <= MOST_POINTS else 1
+
+
+def _spread(values: list[float]) -> list[float]:
+    """The quartiles."""
+    return statistics.quantiles(values, n=4)
 
 
 class Real:
     """Engines on this machine, and what became of the sessions there."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, routing: str) -> None:
         self._args = args
+        self._routing = routing
         self.records: list[list[StepRecord]] = []
         self.block_size = self.num_blocks = self.max_num_seqs = self.max_num_batched_tokens = 0
         self._prompts: list[int] = []
         self._cached: list[int] = []
         self._first_s: list[float] = []
         self._wall_s = 0.0
+        self._texts: dict[int, list[list[int]]] = {}
+
+    @property
+    def texts(self) -> str:
+        """A digest of all answers."""
+        return sha256(json.dumps(sorted(self._texts.items())).encode()).hexdigest()
 
     @property
     def hit_rate(self) -> float:
@@ -107,7 +139,7 @@ class Real:
     def as_dict(self) -> dict[str, Any]:
         return {
             "hit_rate": self.hit_rate,
-            "ttft_s": statistics.median(self._first_s),
+            "ttft_s": _spread(self._first_s),
             "seconds": self._wall_s,
         }
 
@@ -131,7 +163,7 @@ class Real:
                 frontend_of(checkpoint, first, options),
                 first,
                 checkpoint.description,
-                placement=make_routing(self._args.routing, self._args.seed),
+                placement=make_routing(self._routing, self._args.seed),
             )
             for replica in replicas:
                 records: list[StepRecord] = []
@@ -142,7 +174,9 @@ class Real:
             while len(client.link.replicas) < len(replicas):
                 await asyncio.sleep(0.01)
             started_s = time.monotonic()
-            await asyncio.gather(*(self._session(client, arrival) for arrival in arrivals))
+            await asyncio.gather(
+                *(self._session(client, *numbered) for numbered in enumerate(arrivals))
+            )
             self._wall_s = time.monotonic() - started_s
             for task in follows:
                 task.cancel()
@@ -158,7 +192,7 @@ class Real:
         self.max_num_seqs = config.max_num_seqs
         self.max_num_batched_tokens = config.max_num_batched_tokens
 
-    async def _session(self, client: FleetClient, first: Arrival) -> None:
+    async def _session(self, client: FleetClient, number: int, first: Arrival) -> None:
         answers: list[list[int]] = []
         for turn in first.turns():
             await asyncio.sleep(turn.wait_s)
@@ -167,6 +201,7 @@ class Real:
             for token, count in turn.runs:
                 prompt += next(given) if token == OUTPUT_TOKEN else [token] * count
             answers.append(await self._turn(client, prompt, turn.num_output))
+        self._texts[number] = answers
 
     async def _turn(self, client: FleetClient, prompt: list[int], num_output: int) -> list[int]:
         params = SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True)
@@ -205,7 +240,11 @@ class Channel:
 
 
 def simulate_like(
-    real: Real, arrivals: list[Arrival], args: argparse.Namespace, costs: StepCosts
+    real: Real,
+    arrivals: list[Arrival],
+    routing: str,
+    args: argparse.Namespace,
+    costs: StepCosts,
 ) -> Outcome:
     replica = ReplicaOptions(
         kv_tokens=real.num_blocks * real.block_size,
@@ -213,9 +252,7 @@ def simulate_like(
         max_num_seqs=real.max_num_seqs,
         max_num_batched_tokens=real.max_num_batched_tokens,
     )
-    options = FleetOptions(
-        replicas=args.replicas, routing=args.routing, replica=replica, seed=args.seed
-    )
+    options = FleetOptions(replicas=args.replicas, routing=routing, replica=replica, seed=args.seed)
     return simulate(arrivals, costs, options)
 
 

@@ -6,11 +6,13 @@ The mixes are those of llama-quantize without an importance matrix: which tensor
 Q6_K, which of IQ4_XS Q5_K. In MXFP4 all layers' matrices have it, the embedding and the head Q8_0.
 Of each type and width 256 rows are random, the others repeat them: how fast a file is does not
 depend on its numbers. 1b is the shape of make_model.py; 7b is Llama 3.1 8B's with SmolLM2's
-vocabulary (7.38 billion parameters). The tokenizer is SmolLM2's.
+vocabulary (7.38 billion parameters); 30b-a3b is Qwen3 30B-A3B's with that vocabulary. --layers
+makes fewer of them. The tokenizer is SmolLM2's.
 """
 
 import argparse
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a Llama."""
+    """Sizes of a Llama, or of a Qwen3-MoE if it has experts."""
 
     hidden: int
     layers: int
@@ -38,27 +40,41 @@ class Shape:
     head_size: int
     intermediate: int
     tied: bool
+    experts: int = 0
+    chosen: int = 0
+    """Experts of a token."""
 
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of a layer's, by name."""
+    @property
+    def architecture(self) -> str:
+        """As GGUF names it."""
+        return "qwen3moe" if self.experts else "llama"
+
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Rows and columns of a layer's, by name; experts before them."""
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        return {
+        attention = {
             "attn_q": (queries, self.hidden), "attn_k": (keys, self.hidden),
             "attn_v": (keys, self.hidden), "attn_output": (self.hidden, queries),
-            "ffn_gate": (self.intermediate, self.hidden),
-            "ffn_up": (self.intermediate, self.hidden),
-            "ffn_down": (self.hidden, self.intermediate),
         }  # fmt: skip
+        experts, suffix = ((self.experts,), "_exps") if self.experts else ((), "")
+        wide, narrow = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
+        return attention | {
+            f"ffn_gate{suffix}": (*experts, *wide),
+            f"ffn_up{suffix}": (*experts, *wide),
+            f"ffn_down{suffix}": (*experts, *narrow),
+        }
 
 
 SHAPES = {
     "1b": Shape(2048, 16, 32, 8, 64, 8192, tied=True),
     "7b": Shape(4096, 32, 32, 8, 128, 14336, tied=False),
+    "30b-a3b": Shape(2048, 48, 32, 4, 128, 768, tied=False, experts=128, chosen=8),
 }
 
 
 def type_in(mix: str, name: str, layer: int, shape: Shape) -> Type:
     """What a mix stores a matrix in."""
+    name = name.removesuffix("_exps")
     is_head = name == "output" or (name == "token_embd" and shape.tied)
     if mix == "Q8_0":
         return Type.Q8_0
@@ -89,7 +105,8 @@ def make(path: Path, shape: Shape, mix: str, quantizer: ggml.Quantizer) -> None:
     rng = np.random.default_rng(0)
     samples: dict[tuple[Type, int], NDArray[np.uint8]] = {}
 
-    def matrix(name: str, rows: int, columns: int, layer: int = 0) -> ggml.Tensor:
+    def matrix(name: str, *size: int, layer: int = 0) -> ggml.Tensor:
+        *experts, rows, columns = size
         kind = type_in(mix, name, layer, shape)
         if (kind, columns) not in samples:
             values = rng.standard_normal((ROWS, columns), dtype=np.float32) * 0.02
@@ -97,21 +114,34 @@ def make(path: Path, shape: Shape, mix: str, quantizer: ggml.Quantizer) -> None:
         sample = samples[kind, columns]
 
         def rows_again() -> NDArray[np.uint8]:
-            return np.tile(sample, (-(-rows // ROWS), 1))[:rows]
+            several = math.prod(experts) * rows
+            return np.tile(sample, (-(-several // ROWS), 1))[:several]
 
         full = name if name in ("output", "token_embd") else f"blk.{layer}.{name}"
-        return ggml.Tensor(f"{full}.weight", kind, (rows, columns), rows_again)
+        return ggml.Tensor(f"{full}.weight", kind, size, rows_again)
 
-    def norm(name: str) -> ggml.Tensor:
-        ones = np.ones(shape.hidden, dtype=np.float32)
+    def norm(name: str, size: int = shape.hidden) -> ggml.Tensor:
+        ones = np.ones(size, dtype=np.float32)
         return ggml.Tensor(f"{name}.weight", Type.F32, ones.shape, lambda: ones)
+
+    def router(layer: int) -> ggml.Tensor:
+        values = rng.standard_normal((shape.experts, shape.hidden), dtype=np.float32)
+        return ggml.Tensor(
+            f"blk.{layer}.ffn_gate_inp.weight", Type.F32, values.shape, lambda: values
+        )
 
     tensors = [matrix("token_embd", vocabulary, shape.hidden), norm("output_norm")]
     if not shape.tied:
         tensors.append(matrix("output", vocabulary, shape.hidden))
     for layer in range(shape.layers):
         tensors += [norm(f"blk.{layer}.attn_norm"), norm(f"blk.{layer}.ffn_norm")]
-        tensors += [matrix(name, *size, layer) for name, size in shape.matrices().items()]
+        tensors += [matrix(name, *size, layer=layer) for name, size in shape.matrices().items()]
+        if shape.experts:
+            tensors += [
+                norm(f"blk.{layer}.{name}", shape.head_size)
+                for name in ("attn_q_norm", "attn_k_norm")
+            ]
+            tensors.append(router(layer))
     numbers: dict[str, tuple[Any, Value]] = {
         "block_count": (shape.layers, Value.UINT32),
         "context_length": (8192, Value.UINT32),
@@ -122,12 +152,20 @@ def make(path: Path, shape: Shape, mix: str, quantizer: ggml.Quantizer) -> None:
         "attention.layer_norm_rms_epsilon": (1e-5, Value.FLOAT32),
         "rope.freq_base": (500000.0, Value.FLOAT32),
         "rope.dimension_count": (shape.head_size, Value.UINT32),
+        "attention.key_length": (shape.head_size, Value.UINT32),
+        "attention.value_length": (shape.head_size, Value.UINT32),
         "vocab_size": (vocabulary, Value.UINT32),
     }
+    if shape.experts:
+        numbers |= {
+            "expert_count": (shape.experts, Value.UINT32),
+            "expert_used_count": (shape.chosen, Value.UINT32),
+            "expert_feed_forward_length": (shape.intermediate, Value.UINT32),
+        }
     fields: dict[str, tuple[Any, Any, Any]] = {
-        "general.architecture": ("llama", Value.STRING, None),
+        "general.architecture": (shape.architecture, Value.STRING, None),
         "general.name": (f"random {mix}", Value.STRING, None),
-        **{f"llama.{key}": (*number, None) for key, number in numbers.items()},
+        **{f"{shape.architecture}.{key}": (*number, None) for key, number in numbers.items()},
         **tokenizer,
     }
     unfinished = path.with_suffix(".unfinished")
@@ -139,10 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--layers", type=int, help="[those of the shape]")
     parser.add_argument("--mix", choices=MIXES, default="Q4_K_M")
     parser.add_argument("--ggml", type=Path, required=True, help="libggml-base.so")
     args = parser.parse_args()
-    make(args.out, SHAPES[args.shape], args.mix, ggml.Quantizer(args.ggml))
+    shape = SHAPES[args.shape]
+    shape = replace(shape, layers=args.layers or shape.layers)
+    make(args.out, shape, args.mix, ggml.Quantizer(args.ggml))
     print(f"{args.out}: {args.out.stat().st_size / 1e9:.2f} GB")
 
 

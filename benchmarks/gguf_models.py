@@ -3,11 +3,11 @@
     python benchmarks/gguf_models.py OUT.gguf --shape 7b --mix Q4_K_M --ggml libggml-base.so
 
 The mixes are those of llama-quantize without an importance matrix: which tensors of Q4_K_M have
-Q6_K, which of IQ4_XS Q5_K. In MXFP4 all layers' matrices have it, the embedding and the head Q8_0.
-Of each type and width 256 rows are random, the others repeat them: how fast a file is does not
-depend on its numbers. 1b is the shape of make_model.py; 7b is Llama 3.1 8B's with SmolLM2's
-vocabulary (7.38 billion parameters); 30b-a3b is Qwen3 30B-A3B's with that vocabulary. --layers
-makes fewer of them. The tokenizer is SmolLM2's.
+Q6_K, which of IQ4_XS Q5_K. In MXFP4 all layers' matrices have it (of mixtures the experts), the
+others Q8_0. Of each type and width 256 rows are random, the others repeat them: how fast a file is
+does not depend on its numbers. 1b is the shape of make_model.py; 7b is Llama 3.1 8B with SmolLM2's
+vocabulary (7.38 billion parameters), 30b-a3b Qwen3 30B-A3B's, gpt-oss gpt-oss 20B's (no K-quants:
+2,880 is no multiple of 256). --layers makes fewer of them. The tokenizer is SmolLM2's.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a Llama, or of a Qwen3-MoE if it has experts."""
+    """Sizes of a model. architecture: as GGUF names it."""
 
     hidden: int
     layers: int
@@ -43,11 +43,7 @@ class Shape:
     experts: int = 0
     chosen: int = 0
     """Experts of a token."""
-
-    @property
-    def architecture(self) -> str:
-        """As GGUF names it."""
-        return "qwen3moe" if self.experts else "llama"
+    architecture: str = "llama"
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """Rows and columns of a layer's, by name; experts before them."""
@@ -64,11 +60,31 @@ class Shape:
             f"ffn_down{suffix}": (*experts, *narrow),
         }
 
+    def vectors(self) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """A layer's numbers that are not quantized: all the same value, and their sizes."""
+        found: dict[str, tuple[float, tuple[int, ...]]] = {
+            "attn_norm.weight": (1.0, (self.hidden,))
+        }
+        if self.architecture == "qwen3moe":
+            for name in ("attn_q_norm", "attn_k_norm"):
+                found[f"{name}.weight"] = 1.0, (self.head_size,)
+        if self.architecture != "gpt-oss":
+            return found | {"ffn_norm.weight": (1.0, (self.hidden,))}
+        found |= {
+            "post_attention_norm.weight": (1.0, (self.hidden,)),
+            "attn_sinks.weight": (0.0, (self.heads,)),
+            "ffn_gate_inp.bias": (0.0, (self.experts,)),
+        }
+        for name, size in self.matrices().items():
+            found[f"{name}.bias"] = 0.0, size[:-1]
+        return found
+
 
 SHAPES = {
     "1b": Shape(2048, 16, 32, 8, 64, 8192, tied=True),
     "7b": Shape(4096, 32, 32, 8, 128, 14336, tied=False),
-    "30b-a3b": Shape(2048, 48, 32, 4, 128, 768, tied=False, experts=128, chosen=8),
+    "30b-a3b": Shape(2048, 48, 32, 4, 128, 768, False, 128, 8, "qwen3moe"),
+    "gpt-oss": Shape(2880, 24, 64, 8, 64, 2880, False, 32, 4, "gpt-oss"),
 }
 
 
@@ -79,7 +95,8 @@ def type_in(mix: str, name: str, layer: int, shape: Shape) -> Type:
     if mix == "Q8_0":
         return Type.Q8_0
     if mix == "MXFP4":
-        return Type.Q8_0 if name in ("output", "token_embd") else Type.MXFP4
+        is_kept = name in ("output", "token_embd") or (shape.experts and name.startswith("attn"))
+        return Type.Q8_0 if is_kept else Type.MXFP4
     if is_head:
         return Type.Q6_K
     eighth = shape.layers // 8
@@ -120,9 +137,8 @@ def make(path: Path, shape: Shape, mix: str, quantizer: ggml.Quantizer) -> None:
         full = name if name in ("output", "token_embd") else f"blk.{layer}.{name}"
         return ggml.Tensor(f"{full}.weight", kind, size, rows_again)
 
-    def norm(name: str, size: int = shape.hidden) -> ggml.Tensor:
-        ones = np.ones(size, dtype=np.float32)
-        return ggml.Tensor(f"{name}.weight", Type.F32, ones.shape, lambda: ones)
+    def vector(name: str, value: float, size: tuple[int, ...]) -> ggml.Tensor:
+        return ggml.Tensor(name, Type.F32, size, lambda: np.full(size, value, dtype=np.float32))
 
     def router(layer: int) -> ggml.Tensor:
         values = rng.standard_normal((shape.experts, shape.hidden), dtype=np.float32)
@@ -130,17 +146,16 @@ def make(path: Path, shape: Shape, mix: str, quantizer: ggml.Quantizer) -> None:
             f"blk.{layer}.ffn_gate_inp.weight", Type.F32, values.shape, lambda: values
         )
 
-    tensors = [matrix("token_embd", vocabulary, shape.hidden), norm("output_norm")]
+    tensors = [
+        matrix("token_embd", vocabulary, shape.hidden),
+        vector("output_norm.weight", 1.0, (shape.hidden,)),
+    ]
     if not shape.tied:
         tensors.append(matrix("output", vocabulary, shape.hidden))
     for layer in range(shape.layers):
-        tensors += [norm(f"blk.{layer}.attn_norm"), norm(f"blk.{layer}.ffn_norm")]
+        tensors += [vector(f"blk.{layer}.{n}", *v) for n, v in shape.vectors().items()]
         tensors += [matrix(name, *size, layer=layer) for name, size in shape.matrices().items()]
         if shape.experts:
-            tensors += [
-                norm(f"blk.{layer}.{name}", shape.head_size)
-                for name in ("attn_q_norm", "attn_k_norm")
-            ]
             tensors.append(router(layer))
     numbers: dict[str, tuple[Any, Value]] = {
         "block_count": (shape.layers, Value.UINT32),
@@ -162,6 +177,8 @@ def make(path: Path, shape: Shape, mix: str, quantizer: ggml.Quantizer) -> None:
             "expert_used_count": (shape.chosen, Value.UINT32),
             "expert_feed_forward_length": (shape.intermediate, Value.UINT32),
         }
+    if shape.architecture == "gpt-oss":
+        numbers["attention.sliding_window"] = (128, Value.UINT32)
     fields: dict[str, tuple[Any, Any, Any]] = {
         "general.architecture": (shape.architecture, Value.STRING, None),
         "general.name": (f"random {mix}", Value.STRING, None),

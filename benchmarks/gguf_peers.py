@@ -2,10 +2,11 @@
 
     python benchmarks/gguf_peers.py FILE.gguf ... --llama-cpp BIN --ik-llama-cpp BIN [--turns 2]
 
-Each turn starts every engine anew, another one first each time, and gives it three loads:
+Each turn starts every engine anew, another one first each time, and gives it four loads:
 
     one      a prompt of 128 tokens and 128 more in one stream: tokens per second of those
-    many     32 streams, prompts of 16 tokens and 32 more: tokens per second of those, all together
+    few      4 streams, prompts of 16 tokens and 64 more: tokens per second, all together
+    many     32 streams, prompts of 16 tokens and 32 more
     prefill  a prompt of 2,048 tokens: tokens per second
 
 The others run their own llama-batched-bench (BIN is the folder that holds it), two threads as
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LOADS = {"one": (128, 128, 1), "many": (16, 32, 32), "prefill": (2048, 1, 1)}
+LOADS = {"one": (128, 128, 1), "few": (16, 64, 4), "many": (16, 32, 32), "prefill": (2048, 1, 1)}
 """Tokens of a prompt, tokens after it, streams."""
 KV_BYTES = 2**30
 LIMIT_S = 600
@@ -226,7 +227,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("files", type=lambda name: Path(name).resolve(), nargs="+", metavar="FILE")
     parser.add_argument("--llama-cpp", type=Path, metavar="BIN")
     parser.add_argument("--ik-llama-cpp", type=Path, metavar="BIN")
     parser.add_argument("--turns", type=int, default=2)

@@ -1,6 +1,8 @@
 """Recovery adapters: what is trained is what is served, and a broken run goes on to the same."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +17,66 @@ from loire.base.errors import ConfigError
 from loire.checkpoint.adapter import open_adapter
 from loire.checkpoint.open import open_checkpoint
 from loire.quantize.calibration import read_text
-from support.tiny_models import save_tiny_llama
+from models.families import FAMILIES
+from support.tiny_models import VOCAB_SIZE, save_tiny_llama, save_tokenizer
 
+Models = tuple[Path, Path, Path]
+"""The original, what became of it, and a text."""
 TRAINING = Training(rank=4, passes=6, step_texts=2, learning_rate=0.03)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A model, one that differs from it in a matrix of rank 2 per layer, and a text."""
-    original = save_tiny_llama(tmp_path_factory.mktemp("original"))
-    changed = save_tiny_llama(tmp_path_factory.mktemp("changed"))
+def pair(folder: Path, save: Callable[[Path], object]) -> Models:
+    """A model, one that differs from it in a matrix of rank 2 per product, and a text."""
+    for name in ("original", "changed"):
+        (folder / name).mkdir()
+        save(folder / name)
     generator = torch.Generator().manual_seed(1)
-    tensors = load_file(changed / "model.safetensors")
+    file = folder / "changed" / "model.safetensors"
+    tensors = load_file(file)
     for name, weight in tensors.items():
         if name.endswith("_proj.weight"):
             left = torch.randn(len(weight), 2, generator=generator)
             weight += 0.01 * left @ torch.randn(2, weight.shape[1], generator=generator)
-    save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-    text = tmp_path_factory.mktemp("text") / "text"
+    save_file(tensors, file, metadata={"format": "pt"})
+    text = folder / "text"
     text.write_text(read_text(None)[:1600])
-    return original, changed, text
+    return folder / "original", folder / "changed", text
 
 
 @pytest.fixture(scope="module")
-def made(
-    models: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Report]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return pair(tmp_path_factory.mktemp("models"), save_tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def made(models: Models, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     out = tmp_path_factory.mktemp("made") / "repaired"
     return out, run(models, out)
 
 
-def run(models: tuple[Path, Path, Path], out: Path, **changes: Any) -> Report:
+def run(models: Models, out: Path, **changes: Any) -> Report:
     original, changed, text = models
     options = {"training": TRAINING, "text": text, "dtype": torch.float32, **changes}
     return adapt(open_checkpoint(changed), open_checkpoint(original), out, **options)
 
 
 def test_it_repairs_and_is_served_as_it_was_trained(
-    models: tuple[Path, Path, Path], made: tuple[Path, Report]
+    models: Models, made: tuple[Path, Report]
 ) -> None:
     out, report = made
     assert report.divergence_after < 0.75 * report.divergence_before
     adapter = open_adapter(out, open_checkpoint(models[1]).description)
     assert adapter.rank == TRAINING.rank
     assert len(adapter.parts) == 2 * 7
+    assert served_nats(models, out) == pytest.approx(report.nats_after, abs=1e-3)
+
+
+def served_nats(models: Models, adapter: Path) -> float:
+    """Per token of the text that was kept apart to check with, of six the last."""
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     with LLM(str(models[1]), dtype="float32") as llm:
-        # Of six texts the last is to check with.
         checked = llm.frontend.tokenizer.encode(models[2].read_text())[256 * 5 : 256 * 6]
-        llm.load_adapter("repaired", out)
+        llm.load_adapter("repaired", adapter)
         prompt = {"prompt_token_ids": checked}
         [answer] = llm.generate(prompt, params, lora_request="repaired")
     positions = answer.prompt_logprobs
@@ -73,11 +86,28 @@ def test_it_repairs_and_is_served_as_it_was_trained(
         for token, position in zip(checked[1:], positions[1:], strict=True)
         if position is not None
     ]
-    assert math.fsum(losses) / len(losses) == pytest.approx(report.nats_after, abs=1e-3)
+    return math.fsum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3"])
+def test_other_families_are_repaired(name: str, tmp_path: Path) -> None:
+    [given] = [family for family in FAMILIES if family.name == name]
+    sizes = {"vocab_size": VOCAB_SIZE, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    family = replace(given, settings={**given.settings, **sizes})
+
+    def save(folder: Path) -> None:
+        family.save(folder)
+        save_tokenizer(folder)
+
+    models = pair(tmp_path, save)
+    report = run(models, tmp_path / "repaired")
+    assert report.divergence_after < 0.8 * report.divergence_before
+    served = served_nats(models, tmp_path / "repaired")
+    assert served == pytest.approx(report.nats_after, abs=0.02)
 
 
 def test_a_broken_run_goes_on_to_the_same_result(
-    models: tuple[Path, Path, Path],
+    models: Models,
     made: tuple[Path, Report],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

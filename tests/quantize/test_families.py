@@ -32,7 +32,8 @@ def test_what_is_served_is_what_was_measured(name: str, tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "source")
     source, out = open_checkpoint(tmp_path / "source"), tmp_path / "out"
     text = read_text(None)[:900]
-    report = quantize(source, checkpoint_tokenizer(source), text, out, 6.0)
+    tokenizer, kept = checkpoint_tokenizer(source), tmp_path / "kept"
+    report = quantize(source, tokenizer, text, out, 6.0, kept=kept)
     assert report.bits <= 6.0
     assert open_checkpoint(out).description == source.description
     with LLM(str(out), dtype="float32", quantization="none", max_model_len=256) as llm:

@@ -33,7 +33,8 @@ def test_the_file_has_the_weights_in_standard_types(tmp_path: Path) -> None:
     plain = open_checkpoint(save_tiny_llama(tmp_path / "plain"))
     tokenizer = checkpoint_tokenizer(plain)
     text = read_text(None)[:1200]
-    report = quantize(before, tokenizer, text, out, 4.0, file_format="gguf")
+    kept = tmp_path / "kept"
+    report = quantize(before, tokenizer, text, out, 4.0, file_format="gguf", kept=kept)
     assert report.bits <= 4.0
     after = open_checkpoint(out)
     assert after.description == before.description
@@ -54,4 +55,4 @@ def test_the_file_has_the_weights_in_standard_types(tmp_path: Path) -> None:
     assert read.fields["loire.made_from"].contents() == "source.gguf"
     assert not out.with_name("out.gguf.partial").exists()
     with pytest.raises(UnsupportedModelError, match="is no GGUF file"):
-        quantize(plain, tokenizer, text, tmp_path / "other.gguf", 4.0, file_format="gguf")
+        quantize(plain, tokenizer, text, tmp_path / "other", 4.0, file_format="gguf", kept=kept)

@@ -1,5 +1,6 @@
 """A whole run: what is written runs, says what it is, and goes on where it was broken off."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,8 @@ def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def run(source: Path, out: Path, **changes: Any) -> Report:
     checkpoint = open_checkpoint(source)
     tokenizer = checkpoint_tokenizer(checkpoint)
-    return quantize(
-        checkpoint, tokenizer, changes.pop("text", TEXT), out, **{"bits": 4.0, **changes}
-    )
+    options = {"bits": 4.0, "kept": out.with_name("kept"), **changes}
+    return quantize(checkpoint, tokenizer, options.pop("text", TEXT), out, **options)
 
 
 def stored(tensor: Tensor | StoredTensor) -> tuple[str, list[list[int]]]:
@@ -102,6 +102,7 @@ def test_a_broken_run_goes_on_to_the_same_result(
         run(source, out, bits=5.0)
     monkeypatch.setattr(run_module, "measure", None)  # that was done
     assert run(source, out) == made[1]
+    assert 4.0 < run(source, tmp_path / "larger", bits=5.0).bits <= 5.0
     for path in made[0].glob("*.safetensors"):
         again, first = read_piece(out / path.name), read_piece(path)
         assert {name: stored(x) for name, x in again.items()} == {
@@ -120,6 +121,30 @@ def test_what_cannot_be_done_is_refused(
     with pytest.raises(ConfigError, match=says):
         run(source, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_larger_than_memory_can_be_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between layers little is held beside the embedding and the head."""
+    source = save_tiny_llama(tmp_path / "source", max_positions=32, num_layers=16)
+    monkeypatch.setattr(run_module, "MEASURED_TOKENS", 4)
+
+    def tensors() -> dict[int, int]:
+        """Bytes in memory, by where they lie."""
+        found = [x.untyped_storage() for x in gc.get_objects() if type(x) is Tensor]
+        return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+    before, most = set(tensors()), 0
+
+    def progress(stage: str, share: float) -> None:
+        nonlocal most
+        new = sum(size for place, size in tensors().items() if place not in before)
+        most = max(most, new)
+
+    run(source, tmp_path / "out", text=TEXT[:100], progress=progress)
+    whole = 4 * open_checkpoint(source).num_parameters
+    assert most < 0.5 * whole
 
 
 def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
@@ -175,7 +200,13 @@ def test_a_description_that_cannot_be_is_refused(
         open_checkpoint(tmp_path)
 
 
-def test_the_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOIRE_HOME", str(tmp_path / "home"))
     text = tmp_path / "text"
     text.write_text(TEXT)
     arguments = ["quantize", str(source), "--bits", "5", "-o", str(tmp_path / "out"), "--json"]
@@ -183,5 +214,6 @@ def test_the_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     summary = json.loads(capsys.readouterr().out)
     assert summary["bits"] <= 5
     assert sum(summary["formats"].values()) == 16
+    assert len([*(tmp_path / "home" / "measured").iterdir()]) == 1
     assert main([*arguments, "--calibration", str(tmp_path / "missing")]) == 1
     assert "missing cannot be read" in capsys.readouterr().err

@@ -16,14 +16,16 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCAB_SIZE = 256 + len(SPECIAL)
 
 
-def save_tiny_llama(directory: Path, *, seed: int = 0, max_positions: int = 512) -> Path:
-    """A Llama of two layers whose logits are far enough apart that rounding picks no token."""
+def save_tiny_llama(
+    directory: Path, *, seed: int = 0, max_positions: int = 512, num_layers: int = 2
+) -> Path:
+    """A Llama whose logits are far enough apart that rounding picks no token."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,

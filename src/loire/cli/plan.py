@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bits", type=_bits, help="per weight, as of `loire quantize --bits`")
     lora = "adapters and their rank, for all linear layers but experts': as 15x16"
     add("--lora", type=_lora, metavar="NxRANK", help=lora)
+    experts = "--lora counts adapters of every expert, too"
+    add("--lora-experts", action="store_true", help=experts)
     add("--kv-dtype", type=_names, help="* of the KV cache [as --dtype]")
     ranks = "* devices, or processes on a machine, that share the model [1]"
     add("--tensor-parallel-size", type=_list_of(_positive), metavar="N", help=ranks)
@@ -191,7 +193,7 @@ def _question(args: argparse.Namespace) -> "Question":
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_num_seqs=args.max_num_seqs,
         activation_bytes=args.activation_reserve,
-        adapters=None if args.lora is None else Adapters(*args.lora),
+        adapters=None if args.lora is None else Adapters(*args.lora, args.lora_experts),
     )
 
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     from loire.base.machine import usable_cores
     from loire.checkpoint.open import open_checkpoint
-    from loire.checkpoint.store import resolve_model
+    from loire.checkpoint.store import loire_home, resolve_model
     from loire.cli.progress import ProgressBars
     from loire.quantize.calibration import read_text
     from loire.quantize.run import FileFormat, quantize
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             args.bits,
             bars.update,
             args.format or by_name,
+            kept=loire_home() / "measured",
         )
     counts: dict[str, int] = {}
     for name in report.formats.values():

@@ -16,8 +16,10 @@ LEAST_SCALE = 0.5
 """Of the scale that maps a group's largest number to the largest level: outliers may be cut."""
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean: what was rarely seen still counts."""
-ROWS = 2**13
-"""Rows of a weight that are rounded at a time."""
+ROWS = 2**12
+"""Rows of a weight that are rounded with feedback at a time."""
+NUMBERS = 2**18
+"""Of a weight that are rounded at a time where each is for itself: as many as a cache holds."""
 SAMPLED_ROWS = 128
 """Of which an error is estimated."""
 
@@ -28,7 +30,7 @@ def round_to_nearest(weight: Tensor, importance: Tensor, levels: Levels) -> Tens
     importance: float32 [in], the mean squares of inputs.
     """
     found = []
-    for rows in weight.float().split(ROWS):
+    for rows in weight.float().split(max(1, NUMBERS // weight.shape[1])):
         groups = rows.unflatten(1, (-1, levels.group))
         scales = levels.held(best_scales(groups, importance.view(-1, levels.group), levels))
         codes = levels.nearest(groups / safe(scales)[..., None])
@@ -93,7 +95,7 @@ def _rows_with_feedback(
     for first, end in _spans(rows.shape[1], size):
         if first % levels.block == 0:
             block = slice(first, first + levels.block)
-            groups = rows[:, block].unflatten(1, (-1, size))
+            groups = rows[:, block].contiguous().unflatten(1, (-1, size))
             best = best_scales(groups, importance[block].view(-1, size), levels)
             scales[:, first // size : (first + levels.block) // size] = levels.held(best)
         scale = scales[:, first // size]

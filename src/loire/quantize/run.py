@@ -2,6 +2,7 @@
 memory. What is done is kept in a folder beside the result, and a run that was broken off goes on.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from loire import __version__
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
@@ -70,11 +72,14 @@ def quantize(
     bits: float,
     progress: Progress = lambda stage, share: None,
     file_format: FileFormat = "safetensors",
+    *,
+    kept: Path,
 ) -> Report:
     """Write a directory that Loire runs like any other model, or a GGUF file.
 
     bits: per weight at most, on average over all matrices, scales included. text: to calibrate on.
-    file_format: a GGUF file has standard types alone.
+    file_format: a GGUF file has standard types alone. kept: a folder for what weights cost, which
+    is the same whatever the bits: another run on the same model and text takes it from there.
 
     Raises ConfigError if out exists or bits are out of range, UnsupportedModelError for a model
     that it is not made for.
@@ -87,7 +92,8 @@ def quantize(
         raise ConfigError(f"{out} exists already; name another directory, or remove it")
     texts = cut(tokenizer, text, checkpoint.description.max_positions)
     work = _Work(out.with_name(out.name + ".partial"), checkpoint, texts, bits, file_format)
-    chosen = work.chosen(lambda share: progress("measuring", share))
+    candidates = work.measured(kept, lambda share: progress("measuring", share))
+    chosen = allocate(candidates, bits)
     rounding = _Rounding(checkpoint, texts, chosen, work)
     rounding.run(lambda share: progress("rounding", share))
     report = rounding.report(lambda share: progress("checking", share))
@@ -115,7 +121,6 @@ class _Work:
         self.folder = folder
         self._checkpoint = checkpoint
         self._texts = texts
-        self._bits = bits
         self._among = STANDARD_LEVELS if file_format == "gguf" else LEVELS
         asked = {
             "model": model_digest(checkpoint),
@@ -133,15 +138,17 @@ class _Work:
                 f"finish that, or remove the folder"
             )
 
-    def chosen(self, progress: Callable[[float], None]) -> Mapping[str, FormatCost]:
-        """The format of each weight."""
-        path = self.folder / "measured.json"
+    def measured(self, kept: Path, progress: Callable[[float], None]) -> list[Candidate]:
+        """What each weight costs in each format, as it was found before or anew."""
+        texts = [text[:MEASURED_TOKENS] for text in self._texts[:MEASURED_TEXTS]]
+        names = [levels.format.name for levels in self._among]
+        asked = json.dumps([__version__, model_digest(self._checkpoint), texts, names])
+        path = kept / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
         if not path.exists():
-            texts = [text[:MEASURED_TOKENS] for text in self._texts[:MEASURED_TEXTS]]
-            run = CalibrationRun(self._checkpoint, texts)
-            found = measure(run, self._among, progress)
+            found = measure(CalibrationRun(self._checkpoint, texts), self._among, progress)
+            kept.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps([asdict(candidate) for candidate in found]))
-        candidates = [
+        return [
             Candidate(
                 entry["name"],
                 entry["num_elements"],
@@ -149,7 +156,6 @@ class _Work:
             )
             for entry in json.loads(path.read_text())
         ]
-        return allocate(candidates, self._bits)
 
 
 class _Rounding:

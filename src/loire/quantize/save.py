@@ -98,8 +98,7 @@ def finish(
             more = folder / "additional_chat_templates"
             more.mkdir(exist_ok=True)
             (more / f"{name}.jinja").write_text(text, encoding="utf-8")
-    for path in (folder / "asked.json", folder / "measured.json"):
-        path.unlink()
+    (folder / "asked.json").unlink()
     folder.replace(out)
 
 

@@ -67,8 +67,8 @@ def measure(
     model with one rounded weight goes on through the layers that follow, beside the true one.
     """
     table = run.matrix(run.weights.embedding)
-    found, streams = [_embedding(run, table, among)], [run.embed(table)]
-    streams.append(run.embed(found[0].rounded))
+    first, rounded = _Trial.of(run.weights.embedding.name, table, torch.ones(table.shape[1]), among)
+    found, streams = [first], [run.embed(table), run.embed(rounded)]
     num_layers = run.description.num_layers
     for index in range(num_layers):
         tensors, moments = run.layer_tensors(index), Moments()
@@ -88,8 +88,8 @@ def measure(
     harms = [_divergence(truth, run.logits_of(x[::EVERY], head)) for x in states[1:]]
     candidates = [trial.candidate(harm) for trial, harm in zip(found, harms, strict=True)]
     name = (weights.embedding if weights.head is None else weights.head).name
-    last = _Trial.of(name, head, states[0].square().mean(dim=0), among)
-    harm = _divergence(truth, run.logits_of(states[0][::EVERY], last.rounded))
+    last, rounded = _Trial.of(name, head, states[0].square().mean(dim=0), among)
+    harm = _divergence(truth, run.logits_of(states[0][::EVERY], rounded))
     if weights.head is None:
         candidates[0] = _added(candidates[0], last.candidate(harm))
     else:
@@ -100,24 +100,27 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A weight in the format whose harm is measured."""
+    """What is known of a weight when the harm of one of its formats has been measured. (Without its
+    numbers: there is a trial of each weight, and all of them together may not fit into memory.)"""
 
     name: str
     num_elements: int
     errors: Mapping[Levels, float]
     """What each format gets wrong of the product."""
     probe: Levels
-    rounded: Tensor
 
     @classmethod
-    def of(cls, name: str, weight: Tensor, importance: Tensor, among: Sequence[Levels]) -> "_Trial":
-        """importance: float32 [in], the mean squares of its inputs."""
+    def of(
+        cls, name: str, weight: Tensor, importance: Tensor, among: Sequence[Levels]
+    ) -> tuple["_Trial", Tensor]:
+        """With the weight in the format whose harm is measured. importance: float32 [in], the mean
+        squares of its inputs."""
         formats = _formats(weight, among)
         errors = {x: weighted_error(weight, importance, x) for x in formats}
         probe = next((x for x in formats if x.bits > PROBE_BITS), formats[-1])
         blocks = round_to_nearest(weight, importance, probe)
         rounded = StoredTensor(probe.format, blocks).values()
-        return cls(name, weight.numel(), errors, probe, rounded)
+        return cls(name, weight.numel(), errors, probe), rounded
 
     def candidate(self, harm: float) -> Candidate:
         """harm: of the format that was measured."""
@@ -127,10 +130,6 @@ class _Trial:
             for levels, error in self.errors.items()
         ]
         return Candidate(self.name, self.num_elements, choices)
-
-
-def _embedding(run: CalibrationRun, table: Tensor, among: Sequence[Levels]) -> _Trial:
-    return _Trial.of(run.weights.embedding.name, table, torch.ones(table.shape[1]), among)
 
 
 def _trial(
@@ -144,9 +143,9 @@ def _trial(
     if seen:
         total = sum(moments.counts[name] for name in seen)
         importance = torch.stack([moments.sums[name].diagonal() for name in seen]).sum(0) / total
-    trial = _Trial.of(unit.name, torch.cat(parts), importance, among)
-    rounded = trial.rounded.split([len(part) for part in parts])
-    return trial, {**tensors, **dict(zip(unit.tensors, rounded, strict=True))}
+    trial, rounded = _Trial.of(unit.name, torch.cat(parts), importance, among)
+    changed = rounded.split([len(part) for part in parts])
+    return trial, {**tensors, **dict(zip(unit.tensors, changed, strict=True))}
 
 
 def _divergence(truth: Tensor, logits: Tensor) -> float:

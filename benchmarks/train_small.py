@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import json
 import math
-import sysconfig
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,9 +73,10 @@ def main() -> None:
 
 def collect(num_bytes: int) -> tuple[list[str], list[str]]:
     """Documentation to train on, and some that is kept apart."""
-    root = Path(sysconfig.get_paths()["purelib"])
     paths = {
         hashlib.sha256(str(path.relative_to(root)).encode()).hexdigest(): path
+        for root in map(Path, sys.path)
+        if root.name == "site-packages"
         for path in root.rglob("*.py")
     }
     texts: list[str] = []

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from loire import LLM, SamplingParams
 from loire.adapt import run as run_module
+from loire.adapt.distill import divergence, hidden_states, load
+from loire.adapt.low_rank import attach, new_modules
 from loire.adapt.run import Report, Training, adapt
 from loire.base.errors import ConfigError
 from loire.checkpoint.adapter import open_adapter
@@ -104,6 +106,41 @@ def test_other_families_are_repaired(name: str, tmp_path: Path) -> None:
     assert report.divergence_after < 0.8 * report.divergence_before
     served = served_nats(models, tmp_path / "repaired")
     assert served == pytest.approx(report.nats_after, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["gemma4_per_layer", "qwen3_5", "nemotron_h_latent"])
+def test_every_kind_of_layer_can_be_trained(name: str, tmp_path: Path) -> None:
+    """How the divergence changes along a direction is what the gradients say."""
+    [family] = [family for family in FAMILIES if family.name == name]
+    family.save(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    decoder = load(checkpoint, 64, torch.float32)
+    modules = new_modules(checkpoint.description, checkpoint.tensors, 2, 0)
+    generator = torch.Generator().manual_seed(0)
+    for module in modules:
+        module.up.normal_(0.0, 0.05, generator=generator)
+    halves = [half.requires_grad_() for module in modules for _, half in module.matrices]
+    attach(modules, decoder)
+    texts = [[3 + (7 * i * i + n) % 120 for i in range(24)] for n in range(2)]
+    with torch.no_grad():
+        truth = hidden_states(decoder, texts, adapted=False)
+
+    def loss() -> torch.Tensor:
+        return divergence(decoder, decoder, truth, hidden_states(decoder, texts, adapted=True))
+
+    loss().backward()
+    step = [1e-3 * torch.randn(half.shape, generator=generator) for half in halves]
+    told, ends = 0.0, []
+    for half, change in zip(halves, step, strict=True):
+        assert half.grad is not None
+        assert half.grad.abs().max() > 0
+        told += float((half.grad * change).sum())
+    with torch.no_grad():
+        for sign in (1, -2):
+            for half, change in zip(halves, step, strict=True):
+                half += sign * change
+            ends.append(float(loss()))
+    assert (ends[0] - ends[1]) / 2 == pytest.approx(told, rel=0.03)
 
 
 def test_a_broken_run_goes_on_to_the_same_result(

@@ -16,6 +16,7 @@ from loire.kernels.select import available_backends, select_backend
 from loire.models.adapters import adapt, drop_adapter, read_adapter
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
+from loire.planning.adapter_size import Adapters, adapter_bytes
 from support.adapter_files import adapter_tensors, merged, save_adapter, target_parameters
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
 
@@ -84,6 +85,10 @@ def test_an_adapter_is_as_if_merged(tmp_path: Path, name: str) -> None:
         decoder = load(tmp_path / "model", backend)
         plain = logits(PagedDriver(decoder))
         _, weights = read_adapter(directory, decoder, CPU)
+        if name == "qwen3_moe":  # (all its linear layers have an adapter, and all experts)
+            held = sum(packed.num_bytes for _, packed in weights)
+            planned = adapter_bytes(decoder.description, Adapters(1, rank, True), element_bytes=4)
+            assert held == pytest.approx(planned, rel=0.15), "lines of a cache aside"
         adapt(5, weights)
         found = logits(AdaptedDriver(decoder))
         assert not torch.allclose(plain, expected, atol=0.01), "it matters"

@@ -185,6 +185,10 @@ def _question(args: argparse.Namespace) -> "Question":
             kv_bytes_per_token=args.kv_per_token,
             active_parameters=args.active,
         )
+    adapters = None
+    if args.lora is not None:
+        count, rank = args.lora
+        adapters = Adapters(count, rank, of_experts=args.lora_experts)
     return Question(
         model=model,
         model_name=name,
@@ -193,7 +197,7 @@ def _question(args: argparse.Namespace) -> "Question":
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_num_seqs=args.max_num_seqs,
         activation_bytes=args.activation_reserve,
-        adapters=None if args.lora is None else Adapters(*args.lora, args.lora_experts),
+        adapters=adapters,
     )
 
 

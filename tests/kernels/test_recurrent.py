@@ -3,6 +3,7 @@ written down, one token after another."""
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -136,22 +137,30 @@ def delta_by_definition(
     return (out * norm).flatten(1) * F.silu(gate)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: f"{b.name} {b.numbers}")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gated_delta_net(backend: Backend, shape: DeltaNetShape, dtype: torch.dtype) -> None:
-    """Three sequences in pieces of any length, one of them longer than a few chunks."""
+@cache
+def delta_case(
+    shape: DeltaNetShape, dtype: torch.dtype
+) -> tuple[DeltaNetWeights, list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """Weights, sequences, one of them longer than a few chunks, and what is exact, once for all
+    backends."""
     torch.manual_seed(0)
-    lengths = [200, 70, 9]
     weights = delta_weights(shape)
     size = shape.channels + shape.value_size
     given = [
         (torch.randn(n, size).to(dtype), torch.randn(n, 2 * shape.num_value_heads).to(dtype))
-        for n in lengths
+        for n in (200, 70, 9)
     ]
-    expected = [delta_by_definition(x, ba, weights, shape) for x, ba in given]
+    return weights, given, [delta_by_definition(x, ba, weights, shape) for x, ba in given]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: f"{b.name} {b.numbers}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_delta_net(backend: Backend, shape: DeltaNetShape, dtype: torch.dtype) -> None:
+    """Three sequences in pieces of any length."""
+    weights, given, expected = delta_case(shape, dtype)
     for seed in range(3):
-        slots = Slots(delta_arrays(shape), len(lengths))
+        slots = Slots(delta_arrays(shape), len(given))
         found = in_pieces(
             random.Random(seed),
             slots,
@@ -302,13 +311,23 @@ def mamba2_inputs(
     return [(torch.randn(n, size).to(dtype),) for n in lengths]
 
 
+@cache
+def mamba2_case(
+    shape: Mamba2Shape, dtype: torch.dtype
+) -> tuple[Mamba2Weights, list[tuple[Tensor]], list[Tensor]]:
+    """Weights, sequences, and what is exact, once for all backends."""
+    torch.manual_seed(0)
+    weights = mamba2_weights(shape)
+    given = mamba2_inputs(shape, (150, 70, 9), dtype)
+    return weights, given, [mamba2_by_definition(x, weights, shape) for (x,) in given]
+
+
 @pytest.mark.parametrize("shape", MAMBA2_SHAPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: f"{b.name} {b.numbers}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mamba2(backend: Backend, shape: Mamba2Shape, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    weights, kernels = mamba2_weights(shape), backend.recurrent
-    given = mamba2_inputs(shape, (150, 70, 9), dtype)
+    weights, given, expected = mamba2_case(shape, dtype)
+    kernels = backend.recurrent
     slots = Slots(mamba2_arrays(shape), len(given))
     found = in_pieces(
         random.Random(1),
@@ -316,9 +335,8 @@ def test_mamba2(backend: Backend, shape: Mamba2Shape, dtype: torch.dtype) -> Non
         given,
         lambda x, batch: kernels.mamba2(x, weights, shape, batch, kernels.plan(batch), slots.cache),
     )
-    for (x,), mine in zip(given, found, strict=True):
+    for mine, exact in zip(found, expected, strict=True):
         assert mine.dtype is dtype
-        exact = mamba2_by_definition(x, weights, shape)
         error = (mine.double() - exact).abs().max() / exact.abs().max()
         assert error < (2e-5 if dtype is torch.float32 else 8e-3), error
 

@@ -1,5 +1,7 @@
 """Random weights in the block formats of GGUF, and of Loire."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -37,7 +39,8 @@ def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> 
     return blocks
 
 
+@lru_cache(maxsize=64)
 def stored(fmt: str, shape: tuple[int, ...], seed: int = 0, std: float = 0.2) -> StoredTensor:
-    """The same as a weight."""
+    """The same as a weight, whose blocks nobody may change: several tests get the same one."""
     blocks = torch.from_numpy(blocks_of(fmt, shape, seed, std))
     return StoredTensor(BLOCK_FORMATS[fmt], blocks.view(shape[0], -1))

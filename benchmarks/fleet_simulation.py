@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
@@ -32,18 +31,13 @@ from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.fleet.arrivals import OUTPUT_TOKEN, Agents, Arrival, agent_arrivals
 from loire.fleet.client import FleetClient, frontend_of
-from loire.fleet.messages import (
-    WIRE_VERSION,
-    FromReplica,
-    Joined,
-    ToReplica,
-    encode,
-    read_from_replica,
-)
+from loire.fleet.door import DoorChannel, ReplicaDoor
+from loire.fleet.messages import Joined
+from loire.fleet.outcome import FleetOptions, Outcome
 from loire.fleet.replica import EngineReplica
 from loire.fleet.routing import ROUTINGS, make_routing
 from loire.fleet.simulated_replica import ReplicaOptions
-from loire.fleet.simulation import FleetOptions, Outcome, simulate
+from loire.fleet.simulation import simulate
 from loire.fleet.step_costs import StepCosts, fit, recorded_work
 
 MOST_POINTS = 2.0
@@ -169,8 +163,11 @@ class Real:
                 records: list[StepRecord] = []
                 self.records.append(records)
                 replica.supervisor.step_listeners.append(records.append)
-            channels = [Channel(replica, client.link.name) for replica in replicas]
-            follows = [asyncio.create_task(client.link.follow(channel)) for channel in channels]
+            doors = [ReplicaDoor(replica) for replica in replicas]
+            follows = []
+            for replica, door in zip(replicas, doors, strict=True):
+                channel = DoorChannel(replica.name, await door.open("127.0.0.1"), client.link.name)
+                follows.append(asyncio.create_task(client.link.follow(channel)))
             while len(client.link.replicas) < len(replicas):
                 await asyncio.sleep(0.01)
             started_s = time.monotonic()
@@ -178,8 +175,9 @@ class Real:
                 *(self._session(client, *numbered) for numbered in enumerate(arrivals))
             )
             self._wall_s = time.monotonic() - started_s
-            for task in follows:
-                task.cancel()
+            for door in doors:
+                await door.close()
+            await asyncio.gather(*follows)
             await client.close()
         finally:
             for replica in replicas:
@@ -220,23 +218,6 @@ class Real:
         self._cached.append(cached)
         self._first_s.append(first_s - asked_s)
         return token_ids
-
-
-class Channel:
-    """A ReplicaChannel within this process."""
-
-    def __init__(self, replica: EngineReplica, front: str) -> None:
-        self.name = replica.name
-        self._replica, self._front = replica, front
-
-    async def messages(self) -> AsyncIterator[FromReplica]:
-        async with aclosing(self._replica.attach(self._front, WIRE_VERSION)) as stream:
-            async for data in stream:
-                for message in read_from_replica(data):
-                    yield message
-
-    def send(self, *messages: ToReplica) -> None:
-        self._replica.deliver(self._front, encode(messages))
 
 
 def simulate_like(

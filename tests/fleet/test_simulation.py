@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from loire.base.errors import ConfigError
 from loire.fleet.arrivals import Agents, Arrival, agent_arrivals, trace_arrivals
 from loire.fleet.autoscaling import Autoscaling
+from loire.fleet.outcome import FleetOptions, Outcome
 from loire.fleet.routing import ROUTINGS
 from loire.fleet.simulated_replica import ReplicaOptions
-from loire.fleet.simulation import FleetOptions, Outcome, simulate
+from loire.fleet.simulation import simulate
 from loire.fleet.step_costs import StepCosts
 from loire.workloads.traces import TraceEntry
 

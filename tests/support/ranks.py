@@ -9,7 +9,7 @@ import torch
 
 from loire.base.config import WeightQuantization
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.sharding import Share, settle_chunks
+from loire.checkpoint.share import Share, settle_chunks
 from loire.kernels.interface import Backend, Meeting
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder

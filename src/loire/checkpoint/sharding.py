@@ -7,9 +7,8 @@ as many chunks of their inputs, whatever the number of ranks, so that the sum al
 bits. Of the output head a rank has rows; embeddings and norms it has whole.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from loire.base.errors import ConfigError
@@ -32,82 +31,22 @@ from loire.checkpoint.feed_forward import (
 )
 from loire.checkpoint.latent_attention import LatentAttentionDescription, LatentAttentionWeights
 from loire.checkpoint.mixers import AttentionDescription, AttentionWeights, MixerDescription
+from loire.checkpoint.share import (
+    UNIT,
+    NotDivisibleError,
+    Share,
+    borders_of,
+    borders_of_heads,
+    listed,
+    settle_chunks,
+)
 from loire.checkpoint.weights import Cut, Matrix, Range, matrices
 
-FEWEST_CHUNKS = 8
-"""Of sums that so many processes may divide; of a number of processes that is no power of two, half
-as many times its odd part."""
 MOST_SIZE = 8
 """Up to which numbers of processes are named where one does not work."""
-MOST_CHUNKS = 64
-"""As the native kernels add up (source/runtime/ranks.h)."""
-UNIT = 32
-"""Inputs that share a scale where activations are rounded, and that kernels take in a step."""
 
 BlockInputs = Callable[[Matrix], int]
 """How many inputs lie in a block of a matrix, as its file has it; 1 for plain numbers."""
-
-
-class NotDivisibleError(ConfigError):
-    """A model, or this number of ranks, does not go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which rank of how many, and how many chunks sums are taken in; 0: there are none."""
-
-    rank: int = 0
-    size: int = 1
-    chunks: int = 0
-
-    def range_of(self, count: int) -> Range:
-        """This rank's of things that are divided evenly."""
-        return count * self.rank // self.size, count * (self.rank + 1) // self.size
-
-    def chunks_of(self, borders: Sequence[int]) -> Sequence[int]:
-        """Borders of this rank's chunks."""
-        first, end = self.range_of(self.chunks)
-        return borders[first : end + 1]
-
-
-WHOLE = Share()
-"""Of a model that one rank has alone, without chunks."""
-
-
-def settle_chunks(size: int, chunks: int | None) -> int:
-    """How many chunks sums are taken in, where so many are asked for (None: nothing is said).
-
-    Ranks hold whole branches of the tree that adds neighbours up by the least factors first, so
-    the odd part of their number has to be that of the chunks.
-
-    Raises ConfigError if the chunks cannot be divided among the ranks.
-    """
-    if size < 1:
-        raise ConfigError(f"tensor_parallel_size must be at least 1, but is {size}")
-    odd = size // (size & -size)
-    if chunks is None:
-        fewest = FEWEST_CHUNKS if odd == 1 else FEWEST_CHUNKS // 2
-        chunks = 0 if size == 1 else odd * max(fewest, size & -size)
-    if chunks > MOST_CHUNKS:
-        raise ConfigError(
-            f"tensor_parallel_size {size} needs sums of {chunks} chunks, but {MOST_CHUNKS} are the "
-            f"most"
-        )
-    if chunks > 0 and not _divides(size, chunks):
-        works = [n for n in range(1, chunks + 1) if _divides(n, chunks)]
-        raise ConfigError(
-            f"sums of {chunks} chunks go with a tensor_parallel_size of {_listed(works)}, not "
-            f"{size}"
-        )
-    if chunks < 0 or (size > 1 and not chunks):
-        raise ConfigError(f"sum_chunks must be at least {size}, but is {chunks}")
-    return chunks
-
-
-def _divides(size: int, chunks: int) -> bool:
-    """Whether each rank has a whole branch of the tree."""
-    each, rest = divmod(chunks, size)
-    return size == 1 or (not rest and not each & (each - 1))
 
 
 def rank_of(checkpoint: Checkpoint, share: Share) -> tuple[ModelDescription, ModelWeights]:
@@ -139,7 +78,7 @@ def share_of(
         works = [1, *working_sizes(description, block_inputs)]
         raise ConfigError(
             f"tensor_parallel_size {share.size} does not go with this model: {error}; "
-            f"{_listed(works)} {'works' if len(works) == 1 else 'work'}"
+            f"{listed(works)} {'works' if len(works) == 1 else 'work'}"
         ) from error
 
 
@@ -270,7 +209,7 @@ def _attention(
     if size > 1 and mixer.norms_span_heads:
         raise NotDivisibleError("its norms of queries and keys span all heads")
     block = block_inputs(weights.output)
-    borders = _head_borders(mixer.query_size, mixer.head_dim, share, block)
+    borders = borders_of_heads(mixer.query_size, mixer.head_dim, share, block)
     heads, query_gate = share.range_of(mixer.num_heads), weights.query_gate
     if query_gate is not None:
         query_gate = _rows(query_gate, [share.range_of(rows) for rows in query_gate.rows])
@@ -293,7 +232,7 @@ def _attention(
 def _mlp(
     mlp: GatedMLPDescription, weights: GatedMLPWeights, share: Share, block_inputs: BlockInputs
 ) -> tuple[GatedMLPDescription, GatedMLPWeights]:
-    whole = _borders(mlp.intermediate_size, share.chunks, block_inputs(weights.down), UNIT)
+    whole = borders_of(mlp.intermediate_size, share.chunks, block_inputs(weights.down), UNIT)
     borders = share.chunks_of(whole)
     rows = borders[0], borders[-1]
     own = GatedMLPWeights(
@@ -318,7 +257,7 @@ def _latent_attention(
         return None if matrix is None else _rows(matrix, [share.range_of(matrix.outputs)])
 
     inputs, block = mixer.num_heads * mixer.value_dim, block_inputs(weights.output)
-    borders = _head_borders(inputs, mixer.value_dim, share, block)
+    borders = borders_of_heads(inputs, mixer.value_dim, share, block)
     own = replace(
         weights,
         query=_rows(weights.query, [share.range_of(weights.query.outputs)]),
@@ -355,28 +294,6 @@ def _experts(
     return replace(part, shared_size=shared_size, chunk_borders=tuple(borders)), own
 
 
-def _head_borders(inputs: int, head_dim: int, share: Share, block: int) -> tuple[int, ...]:
-    """Borders of chunks of what heads give; those of ranks are borders of heads."""
-    borders = _borders(inputs, share.chunks, block, math.gcd(head_dim, UNIT))
-    if borders[share.chunks // share.size] != inputs // share.size:
-        raise NotDivisibleError(
-            f"the {inputs // share.size} inputs of attention's output that a process would have "
-            f"are not whole blocks of {block}"
-        )
-    return borders
-
-
-def _borders(size: int, chunks: int, block: int, unit: int) -> tuple[int, ...]:
-    """Where each of the chunks of so many inputs begins, and the last one ends: at whole blocks,
-    and at whole units where there are enough."""
-    unit = math.lcm(unit, block)
-    if size // unit < chunks:
-        unit = block
-    if size // unit < chunks:
-        raise NotDivisibleError(f"{size} inputs in blocks of {block} make no {chunks} chunks")
-    return (*(size // unit * n // chunks * unit for n in range(chunks)), size)
-
-
 def _rows(matrix: Matrix, rows: Sequence[Range]) -> Matrix:
     """A matrix with some rows of each of its parts."""
     if all(end - first == whole for (first, end), whole in zip(rows, matrix.rows, strict=True)):
@@ -394,8 +311,3 @@ def _inputs(matrix: Matrix, borders: Sequence[int]) -> Matrix:
         cut = Cut(rows, (first, end), matrix.rows, matrix.inputs)
     chunks = tuple(b - a for a, b in pairwise(borders))
     return replace(matrix, inputs=end - first, cut=cut, chunks=chunks)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    texts = [str(number) for number in numbers]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

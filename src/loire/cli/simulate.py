@@ -15,8 +15,8 @@ from loire.cli.progress import ProgressBars
 if TYPE_CHECKING:
     from loire.fleet.arrivals import Arrival
     from loire.fleet.autoscaling import Autoscaling
+    from loire.fleet.outcome import FleetOptions
     from loire.fleet.picture import Series
-    from loire.fleet.simulation import FleetOptions
     from loire.fleet.step_costs import StepCosts
 
 AGENTS = "agents"
@@ -118,8 +118,8 @@ def _costs(args: argparse.Namespace) -> "StepCosts":
 
 
 def _options(args: argparse.Namespace, routing: str) -> "FleetOptions":
+    from loire.fleet.outcome import FleetOptions
     from loire.fleet.simulated_replica import ReplicaOptions
-    from loire.fleet.simulation import FleetOptions
 
     replica = ReplicaOptions(
         kv_tokens=args.kv_tokens,

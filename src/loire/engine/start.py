@@ -10,7 +10,8 @@ from loire.base.executor import StepExecutor
 from loire.base.kv_events import KVEvents
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
-from loire.checkpoint.sharding import Share, rank_of, settle_chunks
+from loire.checkpoint.sharding import rank_of
+from loire.checkpoint.share import Share, settle_chunks
 from loire.checkpoint.store import resolve_model
 from loire.engine.core import EngineCore
 from loire.engine.frontend import Frontend

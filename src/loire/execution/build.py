@@ -24,7 +24,8 @@ from loire.base.errors import ConfigError
 from loire.base.machine import usable_cores
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
-from loire.checkpoint.sharding import Share, rank_of, settle_chunks
+from loire.checkpoint.sharding import rank_of
+from loire.checkpoint.share import Share, settle_chunks
 from loire.execution.adapters import AdapterShelf
 from loire.execution.constraints import ConstraintFactory
 from loire.execution.device import (

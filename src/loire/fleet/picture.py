@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from loire.fleet.outcome import Outcome, Sample
 from loire.fleet.report import FleetReport
-from loire.fleet.simulation import Outcome, Sample
 from loire.tracing.html import page
 from loire.tracing.palette import color_index
 from loire.tracing.svg_axis import round_ticks, time_unit

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from loire.fleet.simulation import Outcome, Served
+from loire.fleet.outcome import Outcome, Served
 from loire.workloads.metrics import Objective, Percentiles
 
 

@@ -4,94 +4,26 @@ events. The same arguments give the same outcome.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from heapq import heappop, heappush
 from itertools import count
 
 from loire.base.errors import ConfigError
 from loire.base.messages import EngineRequest, SequenceUpdate
 from loire.base.sampling import SamplingParams
 from loire.fleet.arrivals import OUTPUT_TOKEN, Arrival
-from loire.fleet.autoscaling import Autoscaling, Decision, Demand, decide
-from loire.fleet.placement import (
-    Placement,
-    PrefixChains,
-    Replica,
-    num_tokens_to_compute,
-)
+from loire.fleet.autoscaling import Decision, Demand, decide
+from loire.fleet.one_big_cache import OneBigCache
+from loire.fleet.outcome import FleetOptions, Outcome, Sample, Served
+from loire.fleet.placement import Placement, PrefixChains, num_tokens_to_compute
 from loire.fleet.routing import make_routing
-from loire.fleet.simulated_replica import ReplicaOptions, SimulatedReplica
+from loire.fleet.simulated_replica import SimulatedReplica
+from loire.fleet.simulated_time import SimulatedTime
 from loire.fleet.step_costs import StepCosts
-from loire.memory.hashing import extend_chain, root_hash
-from loire.memory.prefix_names import NAME_BYTES, split
+from loire.memory.prefix_names import split
 
 SAMPLES = 240
 """Least number of points of the curves over time; there are fewer than twice as many."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetOptions:
-    """The fleet.
-
-    Attributes:
-        replicas: at the start.
-        fronts: processes that place requests, each knowing only what it sent itself.
-        tells_blocks: whether replicas tell all fronts what they have cached.
-        startup_s: from the decision for a replica until it takes requests.
-        decide_every_s: time between two decisions on their number.
-    """
-
-    replicas: int = 1
-    routing: str = "work"
-    fronts: int = 1
-    tells_blocks: bool = False
-    replica: ReplicaOptions = field(default_factory=ReplicaOptions)
-    autoscaling: Autoscaling | None = None
-    startup_s: float = 60.0
-    decide_every_s: float = 10.0
-    seed: int = 0
-
-
-@dataclass(slots=True)
-class Served:
-    """What became of a request; times in seconds after the start."""
-
-    arrival_s: float
-    num_prompt: int
-    num_output: int
-    num_cached: int = 0
-    first_token_s: float | None = None
-    end_s: float | None = None
-    num_moves: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The fleet at some time."""
-
-    time_s: float
-    num_replicas: int
-    num_requests: int
-    queued_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a simulation gave."""
-
-    options: FleetOptions
-    served: list[Served]
-    samples: list[Sample]
-    end_s: float
-    replica_s: float
-    """Sum over the replicas of the time that they were there, starting included."""
-    busy_s: float
-    num_steps: int
-    num_preemptions: int
-    hit_bound: float
-    """Share of prompt tokens that one cache without limit would have had."""
-    requests_per_replica: tuple[int, ...]
 
 
 def simulate(
@@ -127,28 +59,6 @@ def check_sizes(arrivals: Sequence[Arrival], options: FleetOptions) -> None:
         )
 
 
-class _Time:
-    """Simulated time: what happens when."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = count()
-
-    def at(self, time_s: float, happen: Callable[[], None]) -> None:
-        """Call something then; what is due at the same time comes in the order of these calls."""
-        heappush(self._events, (time_s, next(self._order), happen))
-
-    def after(self, seconds: float, happen: Callable[[], None]) -> None:
-        """Call something so many seconds from now."""
-        self.at(self.now_s + seconds, happen)
-
-    def advance(self) -> None:
-        """To the next event, which happens."""
-        self.now_s, _, happen = heappop(self._events)
-        happen()
-
-
 @dataclass(slots=True, eq=False)
 class _Request:
     """An unfinished request."""
@@ -181,7 +91,7 @@ class _Simulation:
     ) -> None:
         self._costs, self._options = costs, options
         self._progress, self._leaps = progress, leaps
-        self._time = _Time()
+        self._time = SimulatedTime()
         self._rng = random.Random(options.seed)
         self._fronts = [
             make_routing(options.routing, options.seed + i) for i in range(options.fronts)
@@ -195,7 +105,7 @@ class _Simulation:
         self._requests: dict[str, _Request] = {}
         self._served: list[Served] = []
         self._samples: list[Sample] = []
-        self._bound = _OneBigCache(options.replica)
+        self._bound = OneBigCache(options.replica)
         self._num_all = self._num_left = sum(1 for a in arrivals for _ in a.turns())
         self._sample_every_s = max(max(a.wait_s for a in arrivals) / SAMPLES, 1e-3)
         for arrival in arrivals:
@@ -368,22 +278,3 @@ class _Simulation:
             del self._samples[1::2]
             self._sample_every_s *= 2
         self._time.after(self._sample_every_s, self._sample)
-
-
-class _OneBigCache:
-    """What a single cache would find that never forgets, and has what comes at once."""
-
-    def __init__(self, options: ReplicaOptions) -> None:
-        self.num_hit_tokens = 0
-        self._replica = Replica("one", options.num_blocks, options.block_size)
-        self._seen: set[bytes] = set()
-
-    def take(self, message: EngineRequest, chains: PrefixChains, num_output: int) -> None:
-        """Another request, with the chains of its prompt; the last token it gives is not cached."""
-        keys, size = chains.keys(self._replica), self._replica.block_size
-        matched = next((i for i, key in enumerate(keys) if key not in self._seen), len(keys))
-        self.num_hit_tokens += matched * size
-        known = (*message.prompt_token_ids, *(OUTPUT_TOKEN,) * (num_output - 1))
-        computed = list(chains.hashes(self._replica))
-        extend_chain(computed, root_hash(), known, size)
-        self._seen.update(key[:NAME_BYTES] for key in computed[matched:])

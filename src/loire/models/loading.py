@@ -14,7 +14,8 @@ from loire.base.config import WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelWeights, PartNorms
-from loire.checkpoint.sharding import WHOLE, Share, cuts_of, head_borders, rank_of
+from loire.checkpoint.sharding import cuts_of, head_borders, rank_of
+from loire.checkpoint.share import WHOLE, Share
 from loire.checkpoint.weights import Matrix, each, matrices
 from loire.kernels.interface import Backend, Linear, Ranks, Table
 from loire.kernels.ranks import GatheredLinear

@@ -18,7 +18,8 @@ from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat, held_as
-from loire.checkpoint.sharding import Share, rank_of, settle_chunks
+from loire.checkpoint.sharding import rank_of
+from loire.checkpoint.share import Share, settle_chunks
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}

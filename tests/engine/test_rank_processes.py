@@ -10,15 +10,28 @@ from typing import Any
 
 import psutil
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from loire import LLM, SamplingParams
 from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError, EngineError
+from loire.base.machine import usable_cores
 from loire.base.outputs import RequestOutput
+from loire.checkpoint.open import open_checkpoint
 from loire.engine.supervised import SupervisedEngine
 from loire.kernels.native.backend import NativeBackend
+from loire.quantize.calibration import read_text
+from loire.quantize.run import quantize
+from loire.text.tokenizer import checkpoint_tokenizer
 from support.adapter_files import LINEAR, adapter_tensors, save_adapter
+from support.tiny_models import VOCAB_SIZE, save_tokenizer
 
 usable, why = NativeBackend.available()
 pytestmark = pytest.mark.skipif(not usable, reason=why)
@@ -108,6 +121,52 @@ def followers(pid: int) -> list[psutil.Process]:
     """The ranks' processes of one that is rank 0."""
     children = psutil.Process(pid).children()
     return [child for child in children if "loire.engine.rank_worker" in child.cmdline()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "mixture", "kept"])
+def test_four_processes_give_the_bits_of_one(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """kept: in the formats that `loire quantize` chooses for five bits."""
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": False,
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+    }
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    if kind == "mixture":
+        experts = {"num_local_experts": 8, "num_experts_per_tok": 2}
+        model = MixtralForCausalLM(MixtralConfig(**sizes, **experts))
+    model.save_pretrained(tmp_path / "plain")
+    save_tokenizer(tmp_path / "plain")
+    path = tmp_path / "plain"
+    if kind == "kept":
+        checkpoint, path = open_checkpoint(path), tmp_path / "kept"
+        text = read_text(None)[:600]
+        report = quantize(checkpoint, checkpoint_tokenizer(checkpoint), text, path, 5.0)
+        assert report.formats
+    options = OPTIONS | {"kv_cache_memory_bytes": 8_000_000, "max_num_batched_tokens": 32}
+    with LLM(str(path), sum_chunks=8, **options) as one:
+        wanted = told(one.generate(PROMPTS[:5], params()[:5]))
+    before = len(followers(os.getpid()))
+    with LLM(str(path), tensor_parallel_size=4, **options) as four:
+        assert len(followers(os.getpid())) == before + 3
+        assert told(four.generate(PROMPTS[:5], params()[:5])) == wanted
+        [alone] = four.generate(PROMPTS[4:5], params()[4:5])
+        assert told([alone]) == wanted[4:]
+    warned = "4 processes compute together on" in caplog.text
+    assert warned == (usable_cores() < 4)
 
 
 def test_a_model_that_cannot_be_shared_starts_nothing(tiny_llama: Path) -> None:

@@ -98,20 +98,24 @@ class Family:
     has_near_ties: bool = False
     """Whether in bfloat16 some tokens choose other experts: few, but they differ much."""
 
+    def config(self) -> Any:
+        """Its configuration, as transformers has it."""
+        config_class: Callable[..., Any] = getattr(transformers, f"{self.family}Config")
+        settings = {**BASE, **self.settings}
+        if self.vision is not None:
+            settings = {"text_config": settings, "vision_config": self.vision}
+            settings["tie_word_embeddings"] = False
+        config = config_class(**settings)
+        config._attn_implementation = "eager"
+        return config
+
     def build(self, seed: int = 0) -> PreTrainedModel:
         """In float32, with norms and biases that are random too, so that they matter."""
         torch.manual_seed(seed)
-        config_class: Callable[..., Any] = getattr(transformers, f"{self.family}Config")
         prefix = self.family.removesuffix("Text")
-        settings = {**BASE, **self.settings}
-        kind = "ForCausalLM"
-        if self.vision is not None:
-            kind = "ForConditionalGeneration"
-            settings = {"text_config": settings, "vision_config": self.vision}
-            settings["tie_word_embeddings"] = False
+        kind = "ForCausalLM" if self.vision is None else "ForConditionalGeneration"
         model_class = getattr(transformers, f"{prefix}{kind}")
-        config = config_class(**settings)
-        config._attn_implementation = "eager"
+        config = self.config()
         model: PreTrainedModel = model_class(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -1,6 +1,7 @@
 """A model that several ranks share computes the same bits as one that takes its sums in as many
 chunks."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,13 @@ from families import FAMILIES
 from loire.base.config import WeightQuantization
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.formats import BLOCK_FORMATS
+from loire.checkpoint.huggingface_config import describe
 from loire.checkpoint.open import open_checkpoint
-from loire.checkpoint.sharding import Share, rank_of, settle_chunks, share_of, working_sizes
+from loire.checkpoint.sharding import rank_of, share_of, working_sizes
+from loire.checkpoint.share import Share, listed, settle_chunks
+from loire.checkpoint.weights import Matrix, matrices
 from loire.kernels.interface import Meeting
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.reference import ReferenceBackend
@@ -114,6 +119,33 @@ def check(
             shares = each_rank(size, run)
             assert torch.equal(shares[0][0], whole)
             assert all(num_bytes < whole_bytes for _, num_bytes in shares)
+
+
+@pytest.mark.parametrize("block", [1, 32])
+def test_every_family_is_shared_or_refused_with_what_works(block: int) -> None:
+    """Whatever its files hold blocks of. What two ranks have is the whole, and nothing twice."""
+    shared = set()
+    for family in FAMILIES:
+        description = describe(json.loads(family.config().to_json_string()), family.name)
+
+        def share(rank: int, size: int, whole: ModelDescription = description) -> list[Matrix]:
+            return list(matrices(share_of(whole, Share(rank, size, 8), lambda matrix: block)[1]))
+
+        works = [1, *working_sizes(description, lambda matrix: block)]
+        if 2 not in works:
+            with pytest.raises(ConfigError, match=rf"; {listed(works)} works?$"):
+                share(1, 2)
+            continue
+        shared.add(family.name)
+        halves = [share(rank, 2) for rank in range(2)]
+        for matrix in matrices(description.weights()):
+            parts = [part for half in halves for part in half if part.name == matrix.name]
+            sizes = [part.num_elements for part in parts]
+            if any(part.cut for part in parts):
+                sizes = [sum(sizes)]
+            assert set(sizes) == {matrix.num_elements}, (family.name, matrix.name)
+    assert block > 1 or {"llama2", "gemma3", "mixtral", "deepseek_v3_halves"} <= shared
+    assert not {"lfm2", "qwen3_next", "nemotron_h", "llama_single_kv_head"} & shared
 
 
 def test_sizes_that_do_not_go_are_refused(tmp_path: Path) -> None:

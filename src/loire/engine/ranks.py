@@ -102,6 +102,13 @@ class RankProcesses:
     def __init__(self, path: str, options: EngineOptions) -> None:
         """Start them. path: of the checkpoint. options: with num_threads, those of each."""
         size = options.tensor_parallel_size
+        if size > (cores := usable_cores()):
+            log.warning(
+                "%d processes compute together on %d CPUs: each sum waits for all of them in turn, "
+                "which takes many times as long",
+                size,
+                cores,
+            )
         self._path = path
         self._options = options
         self._bond = _Bond(size)

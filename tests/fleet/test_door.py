@@ -2,19 +2,27 @@
 
 import asyncio
 import gc
+import json
 import logging
+import os
 import secrets
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loire.base.errors import EngineError
+from loire.engine import pulse
 from loire.engine.wire import Abort, WireError, framed
 from loire.fleet import door as module
 from loire.fleet.door import Address, DoorChannel, ReplicaDoor
 from loire.fleet.messages import WIRE_VERSION, Begun, Lost, ToReplica, encode, read_to_replica
+from support.fake_replica import FakeFleet
 
 
 class Replica:
@@ -39,21 +47,24 @@ class Replica:
         self.heard += read_to_replica(data)
 
 
-def run(test: Callable[[Replica, ReplicaDoor, Address], Coroutine[Any, Any, None]]) -> None:
+def run(
+    test: Callable[[Replica, ReplicaDoor, Address], Coroutine[Any, Any, None]],
+    replica: Replica | None = None,
+) -> None:
     """With a door. Whatever asyncio would only log is a failure."""
     faults: list[dict[str, Any]] = []
 
     async def limited() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, fault: faults.append(fault))
-        replica = Replica()
-        door = ReplicaDoor(replica)  # type: ignore[arg-type]
+        here = replica or Replica()
+        door = ReplicaDoor(here)  # type: ignore[arg-type]
         where = await door.open("127.0.0.1")
         try:
-            await asyncio.wait_for(test(replica, door, where), 100)
+            await asyncio.wait_for(test(here, door, where), 100)
         finally:
             await door.close()
         assert not door._visits
-        assert not replica.fronts
+        assert not here.fronts
 
     asyncio.run(limited())
     gc.collect()  # tasks and sockets that were left tell so
@@ -177,6 +188,77 @@ def test_waiting_strangers_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> N
             await each.wait_closed()
 
     run(test)
+
+
+def test_a_replica_that_falls_silent_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "BEAT_S", 0.01)
+
+    class Silent(Replica):
+        async def attach(self, front: str, wire_version: int) -> AsyncGenerator[bytes, None]:
+            yield encode([Begun((front,))])
+            await asyncio.Event().wait()
+
+    async def test(replica: Replica, door: ReplicaDoor, where: Address) -> None:
+        messages = DoorChannel("replica", where, "front", timeout_s=0.1).messages()
+        told = [message async for message in messages]
+        assert told == [Begun(("front",)), Lost("it gave no sign of life for 0.1 s")]
+
+    run(test, Silent())
+
+
+def test_streams_go_on_while_a_process_is_stopped() -> None:
+    """It moves again with what it had to say: nothing comes twice."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "support.replica_process"]
+    pipe = subprocess.PIPE
+    processes = {
+        name: subprocess.Popen([*command, name], env=environment, stdin=pipe, stdout=pipe)
+        for name in "ab"
+    }
+
+    async def follow(fleet: FakeFleet, name: str, where: Address) -> None:
+        while True:
+            await fleet.link.follow(DoorChannel(name, where, fleet.link.name, timeout_s=1.0))
+            await asyncio.sleep(0.05)
+
+    async def until_joined(fleet: FakeFleet) -> None:
+        while len(fleet.link.replicas) < 2:
+            await asyncio.sleep(0.01)
+
+    async def play() -> None:
+        fleet = FakeFleet()
+        following = []
+        for name, process in processes.items():
+            assert process.stdout is not None
+            where = Address(*json.loads(await asyncio.to_thread(process.stdout.readline)))
+            following.append(asyncio.create_task(follow(fleet, name, where)))
+        await until_joined(fleet)
+        fleet.submit("r", max_tokens=200, min_tokens=199)
+        while len(fleet.tokens.get(("r", 0), ())) < 20:
+            await asyncio.sleep(0.001)
+        [busy] = [name for name in "ab" if fleet.link.num_requests_of(name)]
+        processes[busy].send_signal(signal.SIGSTOP)
+        while fleet.link.num_requests:
+            await asyncio.sleep(0.01)
+        assert fleet.link.num_moves >= 1
+        processes[busy].send_signal(signal.SIGCONT)
+        await until_joined(fleet)
+        for number in range(4):
+            fleet.submit(f"r{number}")
+        while fleet.link.num_requests:
+            await asyncio.sleep(0.01)
+        fleet.check()
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        await fleet.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(play(), 200))
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
 
 
 def test_a_front_tells_nothing_to_who_does_not_know_the_secret() -> None:

@@ -112,6 +112,30 @@ def test_a_lost_engine_is_left_at_once_if_there_is_another() -> None:
     in_fleet("ab", play).check()
 
 
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_an_engine_that_was_given_up_comes_back(names: str) -> None:
+    """What it tells of the requests that it had is nothing to them any more."""
+
+    async def play(fleet: FakeFleet) -> None:
+        fleet.submit("r", max_tokens=30, min_tokens=29)
+        for _ in range(3):
+            await fleet.round()
+        [name] = holders(fleet, "r")
+        still = fleet.replicas[name]
+        still.stand_still()
+        for _ in range(3):
+            await fleet.round()
+        assert len(fleet.tokens["r", 0]) == (6 if names == "ab" else 3)
+        still.move_again()
+        await fleet.settle()
+        assert len(fleet.link.replicas) == len(names)
+        await fleet.run()
+        assert still.core is not None
+        assert not still.core.has_work
+
+    in_fleet(names, play).check()
+
+
 def test_the_only_replica_goes_on_with_its_next_engine() -> None:
     async def play(fleet: FakeFleet) -> None:
         fleet.submit("r", max_tokens=30, min_tokens=29)
@@ -460,8 +484,8 @@ def test_anything_may_happen(data: st.DataObject) -> None:
             fleet.add(next(names))
         num_requests = 0
         for _ in range(data.draw(st.integers(1, 40))):
-            events = st.sampled_from(["round", "submit", "kill", "lose", "join", "drain", "add"])
-            match data.draw(events):
+            of_replicas = ["kill", "lose", "join", "drain", "stand still", "move again"]
+            match data.draw(st.sampled_from(["round", "submit", "add", *of_replicas])):
                 case "submit" if num_requests < 12:
                     prompt = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=30))
                     n = data.draw(st.integers(1, 3))
@@ -482,6 +506,10 @@ def test_anything_may_happen(data: st.DataObject) -> None:
                         replica.lose()
                     elif event == "join" and replica.core is None:
                         replica.join()
+                    elif event == "stand still" and replica.core is not None:
+                        replica.stand_still()
+                    elif event == "move again" and replica.core and replica.stands_still:
+                        replica.move_again()
         fleet.add(next(names))
         await fleet.run()
 

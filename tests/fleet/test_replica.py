@@ -116,7 +116,8 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
-    """An engine is killed, then the replica that took over will stop, then it is gone."""
+    """An engine is killed, then the replica that took over will stop; the last engine stands still
+    for a while."""
 
     async def test() -> None:
         async with fleet(tiny_llama, 2) as here:
@@ -150,6 +151,22 @@ def test_texts_go_on_elsewhere(tiny_llama: Path) -> None:
                 await asyncio.sleep(0.01)
             waiting = asyncio.create_task(here.texts("once upon a time"))
             assert await waiting == undisturbed
+
+            # Its engine stands still, and moves again: what it still gives then is nobody's.
+            def stop(num: int) -> None:
+                if num == 20:
+                    pid = here.replicas[busy()].supervisor.pid
+                    assert pid is not None
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+
+            stopped: list[int] = []
+            waiting = asyncio.create_task(here.texts("once upon a time", stop))
+            while not stopped or len(link.replicas) > 1:
+                await asyncio.sleep(0.01)
+            os.kill(stopped[0], signal.SIGCONT)
+            assert await waiting == undisturbed
+            assert link.num_restarts >= 2
 
     run(test)
 
@@ -208,7 +225,7 @@ def test_what_no_front_of_this_version_says_is_refused(tiny_llama: Path) -> None
     async def test() -> None:
         async with fleet(tiny_llama, 1) as here:
             [replica] = here.replicas
-            with pytest.raises(EngineError, match=r"version 0 .* this replica version 2"):
+            with pytest.raises(EngineError, match=r"version 0 .* this replica version 3"):
                 await anext(replica.attach("old", 0))
             with pytest.raises(EngineError, match="attached already"):
                 await anext(replica.attach(here.client.link.name, WIRE_VERSION))

@@ -51,6 +51,7 @@ class FakeReplica:
         self.name = name
         self.joined = Joined(name, config(), numbers, "digest")
         self.core: EngineCore | None = None
+        self.stands_still = False
         self.submits: list[EngineRequest] = []
         self.aborts: list[Abort] = []
         self.announced: list[AnnouncedAdapter] = []
@@ -67,6 +68,7 @@ class FakeReplica:
 
     def join(self) -> None:
         """A new engine is there."""
+        self.stands_still = False
         self.core = EngineCore(
             build_scheduler(self.joined.config, clock=self._clock, notes_names=True),
             FakeExecutor(self.joined.config.num_blocks, one_group(BLOCK_SIZE)),
@@ -78,6 +80,20 @@ class FakeReplica:
         """The engine dies, the replica does not."""
         self.core = None
         self.say(Lost("killed by a test"))
+
+    def stand_still(self) -> None:
+        """The engine is given up, but is still there."""
+        self.stands_still = True
+        self.say(Lost("stopped by a test"))
+
+    def move_again(self) -> None:
+        """The engine has one more step of what was given up, and is used again."""
+        assert self.core is not None
+        self.stands_still = False
+        self.step()
+        for request in self.submits:
+            self.core.abort(request.request_id)
+        self.say(self.joined)
 
     def kill(self) -> None:
         """The replica is gone."""
@@ -98,7 +114,7 @@ class FakeReplica:
 
     def step(self) -> None:
         """One step, if there is something to do."""
-        if self.core is None or not self.core.has_work:
+        if self.core is None or self.stands_still or not self.core.has_work:
             return
         harmful = self._harmful()
         updates = self.core.step()
@@ -130,6 +146,8 @@ class FakeReplica:
 
     def send(self, *messages: ToReplica) -> None:
         for message in read_to_replica(encode(messages)):
+            if self.stands_still:
+                continue
             self.heard.append(message)
             match message:
                 case Announce(adapter):

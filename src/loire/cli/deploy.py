@@ -7,7 +7,8 @@ from loire.cli.options import DEFAULT_MODEL, MODEL_HELP, add_engine_options, eng
 
 _EPILOG = """\
 The file goes to `serve deploy` or, as serveConfigV2, into KubeRay's RayService
-(deploy/kuberay.yaml). In front of it:  RAY_ADDRESS=HOST:6379 loire serve MODEL --replicas ray
+(deploy/kuberay.yaml). In front of it, on a machine of the cluster:
+RAY_ADDRESS=auto loire serve MODEL --replicas ray
 
   loire deploy smollm2 --replicas 4 --num-threads 2 > loire.yaml
   loire deploy smollm2 --replicas 2 --max-replicas 8 > loire.yaml
@@ -25,25 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--queued-tokens", type=float, help="that may wait per replica [8000]")
     add("--num-cpus", type=float, help="that Ray sets aside per replica [--num-threads, or 1]")
     add("--num-gpus", type=float, help="the same [0]")
+    add(
+        "--replica-timeout",
+        dest="replica_timeout_s",
+        type=float,
+        metavar="SECONDS",
+        help="an engine that gives no sign of life for that long is left [5]",
+    )
     add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; the exit status."""
-    from pydantic import ValidationError
-
     from loire.base.config import EngineOptions
-    from loire.base.errors import ConfigError
     from loire.fleet.ray.args import APP, IMPORT_PATH, from_options
+    from loire.fleet.ray.room import asked
 
-    names = ("queued_tokens", "num_cpus", "num_gpus")
+    names = ("queued_tokens", "num_cpus", "num_gpus", "replica_timeout_s")
     more = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options = EngineOptions(**engine_options(args))
-    try:
-        settled = from_options(args.model, options, (args.replicas, args.max_replicas), **more)
-    except ValidationError as error:
-        raise ConfigError(str(error)) from error
+    settled = from_options(args.model, options, (args.replicas, args.max_replicas), **more)
     print("# serve deploy loire.yaml")
+    print(f"# It asks for {asked(settled)}; those that find no room wait, as `serve status` tells.")
     print("proxy_location: Disabled")
     print("applications:")
     print(f"  - name: {APP}")

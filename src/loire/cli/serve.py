@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "needs loire[ray] [one engine here]",
     )
     parser.add_argument(
+        "--replica-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="one that gives no sign of life for that long is left, and its requests go on "
+        "elsewhere [5]",
+    )
+    parser.add_argument(
         "--metrics-port", type=int, metavar="PORT", help="/metrics there as well, without a key"
     )
     parser.add_argument(
@@ -72,10 +79,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from loire.base.config import EngineOptions
+    from loire.base.errors import ConfigError
     from loire.base.long_lived import long_lived
     from loire.engine.process import launch
     from loire.server.host.settings import ServerSettings
 
+    if args.replica_timeout is not None and args.replicas is None:
+        raise ConfigError("--replica-timeout goes with --replicas: there is one engine here")
     settings = ServerSettings(
         model=args.model,
         names=args.served_model_name or (args.model,),
@@ -89,6 +99,7 @@ def _serve(args: argparse.Namespace) -> int:
         limits=server_limits(args),
         log=log_options(args),
         replicas=args.replicas,
+        replica_timeout_s=args.replica_timeout,
         metrics_port=args.metrics_port,
         data_dir=args.data_dir,
         lora_modules=tuple(args.lora_modules),

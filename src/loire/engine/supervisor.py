@@ -16,10 +16,12 @@ from loire.base.messages import AdapterCounts, AnnouncedAdapter, EngineRequest, 
 from loire.base.step import StepRecord
 from loire.engine.journal import Entry, Journal
 from loire.engine.process import COMMAND, EngineProcess, Launched, launch
+from loire.engine.pulse import MOST_SILENCE_S, Pulse
 from loire.engine.restarts import Restarts
 from loire.engine.wire import (
     Abort,
     Announce,
+    Beat,
     Begun,
     Failed,
     FromEngine,
@@ -42,11 +44,14 @@ class SupervisorOptions:
     Attributes:
         step_timeout_s: an engine that has work and says nothing for that long, and for
             step_timeout_per_token_s more per token that its step may hold, hangs and is killed.
+        silence_timeout_s: an engine that was told to give signs of life (LoadModel.beats) and gives
+            none for that long stands still. One that does so for step_timeout_s is killed.
         command: what runs the engine; the number of its socket is appended.
     """
 
     step_timeout_s: float = 60.0
     step_timeout_per_token_s: float = 0.1
+    silence_timeout_s: float = MOST_SILENCE_S
     command: Sequence[str] = COMMAND
 
 
@@ -74,11 +79,13 @@ class EngineSupervisor:
         on_begin: Callable[[Sequence[str]], None] = lambda request_ids: None,
         on_lost: Callable[[str], None] | None = None,
         on_names: Callable[[bytes, bytes], None] = lambda found, gone: None,
+        on_silence: Callable[[bool], None] = lambda is_silent: None,
     ) -> None:
         """on_ready: told of each engine that is loaded. on_begin: told the ids of requests before
         the step that computes them first. on_names: told which prefixes can be found from now on,
         and which no more, if load() asked for that (loire.memory.prefix_names). on_lost: told why
-        an engine died; its requests then are not taken to the next one, but forgotten."""
+        an engine died; its requests then are not taken to the next one, but forgotten.
+        on_silence: told when an engine stands still, and when it has moved again."""
         self.records: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
         """What happened in the latest steps of all engines, oldest first."""
         self.step_listeners: list[Callable[[StepRecord], None]] = []
@@ -96,6 +103,7 @@ class EngineSupervisor:
         self._on_begin = on_begin
         self._on_lost = on_lost
         self._on_names = on_names
+        self._on_silence = on_silence
         self._options = options
         self._journal = Journal()
         self._aborts: list[Abort] = []
@@ -114,6 +122,8 @@ class EngineSupervisor:
         self._started_s = 0.0
         self._last_news_s = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
+        self._pulse = Pulse(options.silence_timeout_s, self._note_silence)
+        self._stands_still = False
 
     @property
     def alive(self) -> bool:
@@ -211,6 +221,7 @@ class EngineSupervisor:
     async def close(self) -> None:
         """Stop the engine at once. Unfinished requests get no further news."""
         self._closing = True
+        self._pulse.stop()
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._run is not None:
@@ -231,6 +242,8 @@ class EngineSupervisor:
         while True:
             assert self._process is not None
             end = await self._process.wait()
+            self._pulse.stop()
+            self._stands_still = False
             self.ready = None
             if self._failed is not None:
                 known = getattr(errors, self._failed.kind, EngineError)
@@ -291,6 +304,11 @@ class EngineSupervisor:
 
     def _take(self, message: FromEngine) -> None:
         self._last_news_s = time.monotonic()
+        self._pulse.heard()
+        if self._stands_still:
+            self._stands_still = False
+            log.warning("the engine (process %s) moves again", self.pid)
+            self._on_silence(False)
         match message:
             case News():
                 self._take_news(message)
@@ -303,6 +321,8 @@ class EngineSupervisor:
                 self._failed = message
             case Ready():
                 self._take_ready(message)
+            case Beat():
+                pass  # it was heard
 
     def _take_news(self, news: News) -> None:
         self._num_held_by_engine = news.num_requests
@@ -338,6 +358,8 @@ class EngineSupervisor:
         }
         self._process.send(*(frame(Announce(adapter)) for adapter in self._announced.values()))
         self._on_ready(ready)
+        if self._load is not None and self._load.beats:
+            self._pulse.start()
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -358,6 +380,21 @@ class EngineSupervisor:
             self._watch()
 
     # --- the watchdog -----------------------------------------------------------------------
+
+    def _note_silence(self, silent_s: float) -> None:
+        """Stopped, swapped out, or stuck: it may move again, so it is only killed after a while."""
+        assert self._process is not None
+        if not self._stands_still:
+            self._stands_still = True
+            log.error(
+                "the engine (process %d) has given no sign of life for %g s",
+                self._process.pid,
+                silent_s,
+            )
+            self._on_silence(True)
+        if silent_s >= self._options.step_timeout_s:
+            log.error("the engine stands still for %g s: killing it", silent_s)
+            self._process.kill()
 
     def _watch(self) -> None:
         """Kill an engine that has work and makes no step; look again when one would be overdue."""

@@ -38,6 +38,8 @@ class LoadModel(msgspec.Struct, frozen=True, tag=True):
     options: EngineOptions
     tells_names: bool = False
     """Whether news say which prefixes can be found."""
+    beats: bool = False
+    """Whether it gives signs of life."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -89,6 +91,10 @@ class Begun(msgspec.Struct, frozen=True, tag=True):
     request_ids: tuple[str, ...]
 
 
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """A sign of life, given all the time (loire.engine.pulse)."""
+
+
 class News(msgspec.Struct, frozen=True, tag=True):
     """From the engine: what a step brought, or, without a record, that it has nothing to do."""
 
@@ -106,7 +112,7 @@ class News(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine: TypeAlias = LoadModel | Submit | Abort | Announce
-FromEngine: TypeAlias = Loading | Ready | Failed | Begun | News
+FromEngine: TypeAlias = Loading | Ready | Failed | Begun | News | Beat
 
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,12 @@ from loire.base.messages import AdapterCounts, SequenceUpdate
 from loire.base.signals import leave_to_parent
 from loire.engine.core import EngineCore
 from loire.engine.hang_up import end_with
+from loire.engine.pulse import BEAT_S
 from loire.engine.thread import Command, EngineThread
 from loire.engine.wire import (
     Abort,
     Announce,
+    Beat,
     Begun,
     Failed,
     FrameReader,
@@ -123,7 +126,16 @@ class EngineWorker:
         self._adapters = engine.adapters
         engine.constraints.prepare()
         self.send(Ready(engine.config, engine.plan_lines, engine.kernels))
+        if load.beats:
+            threading.Thread(target=self._beat, name="loire-beat", daemon=True).start()
         return engine.core
+
+    def _beat(self) -> None:
+        """Live as long as the process does, however long a step takes: kernels compute without the
+        interpreter's lock."""
+        while True:
+            time.sleep(BEAT_S)
+            self.send(Beat())
 
     def _make_core(
         self, config: EngineConfig, executor: StepExecutor, constraints: "ConstraintFactory"

@@ -19,13 +19,14 @@ import math
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
 
 from loire.base.errors import EngineError
+from loire.engine.pulse import MOST_SILENCE_S, Pulse
 from loire.engine.wire import FrameReader, WireError, framed
 from loire.fleet.messages import (
     WIRE_VERSION,
@@ -190,12 +191,18 @@ class ReplicaDoor:
 
 
 class DoorChannel:
-    """A front's connection to a replica: a ReplicaChannel."""
+    """A front's connection to a replica: a ReplicaChannel.
 
-    def __init__(self, name: str, address: Address, front: str) -> None:
+    timeout_s: a replica from which nothing comes for that long, not even a sign of life, is lost.
+    """
+
+    def __init__(
+        self, name: str, address: Address, front: str, timeout_s: float = MOST_SILENCE_S
+    ) -> None:
         self.name = name
         self._address = address
         self._front = front
+        self._timeout_s = timeout_s
         self._writer: asyncio.StreamWriter | None = None
 
     def send(self, *messages: ToReplica) -> None:
@@ -205,25 +212,37 @@ class DoorChannel:
             self._writer.writelines([framed(encode([message])) for message in messages])
 
     async def messages(self) -> AsyncIterator[FromReplica]:
-        """See ReplicaChannel. Ends when the connection does. Raises WireError for what is none, and
-        if whoever answers there is not the replica."""
+        """See ReplicaChannel. Ends when the connection does; with Lost, if the replica is silent.
+        Raises WireError for what is none, and if whoever answers there is not the replica."""
         try:
             reader, writer = await asyncio.wait_for(self._connect(), HELLO_S)
         except (OSError, EOFError, asyncio.TimeoutError) as error:
             log.info("replica %s cannot be reached: %r", self.name, error)
             return
         self._writer = writer
+        silent_s = 0.0
+
+        def give_up(seconds: float) -> None:
+            nonlocal silent_s
+            silent_s = seconds
+            writer.transport.abort()
+
+        pulse = Pulse(self._timeout_s, give_up)
+        pulse.start()
         try:
             writer.write(framed(msgspec.msgpack.encode(_Hello(self._front, WIRE_VERSION))))
-            async with aclosing(_frames(reader)) as frames:
+            async with aclosing(_frames(reader, pulse.heard)) as frames:
                 async for body in frames:
                     for message in read_from_replica(body):
                         yield message
         except OSError as error:
             log.info("replica %s: %s", self.name, error)
         finally:
+            pulse.stop()
             self._writer = None
             await _end(writer)
+        if silent_s:
+            yield Lost(f"it gave no sign of life for {silent_s:g} s")
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         where = self._address
@@ -288,10 +307,14 @@ async def _first(frames: AsyncIterator[bytes]) -> _Hello | None:
     return None
 
 
-async def _frames(reader: asyncio.StreamReader) -> AsyncGenerator[bytes, None]:
-    """The bodies of frames, until the other side closes. Raises OSError, WireError."""
+async def _frames(
+    reader: asyncio.StreamReader, heard: Callable[[], None] = lambda: None
+) -> AsyncGenerator[bytes, None]:
+    """The bodies of frames, until the other side closes. heard: told of all that comes. Raises
+    OSError, WireError."""
     cutter = FrameReader()
     while data := await reader.read(RECEIVE_BYTES):
+        heard()
         for body in cutter.feed(data):
             yield body
 

@@ -15,8 +15,8 @@ from uuid import uuid4
 from loire.base.errors import EngineError, RequestError
 from loire.base.messages import AdapterCounts, AnnouncedAdapter, EngineRequest, SequenceUpdate
 from loire.base.step import StepRecord
-from loire.engine.journal import Entry, Journal
-from loire.engine.wire import WireError
+from loire.engine.wire import Beat, WireError
+from loire.fleet.homes import Homes
 from loire.fleet.member import Member, ReplicaChannel, check_sendable
 from loire.fleet.messages import (
     AdapterChecked,
@@ -28,12 +28,7 @@ from loire.fleet.messages import (
     Lost,
     News,
 )
-from loire.fleet.placement import (
-    Placement,
-    PrefixChains,
-    Replica,
-    num_tokens_to_compute,
-)
+from loire.fleet.placement import Placement, Replica
 from loire.memory.prefix_names import split
 
 log = logging.getLogger("loire.fleet")
@@ -58,18 +53,13 @@ class FleetLink:
     ) -> None:
         self.name = uuid4().hex[:12]
         """Of this front, among all."""
-        self.num_moves = 0
-        """Requests that went on elsewhere."""
         self.num_restarts = 0
         """Engines that were lost."""
         self._on_updates = on_updates
         self._accepts = accepts
-        self._placement = placement or Placement()
         self._members: dict[str, Member] = {}
-        self._homeless = Journal()
-        self._where: dict[str, Member] = {}
-        self._numbers: dict[str, str] = {}
-        """Of requests that have given something: of the replica where they began."""
+        self._placement = placement or Placement()
+        self._homes = Homes(self._placement, self._members, self._flush_soon, on_updates)
         self._announced: dict[str, AnnouncedAdapter] = {}
         """By content: to each replica, before its first request."""
         self._attempts = count()
@@ -98,24 +88,29 @@ class FleetLink:
         return tuple(self._members)
 
     @property
+    def num_moves(self) -> int:
+        """Requests that went on elsewhere."""
+        return self._homes.num_moves
+
+    @property
     def num_requests(self) -> int:
         """Unfinished ones of this front."""
-        return sum(len(journal) for journal in self._journals())
+        return sum(len(journal) for journal in self._homes.journals())
 
     @property
     def num_waiting(self) -> int:
         """Requests of which nothing is computed yet."""
-        return sum(journal.num_waiting for journal in self._journals())
+        return sum(journal.num_waiting for journal in self._homes.journals())
 
     @property
     def num_waiting_sequences(self) -> int:
         """That they ask for: n of each."""
-        return sum(journal.num_waiting_sequences for journal in self._journals())
+        return sum(journal.num_waiting_sequences for journal in self._homes.journals())
 
     @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens of those."""
-        return sum(journal.num_waiting_tokens for journal in self._journals())
+        return sum(journal.num_waiting_tokens for journal in self._homes.journals())
 
     @property
     def blocks_in_use(self) -> int:
@@ -127,9 +122,6 @@ class FleetLink:
         """How memory of adapters stands, over all replicas."""
         each = [astuple(member.adapters) for member in self._members.values()]
         return AdapterCounts(*map(sum, zip(*each, strict=True)))
-
-    def _journals(self) -> list[Journal]:
-        return [self._homeless, *(member.journal for member in self._members.values())]
 
     # --- an EngineLink ----------------------------------------------------------------------
 
@@ -144,31 +136,26 @@ class FleetLink:
         except WireError as error:
             raise RequestError(str(error)) from error
         for request in requests:
-            if request.request_id in self._where:
-                raise ValueError(f"request id {request.request_id!r} is in use")
-            self._homeless.add(request)
-            self._find_home(request.request_id)
+            self._homes.add(request)
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step boundary."""
-        member = self._where.get(request_id)
-        if member is None:
-            self._homeless.remove(request_id)
-        else:
+        member = self._homes.member_of(request_id)
+        if member is not None:
             member.abort(request_id)
             self._flush_soon()
-        self._forget(request_id)
+        self._homes.forget(request_id)
 
     def abort_choice(self, request_id: str, choice: int) -> None:
         """End one completion at the next step boundary."""
-        member = self._where.get(request_id)
+        member = self._homes.member_of(request_id)
         if member is None:
-            self._homeless.end_choice(request_id, choice)
+            self._homes.homeless.end_choice(request_id, choice)
             return
         member.abort_choice(request_id, choice)
         self._flush_soon()
         if request_id not in member.journal:
-            self._forget(request_id)
+            self._homes.forget(request_id)
 
     def announce(self, adapter: AnnouncedAdapter) -> None:
         """From now on requests may name an adapter: all replicas are told, and those that come.
@@ -181,9 +168,9 @@ class FleetLink:
     def close(self) -> None:
         """End everything. Unfinished requests get no further news."""
         self._closed = True
-        for request_id in tuple(self._where):
+        for request_id in self._homes.placed_ids:
             self.abort(request_id)
-        self._homeless.clear()
+        self._homes.homeless.clear()
         self._flush_now()
 
     # --- replicas ---------------------------------------------------------------------------
@@ -230,6 +217,8 @@ class FleetLink:
                 self._lose(member, reason)
             case Draining():
                 self._drain(member)
+            case Beat():
+                pass  # the channel listens for those
 
     def _take_news(self, member: Member, news: News) -> None:
         told = []
@@ -237,10 +226,9 @@ class FleetLink:
         for update, accepted in member.take(news):
             request_id = update.request_id
             self._placement.first_token(request_id, update.num_cached_tokens)
-            if request_id not in self._numbers and member.joined is not None:
-                self._numbers[request_id] = member.joined.numbers
+            self._homes.began(request_id, member)
             if request_id not in member.journal:
-                self._forget(request_id)
+                self._homes.forget(request_id)
             if accepted is not None:
                 told.append(accepted)
         if told:
@@ -273,11 +261,11 @@ class FleetLink:
         log.info("replica %s joined: %d now", replica.name, len(self.replicas))
         self._forget_adapters()
         member.announce(self._announced.values())
-        self._settle()
+        self._homes.settle()
 
     def _forget_adapters(self) -> None:
         """Those that no name stands for and no request needs."""
-        wanted = set().union(*(journal.adapters() for journal in self._journals()))
+        wanted = set().union(*(journal.adapters() for journal in self._homes.journals()))
         for identity, adapter in tuple(self._announced.items()):
             if adapter.withdrawn and identity not in wanted:
                 del self._announced[identity]
@@ -289,22 +277,7 @@ class FleetLink:
             member.refused[identity] = refusal
         else:
             self._placement.adapter_usable(member.channel.name, identity)
-        self._settle(identity)
-
-    def _settle(self, adapter: str | None = None) -> None:
-        """A replica is new, and has nothing to do: place what has no home, what is on replicas that
-        will stop, and what nothing is computed of yet. adapter: of requests for it alone."""
-
-        def concerns(entry: Entry) -> bool:
-            return adapter is None or entry.request.adapter == adapter
-
-        for request_id in self._homeless.request_ids:
-            if concerns(self._homeless.entry(request_id)):
-                self._find_home(request_id)
-        for request_id, member in tuple(self._where.items()):
-            entry = member.journal.entry(request_id)
-            if concerns(entry) and (member.draining or not entry.begun):
-                self._move(request_id, member)
+        self._homes.settle(identity)
 
     def _lose(self, member: Member, reason: str) -> None:
         """A replica's engine is gone: others go on with what it had."""
@@ -320,98 +293,15 @@ class FleetLink:
                 num_requests,
             )
         if culprit is not None:
-            self._fail(culprit)
-        for request_id in member.journal.request_ids:
-            entry = member.give_away(request_id)
-            assert entry is not None
-            self.num_moves += 1
-            self._take_home(entry)
+            self._homes.fail(culprit)
+        self._homes.leave(member)
 
     def _drain(self, member: Member) -> None:
         """A replica will stop: others go on with what it has, if there are others."""
         member.draining = True
         self._placement.leave(member.channel.name)
         for request_id in member.journal.request_ids:
-            self._move(request_id, member)
-
-    # --- requests ---------------------------------------------------------------------------
-
-    def _find_home(self, request_id: str) -> None:
-        """Place a request that has no home; it stays without one if there is no replica."""
-        entry = self._homeless.give_away(request_id)
-        assert entry is not None
-        self._take_home(entry)
-
-    def _take_home(self, entry: Entry) -> None:
-        request_id = entry.request.request_id
-        self._where.pop(request_id, None)
-        member = self._place(entry)
-        if member is None and (refusal := self._refusal(entry.request.adapter)):
-            self._end_with_error(entry, f"the adapter cannot be loaded: {refusal}")
-            return
-        if member is None:
-            self._homeless.adopt(entry)
-            return
-        self._where[request_id] = member
-        member.journal.adopt(entry)
-        self._flush_soon()
-
-    def _move(self, request_id: str, member: Member) -> None:
-        """Place a request anew that a replica has; it stays there if there is no better one."""
-        self._placement.end(request_id)
-        entry = member.journal.entry(request_id)
-        target = self._place(entry)
-        if target is None or target is member:
-            return
-        given = member.give_away(request_id)
-        assert given is entry
-        self._where[request_id] = target
-        target.journal.adopt(entry)
-        self.num_moves += 1
-        self._flush_soon()
-
-    def _place(self, entry: Entry) -> Member | None:
-        request = entry.to_send()
-        numbers = self._numbers.get(request.request_id, "")
-        name = self._placement.place(
-            request.request_id,
-            PrefixChains(request),
-            num_tokens_to_compute(request),
-            numbers=numbers,
-        )
-        return None if name is None else self._members[name]
-
-    def _fail(self, culprit: Entry) -> None:
-        request_id = culprit.request.request_id
-        log.error("request %s killed %d engines: failed", request_id, culprit.strikes)
-        message = (
-            f"{culprit.strikes} engines died while they computed this request ({request_id}): it "
-            f"is not tried again"
-        )
-        self._end_with_error(culprit, message)
-
-    def _refusal(self, adapter: str) -> str:
-        """Why no replica can serve an adapter; empty if one can, or has not looked yet."""
-        members = [m for m in self._members.values() if m.joined is not None and not m.draining]
-        refusals = [member.refused.get(adapter, "") for member in members]
-        return refusals[0] if refusals and all(refusals) else ""
-
-    def _end_with_error(self, entry: Entry, message: str) -> None:
-        """Of a request that is in no journal any more."""
-        request_id = entry.request.request_id
-        self._forget(request_id)
-        self._on_updates(
-            [
-                SequenceUpdate(request_id, choice, finish_reason="error", error=message)
-                for choice in range(len(entry.outputs))
-                if choice not in entry.ended
-            ]
-        )
-
-    def _forget(self, request_id: str) -> None:
-        self._placement.end(request_id)
-        self._where.pop(request_id, None)
-        self._numbers.pop(request_id, None)
+            self._homes.move(request_id, member)
 
     def _flush_soon(self) -> None:
         """Send what has come up, once this turn of the loop is over: one message per replica."""

@@ -15,9 +15,9 @@ import msgspec
 
 from loire.base.config import EngineConfig
 from loire.base.messages import AdapterCounts, SequenceUpdate
-from loire.engine.wire import Abort, Announce, Submit, WireError
+from loire.engine.wire import Abort, Announce, Beat, Submit, WireError
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Of these messages and all that is in them. Fronts and replicas of different versions part."""
 
 
@@ -67,7 +67,8 @@ class Blocks(msgspec.Struct, frozen=True, tag=True):
 
 
 class Lost(msgspec.Struct, frozen=True, tag=True):
-    """From a replica: its engine died, with all that it was computing. Another one loads."""
+    """From a replica: its engine died, or stands still, with all that it was computing. Joined
+    follows when there is another one, or when it has moved again."""
 
     reason: str
 
@@ -78,7 +79,7 @@ class Draining(msgspec.Struct, frozen=True, tag=True):
 
 _M = TypeVar("_M")
 
-FromReplica: TypeAlias = Joined | Begun | News | Blocks | AdapterChecked | Lost | Draining
+FromReplica: TypeAlias = Joined | Begun | News | Blocks | AdapterChecked | Lost | Draining | Beat
 ToReplica: TypeAlias = Submit | Abort | Announce
 
 _from_replica: msgspec.msgpack.Decoder[list[FromReplica]] = msgspec.msgpack.Decoder(

@@ -2,7 +2,11 @@
 
 Each front has one long-lived stream of messages from here, and sends its own to deliver(). What
 carries them (loire.fleet.door) is not known here. When the engine dies, fronts are told at once,
-and go on elsewhere; the next engine begins with nothing.
+and go on elsewhere; the next engine begins with nothing. So they are when it stands still; one that
+moves again has forgotten what it computed.
+
+Signs of life to the fronts come from the event loop that their messages come from: a replica whose
+loop stands still is of no use to them, however well its process lives.
 """
 
 import asyncio
@@ -19,8 +23,9 @@ from loire.base.messages import SequenceUpdate
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
+from loire.engine.pulse import BEAT_S
 from loire.engine.supervisor import DEFAULT_SUPERVISION, EngineSupervisor, SupervisorOptions
-from loire.engine.wire import Abort, Announce, LoadModel, Ready, Submit
+from loire.engine.wire import Abort, Announce, Beat, LoadModel, Ready, Submit
 from loire.fleet.member import front_of
 from loire.fleet.messages import (
     WIRE_VERSION,
@@ -82,7 +87,10 @@ class EngineReplica:
             on_ready=self._tell_ready,
             on_lost=self._tell_lost,
             on_names=self._tell_names,
+            on_silence=self._tell_silence,
         )
+        self._silence_timeout_s = supervision.silence_timeout_s
+        self._beating: asyncio.Task[None] | None = None
 
     @classmethod
     async def create(
@@ -100,10 +108,12 @@ class EngineReplica:
             path = await asyncio.to_thread(resolve_model, model)
             checkpoint, self._digest = await asyncio.to_thread(_read, path)
             self._adapters = ReplicaAdapters(checkpoint.description, self.supervisor.announce)
-            await self.supervisor.load(LoadModel(str(path), model, options, tells_names=True))
+            load = LoadModel(str(path), model, options, tells_names=True, beats=True)
+            await self.supervisor.load(load)
         except BaseException:
             await self.supervisor.close()
             raise
+        self._beating = asyncio.create_task(self._beat())
         return self
 
     @property
@@ -197,7 +207,14 @@ class EngineReplica:
 
     async def close(self) -> None:
         """Stop the engine at once."""
+        if self._beating is not None:
+            self._beating.cancel()
         await self.supervisor.close()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._tell_all(Beat())
 
     # --- what the supervisor tells ----------------------------------------------------------
 
@@ -236,10 +253,24 @@ class EngineReplica:
         self._tell_all(Blocks(found, gone))
 
     def _tell_lost(self, reason: str) -> None:
+        self._found.clear()
+        self._leave_fronts(reason)
+
+    def _tell_silence(self, is_silent: bool) -> None:
+        if is_silent:
+            limit_s = self._silence_timeout_s
+            for attached in self._fronts.values():
+                for request_id in attached.open_ids:
+                    self.supervisor.abort(request_id)
+            self._leave_fronts(f"its engine gave no sign of life for {limit_s:g} s")
+        elif self.supervisor.ready is not None:
+            self._tell_ready(self.supervisor.ready)
+            self._tell_all(Blocks(b"".join(self._found)))
+
+    def _leave_fronts(self, reason: str) -> None:
         if self._joined is None:
             return
         self._joined = None
-        self._found.clear()
         for attached in self._fronts.values():
             attached.open_ids.clear()
         self._tell_all(Lost(reason))

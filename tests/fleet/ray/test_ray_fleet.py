@@ -6,6 +6,7 @@ Ray's ports are open beyond loopback, so nothing here runs where there is any ot
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from loire.base.sampling import SamplingParams
+from loire.cli.main import main
 from loire.fleet.ray.args import Args
 
 # Ray is not imported here: it reads its authentication mode when it is.
@@ -138,6 +140,68 @@ def test_streams_survive_whatever_is_killed(tiny_llama: Path) -> None:
             assert here.client.link.num_requests == 0
 
     run(test)
+
+
+def test_files_are_those_that_ray_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    yaml = pytest.importorskip("yaml")
+    from loire.fleet.ray.auth import require_token
+
+    require_token()
+    from ray.serve.schema import ServeDeploySchema
+
+    from loire.fleet.ray.app import build
+
+    assert main(["deploy", "smollm2", "--replicas", "2", "--max-replicas", "8"]) == 0
+    kuberay = Path(__file__).parents[3] / "deploy/kuberay.yaml"
+    services = [d for d in yaml.safe_load_all(kuberay.read_text()) if d["kind"] == "RayService"]
+    files = [capsys.readouterr().out, *(service["spec"]["serveConfigV2"] for service in services)]
+    assert len(files) == 2
+    for file in files:
+        [application] = ServeDeploySchema(**yaml.safe_load(file)).applications
+        build(Args(**application.args))
+
+
+def test_there_are_more_replicas_when_requests_wait(tiny_llama: Path) -> None:
+    async def test() -> None:
+        # What waits for one of two slots is more than ten tokens.
+        options = OPTIONS | {"max_num_seqs": 2}
+        more = {"options": options, "max_replicas": 2, "queued_tokens": 10.0}
+        async with fleet(tiny_llama, replicas=1, **more) as here:
+            undisturbed = await here.texts("once upon a time")
+            stop = asyncio.Event()
+
+            async def ask() -> None:
+                while not stop.is_set():
+                    assert await here.texts("once upon a time") == undisturbed
+
+            asking = [asyncio.create_task(ask()) for _ in range(6)]
+            await here.until(2)
+            stop.set()
+            await asyncio.gather(*asking)
+
+    run(test)
+
+
+def test_replicas_without_room_wait_and_say_so(
+    tiny_llama: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async def enter() -> None:
+            async with fleet(tiny_llama, replicas=2, num_cpus=1000.0):
+                raise AssertionError("there is no such machine")
+
+        entering = asyncio.create_task(enter())
+        while caplog.text.count("room for 0 (none has 1000 CPU)") < 3 and not entering.done():
+            await asyncio.sleep(0.1)
+            if "loire.fleet.ray.deployment" in sys.modules:
+                monkeypatch.setattr("loire.fleet.ray.deployment.TELL_S", 1.0)
+        assert "asking Ray for 2 replicas, 1000 CPU for each" in caplog.text
+        entering.cancel()  # as Ctrl-C does
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+
+    with caplog.at_level("INFO", "loire.fleet"):
+        run(test)
 
 
 def test_streams_move_when_replicas_leave(tiny_llama: Path) -> None:

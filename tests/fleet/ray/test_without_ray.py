@@ -14,6 +14,7 @@ from loire.cli.serve import parse_replicas
 from loire.fleet.ray.args import Args, from_options
 from loire.fleet.ray.auth import require_token
 from loire.fleet.ray.policy import QueuedTokensPolicy
+from loire.fleet.ray.room import asked, lacking
 
 
 @dataclass
@@ -76,6 +77,27 @@ def test_args_keep_what_was_given_and_settle_threads() -> None:
         Args(model="m", options={"colour": 1}).engine_options()
 
 
+@pytest.mark.parametrize(
+    ("flags", "cores", "what"),
+    [
+        ((2, None, 1.0), [2], ""),
+        ((2, 8, 1.0), [1, 1], ""),
+        ((4, None, 1.0), [2], "its machine has 2 CPU, room for 2: 2 will wait"),
+        ((3, None, 2.0), [3, 3], "its 2 machines have 6 CPU, room for 2: 1 will wait"),
+        ((1, None, 4.0), [2, 2], "room for 0 (none has 4 CPU): 1 will wait"),
+        ((1, None, 1.0), [], "its 0 machines have 0 CPU"),
+    ],
+)
+def test_what_a_cluster_lacks_is_said(
+    flags: tuple[int, int | None, float], cores: list[int], what: str
+) -> None:
+    num, most, num_cpus = flags
+    args = Args(model="m", replicas=num, max_replicas=most, num_cpus=num_cpus)
+    said = lacking(args, [{"CPU": float(count), "memory": 1e9} for count in cores])
+    assert what in said if what else not said
+    assert f"{num_cpus:g} CPU for each" in asked(args)
+
+
 def test_deploy_writes_what_the_application_takes(capsys: pytest.CaptureFixture[str]) -> None:
     yaml = pytest.importorskip("yaml")
     flags = ["--replicas", "2", "--max-replicas", "8", "--num-threads", "2", "--num-gpus", "1"]
@@ -83,6 +105,10 @@ def test_deploy_writes_what_the_application_takes(capsys: pytest.CaptureFixture[
     [application] = yaml.safe_load(capsys.readouterr().out)["applications"]
     args = Args(**application["args"])
     assert (args.replicas, args.max_replicas, args.num_gpus) == (2, 8, 1.0)
+    assert main(["deploy", "smollm2", "--replica-timeout", "1"]) == 1
+    assert "--replica-timeout: Input should be greater" in capsys.readouterr().err
+    assert main(["serve", "smollm2", "--replica-timeout", "9"]) == 1
+    assert "goes with --replicas" in capsys.readouterr().err
     assert main(["deploy", "smollm2", "--replicas", "0"]) == 1
     assert "greater than or equal to 1" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import ray
 from ray import serve
 
 from loire.base.config import EngineOptions
+from loire.engine.supervisor import SupervisorOptions
 from loire.fleet.door import ReplicaDoor
 from loire.fleet.messages import encode
 from loire.fleet.ray.args import Args
@@ -23,10 +24,15 @@ class RayReplica:
     """One engine. RUNNING, to Ray, means that its model is loaded."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, model: str, options: dict[str, Any], grace_period_s: float
+        self, model: str, options: dict[str, Any], grace_period_s: float, timeout_s: float
     ) -> None:
         self._grace_period_s = grace_period_s
-        self._replica = await EngineReplica.create(self.name(), model, EngineOptions(**options))
+        self._replica = await EngineReplica.create(
+            self.name(),
+            model,
+            EngineOptions(**options),
+            supervision=SupervisorOptions(silence_timeout_s=timeout_s),
+        )
         self._door = ReplicaDoor(self._replica)
         self._address = await self._door.open(ray.util.get_node_ip_address())
 
@@ -99,4 +105,5 @@ def build(args: Args) -> serve.Application:
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         **scaling,
     )
-    return deployment.bind(args.model, asdict(args.engine_options()), args.grace_period_s)
+    options = asdict(args.engine_options())
+    return deployment.bind(args.model, options, args.grace_period_s, args.replica_timeout_s)

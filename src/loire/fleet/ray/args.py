@@ -3,10 +3,11 @@
 from dataclasses import fields
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
+from loire.engine.pulse import MOST_SILENCE_S
 
 APP = "loire"
 """Name of the application; fronts look for it."""
@@ -28,6 +29,8 @@ class Args(BaseModel):
     num_cpus: float = Field(1.0, ge=0)
     """That Ray sets aside per replica."""
     num_gpus: float = Field(0.0, ge=0)
+    replica_timeout_s: float = Field(MOST_SILENCE_S, ge=2)
+    """A replica, or its engine, that gives no sign of life for that long is left."""
     grace_period_s: float = Field(30.0, ge=0)
     """For replicas that leave, to have their streams moved: usually over at once."""
 
@@ -43,7 +46,8 @@ class Args(BaseModel):
 def from_options(
     model: str, options: EngineOptions, replicas: tuple[int, int | None], **more: Any
 ) -> Args:
-    """Args of options that were settled on a command line; those left alone are left out."""
+    """Args of options that were settled on a command line; those left alone are left out. Raises
+    ConfigError for numbers that cannot be."""
     default = EngineOptions()
     given = {
         field.name: getattr(options, field.name)
@@ -52,4 +56,9 @@ def from_options(
     }
     if options.num_threads is not None:
         more.setdefault("num_cpus", float(options.num_threads))
-    return Args(model=model, options=given, replicas=replicas[0], max_replicas=replicas[1], **more)
+    more |= {"replicas": replicas[0], "max_replicas": replicas[1]}
+    try:
+        return Args(model=model, options=given, **more)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise ConfigError("; ".join(faults)) from error

@@ -2,23 +2,23 @@
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from loire.base.errors import ConfigError, EngineError
+from loire.base.errors import ConfigError
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
 from loire.fleet.client import FleetClient, frontend_of
 from loire.fleet.door import Address, DoorChannel
 from loire.fleet.messages import Joined, read_from_replica
 from loire.fleet.model_digest import model_digest
-from loire.fleet.ray.app import DEPLOYMENT, build
-from loire.fleet.ray.args import APP, Args
+from loire.fleet.ray.args import Args
 from loire.fleet.ray.cluster import connect
+from loire.fleet.ray.deployment import deployed, lack_of
 
 log = logging.getLogger("loire.fleet")
 
@@ -29,6 +29,8 @@ LOOK_S = 1.0
 """Between two looks at which replicas there are."""
 ANSWER_S = 5.0
 """A look that takes longer is given up: some replica hangs, and Ray will see to it."""
+TELL_S = 60.0
+"""Between two lines of the log about replicas that find no room."""
 LEAVE_S = 3.0
 """For streams to end when the front stops."""
 
@@ -36,10 +38,13 @@ LEAVE_S = 3.0
 class RayFleetClient(FleetClient):
     """A FleetClient whose replicas are those of Ray's deployment."""
 
-    def attach(self, handle: Any, *, owns_cluster: bool) -> None:
-        """Begin to follow the deployment. owns_cluster: close() ends Ray, too."""
+    def attach(self, handle: Any, args: Args, *, owns_cluster: bool) -> None:
+        """Begin to follow the deployment. owns_cluster: it is for this front, and close() ends Ray,
+        too."""
         self.handle = handle
+        self._args = args
         self._owns_cluster = owns_cluster
+        self._told_s = time.monotonic()
         self._follows: dict[str, asyncio.Task[None]] = {}
         self._drained: set[str] = set()
         """Those that Ray did not name any more."""
@@ -69,9 +74,19 @@ class RayFleetClient(FleetClient):
                 doors = await self._doors()
                 if doors is not None:
                     self._follow(doors)
+                await self._tell_lack()
             except Exception:
                 log.exception("looking for replicas failed")
             await asyncio.sleep(LOOK_S)
+
+    async def _tell_lack(self) -> None:
+        """Say now and then that replicas find no room, while that is so."""
+        is_whole = len(self.link.replicas) >= self._args.replicas
+        if not self._owns_cluster or is_whole or time.monotonic() - self._told_s < TELL_S:
+            return
+        self._told_s = time.monotonic()
+        if lack := await asyncio.to_thread(lack_of, self._args):
+            log.warning("%d replicas are ready; %s", len(self.link.replicas), lack)
 
     async def _doors(self) -> dict[str, Address] | None:
         """Those of the replicas that Ray would send calls to; None if that cannot be told now."""
@@ -106,7 +121,9 @@ class RayFleetClient(FleetClient):
                 self._drained.discard(name)
                 task.cancel()  # it stays after all: attach anew
         for name in doors.keys() - self._follows.keys():
-            channel = DoorChannel(name, doors[name], self.link.name)
+            where, timeout_s = doors[name], self._args.replica_timeout_s
+            log.info("replica %s lets servers in at %s port %d", name, where.host, where.port)
+            channel = DoorChannel(name, where, self.link.name, timeout_s)
             self._follows[name] = asyncio.create_task(self.link.follow(channel))
 
 
@@ -125,7 +142,7 @@ async def join_fleet(args: Args, request_timeout_s: float | None = None) -> RayF
     owns_cluster = await asyncio.to_thread(connect)
     try:
         path = await asyncio.to_thread(resolve_model, args.model)
-        handle = await asyncio.to_thread(_deployed, args)
+        handle = await deployed(args)
         first = await _first_joined(handle)
         checkpoint = await asyncio.to_thread(open_checkpoint, path)
         if await asyncio.to_thread(model_digest, checkpoint) != first.model:
@@ -141,19 +158,8 @@ async def join_fleet(args: Args, request_timeout_s: float | None = None) -> RayF
         if owns_cluster:
             await asyncio.to_thread(ray.shutdown)
         raise
-    client.attach(handle, owns_cluster=owns_cluster)
+    client.attach(handle, args, owns_cluster=owns_cluster)
     return client
-
-
-def _deployed(args: Args) -> Any:
-    """The handle of the replicas; deploys them if there is no application of that name."""
-    if APP not in serve.status().applications:
-        log.info("deploying %d replicas of %s", args.replicas, args.model)
-        try:
-            return serve.run(build(args), name=APP, route_prefix=None)
-        except RuntimeError as error:
-            raise EngineError(f"Ray could not start the replicas: {error}") from error
-    return serve.get_deployment_handle(DEPLOYMENT, APP)
 
 
 async def _first_joined(handle: Any) -> Joined:

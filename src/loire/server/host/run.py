@@ -303,7 +303,9 @@ async def _join_fleet(
         ) from error
     from loire.fleet.ray.args import from_options
 
-    args = from_options(settings.model, settings.options, replicas)
+    timeout_s = settings.replica_timeout_s
+    more = {} if timeout_s is None else {"replica_timeout_s": timeout_s}
+    args = from_options(settings.model, settings.options, replicas, **more)
     return await join_fleet(args, settings.limits.request_timeout_s)
 
 

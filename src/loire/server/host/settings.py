@@ -23,6 +23,7 @@ class ServerSettings:
         access: who may use it.
         log: what it writes to stderr.
         replicas: engines that Ray keeps, at the start and at most; None is one engine here.
+        replica_timeout_s: how long one of them may give no sign of life; None: the usual time.
         tls: what it shows of itself; None speaks plain HTTP.
         metrics_port: of /metrics for everybody, beside the main one, which has it, too.
         lora_modules: adapters that are served beside the model.
@@ -37,6 +38,7 @@ class ServerSettings:
     limits: ServerLimits = field(default_factory=ServerLimits)
     log: LogOptions = field(default_factory=LogOptions)
     replicas: tuple[int, int | None] | None = None
+    replica_timeout_s: float | None = None
     tls: TlsFiles | None = None
     metrics_port: int | None = None
     data_dir: Path | None = None

@@ -2,10 +2,18 @@
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
 from loire.base.long_lived import long_lived
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze_again() -> Iterator[None]:
+    """What was frozen before the tests."""
+    yield
+    gc.freeze()
 
 
 class Ring:

@@ -1,8 +1,10 @@
 """The default model against transformers, on real text, token for token in float32."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
@@ -21,6 +23,15 @@ QUESTIONS = (
     "Résume en une phrase : « Le chat dort sur le canapé. » 🐈",
 )
 NUM_TOKENS = 64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def read_once() -> Iterator[None]:
+    """transformers reads the file three times, and makes the map of names for each module anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        yield
 
 
 @pytest.fixture(scope="module")

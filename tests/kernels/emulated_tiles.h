@@ -51,21 +51,21 @@ struct Tiles {
     static void configure(int64_t upper, int64_t lower) {
         require(upper >= 1 && upper <= 16 && lower >= 0 && lower <= 16);
         const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
-        configure(rows, 64);
+        configure(rows, 64, 64);
     }
 
     static void configure_bytes() {
-        const int64_t rows[8] = {16, 0, 0, 0, 16, 0, 8, 0};
-        configure(rows, 32);
+        const int64_t rows[8] = {16, 0, 0, 0, 16, 16, 8, 4};
+        configure(rows, 32, 16);
     }
 
-    static void configure(const int64_t (&rows)[8], int64_t activation_bytes) {
+    static void configure(const int64_t (&rows)[8], int64_t fourth_bytes, int64_t fifth_bytes) {
         while (*const_cast<volatile int*>(&loire_emulated_fault) == 3) {
         }
         require(loire_emulated_fault != 2);
         std::memset(registers, 0, sizeof(registers));
         for (int tile = 0; tile < 8; ++tile) {
-            const int64_t bytes = tile == 4 || tile == 5 ? activation_bytes : 64;
+            const int64_t bytes = tile == 4 ? fourth_bytes : tile == 5 ? fifth_bytes : 64;
             registers[tile].rows = rows[tile];
             registers[tile].row_bytes = rows[tile] == 0 ? 0 : bytes;
         }

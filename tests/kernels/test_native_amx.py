@@ -25,14 +25,13 @@ from native_cases import backend, needs_library, same_bits
 from loire.base.config import Quantization
 from loire.base.machine import usable_cores
 from loire.checkpoint.feed_forward import Activation, Routing
-from loire.checkpoint.formats import Q4_1
 from loire.kernels import cpu
-from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Linear
 from loire.kernels.native import backend as native
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.native.library import NativeLibrary
 from loire.kernels.select import select_backend
+from support.blocks import stored
 
 SOURCE = Path(native.__file__).parent / "source"
 PARTS = sorted((SOURCE / "instruction_set").glob("*.cpp"))
@@ -203,17 +202,18 @@ def test_experts_have_the_bits_of_their_products(
         assert same_bits(found[rows], expert.down(expert.gate_up(x[rows])))
 
 
+@pytest.mark.parametrize("fmt", ["Q4_1", "Q6_K", "Q8_0", "IQ4_XS"])
 def test_stored_blocks_have_the_bits_of_the_other_sets(
-    emulated: Callable[[int], NativeBackend],
+    emulated: Callable[[int], NativeBackend], fmt: str
 ) -> None:
-    blocks = torch.randint(0, 256, (70, 9, 20), generator=torch.Generator().manual_seed(0))
-    blocks[..., 1] = blocks[..., 3] = 0x2C  # scales and minimums of some 0.06
-    stored, x = blocks.to(torch.uint8).flatten(1), random(100, 288).bfloat16()
-    for tokens in (1, 4, 5, 16, 17, 31, 100):
-        found, expected = (
-            kernels.linear.pack(StoredTensor(Q4_1, stored), dtype=x.dtype)(x[:tokens])
-            for kernels in (emulated(2), backend(2, "portable"))
-        )
+    """With minimums, in two groups, codes that lie in place, and those of a table."""
+    weight, x = stored(fmt, (70, 768)), random(100, 768)
+    linears = [
+        kernels.linear.pack(weight, dtype=x.dtype)
+        for kernels in (emulated(2), backend(2, "portable"))
+    ]
+    for tokens in (1, 4, 7, 16, 29, 100):
+        found, expected = (linear(x[:tokens]) for linear in linears)
         assert same_bits(found, expected)
 
 

@@ -92,15 +92,15 @@ def attention(kernels: NativeBackend, dtype: torch.dtype, kept: torch.dtype) -> 
 LINEARS = {
     torch.float32: {
         "None": "a765d73a1f73",
-        "int8": "9356ba8661ce",
-        "int4": "cae5763489f6",
+        "int8": "587c73cfbddb",
+        "int4": "5c542bad2f7a",
         "q4_1": "0834b6cb245c",  # inputs in float32 are not rounded
     },
     torch.bfloat16: {
         "None": "605a8d7a166d",
-        "int8": "330b9e2d3f9d",
-        "int4": "d62b858ba933",
-        "q4_1": "e115bf010585",
+        "int8": "76b6d2544f9f",
+        "int4": "49f68eacc699",
+        "q4_1": "a2f627007d09",
     },
 }
 ROW_BY_ROW = {

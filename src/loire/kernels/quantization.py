@@ -6,8 +6,8 @@ native/source/kernels/linear_quantized.h says what the native ones do.
     int8   weights with a scale per output:      weight = code * scale, code in -127..127
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
     blocks of GGUF, as loire.kernels.block_formats takes them apart
-    inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127
-           but with blocks inputs in float32 stay as they are
+    inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127, and the
+           scale of four binary digits; but with blocks inputs in float32 stay as they are
     keys and values with a scale per token and head: x = code * scale, code in -127..127
 """
 
@@ -53,9 +53,16 @@ def quantize_weight(weight: Tensor, quantization: Quantization) -> tuple[Tensor,
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (float32 [T, groups, 32], whole numbers) and scales (float32 [T, groups]) of x [T, in].
 
-    A group with an input that is not finite has the scale NaN.
+    Scales are the least of four binary digits that keep the codes within -127..127; those below
+    2^-100 are zero. A group with an input that is not finite, or of 2^100 or more, has the scale NaN.
     """
-    return _quantize(_groups(x.float()))
+    groups = _groups(x.float())
+    largest = groups.abs().amax(dim=2)
+    dropped = 2**20 - 1
+    rounded = (largest / 127.0).view(torch.int32) + dropped & ~dropped
+    scales = torch.where(largest / 127.0 < 2.0**-100, 0.0, rounded.view(torch.float32))
+    codes = (groups * torch.where(scales > 0, scales.reciprocal(), 0.0)[..., None]).round()
+    return codes, torch.where(largest < 2.0**100, scales, torch.nan)
 
 
 def quantize_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,17 +70,12 @@ def quantize_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A vector with an element that is not finite has the scale NaN.
     """
-    codes, scales = _quantize(x.float())
-    return codes.nan_to_num(0.0).to(torch.int8), scales
-
-
-def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes as numbers [..., D] and scales [...], one for each last dimension."""
-    largest = x.abs().amax(dim=-1)
+    wide = x.float()
+    largest = wide.abs().amax(dim=-1)
     # (A number divided by a tensor is its product with the reciprocal, rounded twice.)
     factors = torch.where(largest > 0, torch.full_like(largest, 127.0) / largest, 0.0)
-    codes = (x * factors[..., None]).round()
-    return codes, largest / 127.0 + (x * 0.0).sum(dim=-1)
+    codes = (wide * factors[..., None]).round()
+    return codes.nan_to_num(0.0).to(torch.int8), largest / 127.0 + (wide * 0.0).sum(dim=-1)
 
 
 def _groups(x: Tensor) -> Tensor:

@@ -9,14 +9,33 @@
 namespace loire {
 namespace {
 
-// Products with the blocks of a file: of rounded inputs, or of float32 as they are. Packed: a format
-// that is packed alike, whose code is used.
+// Products of rounded inputs.
+template <typename Element, typename Stored>
+constexpr LinearOperations rounded_operations(PieceFunction pack) {
+    using Format = RoundedBlocks<Element, Stored>;
+    LinearOperations own = linear_operations<Format>(pack, round_activations_piece<Format>);
+#if defined(LOIRE_AMX)
+    own.linear = block_tiles_piece<Format>;
+    own.tokens_per_block = quantized_tile_tokens<Format::MOST_ROWS>;
+#endif
+    return own;
+}
+
+// Of inputs in float32 as they are.
+template <typename Stored>
+constexpr LinearOperations exact_operations(PieceFunction pack) {
+    return linear_operations<ExactBlocks<Stored>>(pack, exact_activations_piece<Stored>);
+}
+
+// Packed: a format that is packed alike, whose code is used.
 template <typename Element, typename Stored, typename Packed = Stored>
 constexpr void set_blocks(BlockOperations& operations, BlockFormat format) {
-    using Format = Either<sizeof(Element) == 4, ExactBlocks<Packed>, RoundedBlocks<Packed>>;
     LinearOperations& own = operations.formats[int(format)];
-    own = linear_operations<Format>(pack_blocks_piece<Stored>, blocks_activations_piece<Format>);
-    own.step_inputs = Format::INPUTS;
+    if constexpr (sizeof(Element) == 4)
+        own = exact_operations<Packed>(pack_blocks_piece<Stored>);
+    else
+        own = rounded_operations<Element, Packed>(pack_blocks_piece<Stored>);
+    own.step_inputs = Stored::ELEMENTS;
     own.embed = embed_blocks_piece<Element, Packed>;
 }
 
@@ -24,6 +43,7 @@ template <typename Element>
 constexpr BlockOperations block_operations() {
     BlockOperations result{};
     set_blocks<Element, Q4_0>(result, BlockFormat::Q4_0);
+    set_blocks<Element, Q4_1>(result, BlockFormat::Q4_1);
     set_blocks<Element, Q5_0>(result, BlockFormat::Q5_0);
     set_blocks<Element, Q5_1>(result, BlockFormat::Q5_1);
     set_blocks<Element, Q8_0>(result, BlockFormat::Q8_0);

@@ -4,16 +4,7 @@
 #include "parts.h"
 
 namespace loire {
-namespace {
 
-constexpr BlockOperations operations() {
-    BlockOperations result = block_operations<float>();
-    set_blocks<float, Q4_1>(result, BlockFormat::Q4_1);
-    return result;
-}
-
-}  // namespace
-
-constexpr BlockOperations LOIRE_PART(blocks_float32) = operations();
+constexpr BlockOperations LOIRE_PART(blocks_float32) = block_operations<float>();
 
 }  // namespace loire

@@ -1,8 +1,9 @@
-// What a way of rounding needs, put together.
+// What rounding to 8 bits needs, put together.
 
 #pragma once
 
 #include "../kernels/linear_quantized.h"
+#include "../kernels/pack.h"
 #include "linear_operations.h"
 #if defined(LOIRE_AMX)
 #include "../kernels/linear_quantized_amx.h"
@@ -11,10 +12,11 @@
 namespace loire {
 namespace {
 
-template <typename Element, int BITS, Scales SCALES>
-constexpr LinearOperations quantized_operations(PieceFunction pack) {
-    using Format = QuantizedFormat<Element, BITS, SCALES>;
-    LinearOperations result = linear_operations<Format>(pack, quantize_activations_piece<Format>);
+template <typename Element>
+constexpr LinearOperations int8_operations() {
+    using Format = QuantizedFormat<Element>;
+    LinearOperations result =
+        linear_operations<Format>(pack_int8_piece<Element>, round_activations_piece<Format>);
 #if defined(LOIRE_AMX)
     result.linear = quantized_tiles_piece<Format>;
     result.tokens_per_block = quantized_tile_tokens<Format::MOST_ROWS>;

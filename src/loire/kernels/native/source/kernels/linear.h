@@ -35,6 +35,9 @@ constexpr int DENSE_ROWS = 1, DENSE_VECTORS = 1;
 #endif
 
 constexpr int64_t MOST_STREAMED = 6;  // tokens for which weights come straight from memory
+// Tokens for which unpacking weights before they are multiplied takes longer than it saves, where formats
+// can be unpacked so.
+constexpr int64_t MOST_WITH_PACKED = 24;
 
 // Several blocks of tokens pass over a chunk of a panel while it is in the L1 cache, and the next
 // chunk comes there meanwhile. Every pass asks for all of it: that costs little, and a fetch every
@@ -58,6 +61,7 @@ INLINE void fetch(const char* source) {
 template <typename Links>
 struct DenseFormat {
     static constexpr int MOST_ROWS = DENSE_ROWS, VECTORS = DENSE_VECTORS;
+    static constexpr bool IS_UNPACKED = false;
 
     // One step of ROWS tokens and of outputs [column, column + 16 * VECTORS); fetches a step ahead.
     template <int ROWS, bool ONCE, typename Activation>
@@ -200,6 +204,9 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
                 multiply<Format, rows.value, true>(panel, 0, activations, steps, PREFETCH_BYTES,
                                                    sums);
             });
+    if constexpr (Format::IS_UNPACKED)
+        if (tokens > MOST_WITH_PACKED || block > Format::MOST_ROWS)
+            return Format::multiply_many(panel, activations, tokens, block, steps, sums);
     // (A step of some formats, such as IQ3_S, is larger than that.)
     constexpr int64_t chunk =
         Format::WEIGHT_BYTES < WEIGHT_CHUNK_BYTES ? WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES : 1;

@@ -1,35 +1,26 @@
 // x [T, in] times a weight [out, in] that keeps the blocks of a file (packed_blocks.h), the same bits
 // for a row whatever the others are, and with every instruction set that has fused multiply-add.
 //
-// bfloat16: a token's inputs are rounded to whole numbers with a scale per 32, as in
-// linear_quantized.h. Each group of 32 or 16 inputs gives a whole number that no order of additions
-// changes. For each 32 inputs in their order, for its groups in theirs:
-//     chain = fma(number * x's scale, weight's scale, chain)
+// bfloat16: a token's inputs are rounded to whole numbers with a scale per 32 (rounded_steps.h), which
+// is a multiple (1, 1.125 .. 1.875) of a power of two, the unit. Each group of 32 or 16 inputs gives a
+// whole number that no order of additions changes. For each 32 inputs in their order, for its groups
+// in theirs:
+//     chain = fma(number * x's unit, weight's scale * x's multiple, chain)
 //     chain = fma(sum of x's numbers * x's scale, weight's minimum, chain)      where there are such
+// Few tokens meet the codes as they come from memory, many meet them unpacked (unpacked_blocks.h).
 // float32: inputs as they are, in their order:
 //     chain = fma(x, value * scale + minimum, chain)
-// The packed activations: blocks of tokens, in a block steps, in a step token by token.
+// The packed activations: blocks of tokens, in a block 32 inputs (float32: steps) after 32, of those token by token.
 
 #pragma once
 
 #include "linear.h"
 #include "linear_quantized.h"
 #include "packed_blocks.h"
+#include "unpacked_blocks.h"
 
 namespace loire {
 namespace {
-
-// 32 inputs of one token.
-struct HalvedStep {
-    int8_t x[STEP];
-    float scale;
-    int32_t sums[2];  // of x, of both halves
-
-    INLINE void finish(float given_scale, float first_sum, float second_sum) {
-        scale = given_scale;
-        sums[0] = int32_t(first_sum), sums[1] = int32_t(second_sum);
-    }
-};
 
 // What both ways of multiplying share.
 template <typename GivenElement, typename Stored, typename GivenActivation, int64_t PER_PART>
@@ -44,53 +35,38 @@ struct BlocksFormat {
     static constexpr int GROUPS = Stored::GROUPS, WORDS = 8 / GROUPS;  // words of a group
 };
 
-// The codes of a word as dot() takes them, and which of those stands for zero.
-template <typename Stored>
-INLINE Int16 dot_codes(const char* lanes, int word) {
-    const Int16 codes = PackedCodes<Stored::BITS>::load(lanes, word);
-    if constexpr (Stored::HAS_TABLE) return look_up(Stored::TABLE, codes);
-    return codes;
-}
-template <typename Stored>
-constexpr int DOT_ZERO = Stored::HAS_TABLE ? (SIGNED_CODES ? 0 : 128)
-                         : Stored::BITS == 8 && SIGNED_CODES ? 0
-                                                             : Stored::ZERO;
-
-template <typename Stored>
-struct RoundedBlocks : BlocksFormat<bfloat16, Stored, HalvedStep, 1> {
-    using Base = BlocksFormat<bfloat16, Stored, HalvedStep, 1>;
+template <typename Element, typename Stored>
+struct RoundedBlocks
+    : BlocksFormat<Element, Stored, BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM>, 1> {
+    using Step = BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM>;
+    using Base = BlocksFormat<Element, Stored, Step, 1>;
+    static constexpr bool IS_UNPACKED = true;
     using Packed = typename Base::Packed;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
-    static constexpr int64_t PARTS_OF_STEP = Packed::PARTS_OF_STEP;
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const char* weight, int64_t column, const char* ahead,
-                            const HalvedStep* x, Vec16 (&chains)[ROWS][VECTORS]) {
+    static INLINE void step(const char* weight, int64_t column, const char* ahead, const Step* x,
+                            Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::HEAD_BYTES, ONCE>(ahead);
 #pragma GCC unroll 1
-        for (int64_t part = 0; part < PARTS_OF_STEP; ++part)
+        for (int64_t part = 0; part < Packed::PARTS_OF_STEP; ++part)
             one_part<ROWS, ONCE>(weight, Packed::part(weight, part), column,
-                                 Packed::part(ahead, part), x + part, chains);
+                                 Packed::part(ahead, part), x + part * ROWS, chains);
     }
 
     template <int ROWS, bool ONCE>
     static INLINE void one_part(const char* weight, const char* part, int64_t column,
-                                const char* ahead, const HalvedStep* x,
-                                Vec16 (&chains)[ROWS][VECTORS]) {
+                                const char* ahead, const Step* x, Vec16 (&chains)[ROWS][VECTORS]) {
         constexpr int64_t FETCHED = Packed::Codes::BYTES / 8;
         const char* lanes = part + column * LANE;
 #pragma GCC unroll 2
         for (int group = 0; group < GROUPS; ++group) {
             Int16 numbers[ROWS][VECTORS];
 #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                const HalvedStep& token = x[r * PARTS_OF_STEP];
-                const int32_t sum = GROUPS == 2 ? token.sums[group] : token.sums[0] + token.sums[1];
+            for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; ++v)
-                    numbers[r][v] = broadcast_int(-DOT_ZERO<Stored> * sum);
-            }
+                for (int v = 0; v < VECTORS; ++v) numbers[r][v] = x[r].first_number(group);
             // Words whose codes lie in the same bytes come together.
 #pragma GCC unroll 8
             for (int i = 0; i < WORDS; ++i) {
@@ -100,14 +76,7 @@ struct RoundedBlocks : BlocksFormat<bfloat16, Stored, HalvedStep, 1> {
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v)
                     codes[v] = dot_codes<Stored>(lanes + v * 64, word);
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; ++r) {
-                    int32_t four;
-                    __builtin_memcpy(&four, x[r * PARTS_OF_STEP].x + 4 * word, 4);
-#pragma GCC unroll 2
-                    for (int v = 0; v < VECTORS; ++v)
-                        numbers[r][v] = dot(numbers[r][v], codes[v], four);
-                }
+                add_word<ROWS>(codes, word, x, numbers);
             }
 #pragma GCC unroll 2
             for (int v = 0; v < VECTORS; ++v)
@@ -118,24 +87,35 @@ struct RoundedBlocks : BlocksFormat<bfloat16, Stored, HalvedStep, 1> {
 
     template <int ROWS>
     static INLINE void add_numbers(const char* weight, const char* part, int64_t output, int group,
-                                   int v, const HalvedStep* x,
-                                   const Int16 (&numbers)[ROWS][VECTORS],
+                                   int v, const Step* x, const Int16 (&numbers)[ROWS][VECTORS],
                                    Vec16 (&chains)[ROWS][VECTORS]) {
         const Vec16 scales = Packed::beside(weight, part, 0, group, output);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
-            chains[r][v] = fma(to_floats(numbers[r][v]) * broadcast(x[r * PARTS_OF_STEP].scale),
-                               scales, chains[r][v]);
+            chains[r][v] = fma(x[r].in_units(numbers[r][v]), scales * broadcast(x[r].multiple),
+                               chains[r][v]);
         if constexpr (Stored::HAS_MINIMUM) {
             const Vec16 minimums = Packed::beside(weight, part, 1, group, output);
 #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                const HalvedStep& token = x[r * PARTS_OF_STEP];
-                const int32_t sum = GROUPS == 2 ? token.sums[group] : token.sums[0] + token.sums[1];
-                chains[r][v] = fma(broadcast(float(sum) * token.scale), minimums, chains[r][v]);
-            }
+            for (int r = 0; r < ROWS; ++r)
+                chains[r][v] = fma(broadcast(x[r].sums[group]), minimums, chains[r][v]);
         }
     }
+
+    static void multiply_many(const char* panel, const char* activations, int64_t tokens,
+                              int64_t block, int64_t steps, float* sums) {
+        multiply_panel_unpacked<Stored, MOST_ROWS, VECTORS>(panel, activations, tokens, block, steps,
+                                                            sums);
+    }
+
+    static INLINE void keep(const RoundedStep& rounded, Step& step) {
+        step.template keep<DOT_ZERO<Stored>>(rounded);
+    }
+};
+
+// Weights that were rounded to four bits, packed as if they had come as blocks: a bfloat16 per 32.
+struct Int4 : Layout<18, 32, 4, 8> {
+    static constexpr ScaleKind SCALE = ScaleKind::BFLOAT16;
 };
 
 // Made for exactness; few rows and vectors keep the code small.
@@ -143,6 +123,7 @@ template <typename Stored>
 struct ExactBlocks : BlocksFormat<float, Stored, float, STEP> {
     using Base = BlocksFormat<float, Stored, float, STEP>;
     using Packed = typename Base::Packed;
+    static constexpr bool IS_UNPACKED = false;
     static constexpr int MOST_ROWS = 4, VECTORS = 1;
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
 
@@ -178,27 +159,31 @@ struct ExactBlocks : BlocksFormat<float, Stored, float, STEP> {
 };
 
 // One block of tokens. Their inputs fill whole blocks of the weight.
-template <typename Format>
-void blocks_activations_piece(const void* untyped, int64_t piece, Scratch&) {
-    using Element = typename Format::Element;
+template <typename Stored>
+void exact_activations_piece(const void* untyped, int64_t piece, Scratch&) {
+    constexpr int64_t INPUTS = Stored::ELEMENTS;
     const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
     const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
     const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
+    auto* packed = static_cast<float*>(a.packed) + first * a.in_features;
     for (int64_t r = 0; r < rows; ++r) {
-        const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
-        auto* packed = static_cast<typename Format::Activation*>(a.packed) +
-                       (first * a.steps + r) * Format::ACTIVATIONS;
-        for (int64_t step = 0; step < a.steps; ++step, packed += rows * Format::ACTIVATIONS)
-            for (int64_t part = 0; part < Format::INPUTS / STEP; ++part, x += STEP) {
-                if constexpr (sizeof(Element) == 4) {
-                    __builtin_memcpy(packed + part * STEP, x, STEP * sizeof(float));
-                } else {
-                    const Vec16 halves[2] = {load(x), load(x + 16)};
-                    quantize_step(halves, packed[part]);
-                }
-            }
+        const float* x = static_cast<const float*>(a.x) + (first + r) * a.in_features;
+        for (int64_t step = 0; step < a.steps; ++step)
+            __builtin_memcpy(packed + (step * rows + r) * INPUTS, x + step * INPUTS,
+                             INPUTS * sizeof(float));
     }
 }
+
+#if defined(LOIRE_AMX)
+template <typename Format>
+void block_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch) {
+    const auto& a = *static_cast<const LinearArguments*>(untyped);
+    if (a.tokens_per_block < TILE_TOKENS) return linear_piece<Format>(untyped, piece, scratch);
+    Tiles::configure_bytes();
+    linear_piece<Format>(untyped, piece, scratch);
+    Tiles::release();
+}
+#endif
 
 }  // namespace
 }  // namespace loire

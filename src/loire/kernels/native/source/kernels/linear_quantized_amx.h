@@ -2,9 +2,8 @@
 // tokens times 16 outputs in a step. They are exact, and what follows is that of
 // linear_quantized.h in its order, so the bits are the same, and few tokens are left to it.
 //
-// A step of a packed int8 weight is two tiles side by side, of 8 rows (of four inputs) that lie 128
-// bytes apart. Codes of four bits are unpacked to that, a chunk of steps at a time, while the blocks
-// of tokens pass by. Packed activations are tiles as they lie: a token's 32 bytes are a row.
+// A step of the packed weight is two tiles side by side, of 8 rows (of four inputs) that lie 128
+// bytes apart. Packed activations are tiles as they lie: a token's 32 bytes are a row.
 
 #pragma once
 
@@ -18,7 +17,6 @@ namespace loire {
 namespace {
 
 constexpr int64_t TILE_TOKENS = 16;
-constexpr int64_t BYTE_STEP = PANEL * STEP;     // bytes of a step's codes, as tiles
 constexpr int64_t BYTE_CHUNK_STEPS = 8;         // so that a chunk stays in the L1 cache
 constexpr int64_t NUMBERS_BYTES = TILE_TOKENS * 16 * int64_t(sizeof(int32_t));
 
@@ -27,66 +25,46 @@ int64_t quantized_tile_tokens(int64_t tokens) {
     return tokens <= 2 * MOST_ROWS ? block_tokens<MOST_ROWS>(tokens) : TILE_TOKENS;
 }
 
-// A step's codes of four bits as tiles: the lower halves come first.
-INLINE void unpack_codes(const char* packed, char* bytes) {
-    for (int64_t at = 0; at < BYTE_STEP / 2; at += 64) {
-        Int16 lower, upper;
-        split_codes(load_ints(packed + at), lower, upper);
-        __builtin_memcpy(bytes + at, &lower, sizeof(lower));
-        __builtin_memcpy(bytes + BYTE_STEP / 2 + at, &upper, sizeof(upper));
-    }
-}
-
 // Takes the chains of 16 tokens times 16 outputs, in sums [tokens][PANEL], some steps on. Rows past
 // the last token compute what nobody reads. rows: tokens of the block, 16 or fewer.
 template <typename Format>
-void add_tile(const char* weight, const char* codes, int64_t code_bytes, int64_t column,
-              const char* ahead, const typename Format::Activation* x, int64_t rows, int64_t steps,
-              char* numbers, float* sums) {
+void add_tile(const char* weight, int64_t column, const char* ahead,
+              const typename Format::Activation* x, int64_t rows, int64_t steps, char* numbers,
+              float* sums) {
     Vec16 chains[TILE_TOKENS];
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_TOKENS; ++r) chains[r] = load(sums + r * PANEL);
     for (int64_t step = 0; step < steps; ++step) {
         Tiles::zero<0>();
         Tiles::load<4>(x, sizeof(*x));
-        Tiles::load<6>(codes + column * 4, PANEL * 4);
+        Tiles::load<6>(weight + column * 4, PANEL * 4);
         Tiles::multiply_bytes<0, 4, 6>();
         Tiles::store<0>(numbers, 64);
         fetch<Format::WEIGHT_BYTES / 2, false>(ahead + column * Format::WEIGHT_BYTES / PANEL);
-        const auto beside = Format::beside(weight, column);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_TOKENS; ++r)
-            Format::add_number(load_ints(numbers + r * 64) + x[r].first_number(), x[r], beside,
-                               chains[r]);
+            Format::add_number(load_ints(numbers + r * 64) + x[r].first_number(), x[r], chains[r]);
         weight += Format::WEIGHT_BYTES;
         ahead += Format::WEIGHT_BYTES;
-        codes += code_bytes;
         x += rows;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_TOKENS; ++r) store(sums + r * PANEL, chains[r]);
 }
 
-// All steps of one panel. sums: of whole blocks. scratch: NUMBERS_BYTES, and a chunk of codes.
+// All steps of one panel. sums: of whole blocks. numbers: NUMBERS_BYTES.
 template <typename Format>
 void multiply_panel_tiles(const char* panel, const typename Format::Activation* activations,
-                          int64_t tokens, int64_t steps, char* scratch, float* sums) {
-    constexpr bool PACKED = Format::CODE_BYTES < BYTE_STEP;
-    char* unpacked = scratch + NUMBERS_BYTES;
+                          int64_t tokens, int64_t steps, char* numbers, float* sums) {
     for (int64_t step = 0; step < steps; step += BYTE_CHUNK_STEPS) {
         const int64_t count = steps - step < BYTE_CHUNK_STEPS ? steps - step : BYTE_CHUNK_STEPS;
         const char* weight = panel + step * Format::WEIGHT_BYTES;
         const char* ahead = weight + BYTE_CHUNK_STEPS * Format::WEIGHT_BYTES;
-        if constexpr (PACKED)
-            for (int64_t s = 0; s < count; ++s)
-                unpack_codes(weight + s * Format::WEIGHT_BYTES, unpacked + s * BYTE_STEP);
         for (int64_t t = 0; t < tokens; t += TILE_TOKENS) {
             const int64_t rows = tokens - t < TILE_TOKENS ? tokens - t : TILE_TOKENS;
             for (int64_t column = 0; column < PANEL; column += 16)
-                add_tile<Format>(weight, PACKED ? unpacked : weight,
-                                 PACKED ? BYTE_STEP : Format::WEIGHT_BYTES, column, ahead,
-                                 activations + t * steps + rows * step, rows, count, scratch,
-                                 sums + t * PANEL + column);
+                add_tile<Format>(weight, column, ahead, activations + t * steps + rows * step, rows,
+                                 count, numbers, sums + t * PANEL + column);
         }
     }
 }
@@ -102,16 +80,15 @@ void quantized_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch)
     const int64_t together = panels_per_output(a.gate);
     const int64_t panel_sums = (tokens + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS * PANEL;
     const int64_t sum_bytes = together * panel_sums * int64_t(sizeof(float));
-    constexpr int64_t OTHER_BYTES = NUMBERS_BYTES + BYTE_CHUNK_STEPS * BYTE_STEP;
-    char* other = scratch.reserve(OTHER_BYTES + sum_bytes);
-    float* sums = reinterpret_cast<float*>(other + OTHER_BYTES);
+    char* numbers = scratch.reserve(NUMBERS_BYTES + sum_bytes);
+    float* sums = reinterpret_cast<float*>(numbers + NUMBERS_BYTES);
     Tiles::configure_bytes();
     for (int64_t panel = first_panel; panel < last_panel; panel += together) {
         __builtin_memset(sums, 0, sum_bytes);
         for (int64_t i = 0; i < together; ++i)
             multiply_panel_tiles<Format>(
                 static_cast<const char*>(a.weight) + (panel + i) * panel_bytes, activations, tokens,
-                a.steps, other, sums + i * panel_sums);
+                a.steps, numbers, sums + i * panel_sums);
         finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums, panel_sums);
     }
     Tiles::release();

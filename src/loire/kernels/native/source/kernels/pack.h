@@ -1,4 +1,5 @@
-// Packs weights into panels; linear.h, linear_amx.h and linear_quantized.h say in what order.
+// Packs weights into panels; linear.h, linear_amx.h, linear_quantized.h and (int4) packed_blocks.h say
+// in what order.
 
 #pragma once
 
@@ -132,24 +133,6 @@ void pack_int4_piece(const void* untyped, int64_t panel, Scratch&) {
             codes_of(second, scale, -8.0f, 7.0f, 8, upper);
             for (int i = 0; i < 16; ++i)
                 packed[(i / 4 * PANEL + lane) * 4 + i % 4] = char(upper[i] << 4 | lower[i]);
-        }
-    }
-}
-
-// Rows of Q4_1 blocks of GGUF: a scale and a minimum, then the codes, paired as they are wanted here.
-inline void pack_q4_1_piece(const void* untyped, int64_t panel, Scratch&) {
-    const auto& a = *static_cast<const PackArguments*>(untyped);
-    constexpr int64_t BLOCK_BYTES = 20, CODE_BYTES = PANEL * STEP / 2;
-    for (int64_t lane = 0; lane < PANEL; ++lane) {
-        const char* row = static_cast<const char*>(a.row(panel * PANEL + lane, 1));
-        char* packed = a.packed + panel * a.panel_bytes;
-        for (int64_t step = 0; step < a.steps; ++step, packed += a.panel_bytes / a.steps) {
-            char block[BLOCK_BYTES] = {};
-            if (row != nullptr) __builtin_memcpy(block, row + step * BLOCK_BYTES, BLOCK_BYTES);
-            __builtin_memcpy(packed + CODE_BYTES + lane * 2, block, 2);
-            __builtin_memcpy(packed + CODE_BYTES + (PANEL + lane) * 2, block + 2, 2);
-            for (int64_t word = 0; word < 4; ++word)
-                __builtin_memcpy(packed + (word * PANEL + lane) * 4, block + 4 + word * 4, 4);
         }
     }
 }

@@ -98,6 +98,18 @@ struct PackedCodes {
     }
 };
 
+// The codes of a word as dot() takes them, and which of those stands for zero.
+template <typename Stored>
+INLINE Int16 dot_codes(const char* lanes, int word) {
+    const Int16 codes = PackedCodes<Stored::BITS>::load(lanes, word);
+    if constexpr (Stored::HAS_TABLE) return look_up(Stored::TABLE, codes);
+    return codes;
+}
+template <typename Stored>
+constexpr int DOT_ZERO = Stored::HAS_TABLE ? (SIGNED_CODES ? 0 : 128)
+                         : Stored::BITS == 8 && SIGNED_CODES ? 0
+                                                             : Stored::ZERO;
+
 template <typename Format>
 struct PackedBlocks {
     using Codes = PackedCodes<Format::BITS>;

@@ -20,13 +20,14 @@ struct Tiles {
     // be 0; 6 and 7 (weights) have 16. All are zero then.
     static void configure(int64_t upper, int64_t lower) {
         const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
-        configure(rows, 64);
+        configure(rows, 64, 64);
     }
 
-    // Tile 0 (sums of 32 bits) and 4 (activations, of 32 bytes) get 16 rows, 6 (weights) 8.
+    // Tile 0 (sums of 32 bits) gets 16 rows, 4 (activations, of 32 bytes) as many and 6 (weights) 8; for
+    // half as many inputs, 5 (of 16 bytes) 16 and 7 four.
     static void configure_bytes() {
-        const int64_t rows[8] = {16, 0, 0, 0, 16, 0, 8, 0};
-        configure(rows, 32);
+        const int64_t rows[8] = {16, 0, 0, 0, 16, 16, 8, 4};
+        configure(rows, 32, 16);
     }
 
     // Leaves the registers as other code expects them: switching threads costs less.
@@ -72,8 +73,8 @@ struct Tiles {
     }
 
   private:
-    // activation_bytes: of a row of tiles 4 and 5; those of the others have 64.
-    static void configure(const int64_t (&rows)[8], int activation_bytes) {
+    // Bytes of a row of tiles 4 and 5; those of the others have 64.
+    static void configure(const int64_t (&rows)[8], int fourth_bytes, int fifth_bytes) {
         struct alignas(64) Configuration {
             uint8_t palette, start_row, reserved[14];
             uint16_t row_bytes[16];
@@ -82,7 +83,7 @@ struct Tiles {
         static_assert(sizeof(Configuration) == 64);
         configuration.palette = 1;
         for (int tile = 0; tile < 8; ++tile) {
-            const int bytes = tile == 4 || tile == 5 ? activation_bytes : 64;
+            const int bytes = tile == 4 ? fourth_bytes : tile == 5 ? fifth_bytes : 64;
             configuration.rows[tile] = uint8_t(rows[tile]);
             configuration.row_bytes[tile] = uint16_t(rows[tile] == 0 ? 0 : bytes);
         }

@@ -235,6 +235,24 @@ INLINE Int16 load_ints(const void* source) {
     return result;
 }
 
+INLINE void store_ints(void* target, const Int16& value) {
+    EACH_PART __builtin_memcpy(static_cast<char*>(target) + p * LANES * 4, &value.part[p],
+                               sizeof(Ints));
+}
+
+// The same bits.
+INLINE Vec16 as_floats(const Int16& value) {
+    Vec16 result;
+    EACH_PART result.part[p] = (Floats)value.part[p];
+    return result;
+}
+
+INLINE Int16 as_ints(const Vec16& value) {
+    Int16 result;
+    EACH_PART result.part[p] = (Ints)value.part[p];
+    return result;
+}
+
 INLINE Int16 operator+(const Int16& a, const Int16& b) {
     Int16 result;
     EACH_PART result.part[p] = a.part[p] + b.part[p];

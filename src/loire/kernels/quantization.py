@@ -54,7 +54,8 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (float32 [T, groups, 32], whole numbers) and scales (float32 [T, groups]) of x [T, in].
 
     Scales are the least of four binary digits that keep the codes within -127..127; those below
-    2^-100 are zero. A group with an input that is not finite, or of 2^100 or more, has the scale NaN.
+    2^-100 are zero. A group with an input that is not finite, or of 2^100 or more, has the scale
+    NaN.
     """
     groups = _groups(x.float())
     largest = groups.abs().amax(dim=2)

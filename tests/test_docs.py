@@ -128,6 +128,12 @@ def put_in(text: str, model: Path, url: str) -> str:
     return text.replace(DEFAULT_URL, url)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What servers keep goes to a folder of the test's own: another server may have the default."""
+    monkeypatch.setenv("LOIRE_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like tiny_llama, with a window for what pages ask."""

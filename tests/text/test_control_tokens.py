@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loire.checkpoint.open import open_checkpoint
 from loire.engine.frontend import Frontend
+from loire.text import control_tokens
 from loire.text.chat_template import ChatTemplate
 from loire.text.control_tokens import ControlTokens, has_marks, without_marks
 from loire.text.tokenizer import Tokenizer
@@ -128,3 +129,13 @@ def test_a_frontend_encodes_them_as_text_unless_allowed(tiny_llama: Path, allow:
         prompt = frontend.render([{"role": "user", "content": content}])
         count.append(frontend.tokenizer.encode(prompt, add_special_tokens=False).count(eos))
     assert count[1] - count[0] == (1 if allow else 0)
+
+
+@given(st.lists(st.sampled_from(["<s>", "<|end|>", "<|", "|>", "a", "\n"]), max_size=40))
+def test_a_text_is_searched_in_slices(pieces: list[str]) -> None:
+    text, control = "".join(pieces), ControlTokens([*SPECIAL, *ADDED])
+    whole = control.hide(text)
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (1, 3, 7, 8):
+            patch.setattr(control_tokens, "_SLICE", size)
+            assert control.hide(text) == whole

@@ -50,6 +50,13 @@ def test_compiling_is_bounded_and_the_refusal_names_the_bound(
     checker.check(StructuredOutputs(choice=("still here",)))
 
 
+def test_a_refusal_may_be_cut_within_a_character(checker: FormChecker) -> None:
+    for begins in ("", "a", "aa"):
+        schema = {"type": "string", "format": begins + "\u20ac" * 3_000}
+        with pytest.raises(RequestError, match="'format' at #"):
+            checker.check(StructuredOutputs(json=schema))
+
+
 def test_others_go_on_while_one_is_compiled(checker: FormChecker) -> None:
     num_ended = 0
 

@@ -8,11 +8,14 @@ else is a RequestError that names the field.
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from reprlib import Repr
 from typing import SupportsFloat, TypeVar
 
 from loire.base.errors import RequestError
 
 SHOWN_CHARS = 60
+_FEW = Repr()
+_FEW.maxlevel = 2
 MAX_INT = 2**31 - 1
 """Bound of counts: what kernels hold in 32 bits."""
 
@@ -108,7 +111,10 @@ def shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str | bytes):
         value = value[: SHOWN_CHARS + 1]  # before it is written out
-    written = ascii(value)
+    if isinstance(value, list | tuple | dict):
+        written = _FEW.repr(value).encode("ascii", "backslashreplace").decode()
+    else:
+        written = ascii(value)
     return written if len(written) <= SHOWN_CHARS else f"{written[:SHOWN_CHARS]}..."
 
 

@@ -169,7 +169,7 @@ class AdapterNames:
         with self._lock:
             found = self._named.pop(name, None)
             if found is None:
-                raise ModelNotFoundError(f"The lora adapter '{name}' cannot be found.")
+                raise ModelNotFoundError(f"The lora adapter '{name[:200]}' cannot be found.")
             del self._alike[found.identity][name]
             self._let_go(found)
 

@@ -114,7 +114,7 @@ def begin_turn(
     """
     use, dialect = conversation.tools, frontend.dialect
     if params.truncate_prompt_tokens is None:
-        frontend.check_characters(_num_characters(conversation.messages))
+        _check_size(frontend, conversation)
     variables, ignored = _variables(frontend, conversation)
     prompt = _render(frontend, conversation, variables)
     if conversation.ending == "message goes on":
@@ -143,8 +143,16 @@ def begin_turn(
 
 def prompt_of(frontend: Frontend, conversation: Conversation) -> str:
     """The prompt of a conversation, special tokens included. Raises RequestError."""
-    frontend.check_characters(_num_characters(conversation.messages))
+    _check_size(frontend, conversation)
     return _render(frontend, conversation, _variables(frontend, conversation)[0])
+
+
+def _check_size(frontend: Frontend, conversation: Conversation) -> None:
+    """Raise PromptTooLongError for what cannot fit, before it is rendered."""
+    tools = () if conversation.tools is None else conversation.tools.tools
+    described = [(tool.description, tool.parameters) for tool in tools]
+    given = (conversation.messages, described, conversation.variables)
+    frontend.check_characters(_num_characters(given))
 
 
 def _num_characters(value: Any) -> int:

@@ -16,6 +16,8 @@ from loire.base.errors import RequestError
 _START, _END = "\ufdd1", "\ufdd2"
 """Noncharacters: Unicode keeps them for use within a program."""
 _MARKED = re.compile(f"{_START}([^{_START}{_END}]*){_END}|[{_START}{_END}]")
+_SLICE = 2**18
+"""Characters that are searched at a time: meanwhile no other thread has its turn."""
 _PLAIN_KEYS = frozenset(("role", "type"))
 """What templates compare, and the API checks."""
 
@@ -43,10 +45,25 @@ class ControlTokens:
         return value
 
     def _hide(self, text: str) -> str:
-        text = self._pattern.sub(f"{_START}\\g<0>{_END}", without_marks(text))
+        text = self._mark(without_marks(text))
         # What the next text goes on with could make a token of the beginning of one.
         lengths = range(1, min(self._longest, len(text)) + 1)
         return text + _END if any(self._begins_one(text[-n:]) for n in lengths) else text
+
+    def _mark(self, text: str) -> str:
+        """A text with its control tokens between marks."""
+        parts: list[str] = []
+        place = 0
+        for end in range(_SLICE, len(text) + _SLICE, _SLICE):
+            # What begins in the slice may end behind it.
+            for token in self._pattern.finditer(text, place, end + self._longest):
+                if token.start() >= end:
+                    break
+                parts += text[place : token.start()], _START, token[0], _END
+                place = token.end()
+            parts.append(text[place:end])
+            place = max(place, end)
+        return "".join(parts)
 
     def _begins_one(self, text: str) -> bool:
         """Whether a token begins with a text and goes on: then the next one in order does."""

@@ -149,7 +149,7 @@ def _read(child: ChildProcess, waiting: dict[int, "Future[str]"]) -> None:
             answer = child.receive(None)
             future = waiting.pop(int.from_bytes(answer[:4], "big"), None)
             if future is not None:  # else nobody waits for it any more
-                future.set_result(answer[4:].decode())
+                future.set_result(answer[4:].decode("utf-8", "ignore"))  # it may be cut
     except (ChildError, OSError, ValueError) as error:
         reason = ChildError(f"the process that checks ended ({error})")
     while waiting:

@@ -68,6 +68,13 @@ def test_keys_are_added_listed_and_revoked(
     assert names(settled(file)) == ["bob"]
 
 
+def test_files_of_windows_are_read(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + f"alice:{ALICE}\r\n# bob:\r\n".encode())
+    assert names(settled(file)) == ["alice"]
+    assert main(["keys", "add", "bob", "--file", str(file)]) == 0
+    assert names(settled(file)) == ["alice", "bob"]
+
+
 def test_what_else_is_in_the_file_stays(file: Path) -> None:
     text = f"# the team's\n\n  alice:{ALICE}   concurrency=2\n"
     file.write_text(text)
@@ -148,7 +155,11 @@ def test_a_broken_file_changes_nothing_and_is_told_once(
 ) -> None:
     access = settled(file)
     check(access)
-    for text, reason in (("alice:short\n", "at least 16"), (f"a:{BOB}\na:{ALICE}\n", "two keys")):
+    for text, reason in (
+        ("alice:short\n", "at least 16"),
+        (f"a:{BOB}\na:{ALICE}\n", "two keys"),
+        (f"alice:{ALICE} concurrency={'9' * 5000}\n", "at most"),
+    ):
         caplog.clear()
         file.write_text(text)
         for _ in range(3):
@@ -157,8 +168,11 @@ def test_a_broken_file_changes_nothing_and_is_told_once(
         assert reason in record.getMessage()
         assert "the keys read before stay" in record.getMessage()
         assert names(access) == ["alice"]
-    caplog.clear()
     file.unlink()
+    os.mkfifo(file)
+    check(access)  # which would wait for a writer
+    file.unlink()
+    caplog.clear()
     check(access)
     check(access)
     assert len(caplog.records) == 1

@@ -209,6 +209,7 @@ def test_responses_run_as_batches(engine: FakeEngine, tmp_path: Path) -> None:
         (line(2**63), "invalid_json_line"),
         (line(["a"]), "invalid_json_line"),
         (line("2") + "\n" + line(2), "duplicate_custom_id"),
+        (line("a").replace('"body": {', '"body": {"x": ' + "[" * 100_000), "invalid_json_line"),
     ],
 )
 def test_a_wrong_line_fails_the_batch_by_its_number(
@@ -241,6 +242,9 @@ def test_inputs_have_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert codes("\n\n") == [("empty_file", None)]
     path.write_text(line("1"), encoding="utf-16")
     assert [error.code for error in read_input(path, CHAT)[1]] == ["invalid_encoding"]
+    monkeypatch.setattr("loire.server.batches.input.MAX_ALL_LINES", 5)
+    assert codes(*[""] * 5, line("1")) == [("too_many_requests", None)]
+    monkeypatch.undo()
     assert codes(*["{"] * 100) == [("invalid_json_line", i + 1) for i in range(MAX_ERRORS)]
 
 

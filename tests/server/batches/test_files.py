@@ -53,6 +53,29 @@ def test_a_file_comes_back_as_it_was(app: FastAPI) -> None:
     assert response.headers["content-type"] == "application/octet-stream"
 
 
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("filename*=utf-8''na%C3%AFve%0D%0AX", "na\u00efve\r\nX"),
+        ("filename=a.jsonl", "a.jsonl"),
+        ('FileName="a\\"b\\\\;"; filename="c"', 'a"b\\;'),
+        ("filename*=unicode_escape''%5Cud800", "file"),
+        ("filename*=idna''a%ff; filename=\"b\"", "b"),
+        ("filename*=undefined''a", "file"),
+    ],
+)
+def test_names_of_files_are_read_in_few_ways(app: FastAPI, disposition: str, name: str) -> None:
+    """Python's own reader lets the client choose among all codecs, some of which raise."""
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+        b'Content-Disposition: form-data; name="file"; %s\r\n\r\nx\r\n--b--' % disposition.encode()
+    )
+    headers = {"Content-Type": 'Multipart/Form-Data; charset=utf-7; Boundary="b"'}
+    file = ask(app, "POST", "/v1/files", content=body, headers=headers).json()
+    assert file["filename"] == name
+    assert ask(app, "GET", f"/v1/files/{file['id']}/content").content == b"x"
+
+
 def test_files_are_listed_in_pages(app: FastAPI) -> None:
     ids = {upload(app)["id"] for _ in range(5)}
     newest_first = [file["id"] for file in ask(app, "GET", "/v1/files").json()["data"]]
@@ -158,6 +181,8 @@ def test_wrong_forms_are_refused(
             "multipart/form-data; boundary=b",
             b'--b\r\nContent-Disposition: form-data; name="\xff"\r\n\r\nabc\r\n--b--',
         ),
+        ("multipart/form-data; boundary*=idna''b", b"--b--"),
+        ("multipart/form-data; boundary*=unicode_escape''%5Cud800", b"--b--"),
     ],
 )
 def test_what_is_no_form_is_refused(app: FastAPI, content_type: str, body: bytes) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import re
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from loire.server.host import connections
-from loire.server.host.connections import GuardedProtocol, RareLog
+from loire.server.host.connections import FREE_PIECES, GuardedProtocol
+from loire.server.observe.rare_log import FewOfMany, RareLines, RareLog
 from loire.server.web import body_limit
 from support.fake_engine import NAME, FakeEngine, serving
 
@@ -110,6 +113,45 @@ def test_more_connections_than_allowed_are_told(
         assert b" 200 " in asked(first)
 
 
+def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(engine) as url:
+        with connected(url) as link:
+            link.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
+        deadline = time.monotonic() + LONG_S
+        while "/v1/completions" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert "POST /v1/completions 499" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "answers"),
+    [
+        (HEAD + b"a: b\r\n" * 40_000 + b"\r\n", [400]),
+        (HEAD + b"\r\n" + HEAD + b"a: b\r\n" * 40_000 + b"\r\n", [200, 400]),
+        (HEAD + b"A: " + b"x" * 40_000 + b"\r\n\r\n", [400]),
+        (CHUNKED + b"1\r\n \r\n" * (FREE_PIECES + 1), [400]),
+        (b"what is this\r\n\r\n", [400]),
+        ((HEAD + b"\r\n") * 3 + HEAD + b"Connection: close\r\n\r\n", [200] * 4),
+    ],
+    ids=["many headers", "behind another", "a long one", "crumbs", "no request", "several"],
+)
+def test_what_is_too_much_to_read_is_refused(
+    engine: FakeEngine, data: bytes, answers: list[int]
+) -> None:
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(data)
+        received = until_closed(link)
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == answers
+
+
 def test_a_client_that_closes_its_side_gets_its_answer(engine: FakeEngine) -> None:
     engine.delay_s = 0.3
     with serving(engine) as url, connected(url) as link:
@@ -119,6 +161,17 @@ def test_a_client_that_closes_its_side_gets_its_answer(engine: FakeEngine) -> No
     assert answer.startswith(b"HTTP/1.1 102 ")
     assert b"HTTP/1.1 200 " in answer
     assert answer.rstrip().endswith(b"}")
+
+
+def test_a_client_that_reads_nothing_is_left(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "send_s", 0.2)
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(b"GET /static/main.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1_500)
+        waiting = select.poll()
+        waiting.register(link, select.POLLHUP)
+        assert waiting.poll(LONG_S * 1000)
 
 
 def test_a_client_that_has_gone_ends_its_request(engine: FakeEngine) -> None:
@@ -137,18 +190,33 @@ def test_a_client_that_has_gone_ends_its_request(engine: FakeEngine) -> None:
 
 
 def test_what_happens_often_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, logger="loire.server.connections")
-    rare = RareLog(every_s=3600.0)
-    for _ in range(1_000):
-        rare.warn("no descriptors")
-        rare.warn("something else")
-    assert len(caplog.records) == 2
+    log = logging.getLogger("loire.server.connections")
+    rare, lines = RareLog(log, every_s=3600.0), RareLines(every_s=3600.0)
+    log.addFilter(lines)
+    try:
+        for _ in range(1_000):
+            rare.warn("no descriptors")
+            rare.warn("something else")
+            log.warning("no request")
+        for _ in range(3):
+            log.error("what is no warning")
+    finally:
+        log.removeFilter(lines)
+    assert len(caplog.records) == 6
+
+
+def test_of_strangers_some_are_noted_and_the_others_counted() -> None:
+    now = 0.0
+    few = FewOfMany(2, lambda: now)
+    assert [few.take() for _ in range(5)] == [0, 0, None, None, None]
+    now = 61.0
+    assert [few.take() for _ in range(3)] == [3, 0, None]
 
 
 def test_descriptors_that_run_out_are_no_flood_of_lines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_rare", RareLog())
+    monkeypatch.setattr(connections, "_rare", RareLog(connections.log))
     loop = asyncio.new_event_loop()
     error = OSError(24, "Too many open files")
     for _ in range(100):

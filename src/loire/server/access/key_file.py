@@ -56,7 +56,7 @@ def limit_words(limits: Limits) -> list[str]:
 def _read(path: Path) -> list[tuple[str, ApiKey | None]]:
     """Lines, and the keys in them."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the key file {path} cannot be read: {error}") from error
     found = []

@@ -93,7 +93,11 @@ class KeySources:
     def warn_of_readers(self) -> None:
         """Say in the log which files others can read."""
         for path in (*self.key_files, *self.admin_key_files):
-            if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            try:
+                mode = path.stat().st_mode
+            except OSError:  # replaced since it was read: it will be read again
+                continue
+            if mode & (stat.S_IRGRP | stat.S_IROTH):
                 log.warning("others can read the key file %s: run chmod 600 %s", path, path)
 
 
@@ -105,7 +109,7 @@ def _few(names: set[str]) -> str:
 
 def _lines(path: Path, may_be_empty: bool, *, admin: bool) -> Iterator[tuple[str, str, bool]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin it with a mark
             mode = os.fstat(file.fileno()).st_mode
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:

@@ -19,6 +19,8 @@ from loire.server.access.rates import NO_LIMITS, Limits
 
 SHORTEST_KEY = 16
 """Characters; a shorter key could be found by trying."""
+MOST_DIGITS = 20
+"""Of a limit that are read: it is too large then. Python reads no more than 4,300."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(r"[!-9;-~]{1,512}")
@@ -173,7 +175,7 @@ def _limits(words: Sequence[str], limits: Limits, place: str) -> Limits:
                 f"{place}: after the key there may be limits ({known}, or =none) and adapters=NAME,"
                 f"NAME, but what follows is none of these; a key has no spaces"
             )
-        given[name] = None if value == "none" else int(value)
+        given[name] = None if value == "none" else int(value[:MOST_DIGITS])
     try:
         return replace(limits, **given)
     except ConfigError as error:

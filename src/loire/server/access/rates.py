@@ -16,10 +16,14 @@ from loire.server.web.api_error import ApiError
 
 Clock = Callable[[], float]
 
+MOST = 10**15
+"""A limit: a float tells as many from one more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a tenant may use; None is no limit. Raises ConfigError for limits below 1."""
+    """What a tenant may use; None is no limit. Raises ConfigError for limits below 1 or beyond
+    MOST."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -33,6 +37,8 @@ class Limits:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"the limit {name} must be at least 1, but is {value}")
+            if value is not None and value > MOST:
+                raise ConfigError(f"the limit {name} must be at most {MOST:,}")
 
 
 NO_LIMITS = Limits()

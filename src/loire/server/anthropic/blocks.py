@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from loire.base.request_values import shown
 from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import FunctionName, Name, StrictModel, Text, refuse
 from loire.server.web.unions import Parts, TextOrParts, read_as, told_by
@@ -158,7 +159,7 @@ def _refuse_others(data: Any, known: Set[str], readable: Sequence[str]) -> None:
         kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(kind, str) and kind not in known:
             refuse(
-                f"a content block of type {kind!r} is not supported here: this server reads "
+                f"a content block of type {shown(kind)} is not supported here: this server reads "
                 f"{', '.join(readable)}",
                 "content",
                 number,

@@ -7,7 +7,7 @@ import time
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,6 +16,8 @@ from loire.server.web.routes import MAX_BODY_BYTES
 
 MAX_LINES = 50_000
 """OpenAI's limit."""
+MAX_ALL_LINES = 200_000
+"""Empty ones included."""
 MAX_LINE_BYTES = MAX_BODY_BYTES
 MAX_CUSTOM_ID = 512
 MAX_ERRORS = 50
@@ -41,7 +43,15 @@ class BatchLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: msgspec.Raw
 
 
+class _Body(msgspec.Struct, frozen=True):
+    """What of a body is looked at here. The rest is skipped, not made into millions of values."""
+
+    stream: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _decoder = msgspec.json.Decoder(BatchLine)
+_body_decoder = msgspec.json.Decoder(_Body)
+_NO_STREAM = (b"null", b"false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,10 @@ def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]
         file.seek(offset)
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            if number > MAX_ALL_LINES:
+                message = f"the file has more than {MAX_ALL_LINES:,} lines, empty ones included"
+                errors.append(BatchError(code="too_many_requests", message=message))
+                break
             if len(line) > MAX_LINE_BYTES:
                 message = f"the line has more than {MAX_LINE_BYTES:,} bytes"
                 errors.append(BatchError(code="line_too_long", message=message, line=number))
@@ -121,8 +135,13 @@ def _mistake(
 
     try:
         line = _decoder.decode(text)
-        body: dict[str, Any] = msgspec.json.decode(line.body, type=dict[str, Any])
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        stream = bytes(_body_decoder.decode(line.body).stream)
+    except (
+        msgspec.ValidationError,
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
         wanted = "each line is an object with custom_id, method, url and body"
         return wrong("invalid_json_line", f"{error}: {wanted}")
     if line.url != endpoint:
@@ -132,7 +151,7 @@ def _mistake(
     if custom_id in seen:
         message = f"custom_id {custom_id[:80]!r} stands in line {seen[custom_id]} already"
         return wrong("duplicate_custom_id", message, "custom_id")
-    if body.get("stream"):
+    if stream not in _NO_STREAM:
         message = "'stream' is for requests that somebody waits for: leave it out"
         return wrong("unsupported_stream", message, "body.stream")
     seen[custom_id] = number

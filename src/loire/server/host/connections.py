@@ -1,29 +1,52 @@
 """Connections under limits: how many there are, and how long one may take to say what it wants.
 
-Uvicorn waits for ever for the head of a request, and for its body. Here both have a time; beyond
-the most connections one is told so and closed, before descriptors run out. A client that closes
-its own side after the request still gets its answer.
+Uvicorn waits for ever for the head of a request, for its body, and for whoever does not read what
+it is sent. Here all have a time; beyond the most connections one is told so and closed, before
+descriptors run out. A client that closes its own side after the request still gets its answer.
+
+The parser is h11, whatever else is installed: httptools has no bound on what a head may hold.
 """
 
 import asyncio
 import logging
 import resource
-import time
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from loire.server.observe.rare_log import RareLog
 
 SPARE_DESCRIPTORS = 128
 """Kept for files, the engine and the like."""
 MOST_CONNECTIONS = 16_384
 HEAD_S = 30.0
 """For the head of a request, from its first byte or from the beginning of a connection."""
+SEND_S = 120.0
+"""For a client that takes nothing of its answer, with more than its system and ours hold for it."""
+PIECE_BYTES = MAX_HEAD_BYTES = 16 * 1024
+"""h11 refuses a head of which it has that much and not the end. It is given no more at a time: in a
+quarter of a megabyte there may be 50,000 headers, and reading those takes a fifth of a second."""
+FREE_PIECES = 1_000
+PIECE_LEAST = 64
+"""Bytes that pieces of a body must have on average, once there are more than FREE_PIECES."""
+LINGER_S = 1.0
+"""A connection whose request was refused is read for so long: closing it before all was read would
+take the refusal back from the client."""
 PROBES_S = (0.0, 0.5, 10.0)
 """When a client that closed its side is looked for; the last one repeats."""
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
+_REFUSAL = (
+    b"HTTP/1.1 %s\r\nConnection: close\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+)
+_FULL = b'{"error": {"message": "too many connections are open", "type": "server_error"}}'
+_NO_REQUEST = (
+    b'{"error": {"message": "this is no HTTP/1.1 request, or its head has more than %d bytes, or '
+    b'its body comes in pieces of less than %d", "type": "invalid_request_error"}}'
+    % (MAX_HEAD_BYTES, PIECE_LEAST)
 )
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
@@ -37,25 +60,7 @@ def most_connections() -> int:
     return max(min(known, MOST_CONNECTIONS), 16)
 
 
-class RareLog:
-    """Says each kind of thing once a minute, with how often it happened meanwhile."""
-
-    def __init__(self, every_s: float = 60.0) -> None:
-        self._every_s = every_s
-        self._said: dict[str, tuple[float, int]] = {}
-
-    def warn(self, kind: str) -> None:
-        """Note a thing of this kind."""
-        now = time.monotonic()
-        last, count = self._said.get(kind, (-self._every_s, 0))
-        if now - last < self._every_s:
-            self._said[kind] = (last, count + 1)
-            return
-        self._said[kind] = (now, 0)
-        log.warning("%s%s", kind, f" ({count} more since the last line)" if count else "")
-
-
-_rare = RareLog()
+_rare = RareLog(log)
 
 
 def note_loop_trouble(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
@@ -68,24 +73,45 @@ def note_loop_trouble(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any
         loop.default_exception_handler(dict(context))
 
 
-class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # found at run time
+class _Reader(h11.Connection):
+    """h11 that refuses a body in crumbs: each piece takes 20 us, if it is a single byte."""
+
+    _num_pieces = _num_bytes = 0
+
+    def next_event(self) -> Any:
+        """What came next."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_pieces = self._num_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._num_pieces += 1
+            self._num_bytes += len(event.data)
+            if self._num_pieces > FREE_PIECES and self._num_bytes < PIECE_LEAST * self._num_pieces:
+                raise h11.RemoteProtocolError("the body comes in too many pieces")
+        return event
+
+
+class GuardedProtocol(H11Protocol):
     """Uvicorn's protocol for one connection, under limits."""
 
     max_connections = MOST_CONNECTIONS
     head_s = HEAD_S
+    send_s = SEND_S
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; it has a time to ask for something."""
         super().connection_made(transport)
+        self.conn = _Reader(h11.SERVER, MAX_HEAD_BYTES)
         self._head_timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
         self._half_closed = False
+        self._later = bytearray()
+        """What came behind a request that is being answered."""
+        self._refused = False
         if len(self.connections) > self.max_connections:
             _rare.warn(f"{self.max_connections} connections are open: more are refused")
-            text = (
-                b'{"error": {"message": "too many connections are open", "type": "server_error"}}'
-            )
-            transport.write(_FULL % (len(text), text))
+            self._refuse(b"503 Service Unavailable\r\nRetry-After: 1", _FULL)
             transport.close()
             return
         self._expect_head()
@@ -97,19 +123,39 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # fo
 
     def data_received(self, data: bytes) -> None:
         """More of a request."""
-        super().data_received(data)
-        if self._is_answering():
+        for place in range(0, len(data), PIECE_BYTES):
+            if self._later or (self._is_answering() and not self.cycle.more_body):
+                self._later += data[place:]
+                self.flow.pause_reading()
+                break
+            if self._refused or self.transport.is_closing():
+                return
+            super().data_received(data[place : place + PIECE_BYTES])
+        if self._is_answering() or self._refused:
             self._drop_head_timer()
         elif not self.transport.is_closing():
             self._expect_head()
 
-    def eof_received(self) -> bool | None:
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(self.send_s, self._leave_client)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        self._drop_stuck_timer()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client closed its side, or has gone altogether, which looks the same.
 
         An interim answer tells them apart: the system of one that has gone resets the connection.
         TLS has no half-closed connections.
         """
-        if not self._is_answering() or self.transport.get_extra_info("ssl_object") is not None:
+        if self._refused or not self._is_answering():
+            return None
+        if self.transport.get_extra_info("ssl_object") is not None:
             return None
         self._half_closed = True
         self._look_for_client(0)
@@ -118,7 +164,31 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # fo
     def on_response_complete(self) -> None:
         """An answer was written."""
         super().on_response_complete()
-        if self._half_closed and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._half_closed:
+            self.transport.close()
+        elif self._later:
+            later, self._later = bytes(self._later), bytearray()
+            self.data_received(later)
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no request. If an answer is on its way, it ends there."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(b"400 Bad Request", _NO_REQUEST)
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: bytes, text: bytes) -> None:
+        self._refused = True
+        if self._is_answering():  # whoever answers hears that nobody listens
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write(_REFUSAL % (status, len(text), text))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
             self.transport.close()
 
     def _is_answering(self) -> bool:
@@ -146,7 +216,19 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # fo
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _leave_client(self) -> None:
+        """Drop what it was to be sent, also what the system holds."""
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def _drop_stuck_timer(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
     def _cancel_timers(self) -> None:
         self._drop_head_timer()
+        self._drop_stuck_timer()
         if self._probe is not None:
             self._probe.cancel()

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from loire.server.observe.rare_log import RareLines
+
 LogFormat: TypeAlias = Literal["text", "json"]
 
 
@@ -32,6 +34,8 @@ def log_to_stderr(log_format: LogFormat = "text") -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    # A line for each connection that says what is no HTTP, or wants another protocol.
+    logging.getLogger("uvicorn.error").addFilter(RareLines())
 
 
 class TextFormatter(logging.Formatter):

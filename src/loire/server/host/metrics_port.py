@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loire.server.host.connections import GuardedProtocol
 from loire.server.observe.metrics import CONTENT_TYPE, Metrics
 from loire.server.web.policy_headers import PolicyHeaders
 
@@ -21,6 +22,12 @@ def metrics_app(metrics: Metrics) -> Starlette:
         return Response(metrics.scrape(by_tenant=False), media_type=CONTENT_TYPE)
 
     return Starlette(routes=[Route("/metrics", scrape)], middleware=[Middleware(PolicyHeaders)])
+
+
+class ScraperProtocol(GuardedProtocol):
+    """Scrapers are few: strangers on this port take no descriptors from the other one."""
+
+    max_connections = 32
 
 
 class MetricsServer(uvicorn.Server):
@@ -36,6 +43,8 @@ class MetricsServer(uvicorn.Server):
                 date_header=False,
                 lifespan="off",
                 timeout_graceful_shutdown=1,
+                http=ScraperProtocol,
+                ws="none",
             )
         )
         self._leaving = asyncio.Event()

@@ -49,6 +49,7 @@ class AuditLog:
             "path": call.path[:MAX_PATH],
             "status": call.status,
             "error": call.error_code,
+            **({"unnoted": call.num_unnoted} if call.num_unnoted else {}),
         }
         line = json.dumps(entry)
         record = logging.LogRecord("loire.audit", logging.INFO, "", 0, line, None, None)

@@ -10,12 +10,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loire.server.observe.audit_log import AuditLog
 from loire.server.observe.metrics import Metrics
+from loire.server.observe.rare_log import FewOfMany
 from loire.server.observe.spans import Spans
 from loire.server.web.call import Call, set_call
 from loire.server.web.errors import error_response
 from loire.server.web.routes import dialect_of, route_of
 
 log = logging.getLogger("loire.server.calls")
+
+STRANGERS_PER_MINUTE = 60
+"""Calls of those whom nobody knows that are noted: as many as they like would fill the disk."""
+_STRANGERS = frozenset(("host_not_allowed", "origin_not_allowed"))
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -25,7 +30,8 @@ class CallLog:
 
     The id is the client's own if it sent one of 1 to 128 letters, digits and "._:-". GET calls
     that succeed, those for /health, and those of who tries keys, are logged at level DEBUG only:
-    they are many. The audit log has every call but those that are open to everybody.
+    they are many. The audit log has every call but those that are open to everybody. Of calls
+    without a key that counts, both have a few each minute.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class CallLog:
         self._metrics = metrics
         self._spans = spans
         self._audit = audit
+        self._strangers = FewOfMany(STRANGERS_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
@@ -70,13 +77,22 @@ class CallLog:
             raise
         finally:
             call.end_s = time.monotonic()
-            self._note_end(call)
+            is_noted = self._is_noted(call)
+            self._note_end(call, is_noted)
             if self._spans is not None and not call.path.startswith("/health"):
                 self._spans.add(call)
-            if self._audit is not None and route_of(call.path).open_to != "everybody":
+            is_open = route_of(call.path).open_to == "everybody"
+            if self._audit is not None and is_noted and not is_open:
                 self._audit.add(call)
 
-    def _note_end(self, call: Call) -> None:
+    def _is_noted(self, call: Call) -> bool:
+        if call.bad_key is None and call.error_code not in _STRANGERS:
+            return True
+        num_missed = self._strangers.take()
+        call.num_unnoted = num_missed or 0
+        return num_missed is not None
+
+    def _note_end(self, call: Call, is_noted: bool) -> None:
         assert call.end_s is not None
         asks_health = call.path.startswith("/health")
         refused = (
@@ -90,7 +106,7 @@ class CallLog:
             self._metrics.rejection_duration.labels(reason).observe(call.end_s - call.start_s)
         if call.bad_key is not None:
             self._metrics.authentication_failures.labels(call.bad_key).inc()
-        is_flood = call.bad_key == "throttled"
+        is_flood = call.bad_key == "throttled" or not is_noted
         quiet = asks_health or is_flood or (call.method == "GET" and (call.status or 500) < 400)
         log.log(
             logging.DEBUG if quiet else logging.INFO,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from loire.base.errors import RequestError
+from loire.base.request_values import shown
 from loire.base.structured_outputs import StructuredOutputs
 from loire.server.web.strict import Name, StrictModel, Text, refuse
 from loire.server.web.unions import read_as, told_by, up_to
@@ -49,7 +50,8 @@ class ResponseFormat(StrictModel):
         kind = data.get("type") if isinstance(data, dict) else None
         if isinstance(kind, str) and kind not in _FORMATS:
             refuse(
-                f"'response_format' of type {kind!r} is not supported: {', '.join(_FORMATS)} are",
+                f"'response_format' of type {shown(kind)} is not supported: "
+                f"{', '.join(_FORMATS)} are",
                 "type",
                 kind="unsupported",
             )

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from loire.base.request_values import shown
 from loire.server.web.strict import StrictModel, Text, refuse
 from loire.server.web.unions import TextOrParts
 
@@ -30,7 +31,8 @@ class TextPart(StrictModel):
             return {"type": "text", "text": data.get("refusal")}
         if isinstance(kind, str) and not kind.endswith("text"):
             refuse(
-                f"a content part of type {kind!r} is not supported: this server reads text only",
+                f"a content part of type {shown(kind)} is not supported: this server reads "
+                f"text only",
                 "type",
                 kind="unsupported",
             )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from loire.base.request_values import shown
 from loire.server.web.client_tools import TOOL_HINTS, ClientTool, HostedTool, without_hosted
 from loire.server.web.ignored import note_ignored
 from loire.server.web.strict import MAX_TOOLS, FunctionName, Name, StrictModel, Text, refuse
@@ -42,7 +43,7 @@ class FunctionDefinition(StrictModel):
         if kind != "object":
             refuse(
                 f"the parameters of tool {self.name!r} must be a JSON schema of type 'object', "
-                f"but the type is {kind!r}",
+                f"but the type is {shown(kind)}",
                 "parameters",
             )
         properties = self.parameters.get("properties", {})
@@ -315,9 +316,11 @@ def tool_use(
     """How tools shall be used; None if none may be. Fails a validation, naming the field."""
     offered = [tool.as_tool() for tool in without_hosted(tools)]
     names = [tool.name for tool in offered]
+    seen: set[str] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name in seen:
             refuse(f"two tools have the name {name!r}", "tools", index, "function", "name")
+        seen.add(name)
     limit = None if parallel else 1
     if isinstance(choice, NamedTool):
         allowed = _known(names, [choice], "tool_choice", choice.type, "name")

@@ -41,8 +41,9 @@ def open_private(path: str, flags: int) -> int:
 
 def make_private(path: Path) -> None:
     """See to it that a file is there, and that nobody but its owner can read it, whatever the
-    folder allows. Raises OSError; not for a file of somebody else's, whose rights are left."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    folder allows. Raises OSError, also for a link, which others may have put there; not for a file
+    of somebody else's, whose rights are left."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
         if os.name != "nt" and os.fstat(descriptor).st_uid == os.geteuid():
             os.fchmod(descriptor, 0o600)

@@ -43,6 +43,7 @@ class FileWatch:
         if found == self._seen and self._said is None:
             return
         try:
+            self._check_kinds()
             self._read_again()
         except ConfigError as error:
             if str(error) != self._said:
@@ -50,6 +51,12 @@ class FileWatch:
             self._said = str(error)
             return
         self._seen, self._said = found, None
+
+    def _check_kinds(self) -> None:
+        """A pipe or a device might never end."""
+        for path in self._files:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path} is no regular file")
 
 
 def _signature(path: Path) -> Signature | None:

@@ -84,6 +84,8 @@ class Call:
     """Why it was refused or failed."""
     bad_key: Literal["missing", "wrong", "throttled"] | None = None
     """Why it was not known who makes it."""
+    num_unnoted: int = 0
+    """Calls of strangers before it that the audit log does not have."""
     requests: list[RequestLife] = field(default_factory=list)
     trace_headers: dict[str, str] = field(default_factory=dict)
     """The caller's own trace, by the names of the W3C's headers."""

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from loire.base.errors import (
     BusyError,
@@ -122,7 +123,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     for kind in (LoireError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
-    app.add_exception_handler(ClientDisconnectedError, nobody_reads)
+    for kind in (ClientDisconnectedError, ClientDisconnect):  # the latter: within its body
+        app.add_exception_handler(kind, nobody_reads)
 
 
 def _in_anthropic_form(status: int, body: ErrorBody) -> dict[str, Any]:

@@ -31,6 +31,8 @@ MAX_STRINGS = 50_000
 """Of one body, names of fields among them: each takes 0.7 us. One more for four tokens."""
 MAX_LISTS = 50_000
 """Of one body, objects among them, and brackets within texts: each takes 1 us. As MAX_STRINGS."""
+MAX_ESCAPES = 2_000_000
+"""Backslashes in one body, each of which takes 10 ns. Four more for each token of the window."""
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """Window bits for zlib: with the header of gzip; of either."""
 
@@ -134,11 +136,13 @@ def _parse(raw: bytes, model: type[BaseModel], window: int) -> BaseModel:
     """window: of the model, in tokens; what may be in a body follows from it."""
     num_lists = raw.count(b"[") + raw.count(b"{")
     num_values = raw.count(b",") + num_lists + 1
-    num_strings = (raw.count(b'"') - raw.count(b'\\"')) // 2
+    num_escapes = raw.count(b"\\")
+    num_strings = (raw.count(b'"') - (raw.count(b'\\"') if num_escapes else 0)) // 2
     for number, what, most in (
         (num_values, "values", MAX_VALUES + 2 * window),
         (num_lists, "lists and objects", MAX_LISTS + window // 4),
         (num_strings, "texts and names of fields", MAX_STRINGS + window // 4),
+        (num_escapes, "escaped characters", MAX_ESCAPES + 4 * window),
     ):
         if number > most:
             # 400, as OpenAI's for lists that are too long; 413 is for bytes.

@@ -18,6 +18,7 @@ from annotated_types import MaxLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from loire.base.request_values import shown
 from loire.server.web.ignored import note_ignored
 
 MAX_NAME = 512
@@ -45,12 +46,14 @@ def given_sampling(**values: float | None) -> dict[str, Any]:
 
 
 def refuse(message: str, *path: str | int, kind: str = "told") -> NoReturn:
-    """Fail a validation with a whole sentence; path leads from the model to the field.
+    """Fail a validation with a whole sentence; path leads from the model to the field. Of a name
+    in it that is longer than any field's, the beginning is told: pydantic writes all of it out.
 
     kind: "told" for a value that does not work, "unsupported" for what Loire cannot do, "unknown"
         for a field that nobody knows.
     """
-    context = {"message": message, "path": path}
+    cut = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in path)
+    context = {"message": message, "path": cut}
     raise PydanticCustomError(kind, "{message}", context)
 
 
@@ -95,7 +98,7 @@ class StrictModel(BaseModel):
                 note_ignored(name)
             elif not cls.DROPS_UNKNOWN:
                 # The first is told, so that a million of them cost no more.
-                refuse(f"unknown field {name!r}", name, kind="unknown")
+                refuse(f"unknown field {shown(name)}", name, kind="unknown")
         return given
 
     @classmethod

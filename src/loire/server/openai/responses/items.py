@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from loire.base.request_values import shown
 from loire.server.openai.text_parts import Content, TextPart, joined
 from loire.server.openai.tools_protocol import past_call
 from loire.server.web.ignored import note_ignored
@@ -169,7 +170,7 @@ def refuse_other_items(data: Any) -> None:
         kind = item.get("type") or "message" if isinstance(item, dict) else "message"
         if kind not in _ITEMS and (not isinstance(kind, str) or kind not in _FOREIGN):
             refuse(
-                f"an input item of type {kind!r} is not supported: {', '.join(_ITEMS)} are",
+                f"an input item of type {shown(kind)} is not supported: {', '.join(_ITEMS)} are",
                 "input",
                 number,
                 "type",

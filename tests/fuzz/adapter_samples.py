@@ -25,12 +25,13 @@ def config() -> dict[str, Any]:
 
 def header() -> tuple[dict[str, Any], bytes]:
     """Both halves for three linear layers."""
-    q, kv = samples.HIDDEN, samples.HIDDEN // samples.HEADS * samples.KV_HEADS
-    outputs = {"self_attn.q_proj": q, "self_attn.v_proj": kv, "mlp.up_proj": samples.INNER}
+    q, inner = samples.SIZE
+    kv = q // samples.HEADS * samples.KV_HEADS
+    outputs = {"self_attn.q_proj": q, "self_attn.v_proj": kv, "mlp.up_proj": inner}
     head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     body = b""
     for module, size in outputs.items():
-        for half, shape in (("A", (RANK, samples.HIDDEN)), ("B", (size, RANK))):
+        for half, shape in (("A", (RANK, q)), ("B", (size, RANK))):
             count = shape[0] * shape[1]
             numbers = struct.pack(f"<{count}f", *((i % 7 - 3) / 50 for i in range(count)))
             name = f"base_model.model.model.layers.0.{module}.lora_{half}.weight"

@@ -128,8 +128,8 @@ def data(rng: random.Random, whole: bytes, most: int) -> bytes:
 
 def gguf(rng: random.Random) -> bytes:
     """A GGUF file with one mistake."""
-    keys = samples.metadata(rng.choice(("gpt2", "llama")))
     weights = rng.choice(list(samples.BLOCKS)) if rng.random() < 0.5 else "F32"
+    keys = samples.metadata(rng.choice(("gpt2", "llama")), samples.size_for(weights))
     if rng.random() < 0.4:
         whole = samples.gguf(keys, weights)
         return data(rng, whole, len(whole) if rng.random() < 0.3 else 6000)
@@ -194,7 +194,7 @@ def directory(rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 def quantized(rng: random.Random) -> tuple[str, dict[str, Any]]:
     """What is changed, and a directory of quantized weights with one mistake."""
-    method = rng.choice(list(quantized_samples.CONFIGURATIONS))
+    method = rng.choice(list(quantized_samples.WAYS))
     return quantized_samples.changed(rng, method, json_value, data)
 
 

@@ -3,124 +3,252 @@ mistake in them: in what says how they are quantized, in the header, or in the w
 
 import random
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import samples
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False},
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"},
-    "packed": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
-    "int8": {"quant_method": "compressed-tensors", "format": "int-quantized"},
-    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-}
-_SIZES = {"I32": 4, "I64": 8, "F16": 2, "F32": 4, "I8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
+Parts = dict[str, tuple[str, tuple[int, ...]]]
+"""What a matrix is made of: dtype and shape by ending."""
+_SIZES = {"I32": 4, "I64": 8, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+          "F8_E8M0": 1}  # fmt: skip
+_WIDE: samples.Size = (128, 256)
 
 
-def _parts(method: str, rows: int, columns: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a matrix is made of: dtype and shape by ending."""
-    groups = columns // 32
-    return {
-        "gptq": {
-            "qweight": ("I32", (columns // 8, rows)),
-            "qzeros": ("I32", (groups, rows // 8)),
+@dataclass(frozen=True)
+class Way:
+    """One of them."""
+
+    configuration: dict[str, Any]
+    parts: Callable[[int, int], Parts]
+    """Of a matrix [rows, columns]."""
+    size: samples.Size = samples.SIZE
+    shuffled: bool = False
+    """Whether inputs come in another order than their groups do."""
+
+
+def _gptq(bits: int, group: int, *, symmetric: bool = False, shuffled: bool = False) -> Way:
+    config = {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": symmetric,
+              "desc_act": shuffled}  # fmt: skip
+
+    def parts(rows: int, columns: int) -> Parts:
+        groups, per_word = columns // group, 32 // bits
+        return {
+            "qweight": ("I32", (columns // per_word, rows)),
+            "qzeros": ("I32", (groups, rows // per_word)),
             "scales": ("F16", (groups, rows)),
             "g_idx": ("I32", (columns,)),
-        },
-        "awq": {
-            "qweight": ("I32", (columns, rows // 8)),
-            "qzeros": ("I32", (groups, rows // 8)),
-            "scales": ("F16", (groups, rows)),
-        },
-        "packed": {
-            "weight_packed": ("I32", (rows, columns // 8)),
+        }
+
+    return Way(config, parts, samples.SIZE if group == 32 else _WIDE, shuffled)
+
+
+def _awq(rows: int, columns: int) -> Parts:
+    return {
+        "qweight": ("I32", (columns, rows // 8)),
+        "qzeros": ("I32", (columns // 32, rows // 8)),
+        "scales": ("F16", (columns // 32, rows)),
+    }
+
+
+def _compressed(fmt: str) -> dict[str, Any]:
+    return {"quant_method": "compressed-tensors", "format": fmt}
+
+
+def _packed(bits: int, group: int, *, zeros: bool = False) -> Way:
+    def parts(rows: int, columns: int) -> Parts:
+        groups, per_word = columns // group, 32 // bits
+        found: Parts = {
+            "weight_packed": ("I32", (rows, columns // per_word)),
             "weight_scale": ("F16", (rows, groups)),
             "weight_shape": ("I64", (2,)),
-            "weight_zero_point": ("I32", (rows // 8, groups)),
-        },
-        "int8": {"weight": ("I8", (rows, columns)), "weight_scale": ("F32", (rows, 1))},
-        "fp8": {"weight": ("F8_E4M3", (rows, columns)), "weight_scale_inv": ("F32", (1, 1))},
-    }[method]
+        }
+        return found | ({"weight_zero_point": ("I32", (rows // per_word, groups))} if zeros else {})
+
+    size = samples.SIZE if group == 32 else _WIDE
+    return Way(_compressed("pack-quantized"), parts, size)
 
 
-def _content(ending: str, dtype: str, shape: tuple[int, ...], matrix: tuple[int, ...]) -> bytes:
+def _codes(dtype: str, scale: str, *, in_blocks: bool = False) -> Callable[[int, int], Parts]:
+    def parts(rows: int, columns: int) -> Parts:
+        shape = (-(-rows // 128), -(-columns // 128)) if in_blocks else (rows, 1)
+        ending = "weight_scale_inv" if in_blocks else "weight_scale"
+        return {"weight": (dtype, (rows, columns)), ending: (scale, shape)}
+
+    return parts
+
+
+_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+WAYS: dict[str, Way] = {
+    "gptq": _gptq(4, 32),
+    "gptq_ordered": _gptq(4, 32, shuffled=True),
+    "gptq_128": _gptq(4, 128),
+    "gptq_8": _gptq(8, 128),
+    "gptq_2": _gptq(2, 32),
+    "awq": Way({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, _awq),
+    "packed": _packed(4, 32, zeros=True),
+    "packed_128": _packed(4, 128),
+    "packed_8": _packed(8, 128),
+    "int8": Way(_compressed("int-quantized"), _codes("I8", "F32"), _WIDE),
+    "fp8": Way(_FP8, _codes("F8_E4M3", "F32", in_blocks=True), _WIDE),
+    "fp8_powers": Way(_FP8, _codes("F8_E4M3", "F8_E8M0", in_blocks=True), _WIDE),
+    "fp8_channel": Way(_compressed("float-quantized"), _codes("F8_E4M3", "F32"), _WIDE),
+    "fp8_e5m2": Way(_compressed("float-quantized"), _codes("F8_E5M2", "F32"), _WIDE),
+}
+
+
+def _content(way: Way, ending: str, dtype: str, shape: tuple[int, ...], columns: int) -> bytes:
     count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-    if ending == "weight_shape":
-        return struct.pack("<2q", *matrix)
     if ending == "g_idx":
-        return struct.pack(f"<{count}i", *(i // 32 for i in range(count)))
+        group = way.configuration["group_size"]
+        given = [i * 7 % columns if way.shuffled else i for i in range(count)]
+        return struct.pack(f"<{count}i", *(i // group for i in given))
     if dtype in ("F16", "F32"):
         return struct.pack(f"<{count}{'e' if dtype == 'F16' else 'f'}", *([0.01] * count))
     return bytes((i * 37) % 113 for i in range(count * _SIZES[dtype]))
 
 
-def header(method: str) -> tuple[dict[str, Any], bytes]:
+class _Body:
+    """Tensors one behind the other, and the header that tells where they lie."""
+
+    def __init__(self) -> None:
+        self.head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self.data = b""
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
+        offsets = [len(self.data), len(self.data) + len(data)]
+        self.head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        self.data += data
+
+
+def header(name: str) -> tuple[dict[str, Any], bytes]:
     """Of a safetensors file, and what follows it: samples.header() with quantized layers."""
-    plain, plain_body = samples.header()
-    found: dict[str, Any] = {"__metadata__": plain.pop("__metadata__")}
-    body = b""
-
-    def add(name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
-        nonlocal body
-        offsets = [len(body), len(body) + len(data)]
-        found[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-        body += data
-
-    for name, entry in plain.items():
+    way = WAYS[name]
+    plain, plain_body = samples.header(way.size)
+    found = _Body()
+    for tensor, entry in plain.items():
+        if tensor == "__metadata__":
+            continue
         first, last = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        if "_proj." not in name:
-            add(name, "F32", shape, plain_body[first:last])
+        if "_proj." not in tensor:
+            found.add(tensor, "F32", shape, plain_body[first:last])
             continue
-        for ending, (dtype, size) in _parts(method, *shape).items():
-            part = name.removesuffix("weight") + ending
-            add(part, dtype, size, _content(ending, dtype, size, shape))
-    return found, body
+        for ending, (dtype, size) in way.parts(*shape).items():
+            if ending == "weight_shape":
+                data = struct.pack("<2q", *shape)
+            else:
+                data = _content(way, ending, dtype, size, shape[1])
+            found.add(tensor.removesuffix("weight") + ending, dtype, size, data)
+    return found.head, found.data
 
 
-def files(method: str) -> dict[str, Any]:
+def files(name: str) -> dict[str, Any]:
     """A Hugging Face directory, as samples.files() has it."""
-    contents = samples.files()
-    contents["config.json"]["quantization_config"] = dict(CONFIGURATIONS[method])
-    contents[samples.SINGLE] = samples.safetensors(*header(method))
+    contents = samples.files(size=WAYS[name].size)
+    contents["config.json"]["quantization_config"] = dict(WAYS[name].configuration)
     return contents
 
 
-def changed(rng: random.Random, method: str, json_value: Any, data: Any) -> tuple[str, Any]:
+def mxfp4_header() -> tuple[dict[str, Any], bytes]:
+    """A tiny gpt-oss of one layer and two experts, codes and exponents apart."""
+    hidden, inner = samples.SIZE
+    vocab, heads = len(samples.tokens()), hidden // samples.HEADS
+    found = _Body()
+
+    def floats(name: str, *shape: int) -> None:
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        numbers = (((i * 37) % 101 - 50) / 500 for i in range(count))
+        found.add(name, "F32", shape, struct.pack(f"<{count}f", *numbers))
+
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        floats(name, vocab, hidden)
+    layer = "model.layers.0."
+    for norm in ("model.norm", f"{layer}input_layernorm", f"{layer}post_attention_layernorm"):
+        floats(f"{norm}.weight", hidden)
+    kv = samples.KV_HEADS * heads
+    for part, shape in {"q": (hidden, hidden), "k": (kv, hidden), "v": (kv, hidden),
+                        "o": (hidden, hidden)}.items():  # fmt: skip
+        floats(f"{layer}self_attn.{part}_proj.weight", *shape)
+        floats(f"{layer}self_attn.{part}_proj.bias", shape[0])
+    floats(f"{layer}self_attn.sinks", samples.HEADS)
+    floats(f"{layer}mlp.router.weight", 2, hidden)
+    floats(f"{layer}mlp.router.bias", 2)
+    for part, (rows, columns) in {"gate_up": (2 * inner, hidden), "down": (hidden, inner)}.items():
+        name, groups = f"{layer}mlp.experts.{part}_proj", columns // 32
+        codes = bytes((i * 37) % 251 for i in range(2 * rows * groups * 16))
+        found.add(f"{name}_blocks", "U8", (2, rows, groups, 16), codes)
+        powers = bytes(118 + i % 5 for i in range(2 * rows * groups))
+        found.add(f"{name}_scales", "U8", (2, rows, groups), powers)
+        floats(f"{name}_bias", 2, rows)
+    return found.head, found.data
+
+
+def mxfp4_files() -> dict[str, Any]:
+    """Its directory."""
+    contents = samples.files()
+    contents["config.json"] |= {
+        "model_type": "gpt_oss",
+        "head_dim": samples.SIZE[0] // samples.HEADS,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "tie_word_embeddings": False,
+        "rope_scaling": None,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+    return contents
+
+
+def changed(rng: random.Random, name: str, json_value: Any, data: Any) -> tuple[str, Any]:
     """What is changed, and a directory with one mistake. json_value, data: those of mutate.py."""
-    contents = files(method)
-    head, body = header(method)
+    is_mxfp4 = name == "mxfp4"
+    contents = mxfp4_files() if is_mxfp4 else files(name)
+    head, body = mxfp4_header() if is_mxfp4 else header(name)
+    whole = None
     match rng.choice(("configuration", "bytes", "weights", "tensor", "header")):
         case "configuration":
             config = contents["config.json"]
             config["quantization_config"] = json_value(rng, config["quantization_config"])
-            return f"{method}: config.json", contents
         case "bytes":
-            contents[samples.SINGLE] = data(rng, contents[samples.SINGLE], 10**6)
-            return f"{method}: bytes", contents
+            whole = data(rng, samples.safetensors(head, body), 10**6)
         case "weights":
-            body = _other_weights(rng, body)
+            body = other_weights(rng, body)
         case "tensor":
             _other_tensor(rng, head)
         case _:
             head = json_value(rng, head)
-    contents[samples.SINGLE] = samples.safetensors(head, body)
-    return f"{method}: {samples.SINGLE}", contents
+    contents[samples.SINGLE] = samples.safetensors(head, body) if whole is None else whole
+    return name, contents
 
 
-def _other_weights(rng: random.Random, body: bytes) -> bytes:
-    """Among the numbers are infinities and such that are none."""
+def other_weights(rng: random.Random, body: bytes) -> bytes:
+    """Among the numbers are zeros, infinities and such that are none."""
     found = bytearray(body)
     for _ in range(rng.choice((1, 8, 1000))):
         byte = rng.choice((0, 0x7C, 0x7F, 0xFF, rng.randrange(256)))
-        found[rng.randrange(len(found))] = byte
+        first = rng.randrange(len(found))
+        for at in range(first, min(first + rng.choice((1, 2, 4)), len(found))):
+            found[at] = byte
     return bytes(found)
 
 
 def _other_tensor(rng: random.Random, head: dict[str, Any]) -> None:
-    """As many bytes in another dtype and shape."""
-    entry = head[rng.choice([name for name in head if "_proj." in name])]
-    size = entry["data_offsets"][1] - entry["data_offsets"][0]
-    entry["dtype"] = rng.choice(list(_SIZES))
-    count = size // _SIZES[entry["dtype"]]
-    entry["shape"] = rng.choice(([count], [1, count], [count, 1], [0, count]))
+    """As many bytes in another dtype and shape, in another place, or none; or one less."""
+    name = rng.choice([name for name in head if "_proj" in name])
+    entry = head[name]
+    first, last = entry["data_offsets"]
+    match rng.choice(("dtype", "dtype", "place", "size", "none")):
+        case "dtype":
+            entry["dtype"] = rng.choice(list(_SIZES))
+            count = (last - first) // _SIZES[entry["dtype"]]
+            shapes = [[count], [1, count], [count, 1], [0, count], entry["shape"][::-1]]
+            entry["shape"] = rng.choice(shapes)
+        case "place":
+            entry["data_offsets"] = [first - 4, last - 4]
+        case "size":
+            at = rng.randrange(len(entry["shape"])) if entry["shape"] else None
+            if at is not None:
+                entry["shape"][at] = max(entry["shape"][at] + rng.choice((-1, 1, 7)), 0)
+        case _:
+            del head[name]

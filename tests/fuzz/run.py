@@ -1,6 +1,10 @@
 """Changed model files, thousands of them: each is opened or refused in words, or this says so.
 
     python tests/fuzz/run.py [--cases N] [--minutes M] [--seed S] [--only KIND] [--keep DIR]
+    python tests/fuzz/run.py --formats all --cases 2000 --minutes 60
+
+The second changes, for each format that weights are kept in (or for those that are named), so many
+files of that format; the weights of all that are opened are loaded, and some tokens computed.
 
 Cases run one after another in child processes under limits: forty in each, and those that come
 after a fault in the next. A fault is an end by a signal, more than 5 s of CPU, a minute without an
@@ -22,12 +26,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import family_samples
+import format_samples
 import mutate
 import samples
 from template_pool import reuse_template_processes
@@ -41,6 +48,8 @@ PER_CHILD = 40
 GENERATED_SHARE = 0.1
 """Of the cases: also loaded, and asked for some tokens."""
 KINDS = ("gguf", "directory", "quantized", "adapter")
+FORMAT = "format "
+"""What the kinds of --formats begin with."""
 ADAPTER = "adapter"
 """The folder of a model's adapter, if there is one."""
 MESSAGES = [{"role": "user", "content": "Hello, w\u00f6rld 123 <|im_end|>"}]
@@ -49,6 +58,11 @@ MESSAGES = [{"role": "user", "content": "Hello, w\u00f6rld 123 <|im_end|>"}]
 def prepare(seed: int, kind: str, folder: Path) -> tuple[str, Path]:
     """Write the files of a case; which of them is changed, and the model's path."""
     rng = random.Random(f"{kind} {seed}")
+    fmt = kind.removeprefix(FORMAT)
+    if fmt in format_samples.GGUF:
+        path = folder / "model.gguf"
+        path.write_bytes(format_samples.gguf(rng, fmt, mutate.data))
+        return fmt, path
     if kind == "gguf":
         path = folder / "model.gguf"
         path.write_bytes(mutate.gguf(rng))
@@ -61,6 +75,9 @@ def prepare(seed: int, kind: str, folder: Path) -> tuple[str, Path]:
         name, contents = mutate.adapter(rng)
         samples.write(folder / ADAPTER, contents)
         return name, samples.write(folder, samples.files())
+    if kind.startswith(FORMAT):
+        contents = format_samples.files(rng, fmt, mutate.json_value, mutate.data)
+        return fmt, samples.write(folder, contents)
     change = mutate.quantized if kind == "quantized" else mutate.directory
     name, contents = change(rng)
     return re.sub(r"-0\S*", "-N.safetensors", name), samples.write(folder, contents)
@@ -97,6 +114,34 @@ def use(path: Path, *, generate: bool) -> None:
             llm.generate("Hi", params, lora_request=request)
 
 
+def compute(path: Path, number: int) -> None:
+    """Load the weights, and compute some tokens in one dtype or the other."""
+    import torch
+
+    from loire.checkpoint.open import open_checkpoint
+    from loire.models.loading import load_decoder
+    from support.paged_driver import CPU, DrivenSequence, PagedDriver
+
+    dtype = torch.bfloat16 if number % 2 else torch.float32
+    decoder = load_decoder(
+        open_checkpoint(path), dtype=dtype, device=CPU, backend=_backend(), max_model_len=32
+    )
+    driver, sequence = PagedDriver(decoder, num_blocks=8), DrivenSequence()
+    for tokens in (range(8), [5]):
+        driver.step([(sequence, tokens)])
+
+
+@cache
+def _backend() -> Any:
+    import torch
+
+    from loire.kernels.select import select_backend
+    from support.paged_driver import CPU
+
+    torch.set_num_threads(1)
+    return select_backend("auto", CPU, torch.float32, 1)
+
+
 def outcome(work: Callable[[], None]) -> str:
     """How it ended: ok, refused, or what the fault is."""
     try:
@@ -123,9 +168,12 @@ def child(cases: list[tuple[int, str]], folder: Path, tell: int) -> None:
     for seed, kind in cases:
         name, path = prepare(seed, kind, folder)
         generate = random.Random(seed).random() < GENERATED_SHARE
+        work = partial(use, path, generate=generate)
+        if kind.startswith(FORMAT) and not generate:
+            work = partial(compute, path, seed)
         os.write(tell, f"{name}\n".encode())
         signal.setitimer(signal.ITIMER_PROF, CPU_S)
-        told = outcome(lambda path=path, generate=generate: use(path, generate=generate))
+        told = outcome(work)
         signal.setitimer(signal.ITIMER_PROF, 0)
         os.write(tell, told.encode("utf-8", "replace")[:1000] + b"\n")
 
@@ -191,12 +239,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--formats", help="all, or names between commas; --cases for each")
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     import loire.api
     import loire.execution.build  # noqa: F401  imported once, for all children
 
     kinds = (args.only,) if args.only else KINDS
+    if args.formats:
+        named = format_samples.FORMATS if args.formats == "all" else args.formats.split(",")
+        kinds = tuple(FORMAT + name for name in named)
+        if unknown := set(named).difference(format_samples.FORMATS):
+            parser.error(f"no formats: {', '.join(unknown)}")
+        args.cases *= len(kinds)
     if "directory" in kinds:
         family_samples.families()
     end = time.monotonic() + 60 * args.minutes

@@ -2,13 +2,17 @@
 
 import json
 import struct
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 STRING, ARRAY, U32, I32, F32 = 8, 9, 4, 5, 6
 SINGLE = "model.safetensors"
-HIDDEN, INNER, HEADS, KV_HEADS, LAYERS = 32, 64, 4, 2, 1
+HEADS, KV_HEADS, LAYERS = 4, 2, 1
+Size = tuple[int, int]
+"""Of the stream, and within an MLP."""
+SIZE: Size = (32, 64)
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -23,25 +27,26 @@ def tokens() -> list[str]:
     return [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll"]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(size: Size = SIZE) -> dict[str, tuple[int, ...]]:
     """All tensors of a tiny Llama under the names of GGUF."""
-    kv = HIDDEN // HEADS * KV_HEADS
+    hidden, inner = size
+    kv = hidden // HEADS * KV_HEADS
     found: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (len(tokens()), HIDDEN),
-        "output_norm.weight": (HIDDEN,),
+        "token_embd.weight": (len(tokens()), hidden),
+        "output_norm.weight": (hidden,),
     }
     for layer in range(LAYERS):
         prefix = f"blk.{layer}."
         found |= {
-            f"{prefix}attn_norm.weight": (HIDDEN,),
-            f"{prefix}ffn_norm.weight": (HIDDEN,),
-            f"{prefix}attn_q.weight": (HIDDEN, HIDDEN),
-            f"{prefix}attn_k.weight": (kv, HIDDEN),
-            f"{prefix}attn_v.weight": (kv, HIDDEN),
-            f"{prefix}attn_output.weight": (HIDDEN, HIDDEN),
-            f"{prefix}ffn_gate.weight": (INNER, HIDDEN),
-            f"{prefix}ffn_up.weight": (INNER, HIDDEN),
-            f"{prefix}ffn_down.weight": (HIDDEN, INNER),
+            f"{prefix}attn_norm.weight": (hidden,),
+            f"{prefix}ffn_norm.weight": (hidden,),
+            f"{prefix}attn_q.weight": (hidden, hidden),
+            f"{prefix}attn_k.weight": (kv, hidden),
+            f"{prefix}attn_v.weight": (kv, hidden),
+            f"{prefix}attn_output.weight": (hidden, hidden),
+            f"{prefix}ffn_gate.weight": (inner, hidden),
+            f"{prefix}ffn_up.weight": (inner, hidden),
+            f"{prefix}ffn_down.weight": (hidden, inner),
         }
     return found
 
@@ -68,10 +73,21 @@ def _data(shape: tuple[int, ...]) -> bytes:
 
 
 BLOCKS = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20),
-          "Q5_0": (6, 32, 22), "Q8_0": (8, 32, 34), "MXFP4": (39, 32, 17)}  # fmt: skip
-"""Of formats whose blocks fill a row of the samples: number, elements and bytes of a block."""
+          "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34), "Q2_K": (10, 256, 84),
+          "Q3_K": (11, 256, 110), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176),
+          "Q6_K": (14, 256, 210), "IQ2_XXS": (16, 256, 66), "IQ2_XS": (17, 256, 74),
+          "IQ3_XXS": (18, 256, 98), "IQ4_NL": (20, 32, 18), "IQ3_S": (21, 256, 110),
+          "IQ2_S": (22, 256, 82), "IQ4_XS": (23, 256, 136), "BF16": (30, 1, 2),
+          "MXFP4": (39, 32, 17)}  # fmt: skip
+"""Number, elements and bytes of a block of the formats of GGUF."""
 
 
+def size_for(weights: str) -> Size:
+    """Rows of whole blocks."""
+    return (256, 256) if BLOCKS[weights][1] == 256 else SIZE
+
+
+@cache
 def _packed(name: str, shape: tuple[int, ...]) -> bytes:
     """Small bytes, so that scales are small numbers, too."""
     count = shape[0] * (shape[1] if len(shape) > 1 else 1)
@@ -79,15 +95,15 @@ def _packed(name: str, shape: tuple[int, ...]) -> bytes:
     return bytes((i * 37) % 29 for i in range(count // elements * size))
 
 
-def metadata(kind: str = "gpt2") -> dict[str, tuple[int, Any]]:
+def metadata(kind: str = "gpt2", size: Size = SIZE) -> dict[str, tuple[int, Any]]:
     """Keys of a GGUF file: (type, value); an array's value is (type, values)."""
     words = tokens()
     return {
         "general.architecture": (STRING, "llama"),
         "llama.context_length": (U32, 128),
-        "llama.embedding_length": (U32, HIDDEN),
+        "llama.embedding_length": (U32, size[0]),
         "llama.block_count": (U32, LAYERS),
-        "llama.feed_forward_length": (U32, INNER),
+        "llama.feed_forward_length": (U32, size[1]),
         "llama.attention.head_count": (U32, HEADS),
         "llama.attention.head_count_kv": (U32, KV_HEADS),
         "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
@@ -117,33 +133,48 @@ def _value(kind: int, value: Any) -> bytes:
     return struct.pack("<" + _CODES[kind], value)
 
 
-def gguf(keys: dict[str, tuple[int, Any]], weights: str = "F32") -> bytes:
-    """A GGUF file of these keys and a tiny Llama's tensors. Raises struct.error for misfits.
+@dataclass
+class Entry:
+    """A tensor as a GGUF file lists it."""
 
-    weights: format of the matrices.
-    """
-    sizes = shapes()
-    out = b"GGUF" + struct.pack("<IQQ", 3, len(sizes), len(keys))
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+def gguf_tensors(weights: str = "F32", size: Size = SIZE) -> tuple[list[Entry], bytes]:
+    """A tiny Llama's tensors, and what they hold. weights: format of the matrices."""
+    entries, body = [], b""
+    for name, shape in shapes(size).items():
+        body = body.ljust(-(-len(body) // 32) * 32, b"\0")
+        packed = weights if len(shape) > 1 else "F32"
+        entries.append(Entry(name, shape, BLOCKS[packed][0], len(body)))
+        body += _data(shape) if packed == "F32" else _packed(packed, shape)
+    return entries, body
+
+
+def gguf(keys: dict[str, tuple[int, Any]], weights: str = "F32", tensors: Any = None) -> bytes:
+    """A GGUF file of these keys and, where no other (entries, contents) are given, of a tiny
+    Llama's tensors. Raises struct.error for misfits."""
+    entries, body = tensors or gguf_tensors(weights, size_for(weights))
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(keys))
     for key, (kind, value) in keys.items():
         out += _value(STRING, key) + struct.pack("<I", kind) + _value(kind, value)
-    body = b""
-    for name, shape in sizes.items():
-        body = body.ljust(-(-len(body) // 32) * 32, b"\0")
-        out += _value(STRING, name) + struct.pack("<I", len(shape))
-        packed = weights if len(shape) > 1 else "F32"
-        out += struct.pack(f"<{len(shape)}Q", *reversed(shape))
-        out += struct.pack("<IQ", BLOCKS[packed][0], len(body))
-        body += _data(shape) if packed == "F32" else _packed(packed, shape)
+    for entry in entries:
+        out += _value(STRING, entry.name) + struct.pack("<I", len(entry.shape))
+        out += struct.pack(f"<{len(entry.shape)}Q", *reversed(entry.shape))
+        out += struct.pack("<IQ", entry.type, entry.offset)
     return out.ljust(-(-len(out) // 32) * 32, b"\0") + body
 
 
-def config() -> dict[str, Any]:
+def config(size: Size = SIZE) -> dict[str, Any]:
     """config.json of the same model."""
     return {
         "model_type": "llama",
         "vocab_size": len(tokens()),
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
+        "hidden_size": size[0],
+        "intermediate_size": size[1],
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
@@ -158,11 +189,11 @@ def config() -> dict[str, Any]:
     }
 
 
-def header() -> tuple[dict[str, Any], bytes]:
+def header(size: Size = SIZE) -> tuple[dict[str, Any], bytes]:
     """Header of a safetensors file, and what follows it."""
     found: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     body = b""
-    for name, shape in shapes().items():
+    for name, shape in shapes(size).items():
         parts = name.split(".")
         middle = ".".join([_COMMON[parts[-2]], parts[-1]])
         data = _data(shape)
@@ -221,20 +252,22 @@ def safetensors(head: dict[str, Any], body: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-def files(kind: str = "BPE", *, sharded: bool = False, named: bool = False) -> dict[str, Any]:
+def files(
+    kind: str = "BPE", *, sharded: bool = False, named: bool = False, size: Size = SIZE
+) -> dict[str, Any]:
     """A Hugging Face directory: name -> JSON, text or bytes.
 
     kind: of the tokenizer. sharded: weights in two files with an index. named: several templates,
     in tokenizer_config.json.
     """
-    head, body = header()
+    head, body = header(size)
     names: dict[str, Any] = {"eos_token": "<|im_end|>", "bos_token": {"content": SPECIAL[0]}}
     if named:
         names["chat_template"] = [
             {"name": name, "template": TEMPLATE} for name in ("default", "tool_use")
         ]
     found = {
-        "config.json": config(),
+        "config.json": config(size),
         "generation_config.json": {"eos_token_id": [2], "temperature": 0.6, "top_p": 0.9},
         "tokenizer.json": tokenizer(kind),
         "tokenizer_config.json": names,

@@ -178,6 +178,16 @@ def loaded(path: Path, **options: Any) -> LLM:
     return LLM(str(path), num_threads=1, **{"kv_cache_memory_bytes": 4_000_000, **options})
 
 
+def test_a_matrix_in_blocks_that_is_none(tmp_path: Path) -> None:
+    entries, body = samples.gguf_tensors("Q4_0")
+    [entry] = [entry for entry in entries if entry.name == "blk.0.attn_q.weight"]
+    entry.shape = entry.shape[1:]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(samples.gguf(samples.metadata(), tensors=(entries, body)))
+    with pytest.raises(CheckpointError, match=r"q_proj.weight' has the shape \(32,\), but"):
+        loaded(path)
+
+
 def test_a_window_of_millions_takes_no_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

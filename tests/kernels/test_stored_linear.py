@@ -17,7 +17,7 @@ from native_cases import (
 from torch import Tensor
 
 from loire.checkpoint.formats import BLOCK_FORMATS, held_as
-from loire.kernels.block_formats import UNPACK, StoredTensor
+from loire.kernels.block_formats import UNPACK, StoredTensor, rounds_inputs
 from loire.kernels.interface import AdapterRows, Backend, LowRank, Weight
 from loire.kernels.quantization import quantize_activations
 from loire.kernels.reference import ReferenceBackend
@@ -31,10 +31,11 @@ def random(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 
 def exact_product(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """In float64, of float32 inputs as they are and of others rounded."""
+    """In float64, of float32 inputs as they are and of others rounded, but those for FP8."""
     values = weight.values() if isinstance(weight, StoredTensor) else weight
     given = x.double()
-    if x.dtype is not torch.float32 and isinstance(weight, StoredTensor):
+    is_rounded = isinstance(weight, StoredTensor) and rounds_inputs(weight.format)
+    if x.dtype is not torch.float32 and is_rounded:
         codes, scales = quantize_activations(x)
         given = (codes.double() * scales.double()[..., None]).flatten(1)
     product = given @ values.double().T
@@ -115,6 +116,27 @@ def test_parts_in_several_formats(dtype: torch.dtype) -> None:
             kernels.linear.pack(weights)
     with pytest.raises(ValueError, match="stored alike"):
         backend(2).linear.pack(weights[1:], dtype=dtype, gate="silu")
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_that_lie_in_another_order(dtype: torch.dtype) -> None:
+    """As GPTQ's act order leaves them."""
+    plain, x = stored("W4Z_32", (64, 256)), random(9, 256, dtype=dtype)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(3))
+    weight = replace(plain, order=order)
+    assert torch.equal(weight.values()[:, order], plain.values())
+    kernels: Backend
+    for kernels in (backend(2), ReferenceBackend()):
+        wanted = kernels.linear.pack(plain, dtype=dtype)(x[:, order].contiguous())
+        linear = kernels.linear.pack(weight, dtype=dtype)
+        assert same_bits(linear(x), wanted)
+        if kernels.name == "native":
+            assert same_bits(linear(x[3:4]), wanted[3:4])
+        heads = kernels.linear.heads([linear, linear])(x[:, None].expand(-1, 2, -1).contiguous())
+        assert same_bits(heads[:, 1], wanted)
+        both = kernels.linear.pack([weight, plain], dtype=dtype)(x)
+        assert same_bits(both[:, :64], wanted)
 
 
 @needs_library

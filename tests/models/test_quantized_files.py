@@ -1,6 +1,7 @@
 """Quantized weights of safetensors: the numbers that their own libraries read, and the same tokens
 as a model of these numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from loire.api import LLM
 from loire.base.errors import CheckpointError
 from loire.base.sampling import SamplingParams
 from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.quantized_tensors import keeps_order
+from loire.checkpoint.weights import Cut, Matrix
 from loire.kernels.native.backend import NativeBackend
 from loire.models.tensors import TensorReader
 from support.quantized_models import awq, fp8, gptq, save_by_hand, save_compressed, save_plain
@@ -32,13 +35,9 @@ COMPRESSED: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "W8A16 in groups": ({**INT4, "num_bits": 8}, None, "W8_128"),
     "W8A16 asymmetric": ({**INT8, "symmetric": False}, None, "INT8"),
     "W8A8": (INT8, {"num_bits": 8, "type": "int", **PER_TOKEN}, "W8_128"),
-    "FP8 by tensor": (FP8, {"num_bits": 8, "type": "float", **PER_TOKEN}, "F8_E4M3"),
-    "FP8 by channel": ({**FP8, "strategy": "channel"}, None, "F8_E4M3"),
-    "FP8 in blocks": (
-        {**FP8, "strategy": "block", "block_structure": [128, 128]},
-        None,
-        "F8_E4M3",
-    ),
+    "FP8 by tensor": (FP8, {"num_bits": 8, "type": "float", **PER_TOKEN}, "F8_128"),
+    "FP8 by channel": ({**FP8, "strategy": "channel"}, None, "F8_128"),
+    "FP8 in blocks": ({**FP8, "strategy": "block", "block_structure": [128, 128]}, None, "F8_128"),
 }
 BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
     "GPTQ": (gptq(), "W4_128"),
@@ -47,19 +46,20 @@ BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
     "GPTQ by channel": (gptq(group_size=-1), "W4_128"),
     "GPTQ asymmetric": (gptq(symmetric=False), "W4Z_128"),
     "GPTQ, second version": (gptq(symmetric=False, version=2), "W4Z_128"),
-    "GPTQ with act order": (gptq(order=True, group_size=32), "INT4"),
-    "GPTQ with act order, asymmetric": (gptq(order=True, group_size=64, symmetric=False), "INT4"),
+    "GPTQ with act order": (gptq(order=True, group_size=32), "W4Z_32"),
+    "GPTQ with act order, asymmetric": (gptq(order=True, group_size=64, symmetric=False), "W4Z_32"),
+    "GPTQ with act order, eight bits": (gptq(order=True, bits=8), "W8_128"),
     "GPTQ in eight bits": (gptq(bits=8), "W8_128"),
     "GPTQ in two bits": (gptq(bits=2, group_size=32), "INT2"),
     "AWQ": (awq(), "W4Z_128"),
     "AWQ in groups of 64": (awq(group_size=64), "W4Z_32"),
     "AWQ by channel": (awq(group_size=-1), "W4Z_128"),
-    "FP8 in blocks": (fp8((128, 128)), "F8_E4M3"),
+    "FP8 in blocks": (fp8((128, 128)), "F8_128"),
     "FP8 in blocks, exponents as scales": (
         fp8((128, 128), scales=torch.float8_e8m0fnu),
-        "F8_E4M3",
+        "F8_128",
     ),
-    "FP8 by tensor": (fp8(None), "F8_E4M3"),
+    "FP8 by tensor": (fp8(None), "F8_128"),
 }
 Saved = tuple[Path, dict[str, Tensor], str]
 
@@ -118,10 +118,10 @@ def first_line(directory: Path, **options: Any) -> str:
 
 
 def test_the_start_says_what_is_held_and_what_was_expanded(plain: Path, tmp_path: Path) -> None:
-    ordered, kept = tmp_path / "ordered", tmp_path / "kept"
-    save_by_hand(plain, ordered, *gptq(order=True, group_size=32))
+    expanded, kept = tmp_path / "expanded", tmp_path / "kept"
+    save_by_hand(plain, expanded, *gptq(bits=2, group_size=32))
     assert first_line(plain) == "bfloat16"
-    assert first_line(ordered).startswith("INT4 expanded to bfloat16 8")
+    assert first_line(expanded).startswith("INT2 expanded to bfloat16 8")
     save_by_hand(plain, kept, *gptq())
     said = first_line(kept, kernels="native" if NATIVE else "auto")
     form = "W4_128 in 4.2 bits" if NATIVE else "W4_128 expanded to bfloat16"
@@ -134,10 +134,39 @@ def test_nothing_is_rounded_a_second_time(plain: Path, tmp_path: Path) -> None:
     """Where it is expanded neither; but the head, which has 32 bits."""
     save_by_hand(plain, tmp_path, *fp8((128, 128)))
     said = first_line(tmp_path, quantization="int4")
-    assert said.startswith("F8_E4M3 expanded to bfloat16")
+    assert said.startswith("F8_128 ")
     assert "int8 in 8.0 bits" in said
     assert "int4" not in said
     assert "int4 in 4.5 bits" in first_line(plain, quantization="int4")
+
+
+def test_where_inputs_may_be_in_another_order(plain: Path, tmp_path: Path) -> None:
+    save_by_hand(plain, tmp_path, *gptq(order=True, group_size=32))
+    tensors = open_checkpoint(tmp_path).tensors
+    one = tensors["model.layers.0.mlp.gate_proj.weight"]
+    assert one.quantized is not None
+    assert one.quantized.order is not None
+    other = replace(one, quantized=replace(one.quantized, order=b"another"))
+    matrix = Matrix(name="x", rows=(64, 64), inputs=256)
+    assert keeps_order(matrix, [one, other])
+    assert keeps_order(replace(matrix, gated=True), [one, one])
+    assert not keeps_order(replace(matrix, gated=True), [one, other])
+    assert not keeps_order(replace(matrix, chunks=(128, 128)), [one])
+    assert not keeps_order(replace(matrix, role="embedding"), [one])
+    cut = Cut(rows=((0, 64),), inputs=(0, 128), whole_rows=(64,), whole_inputs=256)
+    assert not keeps_order(replace(matrix, cut=cut), [one])
+    assert keeps_order(replace(matrix, cut=replace(cut, inputs=(0, 256))), [one])
+
+
+@pytest.mark.skipif(not NATIVE, reason="needs the native library")
+def test_fp8_that_is_no_number_is_refused(plain: Path, tmp_path: Path) -> None:
+    save_by_hand(plain, tmp_path, *fp8((128, 128)))
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 3] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"layers.0.mlp.up_proj.weight' holds numbers that"):
+        first_line(tmp_path, kernels="native")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ class QuantizedWeight:
     """Zero points; None where each is the middle of the codes, or 0 for codes with a sign."""
     groups: TensorInfo | None = None
     """[inputs]: to which group each belongs, where that is not their order."""
+    order: bytes | None = None
+    """Where that makes whole groups of an order of the inputs: a digest of it."""
     group_size: int
     """Inputs that share a scale."""
     rows_per_scale: int = 1

@@ -59,8 +59,9 @@ W4_128 = WeightFormat("W4_128", 128, 68)
 W4Z_128 = WeightFormat("W4Z_128", 128, 69)
 W4Z_32 = WeightFormat("W4Z_32", 32, 21)
 W8_128 = WeightFormat("W8_128", 128, 132)
-"""Loire's own, for quantized weights of safetensors: codes, and a scale in float32 and perhaps (Z)
-a zero point for each block."""
+F8_128 = WeightFormat("F8_128", 128, 132)
+"""Loire's own, for quantized weights of safetensors: codes (in F8 of FP8, e4m3), and a scale in
+float32 and perhaps (Z) a zero point for each block."""
 
 _CODES_OF_EIGHT_BITS = WeightFormat("8 bits, a scale per 16", 256, 276)
 
@@ -73,7 +74,7 @@ FORMATS: dict[str, WeightFormat] = {
 
 BLOCK_FORMATS: dict[str, WeightFormat] = {
     fmt.name: fmt
-    for fmt in (*FORMATS.values(), P2, P3, P4, W4_128, W4Z_128, W4Z_32, W8_128)
+    for fmt in (*FORMATS.values(), P2, P3, P4, W4_128, W4Z_128, W4Z_32, W8_128, F8_128)
     if fmt.block_elements > 1
 }
 """All that weights are computed with in their blocks, by name."""

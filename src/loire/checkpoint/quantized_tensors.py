@@ -9,14 +9,17 @@ become one tensor X.weight each. Scales for rounding activations and caches are 
 rounds activations, if at all, with scales of its own, finer ones.
 """
 
+import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
 from loire.checkpoint.formats import (
+    F8_128,
     W4_128,
     W4Z_32,
     W4Z_128,
@@ -25,6 +28,7 @@ from loire.checkpoint.formats import (
 )
 from loire.checkpoint.gguf_file import numbers
 from loire.checkpoint.quantization_config import QuantizationConfig
+from loire.checkpoint.weights import Matrix
 
 _NUMBERS = ("F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
@@ -133,16 +137,15 @@ def _words(parts: _Parts, codes: TensorInfo, config: QuantizationConfig) -> Tens
     zeros = parts.need("qzeros", dtypes=("I32",))
     parts.shaped(scales, (num_groups, outputs))
     parts.shaped(zeros, (num_groups, math.ceil(outputs / per_word)))
-    order = parts.get("g_idx")
-    if order is not None and _is_trivial(parts, order, inputs, group, num_groups):
-        order = None
+    groups, order = _order(parts, parts.get("g_idx"), inputs, group, num_groups)
     quantized = QuantizedWeight(
         layout="awq" if is_awq else "gptq",
         bits=config.bits,
         codes=codes,
         scales=scales,
         zeros=None if config.symmetric and not is_awq else zeros,
-        groups=order,
+        groups=groups,
+        order=order,
         group_size=group,
         zero_offset=config.zero_offset,
         middle=zeros if config.symmetric and not is_awq else None,
@@ -171,16 +174,15 @@ def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     if zeros is not None:
         packed = (math.ceil(outputs * bits / 32), num_groups)
         parts.shaped(parts.typed(zeros, ("I32",)), packed)
-    order = parts.get("weight_g_idx")
-    if order is not None and _is_trivial(parts, order, inputs, group, num_groups):
-        order = None
+    groups, order = _order(parts, parts.get("weight_g_idx"), inputs, group, num_groups)
     quantized = QuantizedWeight(
         layout="words",
         bits=bits,
         codes=codes,
         scales=scales,
         zeros=zeros,
-        groups=order,
+        groups=groups,
+        order=order,
         group_size=group,
     )
     return _made(parts, (outputs, inputs), quantized, _kept(quantized, inputs))
@@ -211,14 +213,16 @@ def _plain(parts: _Parts, codes: TensorInfo) -> TensorInfo:
         group_size=group,
         rows_per_scale=rows_per_scale,
     )
-    fmt = codes.format if is_fp8 else _kept(quantized, inputs)
-    return _made(parts, (outputs, inputs), quantized, fmt)
+    return _made(parts, (outputs, inputs), quantized, _kept(quantized, inputs))
 
 
 def _kept(quantized: QuantizedWeight, inputs: int) -> WeightFormat:
     """The block format that holds it, or one that says that it is expanded."""
     group = quantized.group_size if quantized.group_size < inputs else inputs
-    fits = quantized.groups is None and inputs % group == 0
+    fits = (quantized.groups is None or quantized.order is not None) and inputs % group == 0
+    if quantized.codes.format.name in _FP8:
+        is_known = quantized.codes.format.name == "F8_E4M3"
+        return F8_128 if is_known and fits and group % 128 == 0 else quantized.codes.format
     if quantized.bits == 8 and fits and quantized.zeros is None and group % 128 == 0:
         return W8_128
     if quantized.bits == 4 and fits and group % 128 == 0:
@@ -226,6 +230,17 @@ def _kept(quantized: QuantizedWeight, inputs: int) -> WeightFormat:
     if quantized.bits == 4 and fits and group % 32 == 0:
         return W4Z_32
     return EXPANDED[quantized.bits]
+
+
+def keeps_order(weight: Matrix, stored: Iterable[TensorInfo]) -> bool:
+    """Whether a matrix can stay in its blocks if they have its inputs in another order: not where
+    inputs are cut, or rows are looked up, or two halves that make one product differ."""
+    orders = {None if info.quantized is None else info.quantized.order for info in stored}
+    if orders == {None}:
+        return True
+    cut = weight.cut is not None and weight.cut.inputs != (0, weight.cut.whole_inputs)
+    is_whole = not cut and not weight.chunks and weight.role != "embedding"
+    return is_whole and not (weight.gated and len(orders) > 1)
 
 
 def _group_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> int:
@@ -255,18 +270,27 @@ def _block_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> t
     return 128, 128
 
 
-def _is_trivial(parts: _Parts, order: TensorInfo, inputs: int, group: int, num_groups: int) -> bool:
-    """Whether inputs are in the order of their groups. Raises CheckpointError if one has none."""
-    parts.shaped(parts.typed(order, ("I32", "I64")), (inputs,))
-    given = _read_numbers(order)
+def _order(
+    parts: _Parts, groups: TensorInfo | None, inputs: int, group: int, num_groups: int
+) -> tuple[TensorInfo | None, bytes | None]:
+    """To which group each input belongs, None if that is their order; and, where it makes whole
+    groups of an order of the inputs, a digest of it. Raises CheckpointError if one has none."""
+    if groups is None:
+        return None, None
+    parts.shaped(parts.typed(groups, ("I32", "I64")), (inputs,))
+    given = _read_numbers(groups)
     wrong = [index for index in given if not 0 <= index < num_groups]
     # compressed-tensors fills it with -1 where there is no such order.
     if wrong and set(given) != {-1}:
         raise CheckpointError(
-            f"{order.path}: tensor {order.name!r} puts an input into group {wrong[0]}, but there "
+            f"{groups.path}: tensor {groups.name!r} puts an input into group {wrong[0]}, but there "
             f"are {num_groups}"
         )
-    return bool(wrong) or all(index == i // group for i, index in enumerate(given))
+    if wrong or all(index == i // group for i, index in enumerate(given)):
+        return None, None
+    if inputs % group or set(Counter(given).values()) != {group}:
+        return groups, None
+    return groups, hashlib.blake2b(repr(given).encode(), digest_size=16).digest()
 
 
 def _read_numbers(info: TensorInfo) -> tuple[int, ...]:

@@ -5,7 +5,8 @@
 in float32, each operation rounded by itself: for those of GGUF (ggml) the same bits as the gguf
 library gives. Loire's own (W4 and others) hold what quantized safetensors hold: the minimum is the
 scale times a zero point, and the sum exact for scales of up to 19 bits, as float16 and bfloat16
-are. What a backend computes with weights that stay in their blocks is defined by this.
+are; in F8 codes are numbers in FP8 (e4m3). What a backend computes with weights that stay in their
+blocks is defined by this.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from loire.checkpoint.formats import WeightFormat
+from loire.checkpoint.formats import F8_128, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class StoredTensor:
     format: WeightFormat
     blocks: Tensor
     """uint8 [rows, bytes of a row], rows without gaps."""
+    order: Tensor | None = None
+    """int64 [elements of a row]: which input each of a row's elements belongs to, where they do
+    not lie in the order of the inputs (GPTQ's act order)."""
 
     def __post_init__(self) -> None:
         fmt, num_bytes = self.format, self.blocks.shape[1]
@@ -41,10 +45,24 @@ class StoredTensor:
 
     def to(self, device: torch.device) -> "StoredTensor":
         """The same on another device."""
-        return StoredTensor(self.format, self.blocks.to(device))
+        order = None if self.order is None else self.order.to(device)
+        return StoredTensor(self.format, self.blocks.to(device), order)
+
+    def lies_as(self, other: "StoredTensor") -> bool:
+        """Whether rows of the other could be its own."""
+        if self.format is not other.format:
+            return False
+        if self.order is None or other.order is None:
+            return self.order is other.order
+        return torch.equal(self.order, other.order)
 
     def values(self) -> Tensor:
-        """float32 [rows, elements]."""
+        """float32 [rows, inputs]."""
+        found = self.values_as_stored()
+        return found if self.order is None else found[:, torch.argsort(self.order)]
+
+    def values_as_stored(self) -> Tensor:
+        """float32 [rows, elements], in the order in which they lie."""
         return unpack(self.blocks, self.format).values().view(self.shape)
 
 
@@ -53,7 +71,7 @@ class Unpacked:
     """Rows of blocks, taken apart."""
 
     codes: Tensor
-    """Whole numbers, int8 [rows, groups, elements of a group]."""
+    """Whole numbers, int8 [rows, groups, elements of a group]; in F8 numbers, float8_e4m3fn."""
     scales: Tensor
     """float32 [rows, groups]."""
     minimums: Tensor | None
@@ -68,6 +86,12 @@ class Unpacked:
 def unpack(blocks: Tensor, fmt: WeightFormat) -> Unpacked:
     """Of blocks, uint8 [rows, bytes of a row]. Raises KeyError for a format of plain numbers."""
     return UNPACK[fmt.name](blocks.view(len(blocks), -1, fmt.block_bytes))
+
+
+def rounds_inputs(fmt: WeightFormat) -> bool:
+    """Whether products with it take inputs in bfloat16 rounded to eight bits: where codes are whole
+    numbers, so that sums of their products are exact."""
+    return fmt.name != F8_128.name
 
 
 def _half(data: Tensor) -> Tensor:
@@ -294,11 +318,15 @@ def _w8(b: Tensor) -> Unpacked:
     return Unpacked(b[..., 4:].contiguous().view(torch.int8), _float(b[..., :4]), None)
 
 
+def _f8(b: Tensor) -> Unpacked:
+    return Unpacked(b[..., 4:].contiguous().view(torch.float8_e4m3fn), _float(b[..., :4]), None)
+
+
 def pack_groups(fmt: WeightFormat, codes: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
     """Blocks uint8 [rows, bytes] of one of Loire's own formats.
 
-    codes: [rows, elements], uint8 (W4) or int8 (W8); scales: float32 [rows, blocks]; zeros: whole
-    numbers [rows, blocks] or one for all, of formats that have zero points.
+    codes: [rows, elements], uint8 (W4), int8 (W8) or float8_e4m3fn (F8); scales: float32 [rows,
+    blocks]; zeros: whole numbers [rows, blocks] or one for all, of formats that have zero points.
     """
     rows, size = len(codes), fmt.block_elements
     parts = [scales.contiguous()[..., None].view(torch.uint8)]
@@ -346,7 +374,7 @@ UNPACK: dict[str, Callable[[Tensor], Unpacked]] = {
     "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k,
     "Q5_K": _q5_k, "Q6_K": _q6_k, "Q3_K": _q3_k, "Q2_K": _q2_k, "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "W4_128": _w4, "W4Z_128": _w4z, "W4Z_32": _w4z,
-    "W8_128": _w8, "P2": _p2, "P3": _p3, "P4": _p4,
+    "W8_128": _w8, "F8_128": _f8, "P2": _p2, "P3": _p3, "P4": _p4,
     "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
     "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
 }  # fmt: skip

@@ -7,7 +7,8 @@ native/source/kernels/linear_quantized.h says what the native ones do.
     int4   weights with a scale per 32 inputs:   weight = code * scale, code in -8..7
     blocks of GGUF, as loire.kernels.block_formats takes them apart
     inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127, and the
-           scale of four binary digits; but with blocks inputs in float32 stay as they are
+           scale of four binary digits; but with blocks inputs in float32 stay as they are, and
+           with FP8 all do
     keys and values with a scale per token and head: x = code * scale, code in -127..127
 """
 

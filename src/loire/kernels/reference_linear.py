@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from loire.checkpoint.feed_forward import (
     is_gate,
 )
 from loire.checkpoint.formats import WeightFormat
-from loire.kernels.block_formats import StoredTensor
+from loire.kernels.block_formats import StoredTensor, rounds_inputs
 from loire.kernels.dequantize import dequantize_on_host
 from loire.kernels.experts import ReferenceExperts
 from loire.kernels.interface import (
@@ -186,13 +186,16 @@ class ReferenceStoredLinear(TorchLinear):
 
     def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
         """[T, in] to [T, out]."""
-        if x.dtype is torch.float32:
-            return F.linear(x, self.weight.values(), self._bias)
-        return multiply_rounded(x, self.weight.values(), self._bias, wide=wide)
+        values = self.weight.values_as_stored()
+        given = x if self.weight.order is None else x[:, self.weight.order]
+        if x.dtype is torch.float32 or not rounds_inputs(self.weight.format):
+            result = F.linear(given.float(), values, self._bias)
+            return result if wide else result.to(x.dtype)
+        return multiply_rounded(given, values, self._bias, wide=wide)
 
     def rows(self, indices: Tensor) -> Tensor:
         """float32 [T, in] of int64 [T]: rows of the weight."""
-        return StoredTensor(self.weight.format, self.weight.blocks[indices]).values()
+        return replace(self.weight, blocks=self.weight.blocks[indices]).values()
 
 
 class StackedLinear(TorchLinear):
@@ -221,11 +224,9 @@ def merged(parts: Sequence[Weight]) -> list[Weight]:
         if isinstance(part, Tensor) and isinstance(last, Tensor):
             found[-1] = torch.cat([last, part])
         elif (
-            isinstance(part, StoredTensor)
-            and isinstance(last, StoredTensor)
-            and part.format is last.format
+            isinstance(part, StoredTensor) and isinstance(last, StoredTensor) and part.lies_as(last)
         ):
-            found[-1] = StoredTensor(part.format, torch.cat([last.blocks, part.blocks]))
+            found[-1] = replace(part, blocks=torch.cat([last.blocks, part.blocks]))
         else:
             found.append(part)
     return found

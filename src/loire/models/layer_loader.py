@@ -1,6 +1,7 @@
 """Weights out of a checkpoint, one layer's at a time, for those who build its parts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.feed_forward import Activation
 from loire.checkpoint.mixers import RopeDescription
+from loire.checkpoint.quantized_tensors import keeps_order
 from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
 from loire.kernels.block_formats import StoredTensor
@@ -71,12 +73,12 @@ class WeightReader:
         is_packed = stays or weight.role != "embedding"
         may_share = is_packed and self.backend.linear.copies_weights and on_host
         parts = weight.slices(self._tensors)
-        for (name, _), part in zip(weight.pieces(self._tensors), parts, strict=True):
+        for (name, rows), part in zip(weight.pieces(self._tensors), parts, strict=True):
             if weight.bias:
                 found[f"{name}.bias"] = self._reader.read(f"{name}.bias", self.dtype, part=part)
             stored = f"{name}.weight"
-            if part is not None:
-                _check_shape(stored, self._tensors[stored].shape, part.shape)
+            whole = (rows, weight.inputs) if part is None else part.shape
+            _check_shape(stored, self._tensors[stored].shape, whole)
             if stays and self._tensors[stored].format.block_elements > 1:
                 found[stored] = self._reader.read_blocks(stored, may_share=may_share, part=part)
             else:
@@ -87,9 +89,10 @@ class WeightReader:
 
     def stays_as_stored(self, weight: Matrix) -> bool:
         """Whether blocks of the file are computed with as they are, in all its parts."""
-        formats = [self._tensors[name].format for name in weight.stored_weights(self._tensors)]
+        stored = [self._tensors[name] for name in weight.stored_weights(self._tensors)]
+        formats = [info.format for info in stored]
         in_blocks = any(fmt.block_elements > 1 for fmt in formats)
-        if self.quantization == "none" or not in_blocks:
+        if self.quantization == "none" or not in_blocks or not keeps_order(weight, stored):
             return False
         return self.backend.linear.keeps(formats, self.dtype, gated=weight.gated)
 
@@ -245,6 +248,7 @@ def columns_of(weight: Weight, first: int, end: int) -> Weight:
         return weight[:, first:end]
     per_input = weight.format.block_bytes / weight.format.block_elements
     bounds = int(first * per_input), int(end * per_input)
+    assert weight.order is None, "inputs in another order are not cut"
     return StoredTensor(weight.format, weight.blocks[:, bounds[0] : bounds[1]])
 
 
@@ -252,14 +256,14 @@ def rows_of(weight: Weight, first: int, end: int) -> Weight:
     """Some rows of a weight."""
     if isinstance(weight, Tensor):
         return weight[first:end]
-    return StoredTensor(weight.format, weight.blocks[first:end])
+    return replace(weight, blocks=weight.blocks[first:end])
 
 
 def reordered(weight: Weight, index: Tensor) -> Weight:
     """The rows of a weight in another order. index: int64 [rows]."""
     if isinstance(weight, Tensor):
         return weight[index]
-    return StoredTensor(weight.format, weight.blocks[index])
+    return replace(weight, blocks=weight.blocks[index])
 
 
 def _reordered_parts(parts: Sequence[Weight], order: Tensor) -> list[Weight]:
@@ -280,7 +284,7 @@ def pairs_apart(rotary_dim: int) -> Tensor:
 def _together(weight: Weight, sizes: Sequence[int]) -> Weight:
     if isinstance(weight, Tensor):
         return _rows_together(weight, sizes)
-    return StoredTensor(weight.format, _rows_together(weight.blocks, sizes))
+    return replace(weight, blocks=_rows_together(weight.blocks, sizes))
 
 
 def _rows_together(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,14 +1,14 @@
 """Quantized weights of safetensors files, put together: as numbers, or in blocks of Loire's own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
-from loire.checkpoint.formats import WeightFormat
+from loire.checkpoint.formats import F8_128, WeightFormat
 from loire.kernels.block_formats import StoredTensor, pack_groups
 
 Read = Callable[[TensorInfo], Tensor]
@@ -73,9 +73,19 @@ def read_grouped(info: TensorInfo, read: Read) -> GroupedWeight:
 
 
 def to_blocks(info: TensorInfo, read: Read) -> StoredTensor:
-    """The weight in the block format that its TensorInfo names, the same numbers."""
+    """The weight in the block format that its TensorInfo names, the same numbers.
+
+    Raises CheckpointError as read_grouped(), and for numbers in FP8 that are none.
+    """
     weight = read_grouped(info, read)
-    return StoredTensor(info.format, _blocks(weight, info.format))
+    order = None
+    if info.quantized is not None and info.quantized.groups is not None:
+        order = torch.argsort(weight.groups, stable=True)
+        groups, codes = weight.groups[order], weight.codes[:, order]
+        weight = replace(weight, groups=groups, codes=codes)
+    if info.format is F8_128 and int((weight.codes.view(torch.uint8) & 127).max()) == 127:
+        raise CheckpointError(f"{info.path}: tensor {info.name!r} holds numbers that are none")
+    return StoredTensor(info.format, _blocks(weight, info.format), order)
 
 
 def _blocks(weight: GroupedWeight, fmt: WeightFormat) -> Tensor:

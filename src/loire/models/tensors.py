@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ class TensorReader:
         info = self._tensors[name]
         if info.quantized is not None:
             whole = to_blocks(info, self._plain)
-            return StoredTensor(info.format, _blocks_of(whole.blocks, info, part))
+            return replace(whole, blocks=_blocks_of(whole.blocks, info, part))
         if info.exponents is not None:
             rows, may_share = _blocks_of(self._mxfp4(info).blocks, info, part), True
         else:

@@ -18,6 +18,7 @@ from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat, held_as
+from loire.checkpoint.quantized_tensors import keeps_order
 from loire.checkpoint.sharding import rank_of
 from loire.checkpoint.share import Share, settle_chunks
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
@@ -326,7 +327,8 @@ def _held_bytes(
         return F32.num_bytes(num_elements)
     if bits is not None:
         return math.ceil(num_elements * bits / 8)
-    if quantization is None and tensor.format.block_elements > 1:
+    in_order = not isinstance(weight, Matrix) or keeps_order(weight, [tensor])
+    if quantization is None and tensor.format.block_elements > 1 and in_order:
         return held_as(tensor.format).num_bytes(num_elements)
     if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
         return DTYPES[dtype].num_bytes(num_elements)

@@ -200,7 +200,8 @@ class LinearKernels(Protocol):
         be called with wide.
 
         With blocks the inputs are rounded as loire.kernels.quantization says, unless they are
-        float32: those are taken as they are.
+        float32 or the blocks hold FP8: then they are taken as they are. Halves of a gated weight
+        lie alike.
         """
         ...
 

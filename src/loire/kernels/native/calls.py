@@ -23,6 +23,7 @@ class PackCall(CallStruct):
         ("part_outputs", c_void_p),
         ("row_strides", c_void_p),
         ("bias", c_void_p),
+        ("order", c_void_p),
         ("in_features", c_int64),
         ("num_parts", c_int32),
         ("type", c_int32),

@@ -47,7 +47,8 @@ NUMBERS: dict[Quantization | None, int] = {None: 0, "int8": 8, "int4": 4}
 BLOCKS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
           "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18,
           "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22, "IQ4_XS": 23, "MXFP4": 39, "W4_128": 60,
-          "W4Z_128": 61, "W4Z_32": 62, "W8_128": 63, "P2": 64, "P3": 65, "P4": 66}  # fmt: skip
+          "W4Z_128": 61, "W4Z_32": 62, "W8_128": 63, "P2": 64, "P3": 65, "P4": 66,
+          "F8_128": 67}  # fmt: skip
 """Numbers of GGUF and of Loire's own, as in source/kernels/operations.h."""
 FIRST_BLOCKS = 100
 """What is added to those in a WeightFormat of source/runtime/packed_weight.h."""
@@ -106,11 +107,14 @@ class NativeLinear:
         rows_at = array_of(c_void_p, [part.data_ptr() for part in data])
         outputs = array_of(c_int64, [len(part) for part in data])
         strides = array_of(c_int64, [part.stride(0) for part in data])
+        order = parts[0].order if isinstance(parts[0], StoredTensor) else None
+        order = None if order is None else order.to(torch.int32)
         call = PackCall(
             parts=addressof(rows_at),
             part_outputs=addressof(outputs),
             row_strides=addressof(strides),
             bias=None if bias is None else bias.data_ptr(),
+            order=None if order is None else order.data_ptr(),
             in_features=self.in_features,
             num_parts=len(data),
             type=type_number(dtype),
@@ -271,12 +275,14 @@ class StackedNativeLinear:
 def stored_alike(parts: Sequence[Weight]) -> list[list[Weight]]:
     """Neighbours that are stored alike, as many as can be packed together."""
 
-    def way(part: Weight) -> object:
-        return part.format if isinstance(part, StoredTensor) else None
+    def alike(one: Weight, other: Weight) -> bool:
+        if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+            return one.lies_as(other)
+        return isinstance(one, Tensor) and isinstance(other, Tensor)
 
     found: list[list[Weight]] = []
     for part in parts:
-        if found and way(found[-1][0]) is way(part) and len(found[-1]) < MOST_PARTS:
+        if found and alike(found[-1][0], part) and len(found[-1]) < MOST_PARTS:
             found[-1].append(part)
         else:
             found.append([part])

@@ -25,6 +25,7 @@ struct PackCall {
     const int64_t* part_outputs;
     const int64_t* row_strides;
     const void* bias;  // or null
+    const int32_t* order;  // [in_features], of blocks: which input of x each input of a row is; or null
     int64_t in_features;
     int32_t num_parts, type, format, gate;
     float gate_alpha, gate_limit;  // a Clamp

@@ -30,6 +30,7 @@ std::string describe() {
     FIELD(PackCall, part_outputs)
     FIELD(PackCall, row_strides)
     FIELD(PackCall, bias)
+    FIELD(PackCall, order)
     FIELD(PackCall, in_features)
     FIELD(PackCall, num_parts)
     FIELD(PackCall, type)

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../runtime/grouped.h"
@@ -38,10 +39,13 @@ LOIRE_EXPORT PackedWeight* loire_pack(Context* context, const PackCall* call) {
         const auto gate = Gate(given.gate);
         if (outputs % panels_per_output(gate) != 0)
             throw std::invalid_argument(std::to_string(outputs) + " rows have no two halves");
+        std::vector<int32_t> order;
+        if (given.order != nullptr) order.assign(given.order, given.order + given.in_features);
+        for (const int32_t input : order) check_range("input", input, given.in_features);
         packed = new PackedWeight(context->pool, context->weights, *operations, parts, given.bias,
                                   is_bfloat16, kind, gate, {given.gate_alpha, given.gate_limit},
                                   outputs / panels_per_output(gate),
-                                  given.in_features);
+                                  given.in_features, std::move(order));
     });
     return packed;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels/linear_blocks.h"
+#include "../kernels/linear_float8.h"
 #include "../kernels/packed_blocks.h"
 #include "linear_operations.h"
 
@@ -37,6 +38,16 @@ constexpr void set_blocks(BlockOperations& operations, BlockFormat format) {
         own = rounded_operations<Element, Packed>(pack_blocks_piece<Stored>);
     own.step_inputs = Stored::ELEMENTS;
     own.embed = embed_blocks_piece<Element, Packed>;
+}
+
+// The same with blocks whose codes are numbers in FP8: inputs are taken as they are.
+template <typename Element, typename Stored>
+constexpr void set_float8(BlockOperations& operations, BlockFormat format) {
+    using Format = Float8Blocks<Element, Stored>;
+    LinearOperations& own = operations.formats[int(format)];
+    own = linear_operations<Format>(pack_blocks_piece<Stored>, float8_activations_piece<Format>);
+    own.step_inputs = Format::INPUTS;
+    own.embed = embed_blocks_piece<Element, Stored>;
 }
 
 template <typename Element>
@@ -77,6 +88,7 @@ constexpr BlockOperations float_block_operations() {
     set_blocks<Element, W4Z_128>(result, BlockFormat::W4Z_128);
     set_blocks<Element, W4Z_32>(result, BlockFormat::W4Z_32);
     set_blocks<Element, W8_128>(result, BlockFormat::W8_128);
+    set_float8<Element, F8_128>(result, BlockFormat::F8_128);
     set_blocks<Element, P2>(result, BlockFormat::P2);
     set_blocks<Element, P3>(result, BlockFormat::P3);
     set_blocks<Element, P4>(result, BlockFormat::P4);

@@ -67,6 +67,7 @@ struct Layout {
     static constexpr ScaleKind SCALE = ELEMENTS == 32 ? ScaleKind::HALF : ScaleKind::CODE;
     static constexpr int GROUPS = 1;         // scales of 32 codes
     static constexpr bool HAS_MINIMUM = false, HAS_TABLE = false;
+    static constexpr bool IS_FLOAT8 = false;     // codes are numbers, not whole ones
     static constexpr bool SHARES_BYTES = false;  // codes of scale and minimum have four bits each
 };
 
@@ -384,6 +385,17 @@ struct W8_128 : Layout<132, 128, 8, 128> {
     }
 };
 
+// Codes in FP8 (e4m3): a sign, four bits of exponent, three of mantissa. Codes that are no numbers do not
+// come here.
+struct F8_128 : Layout<132, 128, 8, 0> {
+    static constexpr ScaleKind SCALE = ScaleKind::FLOAT;
+    static constexpr bool IS_FLOAT8 = true;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = float_at(source);
+        __builtin_memcpy(block.codes, source + 4, ELEMENTS);
+    }
+};
+
 // Loire's own for few bits: codes of a palette, and a scale for 64.
 alignas(16) constexpr int8_t PALETTE_2[16] = {-127, -38, 38, 127};
 alignas(16) constexpr int8_t PALETTE_3[16] = {-127, -79, -45, -14, 14, 45, 79, 127};
@@ -452,6 +464,32 @@ INLINE void values_of(const uint8_t* codes, int8_t (&values)[SCALED]) {
     }
 }
 
+// The numbers of codes in FP8, in the lowest byte of each lane. All of them are bfloat16, too.
+INLINE Vec16 float8_numbers(const Int16& codes) {
+    Vec16 result;
+    EACH_PART {
+        const Words code = (Words)codes.part[p], rest = code & 0x7f;
+        const Floats normal = (Floats)((rest << 20) + (120u << 23));
+        const Floats denormal = __builtin_convertvector((Ints)rest, Floats) * 0x1p-9f;
+        const Floats magnitude = rest < 8u ? denormal : normal;
+        result.part[p] = (Floats)((Words)magnitude | (code & 0x80) << 24);
+    }
+    return result;
+}
+
+// What 16 codes stand for, as floats.
+template <typename Format>
+INLINE Vec16 numbers_of(const uint8_t* codes) {
+    int8_t values[SCALED];
+    if constexpr (Format::IS_FLOAT8) {
+        Int16 given;
+        EACH_PART given.part[p] = to_ints(reinterpret_cast<const int8_t*>(codes) + p * LANES);
+        return float8_numbers(given);
+    }
+    values_of<Format>(codes, values);
+    return load(values);
+}
+
 // Calls call(Format{}) with the struct of a format.
 template <typename Call>
 INLINE auto with_format(BlockFormat format, Call call) {
@@ -481,6 +519,7 @@ INLINE auto with_format(BlockFormat format, Call call) {
         case BlockFormat::P2: return call(P2{});
         case BlockFormat::P3: return call(P3{});
         case BlockFormat::P4: return call(P4{});
+        case BlockFormat::F8_128: return call(F8_128{});
     }
     __builtin_unreachable();
 }

@@ -25,9 +25,8 @@ OPAQUE void dequantize_blocks(const uint8_t* source, int64_t blocks, Element* ou
     for (; blocks > 0; --blocks, source += Format::BYTES, out += Format::ELEMENTS) {
         Format::read(source, block);
         for (int i = 0; i < Format::ELEMENTS / SCALED; ++i) {
-            int8_t values[SCALED];
-            values_of<Format>(block.codes + i * SCALED, values);
-            store(out + i * SCALED, load(values) * broadcast(scale_of<Format>(block, i)) +
+            const Vec16 numbers = numbers_of<Format>(block.codes + i * SCALED);
+            store(out + i * SCALED, numbers * broadcast(scale_of<Format>(block, i)) +
                                         broadcast(minimum_of<Format>(block, i)));
         }
     }

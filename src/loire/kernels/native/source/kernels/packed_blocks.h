@@ -233,7 +233,7 @@ struct PackedBlocks {
 // Codes of eight bits are kept as dot() can take them.
 template <typename Format>
 INLINE void to_dot_codes(uint8_t* codes) {
-    if constexpr (Format::BITS == 8 && SIGNED_CODES)
+    if constexpr (Format::BITS == 8 && SIGNED_CODES && !Format::IS_FLOAT8)
         for (int64_t i = 0; i < Format::ELEMENTS; ++i) codes[i] ^= 128;
 }
 
@@ -272,10 +272,10 @@ void embed_blocks_piece(const void* untyped, int64_t piece, Scratch&) {
             Packed::get(panel + step * Packed::BYTES, found % PANEL, block);
             to_dot_codes<Format>(block.codes);
             for (int i = 0; i < Format::ELEMENTS / SCALED; ++i) {
-                int8_t values[SCALED];
-                values_of<Format>(block.codes + i * SCALED, values);
-                const Vec16 number = load(values) * broadcast(scale_of<Format>(block, i)) +
-                                     broadcast(minimum_of<Format>(block, i));
+                const Vec16 number =
+                    numbers_of<Format>(block.codes + i * SCALED) *
+                        broadcast(scale_of<Format>(block, i)) +
+                    broadcast(minimum_of<Format>(block, i));
                 store(row + step * Format::ELEMENTS + i * SCALED, number * table_scale);
             }
         }

@@ -1,7 +1,6 @@
 #include "grouped.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "multiply.h"
 
@@ -16,7 +15,7 @@ struct Cutting {
     const GroupedProduct* product;
     LinearArguments linear;
     char* packed;
-    int64_t row_bytes, first_block, first_piece, packed_block_bytes;
+    int64_t first_block, first_piece, packed_block_bytes;
     AdaptedProduct adapted;
     LowRankArguments low_rank;
     int64_t first_low_rank;
@@ -36,29 +35,14 @@ struct Cuttings {
     }
 };
 
-// One block of a product's rows, gathered where they are not together.
+// One block of a product's rows.
 void pack_grouped_block(const Cuttings& all, int64_t index, Scratch& scratch) {
     const Cutting& cutting = all.at<&Cutting::first_block>(index);
     const GroupedProduct& product = *cutting.product;
     const int64_t block = index - cutting.first_block, size = cutting.linear.tokens_per_block;
     const int64_t first = block * size, count = std::min(size, product.count - first);
-    const char* x = product.x + first * product.x_stride;
-    if (product.rows != nullptr || product.x_stride != cutting.row_bytes) {
-        char* gathered = scratch.reserve(size_t(count * cutting.row_bytes));
-        for (int64_t r = 0; r < count; ++r) {
-            const int64_t row = product.rows == nullptr ? first + r : product.rows[first + r];
-            std::memcpy(gathered + r * cutting.row_bytes, product.x + row * product.x_stride,
-                        size_t(cutting.row_bytes));
-        }
-        x = gathered;
-    }
-    const PackActivationsArguments packing{x,
-                                           cutting.packed + block * cutting.packed_block_bytes,
-                                           count,
-                                           product.weight->in_features,
-                                           cutting.linear.steps,
-                                           size};
-    product.operations->pack_activations(&packing, 0, scratch);
+    pack_rows(*product.operations, *product.weight, {product.x, product.x_stride, product.rows},
+              first, count, size, cutting.packed + block * cutting.packed_block_bytes, scratch);
 }
 
 // What adapters work out, then blocks.
@@ -94,7 +78,7 @@ void multiply_together(Pool& pool, Scratch& activations, Scratch& hidden,
         cuttings.all.push_back(
             {&product,
              cut.arguments(weight, nullptr, product.out, product.out_stride, product.wide, product.count),
-             nullptr, weight.in_features * (weight.is_bfloat16 ? 2 : 4), blocks, pieces,
+             nullptr, blocks, pieces,
              cut.tokens_per_block * cut.token_bytes,
              AdaptedProduct(weight.adapters, product.numbers, product.count), {},
              cuttings.low_rank_pieces});

@@ -1,6 +1,7 @@
 #include "multiply.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace loire {
 
@@ -17,13 +18,28 @@ struct Preparation {
     const LinearOperations& operations;
     LowRankArguments low_rank;
     int64_t low_rank_pieces;
-    PackActivationsArguments packing;
+    const PackedWeight& weight;
+    Rows rows;
+    const Cut& cut;
+    int64_t tokens;
+    char* packed;
 };
 
 void prepare_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& all = *static_cast<const Preparation*>(untyped);
     if (piece < all.low_rank_pieces) return all.operations.low_rank(&all.low_rank, piece, scratch);
-    all.operations.pack_activations(&all.packing, piece - all.low_rank_pieces, scratch);
+    const int64_t size = all.cut.tokens_per_block;
+    const int64_t first = (piece - all.low_rank_pieces) * size;
+    pack_rows(all.operations, all.weight, all.rows, first, std::min(size, all.tokens - first), size,
+              all.packed + first * all.cut.token_bytes, scratch);
+}
+
+template <typename Element>
+void copy_in_order(const char* row, const std::vector<int32_t>& order, char* target) {
+    for (const int32_t input : order) {
+        std::memcpy(target, row + input * int64_t(sizeof(Element)), sizeof(Element));
+        target += sizeof(Element);
+    }
 }
 
 }  // namespace
@@ -68,6 +84,28 @@ LinearArguments Cut::arguments(const PackedWeight& weight, const void* packed, v
     return found;
 }
 
+void pack_rows(const LinearOperations& operations, const PackedWeight& weight, const Rows& rows,
+               int64_t first, int64_t count, int64_t tokens_per_block, char* packed,
+               Scratch& scratch) {
+    const int64_t row_bytes = weight.in_features * (weight.is_bfloat16 ? 2 : 4);
+    const char* x = rows.x + first * rows.stride;
+    if (rows.chosen != nullptr || rows.stride != row_bytes || !weight.order.empty()) {
+        char* gathered = scratch.reserve(size_t(count * row_bytes));
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t row = rows.chosen == nullptr ? first + r : rows.chosen[first + r];
+            const char* source = rows.x + row * rows.stride;
+            char* target = gathered + r * row_bytes;
+            if (weight.order.empty()) std::memcpy(target, source, size_t(row_bytes));
+            else if (weight.is_bfloat16) copy_in_order<uint16_t>(source, weight.order, target);
+            else copy_in_order<uint32_t>(source, weight.order, target);
+        }
+        x = gathered;
+    }
+    const PackActivationsArguments packing{x,     packed,       count, weight.in_features,
+                                           weight.steps, tokens_per_block};
+    operations.pack_activations(&packing, 0, scratch);
+}
+
 int64_t wanted_pieces(const Pool& pool) { return PIECES_PER_THREAD * pool.num_threads(); }
 
 bool waits_for_weights(int64_t tokens) { return tokens <= MOST_TOKENS; }
@@ -86,11 +124,14 @@ void multiply(const LinearOperations& operations, Pool& pool, Scratch& activatio
         operations,
         adapted.arguments(below, static_cast<const char*>(x), row_bytes, nullptr),
         adapted.pieces(),
-        {x, activations.reserve(size_t(cut.packed_bytes())), tokens, weight.in_features,
-         weight.steps, cut.tokens_per_block}};
+        weight,
+        {static_cast<const char*>(x), row_bytes, nullptr},
+        cut,
+        tokens,
+        activations.reserve(size_t(cut.packed_bytes()))};
     pool.run(adapted.pieces() + cut.blocks, prepare_piece, &preparation);
     LinearArguments arguments =
-        cut.arguments(weight, preparation.packing.packed, out, out_stride, wide, tokens);
+        cut.arguments(weight, preparation.packed, out, out_stride, wide, tokens);
     arguments.adapted = adapted.tokens(below);
     forecast.begins({static_cast<const char*>(weight.data), cut.column_pieces,
                      cut.panels_per_piece * weight.panel_bytes});

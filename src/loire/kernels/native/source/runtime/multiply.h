@@ -35,6 +35,19 @@ int64_t wanted_pieces(const Pool& pool);
 // Whether so few tokens are multiplied that threads wait for weights, and may fetch what comes next.
 bool waits_for_weights(int64_t tokens);
 
+// Rows of x [.., in], of a weight's type.
+struct Rows {
+    const char* x;
+    int64_t stride;         // bytes from row to row
+    const int64_t* chosen;  // which rows; null: one after another
+};
+
+// Packs count of the rows, from `first` on, for products with a weight: brought together where they lie
+// apart, their inputs in the weight's order.
+void pack_rows(const LinearOperations& operations, const PackedWeight& weight, const Rows& rows,
+               int64_t first, int64_t count, int64_t tokens_per_block, char* packed,
+               Scratch& scratch);
+
 // out [tokens, out] = x [tokens, in] * weight, rows of out lying out_stride elements apart. x is of the
 // type that the weight was packed from, out too unless wide: float32 then. operations: those the weight was packed for. activations: room for
 // packing. forecast: of the weights that the pool's threads fetch ahead.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace loire {
 
@@ -19,13 +20,15 @@ float widen(bfloat16 value) {
 PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperations& operations,
                            const std::vector<WeightPart>& parts, const void* given_bias,
                            bool is_bfloat16, WeightFormat format, Gate gate, Clamp clamp,
-                           int64_t out_features, int64_t in_features)
+                           int64_t out_features, int64_t in_features,
+                           std::vector<int32_t> order)
     : is_bfloat16(is_bfloat16),
       format(format),
       gate(gate),
       clamp(clamp),
       out_features(out_features),
       in_features(in_features),
+      order(std::move(order)),
       panels((out_features + PANEL - 1) / PANEL * panels_per_output(gate)),
       steps((in_features + operations.step_inputs - 1) / operations.step_inputs),
       panel_bytes(steps * operations.step_bytes),

@@ -29,9 +29,11 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from loire import LLM
+from loire.adapt.texts import own_texts
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
+from loire.cli.quantize import OWN_TEXTS
 from loire.quantize.calibration import read_text
 from loire.quantize.run import quantize
 from loire.text.tokenizer import checkpoint_tokenizer
@@ -120,15 +122,21 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
 def _loire(args: argparse.Namespace, source: Path, name: str, bits: float, ending: str) -> Row:
     path = args.out / f"loire-{bits:g}{ending}"
     if not path.exists():
-        checkpoint = open_checkpoint(source)
+        checkpoint, text = open_checkpoint(source), read_text(args.calibration)
+        own = args.out / "own.json"
+        if not own.exists():
+            found = own_texts(checkpoint, text, args.own_texts, lambda share: None)
+            own.write_text(json.dumps(found))
         quantize(
             checkpoint,
             checkpoint_tokenizer(checkpoint),
-            read_text(args.calibration),
+            text,
             path,
             bits,
             file_format="gguf" if ending else "safetensors",
             kept=args.out / "measured",
+            num_own=args.own_texts,
+            write=lambda count: json.loads(own.read_text()),
         )
     return Row.of(name, path)
 
@@ -210,6 +218,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gguf-bits", type=_numbers, default=[], help="as GGUF files")
     parser.add_argument("--in-llama-cpp", type=_names, default=[], metavar="NAME,...")
     parser.add_argument("--calibration", metavar="FILE", help="[what comes with Loire]")
+    parser.add_argument("--own-texts", type=int, default=OWN_TEXTS, help=f"[{OWN_TEXTS}]")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What an adapter is trained on: a text of the user's, or what the original model writes itself
+"""What is trained and calibrated on: a text of the user's, or what the original model writes itself
 (Liu et al. 2023, "LLM-QAT"): its own distributions are about that, and there is no end of it.
 """
 
@@ -40,6 +40,16 @@ def texts_for(
     length = len(checked[0])
     own = written_texts(original.path, known_texts, count, length, progress)
     return own, checked
+
+
+def own_texts(
+    checkpoint: Checkpoint, text: str, count: int, progress: Callable[[float], None]
+) -> list[list[int]]:
+    """count texts that a model writes itself, as long as those that a text is cut into to calibrate
+    on, and begun by these."""
+    texts = cut(checkpoint_tokenizer(checkpoint), text, checkpoint.description.max_positions)
+    known = texts[: num_calibrated(len(texts))]
+    return written_texts(checkpoint.path, known, count, len(texts[0]), progress)
 
 
 def written_texts(

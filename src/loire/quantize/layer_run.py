@@ -14,6 +14,7 @@ from loire.checkpoint.weights import Matrix, each
 from loire.execution.whole_texts import WholeTexts
 from loire.kernels.cpu import CpuBackend
 from loire.kernels.interface import FlatBatch, Linear, LowRank, PackedAdapter, Weight
+from loire.models.adaptable import Adaptable
 from loire.models.decoder import Layer, Norms
 from loire.models.layer_loader import LayerLoader, RotaryTables, Tensors, WeightReader
 from loire.models.loading import build_layer
@@ -23,19 +24,15 @@ CPU = torch.device("cpu")
 
 @dataclass(slots=True)
 class Moments:
-    """Second moments of the inputs of products, by the names of their weights.
+    """Second moments of the inputs of products, by the names of their weights."""
 
-    num_tokens: how many of a run's tokens count, the first ones; None for all.
-    """
-
-    num_tokens: int | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     """float32 [in, in]: sums of x x^T."""
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, x: Tensor) -> None:
         """Inputs [T, in]."""
-        wide = x[: self.num_tokens].float()
+        wide = x.float()
         if name not in self.sums:
             self.sums[name] = torch.zeros(wide.shape[1], wide.shape[1])
             self.counts[name] = 0
@@ -89,6 +86,9 @@ class _WatchingLoader(LayerLoader):
     ) -> Linear:
         made = super().linear(weight, gate, order)
         return made if self.moments is None else _Watched(made, weight.name, self.moments)
+
+    def adapts(self, name: str, weight: Adaptable) -> None:
+        """No adapters come here: the reader would keep the products of all layers for them."""
 
 
 class CalibrationRun:

@@ -14,7 +14,7 @@ from loire.quantize.levels import Levels, half, safe
 SCALE_STEPS = 16
 LEAST_SCALE = 0.5
 """Of the scale that maps a group's largest number to the largest level: outliers may be cut."""
-DAMPING = 0.01
+DAMPING = 0.1
 """Added to the diagonal of H, as a share of its mean: what was rarely seen still counts."""
 ROWS = 2**12
 """Rows of a weight that are rounded with feedback at a time."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,15 @@ from loire.quantize.gguf import check_source, write_gguf
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels
 from loire.quantize.rounding import round_with_feedback
-from loire.quantize.save import Piece, finish, read_piece, write_piece, write_whole
+from loire.quantize.save import (
+    ASKED,
+    OWN,
+    Piece,
+    finish,
+    read_piece,
+    write_piece,
+    write_whole,
+)
 from loire.quantize.sensitivity import measure, units
 from loire.text.tokenizer import Tokenizer
 
@@ -74,12 +82,16 @@ def quantize(
     file_format: FileFormat = "safetensors",
     *,
     kept: Path,
+    num_own: int = 0,
+    write: Callable[[int], Sequence[Sequence[int]]] = lambda count: (),
 ) -> Report:
     """Write a directory that Loire runs like any other model, or a GGUF file.
 
     bits: per weight at most, on average over all matrices, scales included. text: to calibrate on.
     file_format: a GGUF file has standard types alone. kept: a folder for what weights cost, which
     is the same whatever the bits: another run on the same model and text takes it from there.
+    write: gives num_own texts (token ids) that the model wrote, as long as those that the text is
+    cut into, to calibrate on, too; asked once, also if the run is broken off.
 
     Raises ConfigError if out exists or bits are out of range, UnsupportedModelError for a model
     that it is not made for.
@@ -90,11 +102,24 @@ def quantize(
         raise ConfigError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, but are {bits}")
     if out.exists():
         raise ConfigError(f"{out} exists already; name another directory, or remove it")
-    texts = cut(tokenizer, text, checkpoint.description.max_positions)
-    work = _Work(out.with_name(out.name + ".partial"), checkpoint, texts, bits, file_format)
-    candidates = work.measured(kept, lambda share: progress("measuring", share))
+    given = cut(tokenizer, text, checkpoint.description.max_positions)
+    known = num_calibrated(len(given))
+    work = _Work(
+        out.with_name(out.name + ".partial"),
+        checkpoint,
+        {
+            "model": model_digest(checkpoint),
+            "bits": bits,
+            "texts": given,
+            "own": num_own,
+            "format": file_format,
+        },
+    )
+    among = STANDARD_LEVELS if file_format == "gguf" else LEVELS
+    candidates = work.measured(given, among, kept, lambda share: progress("measuring", share))
     chosen = allocate(candidates, bits)
-    rounding = _Rounding(checkpoint, texts, chosen, work)
+    calibrated = [*given[:known], *work.own(num_own, write)]
+    rounding = _Rounding(checkpoint, calibrated, given[known:], chosen, work)
     rounding.run(lambda share: progress("rounding", share))
     report = rounding.report(lambda share: progress("checking", share))
     if file_format == "gguf":
@@ -109,27 +134,12 @@ def quantize(
 class _Work:
     """What is done already."""
 
-    def __init__(
-        self,
-        folder: Path,
-        checkpoint: Checkpoint,
-        texts: list[list[int]],
-        bits: float,
-        file_format: FileFormat,
-    ) -> None:
+    def __init__(self, folder: Path, checkpoint: Checkpoint, asked: Mapping[str, object]) -> None:
         """Raises ConfigError if the folder holds the work on something else."""
         self.folder = folder
         self._checkpoint = checkpoint
-        self._texts = texts
-        self._among = STANDARD_LEVELS if file_format == "gguf" else LEVELS
-        asked = {
-            "model": model_digest(checkpoint),
-            "bits": bits,
-            "texts": texts,
-            "format": file_format,
-        }
         folder.mkdir(parents=True, exist_ok=True)
-        told = folder / "asked.json"
+        told = folder / ASKED
         if not told.exists():
             told.write_text(json.dumps(asked))
         elif json.loads(told.read_text()) != asked:
@@ -138,14 +148,28 @@ class _Work:
                 f"finish that, or remove the folder"
             )
 
-    def measured(self, kept: Path, progress: Callable[[float], None]) -> list[Candidate]:
-        """What each weight costs in each format, as it was found before or anew."""
-        texts = [text[:MEASURED_TOKENS] for text in self._texts[:MEASURED_TEXTS]]
-        names = [levels.format.name for levels in self._among]
-        asked = json.dumps([__version__, model_digest(self._checkpoint), texts, names])
+    def own(self, count: int, write: Callable[[int], Sequence[Sequence[int]]]) -> list[list[int]]:
+        """Texts that the model wrote before, or writes now."""
+        path = self.folder / OWN
+        if not path.exists():
+            write_whole(path, json.dumps(write(count)))
+        found: list[list[int]] = json.loads(path.read_text())
+        return found
+
+    def measured(
+        self,
+        texts: Sequence[Sequence[int]],
+        among: Sequence[Levels],
+        kept: Path,
+        progress: Callable[[float], None],
+    ) -> list[Candidate]:
+        """What each weight costs in each of some formats, as it was found before or anew."""
+        short = [text[:MEASURED_TOKENS] for text in texts[:MEASURED_TEXTS]]
+        names = [levels.format.name for levels in among]
+        asked = json.dumps([__version__, model_digest(self._checkpoint), short, names])
         path = kept / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
         if not path.exists():
-            found = measure(CalibrationRun(self._checkpoint, texts), self._among, progress)
+            found = measure(CalibrationRun(self._checkpoint, short), among, progress)
             kept.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps([asdict(candidate) for candidate in found]))
         return [
@@ -164,15 +188,15 @@ class _Rounding:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        texts: list[list[int]],
+        calibrated: Sequence[Sequence[int]],
+        checked: Sequence[Sequence[int]],
         chosen: Mapping[str, FormatCost],
         work: _Work,
     ) -> None:
-        self._run = CalibrationRun(checkpoint, texts)
+        self._run = CalibrationRun(checkpoint, calibrated)
+        self._check = CalibrationRun(checkpoint, checked)
         self._chosen = chosen
         self._work = work
-        self._num_texts = num_calibrated(len(texts))
-        self._num_tokens = self._num_texts * len(texts[0])
 
     def run(self, progress: Callable[[float], None]) -> None:
         """All layers, then the embedding and the head."""
@@ -182,7 +206,7 @@ class _Rounding:
         for index in range(num_layers):
             path = self._layer_path(index)
             if not path.exists():
-                tensors, moments = self._run.layer_tensors(index), Moments(self._num_tokens)
+                tensors, moments = self._run.layer_tensors(index), Moments()
                 self._run.layer(index, tensors, [stream], moments)
                 write_piece(path, self._rounded_layer(index, tensors, moments))
             [stream] = self._run.layer(index, _values(read_piece(path)), [stream])
@@ -193,24 +217,25 @@ class _Rounding:
 
     def report(self, progress: Callable[[float], None]) -> Report:
         """When all is done: the model as it was and as it is now, over the texts kept apart."""
-        weights, num_layers = self._run.weights, self._run.description.num_layers
+        check = self._check
+        weights, num_layers = check.weights, check.description.num_layers
         head = weights.embedding if weights.head is None else weights.head
         ends = read_piece(self._ends_path)
         now, sizes = _values(ends), _Sizes()
         sizes.add(ends)
-        before = self._run.embed(self._run.matrix(weights.embedding))
-        after = self._run.embed(now[f"{weights.embedding.name}.weight"])
+        before = check.embed(check.matrix(weights.embedding))
+        after = check.embed(now[f"{weights.embedding.name}.weight"])
         for index in range(num_layers):
             piece = read_piece(self._layer_path(index))
             sizes.add(piece)
-            [before] = self._run.layer(index, self._run.layer_tensors(index), [before])
-            [after] = self._run.layer(index, _values(piece), [after])
+            [before] = check.layer(index, check.layer_tensors(index), [before])
+            [after] = check.layer(index, _values(piece), [after])
             progress((index + 1) / num_layers)
         return Report(
             bits=sizes.bits,
             num_bytes=sizes.num_bytes,
             formats=sizes.formats,
-            perplexity_before=self._perplexity(before, self._run.matrix(head)),
+            perplexity_before=self._perplexity(before, check.matrix(head)),
             perplexity_after=self._perplexity(after, now[f"{head.name}.weight"]),
         )
 
@@ -243,7 +268,7 @@ class _Rounding:
     def _rounded_ends(self, table: Tensor, stream: Tensor) -> Piece:
         """The embedding, the final norm and the head. stream: after the last layer."""
         weights, piece = self._run.weights, Piece()
-        states = self._run.final_states(stream)[: self._num_tokens]
+        states = self._run.final_states(stream)
         moments = states.T @ states / len(states)
         levels = BY_NAME[self._chosen[weights.embedding.name].name]
         tied = weights.head is None
@@ -258,8 +283,8 @@ class _Rounding:
 
     @torch.inference_mode()
     def _perplexity(self, stream: Tensor, head: Tensor) -> float:
-        ids = self._run.token_ids[self._num_texts :]
-        logits = self._run.logits(stream[self._num_tokens :], head).view(*ids.shape, -1)
+        ids = self._check.token_ids
+        logits = self._check.logits(stream, head).view(*ids.shape, -1)
         found = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, ids[:, 1:, None])
         return float(torch.exp(-found.mean()))
 

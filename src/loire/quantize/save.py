@@ -15,6 +15,8 @@ from loire.checkpoint.saved_description import VERSION, written
 from loire.kernels.block_formats import StoredTensor
 from loire.text.tokenizer import Tokenizer
 
+ASKED, OWN = "asked.json", "own.json"
+"""Files of unfinished work: what it is on, and texts that the model wrote for it."""
 Piece: TypeAlias = dict[str, "Tensor | StoredTensor"]
 """Some of a model's tensors by name."""
 
@@ -98,7 +100,8 @@ def finish(
             more = folder / "additional_chat_templates"
             more.mkdir(exist_ok=True)
             (more / f"{name}.jinja").write_text(text, encoding="utf-8")
-    (folder / "asked.json").unlink()
+    for name in (ASKED, OWN):
+        (folder / name).unlink()
     folder.replace(out)
 
 

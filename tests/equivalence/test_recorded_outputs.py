@@ -114,13 +114,18 @@ def digest(tokens: dict[str, list[int]], rows: Sequence[bytes]) -> str:
     return whole.hexdigest()[:12]
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder has the name of its kind."""
+    return save(request.param, tmp_path_factory.mktemp("models") / request.param)
+
+
 @pytest.mark.parametrize("fmt", list(FORMATS))
-def test_outputs_are_those_recorded(kind: str, fmt: str, tmp_path: Path) -> None:
+def test_outputs_are_those_recorded(model: Path, fmt: str) -> None:
     instruction_set = NativeBackend(1).instruction_set
     if instruction_set in ("portable", "amx"):
         pytest.skip(f"{instruction_set} rounds or adds otherwise")
-    tokens, rows = outputs(save(kind, tmp_path), FORMATS[fmt])
+    tokens, rows = outputs(model, FORMATS[fmt])
     assert all(len(ids) == 40 for ids in tokens.values())
     assert len({tuple(ids) for ids in tokens.values()}) == len(tokens)
-    assert digest(tokens, rows) == RECORDED[f"{kind} {fmt}"]
+    assert digest(tokens, rows) == RECORDED[f"{model.name} {fmt}"]

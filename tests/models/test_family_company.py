@@ -1,6 +1,7 @@
 """Of every family: each sequence gets the same tokens alone, in a batch, preempted and cached."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,8 @@ NUM_TOKENS = 16
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: str(family.name))
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    family: Family = request.param
-    directory = tmp_path_factory.mktemp(family.name)
-    family.save(directory)
-    return directory
+def model(request: pytest.FixtureRequest, saved_family: Callable[[Family], Path]) -> Path:
+    return saved_family(request.param)
 
 
 def start(path: Path, **options: Any) -> Engine:

@@ -1,6 +1,7 @@
 """Adapters by the products of a decoder, against models they are merged into, in float32."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace as with_changes
 from pathlib import Path
 
@@ -108,14 +109,13 @@ def test_the_head_has_its_own(tmp_path: Path) -> None:
     assert [part.target.product for part in adapter.parts] == ["lm_head"]
 
 
-def test_every_family_says_what_can_be_adapted(tmp_path: Path) -> None:
+def test_every_family_says_what_can_be_adapted(saved_family: Callable[[Family], Path]) -> None:
     """As many products of those names as are made."""
     from loire.checkpoint.adapter_targets import AdapterTargets
 
     family: Family
     for family in FAMILIES:
-        family.save(tmp_path / family.name)
-        checkpoint = open_checkpoint(tmp_path / family.name)
+        checkpoint = open_checkpoint(saved_family(family))
         decoder = load_decoder(
             checkpoint,
             dtype=torch.float32,

@@ -2,6 +2,7 @@
 would get among all."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,11 @@ def backend_named(name: str) -> Backend:
 @pytest.mark.parametrize("backend", ["native", "cpu", "reference"])
 @pytest.mark.parametrize("family", SOME, ids=lambda family: family.name)
 def test_wanted_alone_is_wanted_among_all(
-    family: Family, backend: str, dtype: torch.dtype, tmp_path: Path
+    family: Family, backend: str, dtype: torch.dtype, saved_family: Callable[[Family], Path]
 ) -> None:
     """Also none at all, whole rows and rows of none; and later steps read the same keys."""
-    family.save(tmp_path)
-    kernels = backend_named(backend)
-    decoder = load_decoder(
-        open_checkpoint(tmp_path), dtype=dtype, device=CPU, backend=kernels, max_model_len=128
-    )
+    kernels, checkpoint = backend_named(backend), open_checkpoint(saved_family(family))
+    decoder = load_decoder(checkpoint, dtype=dtype, device=CPU, backend=kernels, max_model_len=128)
     exact = dtype in kernels.batch_invariant_dtypes
     rng = random.Random(0)
     whole, narrow = PagedDriver(decoder), PagedDriver(decoder)

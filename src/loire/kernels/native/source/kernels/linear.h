@@ -44,6 +44,7 @@ constexpr int64_t MOST_WITH_PACKED = 24;
 // now and then leaves memory idle in between (docs/log.md).
 constexpr int64_t WEIGHT_CHUNK_BYTES = 8 << 10;
 constexpr int64_t PREFETCH_BYTES = 4096;  // ahead, where the weights are read once
+constexpr int64_t STORED_AHEAD = 12;      // tokens whose results' lines are fetched: rows lie far apart
 
 // In the order of addresses: the processor's own prefetching sees a stream. Stays where it is written:
 // compilers would gather the fetches of a whole step in one burst. What is read ONCE shall not drive
@@ -281,6 +282,8 @@ void finish_panel(const LinearArguments& a, int64_t panel, int64_t first_token, 
     const int64_t left = a.out_features - first_column, row = panel * PANEL;
     const auto finish_token = [&](int64_t t, const Vec16* added) __attribute__((always_inline)) {
         const int64_t at = (first_token + t) * a.out_stride + first_column;
+        if (!a.wide)
+            __builtin_prefetch(static_cast<Element*>(a.out) + at + STORED_AHEAD * a.out_stride, 1);
         for (int64_t column = 0; column < PANEL && column < left; column += 16)
             finish_some<Element>(a, row + column, sums + t * PANEL + column, panel_sums,
                                  added == nullptr ? nullptr : added + column / 16, at + column,

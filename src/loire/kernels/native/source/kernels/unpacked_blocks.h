@@ -96,9 +96,11 @@ struct UnpackedChunk {
 
     // The first `count` parts from a step on. Fetches what the passes will not of the next chunk.
     INLINE void unpack(const char* packed, int64_t count) {
-        for (int64_t line = CHUNK_PARTS * Kind::FETCHED_PER_PART; line < PACKED_BYTES; line += 64)
-            __builtin_prefetch(packed + PACKED_BYTES + line);
-        for (int64_t p = 0; p < count; ++p) {
+        constexpr int64_t LEFT = PACKED_BYTES - CHUNK_PARTS * Kind::FETCHED_PER_PART;
+        const char* rest = packed + 2 * PACKED_BYTES - LEFT;
+        for (int64_t p = 0; p < count; ++p, rest += LEFT / CHUNK_PARTS) {
+            for (int64_t line = 0; line < LEFT / CHUNK_PARTS; line += 64)
+                __builtin_prefetch(rest + line);
             const char* step = packed + p / Packed::PARTS_OF_STEP * Packed::BYTES;
             const char* part = Packed::part(step, p % Packed::PARTS_OF_STEP);
             if constexpr (!IN_PLACE) unpack_codes(part, codes + p * UNPACKED_CODES);

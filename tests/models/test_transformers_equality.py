@@ -19,8 +19,10 @@ from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from support.paged_driver import CPU, DrivenSequence, PagedDriver, random_chunks
 
-NUM_TOKENS = 64
+NUM_TOKENS, NUM_AFTER_CHUNKS = 64, 24
 BACKENDS = [info.name for info in available_backends() if info.usable]
+FIRST = "reference"
+"""Whose tokens transformers is asked about."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,14 @@ def expected(request: pytest.FixtureRequest, saved_family: Callable[[Family], Pa
     family: Family = request.param
     directory, model = saved_family(family), family.build()
     prompt = random.Random(family.name).choices(range(3, 128), k=family.prompt_len)
+    decoder = load(directory, FIRST, family.max_model_len)
+    tokens = PagedDriver(decoder).greedy(prompt, NUM_TOKENS)
     with torch.inference_mode():
-        output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            max_new_tokens=NUM_TOKENS,
-            min_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )[0]
-        logits = model(output[None]).logits[0].float()
-    return Expected(family, directory, prompt, output[len(prompt) :].tolist(), logits)
+        logits = model(torch.tensor([prompt + tokens])).logits[0].float()
+    # If behind each of these tokens the next one is the likeliest, transformers generates the same
+    # ones greedily; and one pass over all of them takes a fraction of the time.
+    assert logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist() == tokens
+    return Expected(family, directory, prompt, tokens, logits)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -83,7 +81,8 @@ def test_the_models_are_not_trivial(expected: Expected) -> None:
 
 
 def test_whole_prefill(expected: Expected, decoder: Decoder) -> None:
-    assert PagedDriver(decoder).greedy(expected.prompt, NUM_TOKENS) == expected.tokens
+    if decoder.backend.name != FIRST:
+        assert PagedDriver(decoder).greedy(expected.prompt, NUM_TOKENS) == expected.tokens
 
 
 def test_chunked_prefill(expected: Expected, decoder: Decoder) -> None:
@@ -92,7 +91,8 @@ def test_chunked_prefill(expected: Expected, decoder: Decoder) -> None:
     rng = random.Random(seed)
     chunks = random_chunks(rng, len(expected.prompt))
     driver = PagedDriver(decoder, block_size=rng.choice([8, 16, 32]), seed=seed)
-    assert driver.greedy(expected.prompt, NUM_TOKENS, chunks) == expected.tokens
+    first_tokens = expected.tokens[:NUM_AFTER_CHUNKS]
+    assert driver.greedy(expected.prompt, NUM_AFTER_CHUNKS, chunks) == first_tokens
 
 
 def test_logits(expected: Expected, decoder: Decoder) -> None:

@@ -334,8 +334,9 @@ def pack_groups(fmt: WeightFormat, codes: Tensor, scales: Tensor, zeros: Tensor 
         given = zeros if isinstance(zeros, Tensor) else torch.full_like(scales, zeros)
         parts.append(given.to(torch.uint8)[..., None])
     if fmt.name.startswith("W4"):
-        halves = codes.reshape(rows, -1, size // 32, 2, 16)
-        parts.append((halves[..., 0, :] | halves[..., 1, :] << 4).flatten(-2))
+        eights = codes.reshape(rows, -1, 2, 16).view(torch.int64)  # eight codes at a time
+        halves = eights[:, :, 0] | eights[:, :, 1] << 4
+        parts.append(halves.view(torch.uint8).reshape(rows, -1, size // 2))
     else:
         parts.append(codes.reshape(rows, -1, size).contiguous().view(torch.uint8))
     return torch.cat(parts, dim=-1).flatten(1)

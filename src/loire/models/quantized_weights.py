@@ -127,8 +127,9 @@ def _unpack(words: Tensor, bits: int) -> Tensor:
     data = words.contiguous().view(torch.uint8)
     if bits == 8:
         return data
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return ((data[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)
+    # (One by one: with a tensor of shifts torch goes code by code.)
+    codes = [data >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return torch.stack(codes, dim=-1).flatten(1)
 
 
 def _unpack_awq(words: Tensor) -> Tensor:

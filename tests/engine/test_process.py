@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,13 +37,15 @@ SAMPLED = SamplingParams(
 )
 
 
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run an async test, with a limit on its time."""
+def run(
+    test: Callable[[], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop | None = None
+) -> None:
+    """Run an async test, with a limit on its time. loop: the one that its engine lives on."""
 
     async def limited() -> None:
         await asyncio.wait_for(test(), 240)
 
-    asyncio.run(limited())
+    (loop.run_until_complete if loop else asyncio.run)(limited())
 
 
 @asynccontextmanager
@@ -53,6 +55,39 @@ async def engine(model: Path, **arguments: Any) -> AsyncGenerator[SupervisedEngi
         yield started
     finally:
         await started.close()
+
+
+@pytest.fixture(scope="module")
+def framed() -> Iterator[list[object]]:
+    """All messages that were encoded for engines, in their order."""
+    found: list[object] = []
+
+    def count(message: Any) -> bytes:
+        found.append(message)
+        return frame(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervisor, "frame", count)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tiny_llama: Path, framed: list[object], loop: asyncio.AbstractEventLoop
+) -> Iterator[SupervisedEngine]:
+    """An engine on `loop` for tests that do it no harm: they would spend their time on starts."""
+    options = EngineOptions(**OPTIONS)
+    started = loop.run_until_complete(SupervisedEngine.create(str(tiny_llama), options))
+    assert [type(message) for message in framed] == [LoadModel]
+    yield started
+    loop.run_until_complete(started.close())
 
 
 class Reader:
@@ -145,32 +180,32 @@ async def settled(supervised: SupervisedEngine) -> None:
     raise AssertionError(f"{supervised.link.num_requests} requests are left")
 
 
-def test_leaving_a_stream_frees_its_blocks(tiny_llama: Path) -> None:
+def test_leaving_a_stream_frees_its_blocks(
+    shared: SupervisedEngine, loop: asyncio.AbstractEventLoop
+) -> None:
     async def test() -> None:
-        async with engine(tiny_llama) as supervised:
-            readers = [Reader(supervised, prompt, SAMPLED) for prompt in PROMPTS]
-            await readers[0].begun.wait()
-            assert supervised.link.blocks_in_use > 0
-            assert len(supervised.link.records) > 3
-            for reader in readers:
-                reader.task.cancel()
-            await asyncio.gather(*(reader.task for reader in readers), return_exceptions=True)
-            await settled(supervised)
+        readers = [Reader(shared, prompt, SAMPLED) for prompt in PROMPTS]
+        await readers[0].begun.wait()
+        assert shared.link.blocks_in_use > 0
+        assert len(shared.link.records) > 3
+        for reader in readers:
+            reader.task.cancel()
+        await asyncio.gather(*(reader.task for reader in readers), return_exceptions=True)
+        await settled(shared)
 
-    run(test)
+    run(test, loop)
 
 
-def test_old_steps_are_forgotten(tiny_llama: Path) -> None:
+def test_old_steps_are_forgotten(shared: SupervisedEngine, loop: asyncio.AbstractEventLoop) -> None:
     async def test() -> None:
-        async with engine(tiny_llama) as supervised:
-            for _ in range(2):
-                await Reader(supervised, PROMPTS[0], SAMPLED).task
-            assert len(supervised.link.records) == NUM_RECORDS < 2 * 300
-            step_ids = [record.step_id for record in supervised.link.records]
-            assert step_ids == list(range(step_ids[0], step_ids[0] + NUM_RECORDS))
-            assert supervised.link.records[-1].slots[0].ended
+        for _ in range(2):
+            await Reader(shared, PROMPTS[0], SAMPLED).task
+        assert len(shared.link.records) == NUM_RECORDS < 2 * 300
+        step_ids = [record.step_id for record in shared.link.records]
+        assert step_ids == list(range(step_ids[0], step_ids[0] + NUM_RECORDS))
+        assert shared.link.records[-1].slots[0].ended
 
-    run(test)
+    run(test, loop)
 
 
 def test_a_request_that_kills_the_engine_twice_is_failed_alone(tiny_llama: Path) -> None:
@@ -191,8 +226,10 @@ def test_a_request_that_kills_the_engine_twice_is_failed_alone(tiny_llama: Path)
 
 
 def test_an_engine_that_hangs_is_replaced(tiny_llama: Path) -> None:
+    impatient = replace(HARMFUL, step_timeout_s=3.0)
+
     async def test() -> None:
-        async with engine(tiny_llama, supervision=HARMFUL) as supervised:
+        async with engine(tiny_llama, supervision=impatient) as supervised:
             bystander = Reader(supervised, PROMPTS[0], SAMPLED)
             hanging = Reader(supervised, "a \x02 hangs", SAMPLED)
             with pytest.raises(EngineError, match="died 2 times"):
@@ -269,21 +306,16 @@ def test_an_engine_that_dies_whenever_it_is_ready_is_given_up(
     run(test)
 
 
-def test_a_request_is_encoded_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    framed: list[object] = []
-
-    def count(message: Any) -> bytes:
-        framed.append(message)
-        return frame(message)
-
-    monkeypatch.setattr(supervisor, "frame", count)
+def test_a_request_is_encoded_once(
+    shared: SupervisedEngine, framed: list[object], loop: asyncio.AbstractEventLoop
+) -> None:
+    before = len(framed)
 
     async def test() -> None:
-        async with engine(tiny_llama) as supervised:
-            await Reader(supervised, PROMPTS[0], SAMPLED).task
+        await Reader(shared, PROMPTS[0], SAMPLED).task
 
-    run(test)
-    assert [type(message) for message in framed] == [LoadModel, Submit]
+    run(test, loop)
+    assert [type(message) for message in framed[before:]] == [Submit]
 
 
 def test_time_of_a_request_is_limited(tiny_llama: Path) -> None:
@@ -297,17 +329,18 @@ def test_time_of_a_request_is_limited(tiny_llama: Path) -> None:
     run(test)
 
 
-def test_what_cannot_cross_is_refused(tiny_llama: Path) -> None:
+def test_what_cannot_cross_is_refused(
+    shared: SupervisedEngine, loop: asyncio.AbstractEventLoop
+) -> None:
     async def test() -> None:
-        async with engine(tiny_llama) as supervised:
-            submission = supervised.frontend.prompt("r", "x", SAMPLED)
-            request = replace(submission.request, cache_salt="\ud800")
-            submission = replace(submission, request=request)
-            with pytest.raises(RequestError, match="surrogate"):
-                await anext(supervised.stream(submission))
-            assert supervised.link.num_requests == 0
+        submission = shared.frontend.prompt("r", "x", SAMPLED)
+        request = replace(submission.request, cache_salt="\ud800")
+        submission = replace(submission, request=request)
+        with pytest.raises(RequestError, match="surrogate"):
+            await anext(shared.stream(submission))
+        assert shared.link.num_requests == 0
 
-    run(test)
+    run(test, loop)
 
 
 def test_the_engine_ends_with_its_supervisor(tiny_llama: Path) -> None:

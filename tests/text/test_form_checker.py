@@ -58,13 +58,13 @@ def test_a_refusal_may_be_cut_within_a_character(checker: FormChecker) -> None:
 
 
 def test_others_go_on_while_one_is_compiled(checker: FormChecker) -> None:
-    num_ended = 0
+    num_ended, gone = 0, Future[None]()
 
     def expensive() -> None:
         nonlocal num_ended
         for letter in "bcdef":
-            with pytest.raises(RequestError):
-                checker.check(StructuredOutputs(regex=OPTIONAL + letter), share="a")
+            with pytest.raises((RequestError, NobodyWaitsError)):
+                checker.check(StructuredOutputs(regex=OPTIONAL + letter), "a", gone)
             num_ended += 1
 
     thread = threading.Thread(target=expensive)
@@ -72,6 +72,7 @@ def test_others_go_on_while_one_is_compiled(checker: FormChecker) -> None:
     for number in range(20):
         checker.check(StructuredOutputs(choice=(f"quick {number}",)), share="b")
     assert num_ended < 5, "twenty small ones do not wait for five that are stopped"
+    gone.set_result(None)
     thread.join()
 
 
@@ -80,11 +81,12 @@ def test_a_share_waits_for_itself_and_no_crowd_gathers(
 ) -> None:
     monkeypatch.setattr(form_turns, "MAX_WAITING", 2)
     answers: list[str] = []
+    gone: Future[None] = Future()
 
     def expensive(number: int) -> None:
         try:
-            checker.check(StructuredOutputs(regex=OPTIONAL + str(number)), share="a")
-        except (BusyError, RequestError) as error:
+            checker.check(StructuredOutputs(regex=OPTIONAL + str(number)), "a", gone)
+        except (BusyError, RequestError, NobodyWaitsError) as error:
             answers.append(str(error))
 
     threads = [threading.Thread(target=expensive, args=(number,)) for number in range(5)]
@@ -92,6 +94,7 @@ def test_a_share_waits_for_itself_and_no_crowd_gathers(
         thread.start()
         time.sleep(0.02)
     checker.check(StructuredOutputs(choice=("not in their line",)), share="b")
+    gone.set_result(None)
     for thread in threads:
         thread.join()
     assert len(answers) == 5

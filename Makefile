@@ -15,7 +15,9 @@ setup-test:
 	@scripts/setup.sh test
 	@.venv/bin/loire pull smollm2
 
-test: setup-test lint types tests
+# Types are checked on a core that the tests leave free.
+test: setup-test
+	@$(MAKE) --no-print-directory -j2 lint types tests
 
 # Lint, types, and every test without a process, a browser, a model or transformers.
 quick: lint types

@@ -146,7 +146,7 @@ def train(ids: torch.Tensor, seconds: float) -> LlamaForCausalLM:
         step += 1
         if share - told > 0.05:
             told = share
-            print(f"{share:4.0%}  step {step:,}  {float(loss):.3f} nats per token", flush=True)
+            print(f"{share:4.0%}  step {step:,}  {loss.item():.3f} nats per token", flush=True)
     print(f"{step:,} steps, {step * BATCH * LENGTH:,} tokens", flush=True)
     return model.eval()
 

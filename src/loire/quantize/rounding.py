@@ -4,8 +4,6 @@ The error that is made small is that of the product: of W x, summed over the inp
 in calibration. With their second moments H = sum of x x^T it is trace(D H D^T) for a change D of W.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -20,6 +18,10 @@ ROWS = 2**12
 """Rows of a weight that are rounded with feedback at a time."""
 NUMBERS = 2**18
 """Of a weight that are rounded at a time where each is for itself: as many as a cache holds."""
+SPAN = 64
+"""Columns after which an error reaches those further on."""
+SOLVED_ROWS = 128
+"""Whose scales are solved for at a time."""
 SAMPLED_ROWS = 128
 """Of which an error is estimated."""
 
@@ -40,16 +42,21 @@ def round_to_nearest(weight: Tensor, importance: Tensor, levels: Levels) -> Tens
 
 def round_with_feedback(weight: Tensor, moments: Tensor, levels: Levels) -> Tensor:
     """Blocks of weight [out, in]; each column's error is made up for in those not yet rounded
-    (Frantar et al. 2022, "GPTQ").
+    (Frantar et al. 2022, "GPTQ"), those with the largest inputs first. Then all scales of a row are
+    the best for its codes.
 
     moments: H, float32 [in, in].
     """
-    inverse = _inverse_factor(moments)
-    importance = 1.0 / inverse.diagonal().square()
+    order = moments.diagonal().argsort(descending=True)
+    factor = _inverse_factor(moments[order][:, order])
+    importance = torch.empty(len(order))
+    importance[order] = 1.0 / factor.diagonal().square()
     found = []
     for rows in weight.float().split(ROWS):
-        codes, scales = _rows_with_feedback(rows.clone(), inverse, importance, levels)
-        found.append(levels.pack(codes, scales))
+        groups = rows.unflatten(1, (-1, levels.group))
+        scales = levels.held(best_scales(groups, importance.view(-1, levels.group), levels))
+        codes = _codes_with_feedback(rows, scales, order, factor, levels)
+        found.append(levels.pack(codes, levels.held(_best_for_codes(codes, rows, moments, levels))))
     return torch.cat(found)
 
 
@@ -85,44 +92,56 @@ def weighted_error(weight: Tensor, importance: Tensor, levels: Levels) -> float:
     return wrong / max(right, torch.finfo(torch.float32).tiny)
 
 
-def _rows_with_feedback(
-    rows: Tensor, inverse: Tensor, importance: Tensor, levels: Levels
-) -> tuple[Tensor, Tensor]:
-    """Codes [rows, groups, inputs] and scales [rows, groups]. rows is overwritten."""
-    size = levels.group
+def _codes_with_feedback(
+    rows: Tensor, scales: Tensor, order: Tensor, factor: Tensor, levels: Levels
+) -> Tensor:
+    """int64 [rows, groups, inputs of one]. order: of columns; factor: of H in that order."""
+    numbers, scales = rows[:, order], scales[:, order // levels.group]
     codes = torch.empty(rows.shape, dtype=torch.int64)
-    scales = torch.empty(len(rows), rows.shape[1] // size)
-    for first, end in _spans(rows.shape[1], size):
-        if first % levels.block == 0:
-            block = slice(first, first + levels.block)
-            groups = rows[:, block].contiguous().unflatten(1, (-1, size))
-            best = best_scales(groups, importance[block].view(-1, size), levels)
-            scales[:, first // size : (first + levels.block) // size] = levels.held(best)
-        scale = scales[:, first // size]
-        group = rows[:, first:end]
+    for columns in torch.arange(len(order)).split(SPAN):
+        first, end = int(columns[0]), int(columns[-1]) + 1
+        group = numbers[:, first:end]
         errors = torch.empty_like(group)
-        factors = inverse[first:end, first:end]
-        for column in range(size):
-            number = group[:, column]
+        factors = factor[first:end, first:end]
+        for column in range(end - first):
+            number, scale = group[:, column], scales[:, first + column]
             code = levels.nearest(number / safe(scale))
-            codes[:, first + column] = code
+            codes[:, order[first + column]] = code
             error = (number - levels.numbers(code) * scale) / factors[column, column]
             group[:, column:] -= torch.outer(error, factors[column, column:])
             errors[:, column] = error
-        rows[:, end:] -= errors @ inverse[first:end, end:]
-    return codes.unflatten(1, (-1, size)), scales
+        numbers[:, end:] -= errors @ factor[first:end, end:]
+    grouped: Tensor = codes.unflatten(1, (-1, levels.group))
+    return grouped
+
+
+def _best_for_codes(codes: Tensor, rows: Tensor, moments: Tensor, levels: Levels) -> Tensor:
+    """float32 [rows, groups]: the scales with the least error of the product, all of a row
+    together. codes: [rows, groups, inputs of one]."""
+    by_group = _damped(moments).float().unflatten(0, (-1, levels.group))
+    found = []
+    for own, wanted in zip(codes.split(SOLVED_ROWS), rows.split(SOLVED_ROWS), strict=True):
+        numbers = levels.numbers(own)
+        # Of each group's numbers with the inputs of all groups.
+        pulls = torch.einsum("rgi,gij->rgj", numbers, by_group)
+        right = torch.einsum("rgj,rj->rg", pulls, wanted)
+        left = torch.einsum("rgkj,rkj->rgk", pulls.unflatten(2, numbers.shape[1:]), numbers)
+        # (A group of zeros has no part in the product, and any scale.)
+        ridge = left.diagonal(dim1=1, dim2=2) * 1e-4 + torch.finfo(torch.float32).tiny
+        found.append(torch.linalg.solve(left + torch.diag_embed(ridge), right))
+    return torch.cat(found)
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:
     """The upper Cholesky factor of H's inverse, float32 [in, in]: row i says how an error in input
     i is best made up for in those after it."""
-    wide = moments.double()
-    mean = wide.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    damped = wide + torch.eye(len(wide), dtype=torch.float64) * (DAMPING * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(moments)))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
 
 
-def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((first, first + size) for first in range(0, length, size))
+def _damped(moments: Tensor) -> Tensor:
+    """float64 [in, in], in units of the mean of the diagonal."""
+    wide = moments.double()
+    mean = wide.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return wide / mean + DAMPING * torch.eye(len(wide), dtype=torch.float64)

@@ -93,6 +93,22 @@ def bodies(window: int) -> dict[str, tuple[str, Callable[[], bytes], dict[str, s
             filled(b'"f":0,', 6 * strings)[:-1])),
         "a field of one long name": (completions, lambda: completion(
             b'"%s":0' % filled(b"n", MOST - 100))),
+        "a part of a kind with a long name": (conversations, lambda: chat(
+            b'[{"type":"%s"}]' % filled(b"n", MOST - 200))),
+        "a long description of a tool": (conversations, lambda: chat(
+            b'"x"', b',"tools":[{"type":"function","function":{"name":"f","description":"%s"}}]'
+            % filled(b"<|im_end|> ", MOST - 200))),
+        "a long variable of the template": (conversations, lambda: chat(
+            b'"x"', b',"chat_template_kwargs":{"enable_thinking":"%s"}'
+            % filled(b"word ", MOST - 200))),
+        "a long conversation that may be cut": (conversations, lambda: chat(
+            b'"%s"' % filled(b"<|im_end|> ", MOST - 300), b',"truncate_prompt_tokens":5')),
+        "line breaks": (completions, lambda: completion(
+            b'"prompt":"%s"' % filled(rb"\n", MOST - 100))),
+        "as many escapes as are read": (completions, lambda: completion(
+            b'"prompt":"%s%s"' % (rb"\n" * 2_000_000, filled(b"word ", MOST - 4_000_200)))),
+        "numbers of 4,299 digits": (completions, lambda: completion(
+            b'"prompt":[%s1]' % filled(b"9" * 4299 + b",", MOST - 200))),
         "text": (completions, lambda: completion(b'"prompt":"%s"' % filled(b"word ", MOST - 100))),
         "text without a space": (completions, lambda: completion(
             b'"prompt":"%s"' % filled(b"a", MOST - 100))),

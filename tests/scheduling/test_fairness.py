@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loire.base.cache_geometry import one_group
+from loire.base.config import BESIDE_STREAMS
 from loire.base.messages import EngineRequest
 from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
@@ -152,6 +153,23 @@ def test_long_prompts_of_one_tenant_do_not_fill_the_steps() -> None:
     engine.add("long", prompt=100)
     engine.step()
     assert engine.num_tokens() == 64
+
+
+def test_a_tenants_prompts_leave_its_streams_their_turn() -> None:
+    engine = Shared(slots=8, budget=400, background=1)
+    stream = engine.add("one", prompt=4, max_tokens=40)
+    engine.step()
+    for _ in range(3):
+        engine.add("one", prompt=120, max_tokens=8)
+    for _ in range(3):
+        engine.step()
+        assert engine.num_tokens() <= 32 * BESIDE_STREAMS + len(engine.scheduler.running)
+    assert len(engine.tokens[stream, 0]) == 4
+    engine.finish()
+    for _ in range(3):
+        engine.add("one", prompt=120)
+    engine.step()
+    assert engine.num_tokens() == 360, "nobody waits for a token of theirs"
 
 
 def test_a_newcomer_finds_its_share_though_others_could_use_all() -> None:

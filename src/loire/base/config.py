@@ -24,6 +24,9 @@ DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 BACKGROUND_ALONE = 32
 """So many times the background_tokens are computed in a step of background work alone."""
+BESIDE_STREAMS = 4
+"""So many times as many tokens of prompts are computed in a step that running sequences of the same
+tenant wait for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

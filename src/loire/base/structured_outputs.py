@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from loire.base import request_values as values
 from loire.base.errors import RequestError
 
+OUTGROWN = "what it allows here is beyond its bounds"
+"""In the error of a sequence whose constraint, not the engine, is the reason."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputs:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loire.base.errors import LoireError
-from loire.base.structured_outputs import StructuredOutputs
+from loire.base.structured_outputs import OUTGROWN, StructuredOutputs
 from loire.text.grammar import MAX_COMPILED, GrammarCompiler, grammar_threads
 from loire.text.tokenizer import Tokenizer
 
@@ -192,6 +192,12 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _outgrown(matcher: "LLMatcher") -> str:
+    """What is wrong with a matcher that has met a bound; empty if nothing is."""
+    error = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return f"{OUTGROWN}: {error}" if error else ""
+
+
 class SequenceConstraint:
     """What one sequence may write next. Made by ConstraintFactory.constraint()."""
 
@@ -246,13 +252,13 @@ class SequenceConstraint:
         if token_id in self._factory._compiler.eos_token_ids:
             return False  # complete; a row that ran ahead is dropped with what it samples
         if not self._matcher.consume_token(token_id):
-            self._error = self._matcher.get_error() or f"{token_id} is not allowed"
+            self._error = _outgrown(self._matcher) or f"{token_id} is not allowed"
         return self._error is None
 
     def _take(self, bits: Bits) -> None:
         assert self._matcher is not None
         self._bits = bits
         if self._error is None and self._matcher.is_error():
-            self._error = self._matcher.get_error()
+            self._error = _outgrown(self._matcher)
         if self._error is None and not bits.any():
             self._error = "no token may come next"

@@ -3,12 +3,13 @@
 Background work (priority above 0) comes after all others, and is bounded: while others run, to so
 few tokens that their step takes hardly longer; alone, to a step that is over soon, so that who
 arrives in its middle does not wait for long. For the same reason steps are short while several
-tenants use the engine: one's long prompts would make all others wait.
+tenants use the engine: one's long prompts would make all others wait. They are four times as long
+where one tenant's sequences generate beside its prompts, and whole where none does.
 """
 
 from collections.abc import Iterable
 
-from loire.base.config import BACKGROUND_ALONE
+from loire.base.config import BACKGROUND_ALONE, BESIDE_STREAMS
 from loire.scheduling.fairness import RecentTenants, prefill_shares
 from loire.scheduling.sequence import Sequence
 
@@ -27,6 +28,8 @@ class TokenBudget:
         self._background_tokens = background_tokens
         self._tokens_over_soon = background_tokens * BACKGROUND_ALONE
         self._tenants = RecentTenants(STEPS_REMEMBERED * max_tokens)
+        self._others_generate = False
+        """Whether a sequence that is not in the background waits for its next token."""
 
     def begin_step(self, tenants: Iterable[str]) -> None:
         """A step is to be planned. tenants: of those that run or wait, but for background work."""
@@ -44,6 +47,7 @@ class TokenBudget:
         background: list[Sequence] = []
         for sequence in running:
             (background if sequence.is_background else urgent).append(sequence)
+        self._others_generate = any(s.num_to_compute == 1 for s in urgent)
         grants = _share(urgent, self.max_tokens, self._most_prefill, newcomers)
         if background:
             left = self.max_tokens - sum(grants.values())
@@ -65,7 +69,11 @@ class TokenBudget:
     @property
     def _most_prefill(self) -> int:
         """Tokens of a step beside one of each sequence."""
-        return self._tokens_over_soon if self._tenants.are_several else self.max_tokens
+        if self._tenants.are_several:
+            return self._tokens_over_soon
+        if self._others_generate:
+            return min(self._tokens_over_soon * BESIDE_STREAMS, self.max_tokens)
+        return self.max_tokens
 
     def _background_limit(self, *, alone: bool) -> int:
         return self._tokens_over_soon if alone else self._background_tokens

@@ -133,7 +133,8 @@ class _Link:
         except (ChildError, TimeoutError) as error:
             self.close()
             raise EngineError(
-                f"structured_outputs.{spec.kind} could not be checked: {error}"
+                f"structured_outputs.{spec.kind} could not be checked: "
+                f"{str(error) or f'that took more than {PATIENCE_S:g} s'}"
             ) from error
 
     def _abandon(self, number: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from loire.base.structured_outputs import OUTGROWN
 from loire.server.openai.chat_protocol import ChatCompletion, ChatCompletionChunk
 from loire.server.openai.completions_protocol import Completion, CompletionChunk
 from support.fake_engine import (
@@ -230,13 +231,20 @@ def test_requests_are_refused_while_loading_and_after_the_end(engine: FakeEngine
     assert response.json()["error"]["code"] == "engine_stopped"
 
 
-@pytest.mark.parametrize("death", [True, False])
-def test_failure_of_the_engine(engine: FakeEngine, death: bool) -> None:
-    status, words = (503, "for the test") if death else (500, "logits are not finite")
+@pytest.mark.parametrize(
+    ("status", "words", "kind"),
+    [
+        (503, "for the test", "server_error"),
+        (500, "logits are not finite", "server_error"),
+        (400, OUTGROWN, "invalid_request_error"),
+    ],
+)
+def test_failure_of_the_engine(engine: FakeEngine, status: int, words: str, kind: str) -> None:
+    death = status == 503
     if death:
         engine.death = DEATH
     else:
-        engine.failure = "logits are not finite"
+        engine.failure = words
     response = post(engine, "chat/completions", CHAT)
     assert response.status_code == status
     assert words in response.json()["error"]["message"]
@@ -245,7 +253,7 @@ def test_failure_of_the_engine(engine: FakeEngine, death: bool) -> None:
     *chunks, last = events(post(engine, "chat/completions", CHAT, stream=True))
     assert chunks
     assert words in last["error"]["message"]
-    assert last["error"]["type"] == "server_error"
+    assert last["error"]["type"] == kind
     assert engine.running == []
 
 

@@ -29,7 +29,7 @@ SEND_S = 120.0
 """For a client that takes nothing of its answer, with more than its system and ours hold for it."""
 PIECE_BYTES = MAX_HEAD_BYTES = 16 * 1024
 """h11 refuses a head of which it has that much and not the end. It is given no more at a time: in a
-quarter of a megabyte there may be 50,000 headers, and reading those takes a fifth of a second."""
+quarter of a megabyte there may be 50,000 headers, which take a tenth of a second."""
 FREE_PIECES = 1_000
 PIECE_LEAST = 64
 """Bytes that pieces of a body must have on average, once there are more than FREE_PIECES."""
@@ -74,7 +74,7 @@ def note_loop_trouble(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any
 
 
 class _Reader(h11.Connection):
-    """h11 that refuses a body in crumbs: each piece takes 20 us, if it is a single byte."""
+    """h11 that refuses a body in crumbs: each piece takes 4 us, if it is a single byte."""
 
     _num_pieces = _num_bytes = 0
 

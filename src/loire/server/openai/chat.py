@@ -14,6 +14,7 @@ from loire.engine.dialogue import Turn, begin_turn
 from loire.server.openai.answers import (
     AnswerHead,
     ChunkWriter,
+    built,
     finite,
     likeliest,
     shown_prompt,
@@ -76,7 +77,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     if body.stream:
         return EventStream(answer.events())
     await while_connected(request.receive, answer.generation.run())
-    return json_response(answer.whole())
+    return await built(answer.generation, lambda: json_response(answer.whole()))
 
 
 def turn_of(client: CallClient, body: ChatCompletionRequest) -> Turn:

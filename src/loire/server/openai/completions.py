@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from loire.base.errors import RequestError
 from loire.base.outputs import PositionLogprobs
 from loire.engine.requests import Submission
-from loire.server.openai.answers import AnswerHead, ChunkWriter, shown_prompt, usage_of
+from loire.server.openai.answers import AnswerHead, ChunkWriter, built, shown_prompt, usage_of
 from loire.server.openai.completion_logprobs import LogprobsWriter
 from loire.server.openai.completions_protocol import (
     Completion,
@@ -44,7 +44,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.stream:
         return EventStream(answer.events())
     await while_connected(request.receive, answer.generation.run())
-    return json_response(answer.whole())
+    return await built(answer.generation, lambda: json_response(answer.whole()))
 
 
 def submissions_of(client: CallClient, body: CompletionRequest) -> list[Submission]:

@@ -4,9 +4,10 @@ Routers ask for these before they choose a server. What they get is vLLM's Gener
 an engine which takes tokens can go on with it; here /v1/completions does, with the ids as prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from loire.engine.requests import Submission
@@ -81,34 +82,43 @@ class RenderedRequest(BaseModel):
     priority: int
 
 
-@router.post("/v1/completions/render")
-async def render_completion(body: CompletionRequest, request: Request) -> list[RenderedRequest]:
+@router.post("/v1/completions/render", response_model=list[RenderedRequest])
+async def render_completion(body: CompletionRequest, request: Request) -> Response:
     """The token ids of each prompt of a completion."""
     client = client_of(request, body.model)
-    submissions = await client.prepare(request, lambda: submissions_of(client, body))
     window = client.frontend.max_model_len
-    return [_rendered("cmpl", body, submission, window) for submission in submissions]
+
+    def work() -> bytes:
+        rendered = (_rendered("cmpl", body, one, window) for one in submissions_of(client, body))
+        return b"[%s]" % b",".join(rendered)
+
+    return Response(await client.prepare(request, work), media_type="application/json")
 
 
-@router.post("/v1/chat/completions/render")
-async def render_chat_completion(body: ChatCompletionRequest, request: Request) -> RenderedRequest:
+@router.post("/v1/chat/completions/render", response_model=RenderedRequest)
+async def render_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """The token ids of a conversation."""
     client = client_of(request, body.model)
-    turn = await client.prepare(request, lambda: turn_of(client, body))
-    for name in turn.ignored:
+
+    def work() -> tuple[bytes, Sequence[str]]:
+        turn = turn_of(client, body)
+        window = client.frontend.max_model_len
+        return _rendered("chatcmpl", body, turn.submission, window), turn.ignored
+
+    rendered, ignored = await client.prepare(request, work)
+    for name in ignored:
         note_ignored(name)
-    return _rendered("chatcmpl", body, turn.submission, client.frontend.max_model_len)
+    return Response(rendered, media_type="application/json")
 
 
-def _rendered(
-    kind: str, body: GenerationRequest, submission: Submission, window: int
-) -> RenderedRequest:
-    """kind: what its id begins with. window: in tokens."""
+def _rendered(kind: str, body: GenerationRequest, submission: Submission, window: int) -> bytes:
+    """As JSON, which is not for the event loop: there may be millions of ids. kind: what its id
+    begins with. window: in tokens."""
     request = submission.request
     params, num_prompt = request.params, len(request.prompt_token_ids)
     if params.max_tokens is None:
         params = replace(params, max_tokens=window - num_prompt)
-    return RenderedRequest(
+    rendered = RenderedRequest(
         request_id=AnswerHead(kind, body.model).id,
         token_ids=list(request.prompt_token_ids),
         sampling_params=RenderedParams.model_validate(params),
@@ -118,3 +128,4 @@ def _rendered(
         cache_salt=body.cache_salt or None,
         priority=request.priority,
     )
+    return rendered.model_dump_json(by_alias=True).encode()

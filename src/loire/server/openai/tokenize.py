@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from loire import __version__
@@ -122,19 +122,13 @@ async def version() -> Version:
     return Version(version=__version__)
 
 
-@router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, served: Served, request: Request) -> Tokenized:
+@router.post("/tokenize", response_model=Tokenized)
+async def tokenize(body: TokenizeRequest, served: Served, request: Request) -> Response:
     """The token ids of a prompt."""
     caller = get_caller(request.scope)
     frontend = served.engine_for(body.model or served.names[0], caller).frontend
-    tokens = await prepare(request, lambda: _encode(frontend, body))
-    text_of = frontend.tokenizer.token_text
-    return Tokenized(
-        count=len(tokens),
-        max_model_len=frontend.max_model_len,
-        tokens=tokens,
-        token_strs=[text_of(token) for token in tokens] if body.return_token_strs else None,
-    )
+    answer = await prepare(request, lambda: _tokenized(frontend, body))
+    return Response(answer, media_type="application/json")
 
 
 @router.post("/detokenize")
@@ -143,6 +137,18 @@ async def detokenize(body: DetokenizeRequest, served: Served, request: Request) 
     caller = get_caller(request.scope)
     frontend = served.engine_for(body.model or served.names[0], caller).frontend
     return Detokenized(prompt=await prepare(request, lambda: _decode(frontend, body.tokens)))
+
+
+def _tokenized(frontend: Frontend, body: TokenizeRequest) -> str:
+    """As JSON, which is not for the event loop: there may be a million ids."""
+    tokens = _encode(frontend, body)
+    text_of = frontend.tokenizer.token_text
+    return Tokenized(
+        count=len(tokens),
+        max_model_len=frontend.max_model_len,
+        tokens=tokens,
+        token_strs=[text_of(token) for token in tokens] if body.return_token_strs else None,
+    ).model_dump_json()
 
 
 def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:

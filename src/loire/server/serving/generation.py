@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast
 
 from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from loire.base.sampling import SamplingParams
+from loire.base.structured_outputs import OUTGROWN
 from loire.engine.requests import Submission
 from loire.server.serving.client import CallClient
 from loire.server.web.errors import ApiError
@@ -55,10 +56,11 @@ class Choice:
         """Enter what is new. Raises ApiError if the engine could not go on with it."""
         if output.finish_reason not in (None, "stop", "length"):
             reason = output.error or f"it ended with {output.finish_reason}"
+            outgrown = OUTGROWN in reason
             raise ApiError(
-                500,
+                400 if outgrown else 500,
                 f"the engine ended this request: {reason}",
-                code="request_failed",
+                code="constraint_failed" if outgrown else "request_failed",
                 # OpenAI's clients would send it again, and it would kill the next engine, too.
                 headers={"x-should-retry": "false"},
             )

@@ -125,7 +125,8 @@ _NONE_GIVEN = object()
 def _whole_characters(text: str) -> str:
     """JSON can escape half a character; what cannot be tokenized is refused here."""
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError as error:
         raise PydanticKnownError("string_unicode") from error
     return text

@@ -41,6 +41,8 @@ from loire.workloads.perplexity import Perplexity, chunk_losses
 
 CONTEXT = 512
 LARGEST_CODE = 7
+TRIES = 5
+"""Of llama-perplexity, which now and then ends before it has written its last line."""
 _FOUND = re.compile(r"Final estimate: PPL = ([\d.]+)")
 
 
@@ -93,7 +95,7 @@ def main() -> None:
 
 def _rows(args: argparse.Namespace) -> Iterator[Row]:
     """Each when it is its turn to be made."""
-    source = resolve_model(args.model)
+    source = resolve_model(args.model).absolute()
     yield Row.of("original", source)
     plain = args.out / "F16.gguf"
     _llama_quantize(args, source, plain, "F16")
@@ -161,11 +163,14 @@ def _theirs(args: argparse.Namespace, row: Row) -> float:
         "-t", str(args.threads),
     ]  # fmt: skip
     chunks = [] if args.chunks is None else ["--chunks", str(args.chunks)]
-    finished = subprocess.run([*command, *chunks], capture_output=True, text=True, cwd=args.out)
-    match = _FOUND.search(finished.stdout + finished.stderr)
-    if finished.returncode != 0 or match is None:
-        raise RuntimeError(f"{row.name}: {finished.stderr[-2000:]}")
-    return float(match[1])
+    said = ""
+    for _ in range(TRIES):
+        finished = subprocess.run([*command, *chunks], capture_output=True, text=True, cwd=args.out)
+        said = finished.stdout + finished.stderr
+        match = _FOUND.search(said)
+        if match is not None:
+            return float(match[1])
+    raise RuntimeError(f"{row.name}: {said[-2000:]}")
 
 
 def write_row_scales(source: Path, path: Path) -> None:

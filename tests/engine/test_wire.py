@@ -16,6 +16,7 @@ from loire.base.structured_outputs import StructuredOutputs
 from loire.engine import wire
 from loire.engine.wire import (
     Abort,
+    Beat,
     Begun,
     FrameReader,
     FromEngine,
@@ -71,7 +72,7 @@ NEWS = News(
     blocks_in_use=7,
 )
 TO_ENGINE: list[ToEngine] = [Submit(REQUEST, (1,)), Abort("r"), Abort("r", 1)]
-FROM_ENGINE: list[FromEngine] = [NEWS, Begun(("r", "q"))]
+FROM_ENGINE: list[FromEngine] = [NEWS, Begun(("r", "q")), Beat()]
 
 
 def bodies(data: bytes, sizes: list[int] | None = None) -> list[bytes]:

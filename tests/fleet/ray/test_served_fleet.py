@@ -168,6 +168,7 @@ def fleet(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             server.process.send_signal(signal.SIGTERM)
             try:
                 assert server.process.wait(60) == 0, "".join(server.log[-30:])
+                assert "SIGTERM received" not in "".join(server.log), "Ray would abort it soon"
             finally:
                 server.process.kill()
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 
 import psutil
 import ray
@@ -38,6 +40,14 @@ def connect() -> bool:
         log.warning("Ray was started here and listens on %s: its token keeps others out", ports)
     serve.start(proxy_location="Disabled")
     return address is None
+
+
+def take_signals_back() -> None:
+    """Handle SIGTERM as before connect(), on the main thread. Ray's library takes it for a failure
+    and aborts the process three seconds later, in the middle of what still runs."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def open_ports() -> list[str]:

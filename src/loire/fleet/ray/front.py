@@ -17,7 +17,7 @@ from loire.fleet.door import Address, DoorChannel
 from loire.fleet.messages import Joined, read_from_replica
 from loire.fleet.model_digest import model_digest
 from loire.fleet.ray.args import Args
-from loire.fleet.ray.cluster import connect
+from loire.fleet.ray.cluster import connect, take_signals_back
 from loire.fleet.ray.deployment import deployed, lack_of
 
 log = logging.getLogger("loire.fleet")
@@ -65,6 +65,8 @@ class RayFleetClient(FleetClient):
         _, pending = await asyncio.wait(tasks, timeout=LEAVE_S)
         if pending:
             log.info("%d streams did not end in %g s: left as they are", len(pending), LEAVE_S)
+        # Else Ray goes on telling of what calls wait, to a cluster that is gone.
+        await asyncio.wait_for(self.handle.shutdown_async(), LEAVE_S)
         if self._owns_cluster:
             await asyncio.to_thread(ray.shutdown)
 
@@ -140,6 +142,7 @@ async def join_fleet(args: Args, request_timeout_s: float | None = None) -> RayF
     cannot be loaded.
     """
     owns_cluster = await asyncio.to_thread(connect)
+    take_signals_back()
     try:
         path = await asyncio.to_thread(resolve_model, args.model)
         handle = await deployed(args)

@@ -136,7 +136,7 @@ def test_four_processes_give_the_bits_of_one(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "head_dim": 64,
+        "head_dim": 128,
         "max_position_embeddings": 256,
         "initializer_range": 0.1,
         "tie_word_embeddings": False,
@@ -154,7 +154,8 @@ def test_four_processes_give_the_bits_of_one(
     if kind == "kept":
         checkpoint, path = open_checkpoint(path), tmp_path / "kept"
         text = read_text(None)[:600]
-        report = quantize(checkpoint, checkpoint_tokenizer(checkpoint), text, path, 5.0)
+        tokenizer = checkpoint_tokenizer(checkpoint)
+        report = quantize(checkpoint, tokenizer, text, path, 5.0, kept=tmp_path / "costs")
         assert report.formats
     options = OPTIONS | {"kv_cache_memory_bytes": 8_000_000, "max_num_batched_tokens": 32}
     with LLM(str(path), sum_chunks=8, **options) as one:

@@ -53,10 +53,11 @@ test-load: setup-test
 	.venv/bin/python -m pytest -m load -o faulthandler_timeout=2000
 
 # Ray listens beyond loopback: a network without any other interface. RAY_PYTHON has loire[ray].
+# Some ten minutes, half an hour on a busy machine, never more than ninety.
 RAY_PYTHON ?= .venv/bin/python
 test-ray:
 	unshare --net --pid --fork --mount-proc --kill-child=SIGKILL sh -c \
-	  'ip link set lo up; exec $(RAY_PYTHON) -m pytest -m ray -o faulthandler_timeout=900 tests/fleet/ray'
+	  'ip link set lo up; exec timeout 5400 $(RAY_PYTHON) -m pytest -m ray -o faulthandler_timeout=900 tests/fleet/ray'
 
 clean:
 	rm -rf .venv .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,8 @@
 """Adapters by `lora_request=`: each as if merged, in any company; the base as if without."""
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -206,19 +208,21 @@ def test_a_running_request_keeps_its_content(model: Path, tmp_path: Path) -> Non
     # Room for two sequences and a half, and for one adapter: all the time something has to go.
     with start(model, lora_memory_bytes=1, kv_cache_memory_bytes=180_000, max_model_len=160) as llm:
         llm.load_adapter("x", path)
-        streams = [llm.stream(PROMPTS[0], long, lora_request=lora) for lora in ("x", None, "x")]
-        found: list[list[int]] = [[], [], []]
-        for turn in range(400):
-            if turn == 3:
-                saved(model, tmp_path / "x", 32)
-                llm.load_adapter("x", path, load_inplace=True)
-            if turn == 5:
-                llm.unload_adapter("x")
-            if turn in (2, 4, 6, 8, 10, 12):
-                tokens(llm, [PROMPTS[1]], LoRARequest("y", 2, str(others[turn // 2 - 1])))
-            for stream, output in zip(streams, found, strict=True):
-                piece = next(stream, None)
-                output += () if piece is None else piece.outputs[0].token_ids
+        # All come at once, so that they meet however busy the machine is.
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(
+                llm.generate, [PROMPTS[0]] * 3, long, lora_request=["x", None, "x"]
+            )
+            while not (llm.engine.core.scheduler.num_requests or running.done()):
+                time.sleep(0.001)
+            for number, other in enumerate(others):
+                if number == 1:
+                    saved(model, tmp_path / "x", 32)
+                    llm.load_adapter("x", path, load_inplace=True)
+                if number == 2:
+                    llm.unload_adapter("x")
+                tokens(llm, [PROMPTS[1]], LoRARequest("y", 2, str(other)))
+            found = [list(output.outputs[0].token_ids) for output in running.result()]
         assert llm.engine.core.scheduler.num_preemptions
         assert found == [first, plain, first]
         # The content that had the name goes with its last request, at the next step.

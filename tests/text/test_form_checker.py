@@ -1,7 +1,5 @@
 """Checking a constraint costs a bounded time, and delays nobody else's."""
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loire.base.background import NICENESS
 from loire.base.errors import BusyError, EngineError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
@@ -224,19 +221,3 @@ def test_nobody_is_left_when_the_checker_is_gone(tokenizer: Tokenizer) -> None:
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="sessions have a share of the processors there")
-def test_what_compiles_lets_other_sessions_go_first(checker: FormChecker) -> None:
-    checker.check(StructuredOutputs(choice=("started",)))
-    (process,) = (
-        child
-        for child in psutil.Process().children()
-        if "loire.text.form_process" in " ".join(child.cmdline())
-    )
-    assert os.getsid(process.pid) == process.pid
-    assert process.nice() >= NICENESS
-    on = Path("/proc/sys/kernel/sched_autogroup_enabled")
-    own = Path(f"/proc/{process.pid}/autogroup")
-    if on.exists() and on.read_text().strip() == "1" and os.access(own, os.W_OK):
-        assert own.read_text().split()[-1] == str(NICENESS)

@@ -33,6 +33,9 @@ from loire.text.tools.harmony import HarmonyParser
 from loire.text.tools.parser import new_call_id
 from loire.text.tools.prompt import Ending
 
+WINDOWS_TO_CUT = 2
+"""A conversation of which only the end is kept is rendered whole. So many windows of characters,
+of the longest tokens there are, are some thirty of usual text."""
 RESERVED_VARIABLES = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 )
@@ -113,8 +116,8 @@ def begin_turn(
     Takes a while for long conversations: not for the event loop. Raises RequestError.
     """
     use, dialect = conversation.tools, frontend.dialect
-    if params.truncate_prompt_tokens is None:
-        _check_size(frontend, conversation)
+    is_cut = params.truncate_prompt_tokens is not None
+    _check_size(frontend, conversation, WINDOWS_TO_CUT if is_cut else 1)
     variables, ignored = _variables(frontend, conversation)
     prompt = _render(frontend, conversation, variables)
     if conversation.ending == "message goes on":
@@ -143,16 +146,16 @@ def begin_turn(
 
 def prompt_of(frontend: Frontend, conversation: Conversation) -> str:
     """The prompt of a conversation, special tokens included. Raises RequestError."""
-    _check_size(frontend, conversation)
+    _check_size(frontend, conversation, 1)
     return _render(frontend, conversation, _variables(frontend, conversation)[0])
 
 
-def _check_size(frontend: Frontend, conversation: Conversation) -> None:
+def _check_size(frontend: Frontend, conversation: Conversation, num_windows: int) -> None:
     """Raise PromptTooLongError for what cannot fit, before it is rendered."""
     tools = () if conversation.tools is None else conversation.tools.tools
     described = [(tool.description, tool.parameters) for tool in tools]
     given = (conversation.messages, described, conversation.variables)
-    frontend.check_characters(_num_characters(given))
+    frontend.check_characters(_num_characters(given), num_windows)
 
 
 def _num_characters(value: Any) -> int:

@@ -98,9 +98,10 @@ class Frontend:
         """Raise RequestError, naming the parameter, if an id is not in the vocabulary."""
         self._builder.check_token_ids(param, token_ids)
 
-    def check_characters(self, num_characters: int) -> None:
-        """Raise PromptTooLongError if a text cannot fit into the window, whatever its tokens."""
-        self._builder.check_characters(num_characters)
+    def check_characters(self, num_characters: int, num_windows: int = 1) -> None:
+        """Raise PromptTooLongError if a text cannot fit into so many windows, whatever its
+        tokens."""
+        self._builder.check_characters(num_characters, num_windows)
 
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text that is not to be computed. Raises PromptTooLongError if it cannot

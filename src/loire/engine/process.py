@@ -59,6 +59,8 @@ def launch(command: Sequence[str] = COMMAND) -> Launched:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         number = theirs.fileno()
         since_s = time.monotonic()
+        # In the supervisor's session: Linux weighs the processes of a session by how nice they are,
+        # but sessions alike (autogroups), so that what compiles constraints would take a half.
         with held_back(signal.SIGINT, signal.SIGTERM):
             process = subprocess.Popen(
                 [*command, str(number)],

@@ -147,15 +147,17 @@ class RequestBuilder:
         """
         self._forms.check(form, origin.tenant, origin.abandoned)
 
-    def check_characters(self, num_characters: int) -> None:
-        """Raise PromptTooLongError for a text that cannot fit, before it is rendered or tokenized,
-        which takes a second per MB."""
-        most = self._most_characters(self.max_model_len)
+    def check_characters(self, num_characters: int, num_windows: int = 1) -> None:
+        """Raise PromptTooLongError for a text that cannot fit so many windows, before it is
+        rendered or tokenized, which takes a second per MB."""
+        most = num_windows * self._most_characters(self.max_model_len)
         if num_characters > most:
+            windows = "that many are the window, for prompt and output together"
+            if num_windows > 1:
+                windows = f"{num_windows} windows, as many as are read of what is to be cut"
             raise PromptTooLongError(
                 f"the prompt has {num_characters} characters, which are more than "
-                f"{self.max_model_len} tokens in any case: that many are the window, for prompt "
-                f"and output together",
+                f"{num_windows * self.max_model_len} tokens in any case: {windows}",
                 param="prompt",
             )
 

@@ -3,10 +3,9 @@
     loire.engine.worker FD        FD: the number of a connected Unix socket
 
 It ends at once when the supervisor closes the socket, or dies. It begins with SIGINT and SIGTERM
-held back, ignores them from then on, and is a session of its own, so that Ctrl-C in a terminal is
-for the supervisor alone: when to stop is the supervisor's to say. Linux gives each session its
-share of the processors (autogroups), so its threads do not make the server wait, nor the server's
-clients in the same terminal. What it writes to stderr, the supervisor logs.
+held back, ignores them from then on, and is a process group of its own, so that Ctrl-C in a
+terminal is for the supervisor alone: when to stop is the supervisor's to say. What it writes to
+stderr, the supervisor logs.
 """
 
 import logging
@@ -224,7 +223,7 @@ def _die(error: EngineError) -> None:
 def main(around: Callable[[StepExecutor], StepExecutor] = lambda executor: executor) -> None:
     """Run the process whose argument is the socket's number."""
     leave_to_parent(signal.SIGINT, signal.SIGTERM)
-    os.setsid()
+    os.setpgid(0, 0)
     # Whatever prints to stdout belongs to the log: the supervisor's stdout may be a pipe of data.
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=logging.INFO)

@@ -17,7 +17,6 @@ import signal
 import sys
 from typing import BinaryIO
 
-from loire.base.background import give_way_in_own_session
 from loire.base.errors import RequestError
 from loire.base.signals import leave_to_parent
 from loire.base.structured_outputs import StructuredOutputs
@@ -28,6 +27,8 @@ MAX_SECONDS = 2.0
 """Of processor time to compile one constraint."""
 MAX_MEMORY_BYTES = 3 << 30
 """Of address space, with the vocabulary and the stack of the thread that compiles."""
+NICE = 10
+"""The engine's steps go first: they are what everybody waits for."""
 LENGTH_BYTES = 4
 NUMBER_BYTES = 4
 
@@ -35,8 +36,6 @@ NUMBER_BYTES = 4
 def main() -> None:
     """Answer what comes on stdin."""
     leave_to_parent(signal.SIGINT)
-    # The engine's steps go first: they are what everybody waits for.
-    give_way_in_own_session()
     source = sys.stdin.buffer
     compiler = GrammarCompiler(TokenTable(*marshal.loads(_message(source))))
     compiler.prepare()
@@ -83,6 +82,7 @@ def _watch(compiler: GrammarCompiler, number: int, spec: StructuredOutputs) -> N
 
 
 def _limit() -> None:
+    os.nice(NICE)
     for limit, value in ((resource.RLIMIT_AS, MAX_MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         _, most = resource.getrlimit(limit)
         value = value if most == resource.RLIM_INFINITY else min(value, most)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from loire import __version__
+from loire.engine.requests import NORMALIZED_AWAY
 from support.fake_engine import NAME, FakeEngine, call, events
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -121,6 +122,19 @@ def test_of_a_long_prompt_the_end_is_kept(engine: FakeEngine) -> None:
     assert short["choices"][0]["prompt_token_ids"] == engine.frontend.tokenizer.encode(
         "one two three"
     )
+
+
+def test_of_a_conversation_that_is_cut_two_windows_are_read(engine: FakeEngine) -> None:
+    most = 2 * 2048 * engine.frontend.tokenizer.longest_token * NORMALIZED_AWAY
+
+    def asked(num_characters: int) -> Any:
+        messages = [{"role": "user", "content": "a" * num_characters}]
+        return ask(engine, CHAT, messages=messages, truncate_prompt_tokens=5)
+
+    assert asked(most // 2 + 1).status_code == 200
+    response = asked(most + 1)
+    assert response.status_code == 400
+    assert "2 windows, as many as are read" in response.json()["error"]["message"]
 
 
 def test_of_a_long_text_that_becomes_a_vector_the_end_is_kept(engine: FakeEngine) -> None:

@@ -9,7 +9,8 @@
 intermediate 8192, tied embeddings, rope_theta 500000: 1.07 billion parameters. 30b-a3b: Qwen3-MoE,
 hidden 2048, 48 layers, 32 heads, 4 KV heads of 128, 128 experts of 768, of which a token chooses 8.
 4b-hybrid: Qwen3.5 4B's 32 layers, three gated delta nets before each attention. 35b-a3b: the same
-kinds of layer with 256 experts of 512 and a shared one. granite-h: Granite 4.0 H Tiny, nine Mamba-2
+kinds of layer with 256 experts of 512 and a shared one. gpt-oss: gpt-oss 20B, its experts in 16
+bits (in their own four: gguf_models.py). granite-h: Granite 4.0 H Tiny, nine Mamba-2
 to each attention. glm-flash: GLM-4.7-Flash, latent attention.
 All: vocabulary 49152, 8192 positions, seed 0, deviation 0.02, bfloat16. The tokenizer is that of a
 GGUF model, by default SmolLM2's.
@@ -144,6 +145,20 @@ SHAPES["glm-flash"] = {
     "rope_theta": 1e6,
     "tie_word_embeddings": False,
 }
+SHAPES["gpt-oss"] = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+    "tie_word_embeddings": False,
+}
 COMMON: Shape = {
     "vocab_size": 49152,
     "max_position_embeddings": 8192,
@@ -201,7 +216,12 @@ def random_weights(config: Shape) -> dict[str, torch.Tensor]:
         names = weight.parts or (weight.name,)
         rows = weight.rows if weight.parts else (weight.outputs,)
         pairs = zip(names, rows, strict=True)
-        return {f"{name}.weight": normal(count, weight.inputs) for name, count in pairs}
+        found = {}
+        for name, count in pairs:
+            found[f"{name}.weight"] = normal(count, weight.inputs)
+            if weight.bias:
+                found[f"{name}.bias"] = torch.zeros(count, dtype=torch.bfloat16)
+        return found
 
     weights: dict[str, torch.Tensor] = {}
     for weight in each(describe(config, "this shape").weights()):

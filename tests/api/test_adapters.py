@@ -205,10 +205,10 @@ def test_a_running_request_keeps_its_content(model: Path, tmp_path: Path) -> Non
     with start(model, enable_prefix_caching=False) as fresh:
         first = whole(fresh, LoRARequest("x", 1, str(path)))
         plain = whole(fresh, None)
-    # Room for two sequences and a half, and for one adapter: all the time something has to go.
-    with start(model, lora_memory_bytes=1, kv_cache_memory_bytes=180_000, max_model_len=160) as llm:
+    # Room for one sequence and a half, and for one adapter: all the time something has to go.
+    with start(model, lora_memory_bytes=1, kv_cache_memory_bytes=120_000, max_model_len=160) as llm:
         llm.load_adapter("x", path)
-        # All come at once, so that they meet however busy the machine is.
+        # All come at once and cannot fit together, however busy the machine is.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(
                 llm.generate, [PROMPTS[0]] * 3, long, lora_request=["x", None, "x"]

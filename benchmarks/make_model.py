@@ -6,7 +6,8 @@
     python benchmarks/make_model.py OUT --shape 4b-hybrid --layers 8
 
 1b, which engines are compared on: Llama, hidden 2048, 16 layers, 32 heads, 8 KV heads of 64,
-intermediate 8192, tied embeddings, rope_theta 500000: 1.07 billion parameters. 30b-a3b: Qwen3-MoE,
+intermediate 8192, tied embeddings, rope_theta 500000: 1.07 billion parameters. 3b: Llama 3.2 3B's
+28 layers, 2.97 billion. 30b-a3b: Qwen3-MoE,
 hidden 2048, 48 layers, 32 heads, 4 KV heads of 128, 128 experts of 768, of which a token chooses 8.
 4b-hybrid: Qwen3.5 4B's 32 layers, three gated delta nets before each attention. 35b-a3b: the same
 kinds of layer with 256 experts of 512 and a shared one. gpt-oss: gpt-oss 20B, its experts in 16
@@ -18,6 +19,7 @@ GGUF model, by default SmolLM2's.
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from safetensors.torch import save_file
 from loire.checkpoint.huggingface_config import describe
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
-from loire.checkpoint.weights import Filters, Vector, Weight, each
+from loire.checkpoint.weights import Filters, Matrix, Vector, Weight, each
 from loire.text.tokenizer import load_tokenizer
 
 Shape = dict[str, Any]
@@ -62,6 +64,12 @@ SHAPES: dict[str, Shape] = {
         "rope_theta": 1000000.0,
         "tie_word_embeddings": False,
     },
+}
+SHAPES["3b"] = SHAPES["1b"] | {
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "head_dim": 128,
 }
 SHAPES["4b-hybrid"] = {
     "architectures": ["Qwen3_5ForCausalLM"],
@@ -192,10 +200,21 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "config.json").write_text(json.dumps(config, indent=1))
     save_file(random_weights(config), args.out / "model.safetensors", metadata={"format": "pt"})
-    source = open_checkpoint(resolve_model("smollm2")).tokenizer
-    load_tokenizer(source).rust.save(str(args.out / "tokenizer.json"))
+    save_tokenizer(args.out)
     size = (args.out / "model.safetensors").stat().st_size
     print(f"{args.out}: {size / 1e9:.2f} GB")
+
+
+def save_tokenizer(out: Path) -> None:
+    """The default model's, into a directory."""
+    source = open_checkpoint(resolve_model("smollm2")).tokenizer
+    load_tokenizer(source).rust.save(str(out / "tokenizer.json"))
+
+
+def matrices_of(weight: Matrix) -> Iterator[tuple[str, int]]:
+    """Those that it is put together from in such files: names, and rows of each."""
+    names = weight.parts or (weight.name,)
+    return zip(names, weight.rows if weight.parts else (weight.outputs,), strict=True)
 
 
 def random_weights(config: Shape) -> dict[str, torch.Tensor]:
@@ -213,11 +232,8 @@ def random_weights(config: Shape) -> dict[str, torch.Tensor]:
             value = 1.0 - weight.offset if "norm" in weight.name else 0.0
             name = weight.name.replace(".dt.bias", ".dt_bias")
             return {name: torch.full((weight.size,), value, dtype=torch.bfloat16)}
-        names = weight.parts or (weight.name,)
-        rows = weight.rows if weight.parts else (weight.outputs,)
-        pairs = zip(names, rows, strict=True)
         found = {}
-        for name, count in pairs:
+        for name, count in matrices_of(weight):
             found[f"{name}.weight"] = normal(count, weight.inputs)
             if weight.bias:
                 found[f"{name}.bias"] = torch.zeros(count, dtype=torch.bfloat16)

@@ -336,17 +336,24 @@ int64_t block_tokens(int64_t tokens) {
                                                   : (tokens + blocks - 1) / blocks;
 }
 
+// The rows of one block of tokens: each(inputs, packed, rows) packs one; its steps lie rows apart.
+template <typename Format, typename Each>
+void for_rows_of_piece(const PackActivationsArguments& a, int64_t piece, const Each& each) {
+    const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
+    const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
+    for (int64_t r = 0; r < rows; ++r)
+        each(static_cast<const typename Format::Element*>(a.x) + (first + r) * a.in_features,
+             static_cast<typename Format::Activation*>(a.packed) +
+                 (first * a.steps + r) * Format::ACTIVATIONS,
+             rows);
+}
+
 // One block of tokens in the order in which the chains take them, padded with zeros to whole steps.
 template <typename Format>
 void pack_activations_piece(const void* untyped, int64_t piece, Scratch&) {
     using Element = typename Format::Element;
     const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
-    const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
-    const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
-    for (int64_t r = 0; r < rows; ++r) {
-        const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
-        auto* packed = static_cast<typename Format::Activation*>(a.packed) +
-                       (first * a.steps + r) * Format::ACTIVATIONS;
+    for_rows_of_piece<Format>(a, piece, [&](const Element* x, auto* packed, int64_t rows) {
         for (int64_t k = 0; k < a.in_features; k += STEP, packed += rows * Format::ACTIVATIONS) {
             if (a.in_features - k >= STEP) {
                 Format::order(x + k, packed);
@@ -356,7 +363,7 @@ void pack_activations_piece(const void* untyped, int64_t piece, Scratch&) {
             __builtin_memcpy(padded, x + k, (a.in_features - k) * sizeof(Element));
             Format::order(padded, packed);
         }
-    }
+    });
 }
 
 }  // namespace

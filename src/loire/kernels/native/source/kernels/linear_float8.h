@@ -238,18 +238,12 @@ void Float8Blocks<Element, Stored>::multiply_many(const char* panel, const char*
 // One block of tokens. Their inputs fill whole blocks of the weight.
 template <typename Format>
 void float8_activations_piece(const void* untyped, int64_t piece, Scratch&) {
-    using Element = typename Format::Element;
     const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
-    const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
-    const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
-    for (int64_t r = 0; r < rows; ++r) {
-        const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
-        auto* packed = static_cast<typename Format::Activation*>(a.packed) +
-                       (first * a.steps + r) * Format::ACTIVATIONS;
+    for_rows_of_piece<Format>(a, piece, [&](const auto* x, auto* packed, int64_t rows) {
         for (int64_t step = 0; step < a.steps; ++step, packed += rows * Format::ACTIVATIONS)
             for (int64_t word = 0; word < Format::WORDS_OF_STEP; ++word, x += 4)
                 Format::Wide::order(x, packed + word * Format::Wide::LINKS);
-    }
+    });
 }
 
 }  // namespace

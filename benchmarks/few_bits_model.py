@@ -2,9 +2,9 @@
 
     python benchmarks/few_bits_model.py OUT --bits 3.5
 
-The shape is the 3b of make_model.py. Matrices have palettes of 3 bits (3.25 with scales), as many of
-them 4 (4.25) as the average allows. Of each width 256 rows are random, the others repeat them: how
-fast a model is does not depend on its numbers.
+The shape is the 3b of make_model.py. Matrices have palettes of 3 bits (3.25 with scales), as many
+of them 4 (4.25) as the average allows. Of each width 256 rows are random, the others repeat them:
+how fast a model is does not depend on its numbers.
 """
 
 import argparse

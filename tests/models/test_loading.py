@@ -158,6 +158,52 @@ def test_nothing_points_into_the_file(directory: Path, tmp_path: Path) -> None:
     assert torch.equal(logits(decoder), before)
 
 
+def test_the_pages_of_a_file_are_let_go_once_weights_are_made_of_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every tensor, once each, after its last reading; the model is as it would be."""
+    expected, events = logits(load(open_checkpoint(directory))), []
+    read, let_go = TensorReader.read, TensorReader.let_go
+
+    def noted_read(self: TensorReader, name: str, *args: object, **options: object) -> Tensor:
+        events.append(("read", name))
+        return read(self, name, *args, **options)  # type: ignore[arg-type]
+
+    def noted_let_go(self: TensorReader, name: str) -> None:
+        events.append(("let go", name))
+        let_go(self, name)
+
+    monkeypatch.setattr(TensorReader, "read", noted_read)
+    monkeypatch.setattr(TensorReader, "let_go", noted_let_go)
+    checkpoint = open_checkpoint(directory)
+    assert torch.equal(logits(load(checkpoint)), expected)
+    names = checkpoint.tensors.keys()
+    for name in names - {"model.norm.weight"}:  # a vector, left to the end of the process
+        assert [event for event, of in events if of == name] == ["read", "let go"], name
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages in Linux's list")
+def test_what_was_let_go_is_no_memory_of_the_process(tmp_path: Path) -> None:
+    path, size = tmp_path / "weights.bin", 4 << 20
+    values = torch.randn(2, size // 4)
+    path.write_bytes(values.numpy().tobytes())
+    infos = [info_of(path, name, "F32", (1, size // 4), at) for name, at in (("a", 0), ("b", size))]
+    reader = TensorReader({info.name: info for info in infos})
+
+    def resident() -> int:
+        """Bytes of the map that are in memory."""
+        lines = Path("/proc/self/smaps").read_text().split(str(path))[1].splitlines()
+        [rss] = [line for line in lines[:6] if line.startswith("Rss:")]
+        return int(rss.split()[1]) * 1024
+
+    assert torch.equal(reader.read("a", torch.float32)[0], values[0])
+    assert torch.equal(reader.read("b", torch.float32)[0], values[1])
+    assert resident() > size
+    reader.let_go("a")
+    assert resident() <= size
+    assert torch.equal(reader.read("a", torch.float32)[0], values[0])
+
+
 def test_a_file_that_shrank_since_it_was_opened(directory: Path, tmp_path: Path) -> None:
     path = rewritten(directory, tmp_path, {})
     checkpoint = open_checkpoint(path)

@@ -1,6 +1,6 @@
 """Weights out of a checkpoint, one layer's at a time, for those who build its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -64,6 +64,11 @@ class WeightReader:
                 continue
             found |= self._read_matrix(weight)
         return found
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Of what the files hold of these tensors, once weights have been made of them."""
+        for name in names:
+            self._reader.let_go(name)
 
     def _read_matrix(self, weight: Matrix) -> Tensors:
         found: Tensors = {}
@@ -156,6 +161,11 @@ class LayerLoader:
         self.rotary = rotary
         self._reader = reader
         self._tensors = tensors
+        self._names = tuple(tensors)
+
+    def done(self) -> None:
+        """Everything has been made of what was read: the files' pages may go."""
+        self._reader.let_go(self._names)
 
     def vector(self, weight: Vector) -> Tensor:
         """float32 [size], offset and factor included."""

@@ -67,7 +67,9 @@ def load_decoder(
 
     def table(weight: Matrix) -> Table:
         load = loader(weight)
-        return load.linear(weight) if reader.stays_as_stored(weight) else load.table(weight)
+        made = load.linear(weight) if reader.stays_as_stored(weight) else load.table(weight)
+        load.done()
+        return made
 
     embedding = table(weights.embedding)
     per_layer = None
@@ -90,13 +92,16 @@ def load_decoder(
             load = ahead.popleft().result()
             ahead.append(pool.submit(loader, next(waiting, ())))
             layers.append(build_layer(index, layer, weights.layers[index], load))
+            load.done()
             if progress is not None:
                 progress((index + 1) / (description.num_layers + 1))
     final_norm = loader(weights.final_norm).vector(weights.final_norm)
     rows = share.range_of(description.vocab_size)
     head: Linear
     if weights.head is not None:
-        head = loader(weights.head).linear(weights.head)
+        load = loader(weights.head)
+        head = load.linear(weights.head)
+        load.done()
     elif isinstance(embedding, Tensor):
         rounding = reader.rounding(weights.embedding, "head")
         own = embedding if share.size == 1 else embedding[rows[0] : rows[1]]

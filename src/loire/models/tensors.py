@@ -106,6 +106,16 @@ class TensorReader:
             rows = rows.clone()
         return StoredTensor(info.format, rows)
 
+    def let_go(self, name: str) -> None:
+        """Tell the system that a tensor has been read: its part of the file no longer counts as
+        this process's memory. Whoever reads it again gets the same bytes."""
+        for part in self._tensors[name].parts:
+            data = self._maps.get(part.path)
+            if data is not None and part.num_bytes and hasattr(mmap, "MADV_DONTNEED"):
+                # Nothing is ever written to a map, so there is nothing to lose.
+                page = part.offset // mmap.PAGESIZE * mmap.PAGESIZE
+                data.madvise(mmap.MADV_DONTNEED, page, part.offset + part.num_bytes - page)
+
     def _stored_rows(self, info: TensorInfo, part: Slice | None) -> Tensor:
         """uint8 [rows, bytes of a row] of blocks as they lie in the mapped file."""
         rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)

@@ -58,7 +58,7 @@ def main() -> None:
         return
     results = []
     for file in args.files:
-        limits = _own("limits", file, [])
+        limits = of_child("limits", file, [])
         print(
             f"{file.name}: {file.stat().st_size / 1e9:.2f} GB; the machine reads "
             f"{limits['bandwidth'] / 1e9:.1f} GB/s and multiplies "
@@ -79,9 +79,9 @@ def _turns(args: argparse.Namespace, file: Path) -> dict[str, list[Run]]:
         for name in engines[first:] + engines[:first]:
             binary = _rivals(args).get(name)
             if binary is None:
-                run = Run(**_own("loire", file, args.loads))
+                run = Run(**of_child("loire", file, args.loads))
             else:
-                run = _bench(binary, file, args.loads)
+                run = batched_bench(binary, file, args.loads)
             runs[name].append(run)
             speeds = ", ".join(f"{load} {speed:,.1f}" for load, speed in run.speeds.items())
             print(
@@ -132,7 +132,7 @@ def _summary(file: Path, runs: dict[str, list[Run]], bandwidth: float) -> dict[s
     }
 
 
-def _own(what: str, file: Path, loads: list[str]) -> dict[str, Any]:
+def of_child(what: str, file: Path, loads: list[str]) -> dict[str, Any]:
     """What a child of this script says. (This process stays small: a child's most memory is no
     less than what its parent held.)"""
     command = [sys.executable, __file__, str(file), "--child", what]
@@ -193,7 +193,7 @@ def _child(file: Path, loads: list[str]) -> dict[str, object]:
     }
 
 
-def _bench(folder: Path, file: Path, loads: list[str]) -> Run:
+def batched_bench(folder: Path, file: Path, loads: list[str]) -> Run:
     """llama-batched-bench, a process for each load."""
     speeds: dict[str, float] = {}
     load_s: list[float] = []

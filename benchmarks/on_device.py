@@ -8,14 +8,19 @@ size of --same-size. The plainest four bits stand beside them: one scale per row
 rounded to the nearest. Sizes are those of the tensors, as vocabularies take as much in each file.
 All are measured in Loire; what is named in --in-llama-cpp is measured by llama-perplexity, too.
 Lost nats are the mean of differences from the original, token by token, with their standard error.
+What `loire adapt` repairs of --repaired bits, as it is without flags, is a row of its own.
 
-What is in OUT already is not made again. Rows as they are found, JSON last.
+What is in OUT already is not made again. Rows as they are found, JSON last. With --speeds TURNS
+nothing is made or measured but tokens per second of one stream (128 tokens behind a prompt of 128)
+of the files that are there, taking turns: Loire's own and the original in Loire, llama.cpp's types
+and the original in llama.cpp.
 """
 
 import argparse
 import json
 import math
 import re
+import statistics
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +31,13 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
+from gguf_peers import batched_bench, of_child
 from numpy.typing import NDArray
 
 from loire import LLM
+from loire.adapt.run import Training, adapt
 from loire.adapt.texts import own_texts
+from loire.base.lora import LoRARequest
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.store import resolve_model
@@ -56,6 +64,8 @@ class Row:
     """Of its tensors."""
     bits: float
     """Of its matrices, per weight."""
+    adapter: Path | None = None
+    """With which it is measured."""
 
     @classmethod
     def of(cls, name: str, path: Path) -> "Row":
@@ -67,12 +77,18 @@ def main() -> None:
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
+    if args.speeds:
+        _speeds(args)
+        return
     text = args.text.read_text().removesuffix("\n")
     found: list[dict[str, object]] = []
     original: NDArray[np.float64] | None = None
     for row in _rows(args):
         with LLM(str(row.path), max_model_len=CONTEXT + 1, num_threads=args.threads) as llm:
-            losses = chunk_losses(llm, text, context=CONTEXT, most_chunks=args.chunks)
+            adapter = None if row.adapter is None else LoRARequest("", 1, str(row.adapter))
+            losses = chunk_losses(
+                llm, text, context=CONTEXT, most_chunks=args.chunks, lora_request=adapter
+            )
         each = np.concatenate(losses)
         original = each if original is None else original
         lost, perplexity = each - original, Perplexity.of(losses).perplexity
@@ -119,6 +135,8 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
         yield _loire(args, source, f"--bits {bits:g}", bits, "")
     for bits in args.gguf_bits:
         yield _loire(args, source, f"--bits {bits:g} .gguf", bits, ".gguf")
+    for bits in args.repaired:
+        yield _repaired(args, source, bits)
 
 
 def _loire(args: argparse.Namespace, source: Path, name: str, bits: float, ending: str) -> Row:
@@ -141,6 +159,40 @@ def _loire(args: argparse.Namespace, source: Path, name: str, bits: float, endin
             write=lambda count: json.loads(own.read_text()),
         )
     return Row.of(name, path)
+
+
+def _repaired(args: argparse.Namespace, source: Path, bits: float) -> Row:
+    row = _loire(args, source, f"--bits {bits:g}, repaired", bits, "")
+    path = args.out / f"adapter-{bits:g}"
+    if not path.exists():
+        report = adapt(open_checkpoint(row.path), open_checkpoint(source), path, Training())
+        print(json.dumps({"kept_text": report.as_dict()}), flush=True)
+    files = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return Row(row.name, row.path, row.num_bytes + files, row.bits, path)
+
+
+def _speeds(args: argparse.Namespace) -> None:
+    """Of files that are there: shown, JSON last."""
+    source = resolve_model(args.model).absolute()
+    loire = {f"--bits {bits:g}": args.out / f"loire-{bits:g}" for bits in args.bits}
+    theirs = {kind: args.out / f"{kind}.gguf" for kind in args.types}
+    runs = [("Loire", name, path) for name, path in {"original": source, **loire}.items()]
+    runs += [("llama.cpp", name, path) for name, path in {"original": source, **theirs}.items()]
+    found: dict[tuple[str, str], list[float]] = {}
+    for turn in range(args.speeds):
+        first = turn * len(loire) % len(runs)
+        for engine, name, path in runs[first:] + runs[:first]:
+            if engine == "Loire":
+                speed = of_child("loire", path, ["one"])["speeds"]["one"]
+            else:
+                speed = batched_bench(args.llama_cpp, path, ["one"]).speeds["one"]
+            found.setdefault((engine, name), []).append(speed)
+    medians = {key: statistics.median(speeds) for key, speeds in found.items()}
+    for engine, name, _ in runs:
+        each = ", ".join(f"{speed:.1f}" for speed in found[engine, name])
+        print(f"{engine:<10} {name:<12} {medians[engine, name]:7.1f} tokens/s  ({each})")
+    rows = [{"engine": key[0], "name": key[1], "tokens_per_s": found[key]} for key in found]
+    print(json.dumps({"model": str(args.model), "rows": rows}))
 
 
 def _llama_quantize(args: argparse.Namespace, source: Path, path: Path, kind: str) -> None:
@@ -213,7 +265,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", help="a GGUF file, or a name that stands for one")
     parser.add_argument("out", type=lambda text: Path(text).absolute(), help="a folder")
-    parser.add_argument("--text", type=lambda text: Path(text).absolute(), required=True)
+    parser.add_argument("--text", type=lambda text: Path(text).absolute())
     parser.add_argument("--chunks", type=int, help=f"only so many of {CONTEXT} tokens [all]")
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="BIN")
     types = ["Q8_0", "Q4_K_M", "Q3_K_M", "IQ3_XS"]
@@ -221,11 +273,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=_numbers, default=[8.0, 4.0, 3.5, 3.0], metavar="BITS,...")
     parser.add_argument("--same-size", default="Q3_K_M", metavar="TYPE")
     parser.add_argument("--gguf-bits", type=_numbers, default=[], help="as GGUF files")
+    parser.add_argument("--repaired", type=_numbers, default=[], metavar="BITS,...")
     parser.add_argument("--in-llama-cpp", type=_names, default=[], metavar="NAME,...")
     parser.add_argument("--calibration", metavar="FILE", help="[what comes with Loire]")
     parser.add_argument("--own-texts", type=int, default=OWN_TEXTS, help=f"[{OWN_TEXTS}]")
     parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    parser.add_argument("--speeds", type=int, default=0, metavar="TURNS")
+    args = parser.parse_args()
+    if args.text is None and not args.speeds:
+        parser.error("--text is needed")
+    return args
 
 
 def _names(text: str) -> list[str]:

@@ -17,22 +17,24 @@ from loire.adapt.texts import Texts
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.execution.whole_texts import WholeTexts
 from loire.kernels.interface import AdapterRows, Backend
-from loire.kernels.reference import ReferenceBackend
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 
-MOST_LOGITS = 2**25
+MOST_LOGITS = 2**26
 """Of a step, positions times vocabulary: what is compared is a random choice of positions where
 there are more."""
+LOGITS_TOGETHER = 2**22
+"""That are compared at a time: as many as caches hold, and memory that need not be asked for
+again."""
 
 
-def load(checkpoint: Checkpoint, max_tokens: int, dtype: torch.dtype) -> Decoder:
-    """A model whose operations can be differentiated, its weights as plain numbers."""
+def load(checkpoint: Checkpoint, max_tokens: int, dtype: torch.dtype, backend: Backend) -> Decoder:
+    """A model with its weights as plain numbers."""
     return load_decoder(
         checkpoint,
         dtype=dtype,
         device=torch.device("cpu"),
-        backend=ReferenceBackend(),
+        backend=backend,
         max_model_len=max_tokens,
         quantization="none",
     )
@@ -59,6 +61,20 @@ def divergence(teacher: Decoder, student: Decoder, truth: Tensor, states: Tensor
         wanted = F.log_softmax(teacher.logits(truth), dim=-1)
     found = F.log_softmax(student.logits(states), dim=-1)
     return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
+def pull_together(teacher: Decoder, student: Decoder, truth: Tensor, states: Tensor) -> float:
+    """divergence(), whose gradients are added to those of all that states were made of."""
+    own = states.detach().requires_grad_()
+    total = 0.0
+    step = max(1, LOGITS_TOGETHER // student.description.vocab_size)
+    for first in range(0, len(states), step):
+        here, there = own[first : first + step], truth[first : first + step]
+        apart = divergence(teacher, student, there, here) * (len(here) / len(states))
+        apart.backward()
+        total += float(apart.detach())
+    states.backward(own.grad)
+    return total
 
 
 def chosen_positions(num_tokens: int, vocab_size: int, generator: torch.Generator) -> Tensor:

@@ -60,7 +60,8 @@ def new_modules(
             if target is None or matrix.role != "product":
                 continue
             # (What is trained is what products hold, in their order; and an expert sees few texts.)
-            if target.is_moved or any(part in name for part in _NOT_TRAINED):
+            in_heads = target.is_moved or target.heads > 0
+            if in_heads or any(part in name for part in _NOT_TRAINED):
                 continue
             # (As Linear layers begin: Hu et al. 2021 begin the first half so, the second with 0.)
             bound = 1.0 / math.sqrt(target.inputs)

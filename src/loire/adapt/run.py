@@ -18,6 +18,7 @@ from loire.adapt.distill import (
     divergence,
     hidden_states,
     load,
+    pull_together,
     surprise,
 )
 from loire.adapt.low_rank import AdaptedModule, attach, new_modules, save
@@ -26,6 +27,8 @@ from loire.base.errors import ConfigError
 from loire.checkpoint.adapter_settings import MOST_RANK
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
+from loire.kernels.cpu import CpuBackend
+from loire.kernels.reference import ReferenceBackend
 from loire.quantize.calibration import read_text
 from loire.quantize.save import write_whole
 
@@ -196,8 +199,9 @@ class _Run:
     ) -> None:
         self._texts, self._checked, self._training = texts, checked, training
         length = len(texts[0])
-        self._teacher = load(original, length, dtype)
-        self._student = load(quantized, length, dtype)
+        self._teacher = load(original, length, dtype, CpuBackend())
+        # (Through whose operations gradients go.)
+        self._student = load(quantized, length, dtype, ReferenceBackend())
         self.modules: Sequence[AdaptedModule] = new_modules(
             quantized.description, quantized.tensors, training.rank, training.seed
         )
@@ -225,11 +229,11 @@ class _Run:
             progress((index + 1) / total)
         truth = torch.cat(self._checked_truth)
         self._nats_original = surprise(self._teacher, truth, self._checked)
-        self._before = self._measured()
+        self._before = self._measured(adapted=False)
 
     def report(self) -> Report:
         """After training."""
-        after = self._measured()
+        after = self._measured(adapted=True)
         return Report(
             rank=self._training.rank,
             num_bytes=sum(half.nbytes for half in self.parameters.values()),
@@ -242,11 +246,11 @@ class _Run:
         )
 
     @torch.inference_mode()
-    def _measured(self) -> "_Measured":
+    def _measured(self, *, adapted: bool) -> _Measured:
         """Of the checked texts."""
         apart, found = 0.0, []
         for text, truth in zip(self._checked, self._checked_truth, strict=True):
-            states = hidden_states(self._student, [text], adapted=True)
+            states = hidden_states(self._student, [text], adapted=adapted)
             apart += float(divergence(self._teacher, self._student, truth, states))
             found.append(states)
         nats = surprise(self._student, torch.cat(found), self._checked)
@@ -272,11 +276,10 @@ class _Run:
         positions = chosen_positions(len(states), vocab_size, generator)
         # (Made in inference mode, what is kept of the original takes part in no gradient.)
         truth = torch.cat([self._truth[index] for index in chosen])[positions].clone()
-        loss = divergence(self._teacher, self._student, truth, states[positions])
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(step)
         self._optimizer.zero_grad()
-        loss.backward()
+        pull_together(self._teacher, self._student, truth, states[positions])
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self._optimizer.step()
 

@@ -123,12 +123,17 @@ class TorchLinear(ABC):
             [tokens] = (rows.numbers == number).nonzero(as_tuple=True)
             if not len(tokens):
                 continue
-            inputs = x[tokens].float()
-            added = torch.zeros_like(result[tokens])
+            # (All of them are not gathered and put back: of a step of training that is a share.)
+            has_all = len(tokens) == len(x)
+            inputs = (x if has_all else x[tokens]).float()
+            added = torch.zeros(len(tokens), self.out_features, device=x.device)
             for part in adapter.parts:
                 outputs = slice(part.first, part.first + len(part.up))
                 added[:, outputs] += inputs @ part.down.float().T @ part.up.float().T
-            result[tokens] += added
+            if has_all:
+                result += added
+            else:
+                result[tokens] += added
 
 
 class ReferenceLinear(TorchLinear):

@@ -2,8 +2,9 @@
 
     python benchmarks/format_costs.py --ggml libggml-base.so [--formats Q4_K,W4_128] [--chunks 16]
 
-SmolLM2 is written in each format: by ggml's own rounding (benchmarks/ggml.py) into GGUF files, and
-into safetensors as compressed-tensors lays them out. Its width of 576 fills no blocks of 128 or
+SmolLM2 is written in each format: by ggml's own rounding (benchmarks/ggml.py) into GGUF files, into
+safetensors as compressed-tensors lays them out, and in Loire's palettes as `loire quantize` does,
+but each number rounded for itself. Its width of 576 fills no blocks of 128 or
 256, so that it is widened to 768 and 12 heads first, with zeros: the same function. Of each file
 three things are compared on the same tokens: everything in float32; bfloat16 with the weights
 expanded to it; and bfloat16 with the file's own bits, for which activations are rounded to eight
@@ -26,16 +27,21 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from loire.base.config import WeightQuantization
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.saved_description import MODEL_TYPE, VERSION, written
 from loire.checkpoint.store import resolve_model
 from loire.execution.whole_texts import WholeTexts
+from loire.kernels.block_formats import StoredTensor
 from loire.kernels.select import select_backend
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
+from loire.quantize.levels import LEVELS, Levels
+from loire.quantize.rounding import round_to_nearest
+from loire.quantize.save import write_piece
 from loire.text.tokenizer import checkpoint_tokenizer, load_tokenizer
 from loire.workloads.perplexity import Chunk, cut, text_tokens
 
@@ -51,6 +57,7 @@ COMPRESSED: dict[str, dict[str, Any]] = {
     "F8_128": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
 }
 """By the format that Loire keeps them in."""
+PALETTES = {levels.format.name: levels for levels in LEVELS if levels.format.name.startswith("P")}
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"quantization": "none", "dtype": torch.float32},
     "bfloat16": {"quantization": "none", "dtype": torch.bfloat16},
@@ -68,7 +75,7 @@ Numbers = dict[str, NDArray[np.float32]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--ggml", type=Path, required=True, help="libggml-base.so")
-    parser.add_argument("--formats", default=",".join([*GGUF, *COMPRESSED]))
+    parser.add_argument("--formats", default=",".join([*GGUF, *COMPRESSED, *PALETTES]))
     parser.add_argument("--text", type=Path, nargs="*", help="files [this project's documents]")
     parser.add_argument("--chunks", type=int, default=16, help=f"of {CONTEXT} tokens")
     args = parser.parse_args()
@@ -84,9 +91,11 @@ def main() -> None:
     print(f"{'':<8} {'float32':>8}" + "".join(f"  {column:>37}" for column in columns))
     for name in args.formats.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            if name in COMPRESSED:
+            if name in COMPRESSED or name in PALETTES:
                 path = Path(folder)
-                write_compressed(path, wide, source, COMPRESSED[name])
+                write_directory(path, wide, source, COMPRESSED.get(name))
+                if name in PALETTES:
+                    round_to_palette(path, PALETTES[name])
             else:
                 path = Path(folder) / f"{name}.gguf"
                 write_gguf(path, reader, wide, Type[name], quantizer)
@@ -201,18 +210,19 @@ def write_gguf(
     ggml.write(path, fields, [tensor(name, values) for name, values in wide.items()])
 
 
-def write_compressed(path: Path, wide: Numbers, source: Path, scheme: dict[str, Any]) -> None:
-    """A Hugging Face directory with the layers' matrices as compressed-tensors packs them."""
+def write_directory(path: Path, wide: Numbers, source: Path, scheme: dict[str, Any] | None) -> None:
+    """A Hugging Face directory; with a scheme, the layers' matrices are as compressed-tensors packs
+    them."""
     tensors: dict[str, torch.Tensor] = {}
     for name, values in wide.items():
         hub_name, tensor = _hub_name(name), torch.from_numpy(values)
-        if tensor.ndim == 1 or not name.startswith("blk."):
-            tensors[hub_name] = tensor
-            continue
         if ".attn_q." in name or ".attn_k." in name:
             # Pairs that are rotated together are neighbours in GGUF, half a head apart here.
             halves = tensor.view(-1, HEAD_SIZE // 2, 2, HIDDEN)
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        if tensor.ndim == 1 or not name.startswith("blk.") or scheme is None:
+            tensors[hub_name] = tensor
+            continue
         module = hub_name.removesuffix(".weight")
         is_float = scheme.get("type") == "float"
         for ending, part in (_float8(tensor) if is_float else _packed(tensor, **scheme)).items():
@@ -228,7 +238,16 @@ def write_compressed(path: Path, wide: Numbers, source: Path, scheme: dict[str, 
         "tie_word_embeddings": True, "max_position_embeddings": 8192, "bos_token_id": 1,
         "eos_token_id": 2, "torch_dtype": "bfloat16",
     }  # fmt: skip
-    config["quantization_config"] = {
+    if scheme is not None:
+        config["quantization_config"] = _as_compressed(scheme)
+    (path / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(open_checkpoint(source).tokenizer)
+    tokenizer.rust.save(str(path / "tokenizer.json"))
+
+
+def _as_compressed(scheme: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of it."""
+    return {
         "quant_method": "compressed-tensors",
         "format": "float-quantized" if scheme.get("type") == "float" else "pack-quantized",
         "config_groups": {
@@ -239,9 +258,21 @@ def write_compressed(path: Path, wide: Numbers, source: Path, scheme: dict[str, 
         },
         "ignore": ["lm_head"],
     }
-    (path / "config.json").write_text(json.dumps(config))
-    tokenizer = load_tokenizer(open_checkpoint(source).tokenizer)
-    tokenizer.rust.save(str(path / "tokenizer.json"))
+
+
+def round_to_palette(path: Path, levels: Levels) -> None:
+    """Make a directory one of Loire's own, the layers' matrices in blocks of that format."""
+    description = open_checkpoint(path).description
+    piece: dict[str, torch.Tensor | StoredTensor] = {}
+    for name, tensor in load_file(path / "model.safetensors").items():
+        piece[name] = tensor
+        if tensor.ndim == 2 and ".layers." in name:
+            blocks = round_to_nearest(tensor, torch.ones(tensor.shape[1]), levels)
+            piece[name] = StoredTensor(levels.format, blocks)
+    write_piece(path / "model.safetensors", piece)
+    formats = {name: levels.format.name for name, x in piece.items() if isinstance(x, StoredTensor)}
+    config = {"model_type": MODEL_TYPE, "version": VERSION, "formats": formats}
+    (path / "config.json").write_text(json.dumps({**config, "description": written(description)}))
 
 
 def _float8(weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import pytest
 from checkpoint_files import LLAMA, llama_tensors, safetensors_bytes
 
 from loire.base.errors import CheckpointError, ModelError, UnsupportedModelError
+from loire.checkpoint.families.registry import BY_MODEL_TYPE
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.quantization_config import QuantizationConfig, parse
 
@@ -18,6 +19,10 @@ DTYPES = {"int32": "I32", "int64": "I64", "int8": "I8", "float32": "F32", "float
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
 PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True}
+FP8 = {"quant_algo": "FP8"}
+MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+ROTATED = {"config_groups": {"R": {"apply": [{"location": "weight_input"}, {"location": "input"}]}}}
 Q = "model.layers.0.self_attn.q_proj"
 
 
@@ -29,14 +34,24 @@ def of(section: Mapping[str, Any]) -> QuantizationConfig | None:
     ("section", "words"),
     [
         ({"quant_method": "bitsandbytes"}, "by bitsandbytes, in tables"),
-        ({"quant_method": "aqlm"}, "quantized by 'aqlm'; Loire reads compressed-tensors, FP8"),
+        ({"quant_method": "aqlm"}, "by AQLM, as sums of entries of codebooks; Loire reads comp"),
+        ({"quant_method": "hqq"}, "by HQQ, with zero points that are no whole"),
+        ({"quant_method": "torchao"}, "by torchao, in tensors of its own kind"),
+        ({"quant_method": "another"}, "by 'another'; Loire reads compressed-tensors, FP8"),
+        ({"load_in_4bit": True}, "by bitsandbytes, in tables"),
         ({"bits": 4}, "quantized by 'unknown'"),
         ({**AWQ, "version": "gemv"}, "AWQ in 4 bits, version 'gemv', is not read"),
         ({**AWQ, "bits": 8}, "AWQ in 8 bits"),
-        ({**GPTQ, "bits": 3}, "GPTQ in 3 bits, format 'gptq', is not read"),
+        ({**GPTQ, "bits": 5}, "GPTQ in 5 bits, format 'gptq', is not read"),
+        ({**GPTQ, "is_marlin_format": True}, "format 'marlin'"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "format 'marlin'"),
-        ({**GPTQ, "dynamic": {"+:.*up": {"bits": 8}}}, "quantized in several ways"),
-        ({**PACKED, "format": "nvfp4-pack-quantized"}, "'nvfp4-pack-quantized' is not read"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, "by ModelOpt's 'NVFP4_AWQ'"),
+        ({"quant_algo": "W4A16_AWQ"}, "by ModelOpt's 'W4A16_AWQ'"),
+        ({**MIXED, "quantized_layers": {"a": FP8, "b": {"quant_algo": "W4A8_AWQ"}}}, "'W4A8_AWQ'"),
+        ({**ROUND, "data_type": "mx_fp"}, "AutoRound in 'mx_fp', packed as"),
+        ({**ROUND, "packing_format": "auto_round:exllamav2"}, "packed as 'auto_round:exllamav2'"),
+        ({**PACKED, "transform_config": ROTATED}, "wants 'input' of modules rotated at each"),
+        ({**PACKED, "format": "marlin-24"}, "'marlin-24' is not read"),
         ({**PACKED, "sparsity_config": {"format": "sparse-24"}}, "'sparse-24' is not read"),
     ],
 )
@@ -55,6 +70,10 @@ def test_what_is_not_read_is_refused_with_a_sentence(section: dict[str, Any], wo
         ({**GPTQ, "group_size": -2}, "group_size should be a whole number from -1"),
         ({**GPTQ, "sym": "yes"}, "sym should be true or false"),
         ({**AWQ, "group_size": 2**40}, "group_size should be"),
+        ({**GPTQ, "dynamic": [3]}, "dynamic should be an object"),
+        ({**MIXED, "quantized_layers": 3}, "quantized_layers should be an object"),
+        ({**MIXED, "quantized_layers": {"a": 3}}, "a should be an object"),
+        ({**PACKED, "transform_config": {"config_groups": {"a": 3}}}, "config_groups should be"),
     ],
 )
 def test_nonsense_is_refused(section: Any, words: str) -> None:
@@ -73,6 +92,37 @@ def test_what_is_said_is_read() -> None:
     assert parse(nested, "config.json") == QuantizationConfig("compressed-tensors")
     skipping = {**GPTQ, "dynamic": {"-:lm_head": {}}}
     assert of(skipping) == of(GPTQ)
+    several = {**GPTQ, "dynamic": {"+:.*up": {"bits": 8}}}
+    assert of(several) == QuantizationConfig("gptq", zero_offset=1)
+    assert of(ROUND) == of(GPTQ)
+    assert of({**ROUND, "packing_format": "auto_round:auto_awq"}) == of(AWQ)
+    assert of({**MIXED, "quantized_layers": {"a": FP8}}) == QuantizationConfig("fp8")
+    only_keys = {"quant_method": "modelopt", "quant_algo": None, "kv_cache_scheme": {}}
+    assert of(only_keys) == QuantizationConfig("fp8")
+    in_weights = {"config_groups": {"R": {"apply": [{"location": "weight_output"}]}}}
+    assert of({**PACKED, "transform_config": in_weights}) == of(PACKED)
+    with pytest.raises(UnsupportedModelError, match="by MLX, with minimums"):
+        parse({"quantization": {"group_size": 64, "bits": 4}}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "common"),
+    [
+        (
+            "granitemoehybrid",
+            "shared_mlp.input_linear.weight_scale",
+            "mlp.shared_expert.gate_up_pr",
+        ),
+        ("lfm2", "feed_forward.w1.weight_packed", "mlp.gate_proj.weight_packed"),
+        ("mixtral", "block_sparse_moe.experts.3.w1.qweight", "mlp.experts.3.gate_proj.qweight"),
+        ("nemotron_h", "mixer.in_proj.weight_scale", "mamba.in_proj.weight_scale"),
+    ],
+)
+def test_parts_are_named_as_their_weights_are(family: str, name: str, common: str) -> None:
+    found = BY_MODEL_TYPE[family].common_name(f"model.layers.0.{name}")
+    assert found is not None
+    assert found.startswith(f"model.layers.0.{common}")
+    assert found.endswith(name.rpartition(".")[2])
 
 
 def write(
@@ -139,6 +189,8 @@ def test_parts_become_one_weight(
         (GPTQ, {**GPTQ_PARTS, "qzeros": None}, r"q_proj.qzeros' is missing"),
         (GPTQ, {**GPTQ_PARTS, "scales": halves(3, 64)}, r"shape \(3, 64\), but should have \(2, 6"),
         (GPTQ, {**GPTQ_PARTS, "qzeros": ints(2, 7)}, r"shape \(2, 7\), but should have \(2, 8\)"),
+        ({**GPTQ, "bits": 3}, GPTQ_PARTS, "has 8 words for each output, which hold no whole codes"),
+        ({**GPTQ, "dynamic": {"+": 8}}, {**GPTQ_PARTS, "qzeros": ints(2, 7)}, "none in 2, 3, 4, 8"),
         (GPTQ, {**GPTQ_PARTS, "scales": ints(2, 64)}, "has dtype I32, but should have F32 or"),
         (GPTQ, {**GPTQ_PARTS, "qweight": ints(8)}, r"of a quantized matrix has the shape \(8,\)"),
         (GPTQ, {**GPTQ_PARTS, "g_idx": ints(63)}, r"g_idx' has the shape \(63,\)"),
@@ -167,8 +219,13 @@ def test_parts_become_one_weight(
         (PACKED, {**PACKED_PARTS, "weight_zero_point": ints(7, 2)}, r"should have \(8, 2\)"),
         (
             PACKED,
+            {**PACKED_PARTS, "weight_zero_point": np.zeros((8, 2), np.int8)},
+            r"should have \(64, 2\)",
+        ),
+        (
+            PACKED,
             {**PACKED_PARTS, "weight_packed": np.zeros((64, 32), np.uint8)},
-            "has dtype 'U8', which Loire reads",
+            "should have U8 or F8_E8M0 or F8_E4M3",
         ),
         (PACKED, {**CODES, "weight_scale": None}, "weight_scale' is missing"),
         (PACKED, {**CODES, "weight_scale": halves(5, 1)}, r"shape \(5, 1\), but should have"),

@@ -1,6 +1,7 @@
 """Small models whose matrices are quantized in each way that safetensors files have, and one
 mistake in them: in what says how they are quantized, in the header, or in the weights."""
 
+import math
 import random
 import struct
 from collections.abc import Callable
@@ -33,10 +34,10 @@ def _gptq(bits: int, group: int, *, symmetric: bool = False, shuffled: bool = Fa
               "desc_act": shuffled}  # fmt: skip
 
     def parts(rows: int, columns: int) -> Parts:
-        groups, per_word = columns // group, 32 // bits
+        groups = columns // group
         return {
-            "qweight": ("I32", (columns // per_word, rows)),
-            "qzeros": ("I32", (groups, rows // per_word)),
+            "qweight": ("I32", (columns * bits // 32, rows)),
+            "qzeros": ("I32", (groups, rows * bits // 32)),
             "scales": ("F16", (groups, rows)),
             "g_idx": ("I32", (columns,)),
         }
@@ -70,6 +71,22 @@ def _packed(bits: int, group: int, *, zeros: bool = False) -> Way:
     return Way(_compressed("pack-quantized"), parts, size)
 
 
+def _nvfp4(rows: int, columns: int) -> Parts:
+    return {
+        "weight_packed": ("U8", (rows, columns // 2)),
+        "weight_scale": ("F8_E4M3", (rows, columns // 16)),
+        "weight_global_scale": ("F32", (1,)),
+    }
+
+
+def _modelopt(rows: int, columns: int) -> Parts:
+    return {
+        "weight": ("F8_E4M3", (rows, columns)),
+        "weight_scale": ("F32", ()),
+        "input_scale": ("F32", ()),
+    }
+
+
 def _codes(dtype: str, scale: str, *, in_blocks: bool = False) -> Callable[[int, int], Parts]:
     def parts(rows: int, columns: int) -> Parts:
         shape = (-(-rows // 128), -(-columns // 128)) if in_blocks else (rows, 1)
@@ -79,6 +96,7 @@ def _codes(dtype: str, scale: str, *, in_blocks: bool = False) -> Callable[[int,
     return parts
 
 
+_MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
 _FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 WAYS: dict[str, Way] = {
     "gptq": _gptq(4, 32),
@@ -86,6 +104,9 @@ WAYS: dict[str, Way] = {
     "gptq_128": _gptq(4, 128),
     "gptq_8": _gptq(8, 128),
     "gptq_2": _gptq(2, 32),
+    "gptq_3": _gptq(3, 64),
+    "nvfp4": Way(_compressed("nvfp4-pack-quantized"), _nvfp4),
+    "modelopt": Way(_MODELOPT, _modelopt, _WIDE),
     "awq": Way({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, _awq),
     "packed": _packed(4, 32, zeros=True),
     "packed_128": _packed(4, 128),
@@ -99,7 +120,7 @@ WAYS: dict[str, Way] = {
 
 
 def _content(way: Way, ending: str, dtype: str, shape: tuple[int, ...], columns: int) -> bytes:
-    count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+    count = math.prod(shape)
     if ending == "g_idx":
         group = way.configuration["group_size"]
         given = [i * 7 % columns if way.shuffled else i for i in range(count)]

@@ -1,6 +1,7 @@
 """Quantized weights of safetensors: the numbers that their own libraries read, and the same tokens
 as a model of these numbers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,21 @@ from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.quantized_tensors import keeps_order
 from loire.checkpoint.weights import Cut, Matrix
 from loire.kernels.native.backend import NativeBackend
+from loire.kernels.select import select_backend
+from loire.models.loading import load_decoder
 from loire.models.tensors import TensorReader
-from support.quantized_models import awq, fp8, gptq, save_by_hand, save_compressed, save_plain
+from loire.planning.model_size import size_of_checkpoint
+from support.quantized_models import (
+    awq,
+    fp4,
+    fp8,
+    gptq,
+    modelopt,
+    save_by_hand,
+    save_compressed,
+    save_plain,
+)
+from support.tiny_models import VOCAB_SIZE
 
 NATIVE, _ = NativeBackend.available()
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
@@ -34,11 +48,14 @@ COMPRESSED: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "W4A16 by channel": ({"num_bits": 4, "strategy": "channel"}, None, "W4_128"),
     "W8A16 in groups": ({**INT4, "num_bits": 8}, None, "W8_128"),
     "W8A16 asymmetric": ({**INT8, "symmetric": False}, None, "INT8"),
+    "W3A16 in groups of 128": ({**INT4, "num_bits": 3}, None, "W4_128"),
+    "W6A16 asymmetric": ({**INT4, "num_bits": 6, "symmetric": False}, None, "W8_128"),
     "W8A8": (INT8, {"num_bits": 8, "type": "int", **PER_TOKEN}, "W8_128"),
     "FP8 by tensor": (FP8, {"num_bits": 8, "type": "float", **PER_TOKEN}, "F8_128"),
     "FP8 by channel": ({**FP8, "strategy": "channel"}, None, "F8_128"),
     "FP8 in blocks": ({**FP8, "strategy": "block", "block_structure": [128, 128]}, None, "F8_128"),
 }
+MODELOPT = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
 BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
     "GPTQ": (gptq(), "W4_128"),
     "GPTQ, no g_idx": (gptq(with_g_idx=False), "W4_128"),
@@ -50,7 +67,10 @@ BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
     "GPTQ with act order, asymmetric": (gptq(order=True, group_size=64, symmetric=False), "W4Z_32"),
     "GPTQ with act order, eight bits": (gptq(order=True, bits=8), "W8_128"),
     "GPTQ in eight bits": (gptq(bits=8), "W8_128"),
-    "GPTQ in two bits": (gptq(bits=2, group_size=32), "INT2"),
+    "GPTQ in eight bits, asymmetric": (gptq(bits=8, symmetric=False), "INT8"),
+    "GPTQ in two bits": (gptq(bits=2, group_size=32), "W4Z_32"),
+    "GPTQ in three bits": (gptq(bits=3), "W4_128"),
+    "GPTQ in three bits with act order": (gptq(bits=3, order=True, symmetric=False), "W4Z_128"),
     "AWQ": (awq(), "W4Z_128"),
     "AWQ in groups of 64": (awq(group_size=64), "W4Z_32"),
     "AWQ by channel": (awq(group_size=-1), "W4Z_128"),
@@ -60,6 +80,10 @@ BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
         "F8_128",
     ),
     "FP8 by tensor": (fp8(None), "F8_128"),
+    "NVFP4": (fp4("nvfp4"), "NVFP4"),
+    "NVFP4 by ModelOpt": (fp4("modelopt"), "NVFP4"),
+    "MXFP4": (fp4("mxfp4"), "MXFP4"),
+    **{f"ModelOpt {name}": (modelopt(name), "F8_128") for name in MODELOPT},
 }
 Saved = tuple[Path, dict[str, Tensor], str]
 
@@ -85,7 +109,7 @@ def test_the_numbers_are_those_of_the_library(saved: Saved) -> None:
     directory, numbers, fmt = saved
     checkpoint = open_checkpoint(directory)
     reader = TensorReader(checkpoint.tensors)
-    quantized = {name for name, info in checkpoint.tensors.items() if info.quantized is not None}
+    quantized = {name for name, info in checkpoint.tensors.items() if info.is_quantized}
     assert len(quantized) == 14
     assert {checkpoint.tensors[name].format.name for name in quantized} == {fmt}
     for name, info in checkpoint.tensors.items():
@@ -94,6 +118,20 @@ def test_the_numbers_are_those_of_the_library(saved: Saved) -> None:
         if info.format.block_elements > 1:
             kept = reader.read_blocks(name).values()
             torch.testing.assert_close(kept, numbers[name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.skipif(not NATIVE, reason="needs the native library")
+def test_what_is_held_is_what_is_planned(saved: Saved) -> None:
+    checkpoint = open_checkpoint(saved[0])
+    cpu, dtype = torch.device("cpu"), torch.bfloat16
+    kernels = select_backend("native", cpu, dtype, 1)
+    decoder = load_decoder(checkpoint, dtype=dtype, device=cpu, backend=kernels, max_model_len=64)
+    planned = size_of_checkpoint(
+        checkpoint, "x", dtype="bfloat16", quantization=None, kv_dtype="bfloat16", on_cpu=True
+    )
+    # (The head's rows are held in whole panels, which are more in so small a model.)
+    held = decoder.bytes_per_step() - decoder.head.weight_bytes + 2 * VOCAB_SIZE * 128
+    assert planned.step_weight_bytes == pytest.approx(held, rel=0.001)
 
 
 def test_tokens_are_those_of_the_dequantized_model(saved: Saved, plain: Path) -> None:
@@ -119,9 +157,9 @@ def first_line(directory: Path, **options: Any) -> str:
 
 def test_the_start_says_what_is_held_and_what_was_expanded(plain: Path, tmp_path: Path) -> None:
     expanded, kept = tmp_path / "expanded", tmp_path / "kept"
-    save_by_hand(plain, expanded, *gptq(bits=2, group_size=32))
+    save_by_hand(plain, expanded, *gptq(bits=8, symmetric=False))
     assert first_line(plain) == "bfloat16"
-    assert first_line(expanded).startswith("INT2 expanded to bfloat16 8")
+    assert first_line(expanded).startswith("INT8 expanded to bfloat16 8")
     save_by_hand(plain, kept, *gptq())
     said = first_line(kept, kernels="native" if NATIVE else "auto")
     form = "W4_128 in 4.2 bits" if NATIVE else "W4_128 expanded to bfloat16"
@@ -156,6 +194,65 @@ def test_where_inputs_may_be_in_another_order(plain: Path, tmp_path: Path) -> No
     cut = Cut(rows=((0, 64),), inputs=(0, 128), whole_rows=(64,), whole_inputs=256)
     assert not keeps_order(replace(matrix, cut=cut), [one])
     assert keeps_order(replace(matrix, cut=replace(cut, inputs=(0, 256))), [one])
+
+
+def test_what_older_and_other_files_say_beside_their_weights(plain: Path, tmp_path: Path) -> None:
+    """The same weights: a file beside config.json, AutoRound's words, rules for some modules, and
+    biases of zero that the model does not have."""
+
+    def numbers(name: str, config: dict[str, Any], quantize: Any, **beside: Any) -> None:
+        directory = tmp_path / name
+        expected = save_by_hand(plain, directory, config, quantize)
+        if beside:
+            settings = json.loads((directory / "config.json").read_text())
+            del settings["quantization_config"]
+            (directory / "config.json").write_text(json.dumps(settings))
+            for file, content in beside.items():
+                (directory / f"{file}.json").write_text(json.dumps(content))
+        path = directory / "model.safetensors"
+        bias = {"model.layers.0.self_attn.o_proj.bias": torch.zeros(128)}
+        save_file(load_file(path) | bias, path)
+        tensors = open_checkpoint(directory).tensors
+        reader = TensorReader(tensors)
+        assert tensors.keys() == expected.keys()
+        for key, wanted in expected.items():
+            assert torch.equal(reader.read(key, torch.float32), wanted)
+
+    said, by_gptq = gptq(symmetric=False)
+    old = {"bits": 4, "group_size": 128, "sym": False, "desc_act": False}
+    numbers("old_gptq", said, by_gptq, quantize_config=old)
+    numbers("dynamic", {**said, "dynamic": {"+:.*up.*": {"bits": 8}}}, by_gptq)
+    round_by = {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", **old}
+    numbers("auto_round", round_by, by_gptq)
+    numbers("auto_round_mixed", {**round_by, "extra_config": {"x": {"bits": 8}}}, by_gptq)
+    said, by_awq = awq()
+    old = {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}
+    numbers("old_awq", said, by_awq, quant_config=old)
+    said, by_modelopt = modelopt()
+    inner = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    old = {"producer": {"name": "modelopt"}, "quantization": inner}
+    numbers("old_modelopt", said, by_modelopt, hf_quant_config=old)
+
+
+def test_zero_points_by_themselves(plain: Path, tmp_path: Path) -> None:
+    """As compressed-tensors stored them until 2025."""
+    weights = {**INT4, "symmetric": False}
+    expected = save_compressed(plain, tmp_path, weights)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for name, packed in tensors.items():
+        if name.endswith("weight_zero_point"):
+            codes = (packed[:, None] >> torch.arange(0, 32, 4)[:, None] & 15).flatten(0, 1)
+            rows = len(tensors[name.replace("zero_point", "scale")])
+            tensors[name] = (codes[:rows] - 8).to(torch.int8)
+    save_file(tensors, path)
+    opened = open_checkpoint(tmp_path).tensors
+    for name, wanted in expected.items():
+        assert torch.equal(TensorReader(opened).read(name, torch.float32), wanted)
+    tensors["model.layers.0.mlp.up_proj.weight_zero_point"][0, 0] = 8
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="zero points that no code of 4 bits has"):
+        first_line(tmp_path)
 
 
 @pytest.mark.skipif(not NATIVE, reason="needs the native library")

@@ -23,6 +23,7 @@ from loire.models.feed_forward import GatedMLP
 from loire.models.loading import load_decoder
 from loire.models.mixers import Attention
 from loire.models.tensors import TensorReader
+from loire.planning.model_size import size_of_checkpoint
 from support.blocks import blocks_of
 from support.layers import attention
 from support.paged_driver import CPU, DrivenSequence, PagedDriver
@@ -56,7 +57,8 @@ def quantized(folder: Path, formats: dict[str, str], default: str = "Q8_0") -> C
     queries and keys interleaved as in GGUF."""
     [family] = [family for family in FAMILIES if family.name == "llama_biases"]
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
-    replace(family, settings={**family.settings, **sizes}).save(folder)
+    if not (folder / "config.json").exists():
+        replace(family, settings={**family.settings, **sizes}).save(folder)
     checkpoint = open_checkpoint(folder)
     first = attention(checkpoint.description)
     heads = {"q_proj": first.num_heads, "k_proj": first.num_kv_heads}
@@ -154,6 +156,19 @@ def test_in_bfloat16_inputs_are_rounded(tmp_path: Path, kernels: type[Backend], 
     assert parts(decoder)[0].output.weight_bytes < 2 * 256 * 256
     exact = logits(load(checkpoint, ReferenceBackend(), "none"))
     assert (logits(decoder) - exact).std() < 0.1 * exact.std()
+
+
+@pytest.mark.skipif(not usable, reason=why)
+def test_what_is_held_is_what_is_planned(tmp_path: Path) -> None:
+    """Also where the halves of a gated product differ, and are expanded."""
+    kernels = NativeBackend(1)
+    for formats, default in [({"lm_head": "Q6_K"}, "Q4_K"), ({"up_proj": "Q5_K"}, "Q4_K")]:
+        checkpoint = quantized(tmp_path, formats, default)
+        planned = size_of_checkpoint(
+            checkpoint, "x", dtype="bfloat16", quantization=None, kv_dtype="bfloat16", on_cpu=True
+        )
+        held = load(checkpoint, kernels, dtype=torch.bfloat16).bytes_per_step()
+        assert planned.step_weight_bytes == pytest.approx(held, rel=0.001), (formats, default)
 
 
 def test_what_stays_does_not_lie_in_the_file(tmp_path: Path) -> None:

@@ -147,12 +147,12 @@ def rounded_in_groups(
 
 
 def in_words(codes: Tensor, bits: int, dim: int) -> Tensor:
-    """Codes in words of 32 bits, the first one lowest: int32."""
-    per_word = 32 // bits
-    words = torch.zeros([], dtype=torch.int64)
-    for place, part in enumerate(codes.long().unflatten(dim, (-1, per_word)).unbind(dim + 1)):
-        words = words | part << (bits * place)
-    return torch.where(words >= 2**31, words - 2**32, words).int()
+    """Codes in words of 32 bits, the first one lowest, without gaps: int32."""
+    groups = codes.long().unflatten(dim, (-1, 32)).movedim(dim + 1, -1)
+    ones = (groups[..., None] >> torch.arange(bits) & 1).flatten(-2).unflatten(-1, (bits, 32))
+    words = (ones << torch.arange(32)).sum(dim=-1)
+    words = torch.where(words >= 2**31, words - 2**32, words).int()
+    return words.movedim(-1, dim + 1).flatten(dim, dim + 1)
 
 
 def gptq(
@@ -246,3 +246,64 @@ def fp8(
     if block is not None:
         config |= {"fmt": "e4m3", "weight_block_size": list(block)}
     return config, quantize
+
+
+def modelopt(algorithm: str = "FP8") -> tuple[dict[str, Any], Any]:
+    """The same as NVIDIA's ModelOpt exports it: scales of inputs, keys and values included."""
+    in_blocks = algorithm == "FP8_PB_WO"
+    _, quantize_all = fp8((128, 128) if in_blocks else None)
+
+    def quantize(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
+            scale = weight.abs().amax(dim=1) / 448
+            stored = (weight / scale[:, None]).to(torch.float8_e4m3fn)
+            numbers = stored.float() * scale[:, None]
+            return {"weight": stored, "weight_scale": scale}, numbers
+        tensors, numbers = quantize_all(weight)
+        if in_blocks:
+            scale = tensors.pop("weight_scale_inv")
+            return tensors | {"weight_scale": scale[:, None, :, None]}, numbers
+        scales = {name: torch.tensor(0.5) for name in ("input_scale", "k_scale", "v_scale")}
+        return tensors | scales, numbers
+
+    config = {
+        "quant_method": "modelopt",
+        "quant_algo": algorithm,
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+        "producer": {"name": "modelopt", "version": "0.39.0"},
+    }
+    return config, quantize
+
+
+def fp4(by: str) -> tuple[dict[str, Any], Any]:
+    """The same in FP4: "nvfp4" and "mxfp4" as compressed-tensors has them, "modelopt"'s NVFP4."""
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    values = torch.cat([values, -values])
+
+    def quantize(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        grouped = weight.unflatten(1, (-1, 32 if by == "mxfp4" else 16))
+        scales = grouped.abs().amax(dim=-1) / 6
+        factor = scales.max() / 448
+        if by == "mxfp4":
+            exponents = scales.log2().ceil() + 127
+            found = {"weight_scale": exponents.to(torch.uint8)}
+            scales = torch.exp2(exponents - 127)
+        else:
+            stored = (scales / factor).to(torch.float8_e4m3fn)
+            found = {"weight_scale": stored}
+            if by == "modelopt":
+                found |= {"weight_scale_2": factor, "input_scale": torch.tensor(0.5)}
+                scales = stored.float() * factor
+            else:
+                found |= {"weight_global_scale": 1 / factor[None]}
+                scales = stored.float() / (1 / factor)
+        codes = (grouped[..., None] / scales[..., None, None] - values).abs().argmin(dim=-1)
+        numbers = (values[codes] * scales[..., None]).flatten(1)
+        pairs = codes.flatten(1).to(torch.uint8).unflatten(1, (-1, 2))
+        name = "weight" if by == "modelopt" else "weight_packed"
+        return found | {name: pairs[..., 0] | pairs[..., 1] << 4}, numbers
+
+    if by == "modelopt":
+        return {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}, quantize
+    return {"quant_method": "compressed-tensors", "format": f"{by}-pack-quantized"}, quantize

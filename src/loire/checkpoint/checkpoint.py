@@ -81,8 +81,9 @@ class QuantizedWeight:
     (code - zero point) * scale
     """
 
-    layout: Literal["words", "awq", "gptq", "plain"]
-    """How codes lie: in words of 32 bits along the inputs, in AWQ's or GPTQ's, each by itself."""
+    layout: Literal["words", "awq", "gptq", "plain", "fp4"]
+    """How codes lie: in words of 32 bits along the inputs, in AWQ's or GPTQ's, each by itself; or
+    two in a byte, numbers in FP4."""
     bits: int
     codes: TensorInfo
     scales: TensorInfo
@@ -100,11 +101,14 @@ class QuantizedWeight:
     """Added to the zero points."""
     middle: TensorInfo | None = None
     """Zero points that the file says are the middle, to be checked."""
+    factor: TensorInfo | None = None
+    """FP4: one number that all scales are multiplied by, or divided by."""
+    divides: bool = False
 
     @property
     def parts(self) -> tuple[TensorInfo, ...]:
         """All its tensors."""
-        given = (self.codes, self.scales, self.zeros, self.groups, self.middle)
+        given = (self.codes, self.scales, self.zeros, self.groups, self.middle, self.factor)
         return tuple(part for part in given if part is not None)
 
 

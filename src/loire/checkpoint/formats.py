@@ -3,7 +3,7 @@
 A block format packs `block_elements` consecutive elements of a row into `block_bytes` bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,16 @@ BLOCK_FORMATS: dict[str, WeightFormat] = {
 """All that weights are computed with in their blocks, by name."""
 
 
+_HELD_BYTES = {Q4_K: 148, Q5_K: 180, Q3_K: 114, IQ4_XS: 138, MXFP4: 18, W4Z_128: 70, W4Z_32: 22}
+
+
 def held_as(fmt: WeightFormat) -> WeightFormat:
     """What blocks of a format become in memory where they are kept.
 
-    The codes of IQ2 and IQ3, which stand for entries of tables, are looked up once and are then
-    whole numbers of eight bits. Zero points of Loire's own formats take two bytes.
+    Scales of six bits and zero points are bytes there, exponents of MXFP4 numbers in bfloat16. The
+    codes of IQ2 and IQ3, which stand for entries of tables, are looked up once and are then whole
+    numbers of eight bits.
     """
     if fmt.name.startswith(("IQ2_", "IQ3_")):
         return _CODES_OF_EIGHT_BITS
-    if fmt in (W4Z_128, W4Z_32):
-        return WeightFormat(fmt.name, fmt.block_elements, fmt.block_bytes + 1)
-    return fmt
+    return replace(fmt, block_bytes=_HELD_BYTES.get(fmt, fmt.block_bytes))

@@ -99,8 +99,8 @@ def tensors(
 
 
 def _is_buffer(name: str, tensor: TensorInfo) -> bool:
-    """Whether nothing is made of it. (Quantized weights say their shapes in a tensor.)"""
-    return tensor.format in BUFFERS.values() and not name.endswith(".weight_shape")
+    """Whether nothing is made of it. (Quantized weights say their shapes and orders in tensors.)"""
+    return tensor.format in BUFFERS.values() and not name.endswith((".weight_shape", "g_idx"))
 
 
 def _text_name(name: str) -> str | None:

@@ -4,7 +4,8 @@
                lower half
     X_scales   U8 [experts, outputs, inputs / 32]: powers of two, from 127 on
 
-become one tensor X (OCP Microscaling Formats Specification 1.0, and transformers' mxfp4.py).
+become one tensor X (OCP Microscaling Formats Specification 1.0, and transformers' mxfp4.py). What
+quantized_tensors.py puts together is left as it is.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.formats import MXFP4
 
 _CODES, _EXPONENTS = "_blocks", "_scales"
+_OTHERS = (".weight", ".weight_packed", ".weight_scale")
 
 
 def joined(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -26,7 +28,7 @@ def joined(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
         stem = name.removesuffix(_CODES).removesuffix(_EXPONENTS)
-        if info.format.name != "U8":
+        if info.format.name != "U8" or name.endswith(_OTHERS):
             found[name] = info
         elif stem == name:
             raise UnsupportedModelError(

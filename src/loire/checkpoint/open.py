@@ -21,6 +21,7 @@ from loire.checkpoint.description import ModelDescription
 from loire.checkpoint.families.config_fields import token_ids
 from loire.checkpoint.fields import Fields
 from loire.checkpoint.json_file import read_json, read_text
+from loire.checkpoint.weights import each
 
 GENERATION_CONFIG = "generation_config.json"
 MAX_TEMPLATE = 2**18
@@ -136,13 +137,18 @@ def _read(
 def _hugging_face_model(
     directory: Path, config: Mapping[str, Any], source: str
 ) -> tuple[ModelDescription, dict[str, TensorInfo]]:
-    quantization = quantization_config.parse(config, source)
+    quantization = quantization_config.of_directory(directory, config, source)
     family, _ = huggingface_config.family_of(config, source)
     description = huggingface_config.describe(config, source)
     stored = huggingface_config.tensors(
         safetensors_header.read_directory(directory), family, description.num_layers
     )
-    return description, _read(quantized_tensors.combined(stored, quantization), description)
+    combined = quantized_tensors.combined(stored, quantization)
+    if quantization is not None:
+        weights = each(description.weights())
+        needed = {name for weight in weights for name in weight.stored_names(combined)}
+        combined = quantized_tensors.without_empty_biases(combined, needed)
+    return description, _read(combined, description)
 
 
 def _own_model(

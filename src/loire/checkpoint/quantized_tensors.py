@@ -2,8 +2,11 @@
 
     X.weight_packed, X.weight_scale, X.weight_shape          compressed-tensors: codes in words
         and perhaps X.weight_zero_point, X.weight_g_idx
-    X.weight (int8 or FP8), X.weight_scale or ..._scale_inv  compressed-tensors, FP8
-    X.qweight, X.qzeros, X.scales, perhaps X.g_idx           AWQ, GPTQ
+    X.weight (int8 or FP8), X.weight_scale or ..._scale_inv  compressed-tensors, FP8, ModelOpt
+    X.weight_packed, X.weight_scale (bytes)                  compressed-tensors: MXFP4
+        or FP8, and X.weight_global_scale                    NVFP4
+    X.weight (bytes), X.weight_scale, X.weight_scale_2       ModelOpt's NVFP4
+    X.qweight, X.qzeros, X.scales, perhaps X.g_idx           AWQ, GPTQ, AutoRound
 
 become one tensor X.weight each. Scales for rounding activations and caches are left out: Loire
 rounds activations, if at all, with scales of its own, finer ones.
@@ -13,13 +16,15 @@ import hashlib
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
 from loire.checkpoint.formats import (
     F8_128,
+    MXFP4,
     W4_128,
     W4Z_32,
     W4Z_128,
@@ -32,13 +37,18 @@ from loire.checkpoint.weights import Matrix
 
 _NUMBERS = ("F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
-_NOT_NEEDED = (".input_scale", ".input_zero_point", ".input_scale_ub", ".output_scale", ".k_scale",
-               ".v_scale", ".q_scale", ".activation_scale", ".weight_shape")  # fmt: skip
+_NOT_NEEDED = (".input_scale", ".input_global_scale", ".input_zero_point", ".input_scale_ub",
+               ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
+               ".activation_scale", ".weight_shape")  # fmt: skip
 _PARTS = (".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".weight_scale",
-          ".weight_scale_inv", ".weight_zero_point", ".weight_g_idx")  # fmt: skip
-EXPANDED = {2: WeightFormat("INT2", 1, 1), 4: WeightFormat("INT4", 1, 1),
-            8: WeightFormat("INT8", 1, 1)}  # fmt: skip
+          ".weight_scale_inv", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale",
+          ".weight_scale_2")  # fmt: skip
+EXPANDED = {bits: WeightFormat(f"INT{bits}", 1, 1) for bits in range(2, 9)}
 """Codes whose groups no block format has."""
+_NVFP4 = WeightFormat("NVFP4", 1, 1)
+_POWERS = WeightFormat("F8_E8M0", 1, 1)
+_GPTQ_BITS = (2, 3, 4, 8)
+_CODES = {"I32": "i", "I64": "q"}
 
 
 def combined(
@@ -58,6 +68,10 @@ def combined(
             parts = _Parts(base, tensors)
             if ending == "qweight" and config.method in ("awq", "gptq"):
                 found[f"{base}.weight"] = _words(parts, info, config)
+            elif ending == "weight_packed" and info.format.name == "U8":
+                found[f"{base}.weight"] = _fp4(parts, info)
+            elif ending == "weight" and info.format.name == "U8":
+                found[name] = _fp4(parts, info)
             elif ending == "weight_packed":
                 found[f"{base}.weight"] = _compressed(parts, info)
             elif ending == "weight" and info.format.name in ("I8", *_FP8):
@@ -126,21 +140,28 @@ def _made(
 def _words(parts: _Parts, codes: TensorInfo, config: QuantizationConfig) -> TensorInfo:
     """AWQ and GPTQ: words of 32 bits along the outputs or the inputs, inputs first."""
     parts.typed(codes, ("I32",))
-    per_word = 32 // config.bits
     rows, columns = parts.matrix(codes)
     is_awq = config.method == "awq"
-    inputs = rows if is_awq else rows * per_word
-    outputs = columns * per_word if is_awq else columns
-    group = config.group_size or inputs
-    num_groups = math.ceil(inputs / group)
     scales = parts.need("scales", dtypes=_NUMBERS)
     zeros = parts.need("qzeros", dtypes=("I32",))
+    bits = config.bits or _bits_told(codes, zeros, columns)
+    inputs = rows if is_awq else rows * 32 // bits
+    outputs = columns * 32 // bits if is_awq else columns
+    if not is_awq and rows * 32 % bits:
+        raise CheckpointError(
+            f"{codes.path}: tensor {codes.name!r} has {rows} words for each output, which hold no "
+            f"whole codes of {bits} bits"
+        )
+    group = config.group_size or inputs
+    if not config.bits:
+        group = math.ceil(inputs / scales.shape[0]) if scales.shape and scales.shape[0] else inputs
+    num_groups = math.ceil(inputs / group)
     parts.shaped(scales, (num_groups, outputs))
-    parts.shaped(zeros, (num_groups, math.ceil(outputs / per_word)))
+    parts.shaped(zeros, (num_groups, math.ceil(outputs * bits / 32)))
     groups, order = _order(parts, parts.get("g_idx"), inputs, group, num_groups)
     quantized = QuantizedWeight(
         layout="awq" if is_awq else "gptq",
-        bits=config.bits,
+        bits=bits,
         codes=codes,
         scales=scales,
         zeros=None if config.symmetric and not is_awq else zeros,
@@ -153,19 +174,29 @@ def _words(parts: _Parts, codes: TensorInfo, config: QuantizationConfig) -> Tens
     return _made(parts, (outputs, inputs), quantized, _kept(quantized, inputs))
 
 
+def _bits_told(codes: TensorInfo, zeros: TensorInfo, outputs: int) -> int:
+    """In how many bits GPTQ's zero points are, and so the weights."""
+    words = zeros.shape[-1] if zeros.shape else 0
+    for bits in _GPTQ_BITS:
+        if words == math.ceil(outputs * bits / 32):
+            return bits
+    raise CheckpointError(
+        f"{zeros.path}: tensor {zeros.name!r} has {words} words for the zero points of {outputs} "
+        f"outputs, which are none in {', '.join(map(str, _GPTQ_BITS))} bits"
+    )
+
+
 def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     """Codes in words of 32 bits along the inputs, with an offset that makes them unsigned."""
     parts.typed(codes, ("I32",))
     rows, columns = parts.matrix(codes)
     stated = parts.shaped(parts.need("weight_shape", dtypes=("I64", "I32")), (2,))
     outputs, inputs = _read_numbers(stated)
-    bits = next(
-        (b for b in (2, 4, 8) if 0 < inputs < 2**31 and math.ceil(inputs * b / 32) == columns), 0
-    )
+    bits = next((b for b in EXPANDED if inputs > 0 and math.ceil(inputs * b / 32) == columns), 0)
     if outputs != rows or not bits:
         raise CheckpointError(
             f"{codes.path}: tensor {codes.name!r} has the shape {codes.shape}, which holds no "
-            f"weight of {outputs} x {inputs} in 2, 4 or 8 bits"
+            f"weight of {outputs} x {inputs} in 2 to 8 bits"
         )
     scales = parts.need("weight_scale", dtypes=_NUMBERS)
     group = _group_of(parts, scales, outputs, inputs)
@@ -173,7 +204,9 @@ def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     zeros = parts.get("weight_zero_point")
     if zeros is not None:
         packed = (math.ceil(outputs * bits / 32), num_groups)
-        parts.shaped(parts.typed(zeros, ("I32",)), packed)
+        # (Until 2025 the library stored them by themselves.)
+        plain = parts.typed(zeros, ("I32", "I8")).format.name == "I8"
+        parts.shaped(zeros, scales.shape if plain else packed)
     groups, order = _order(parts, parts.get("weight_g_idx"), inputs, group, num_groups)
     quantized = QuantizedWeight(
         layout="words",
@@ -188,13 +221,49 @@ def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     return _made(parts, (outputs, inputs), quantized, _kept(quantized, inputs))
 
 
+def _fp4(parts: _Parts, codes: TensorInfo) -> TensorInfo:
+    """Two codes of FP4 (e2m1) in a byte: with powers of two as scales it is MXFP4, with FP8 and one
+    number for all NVFP4, which is expanded."""
+    outputs, columns = parts.matrix(codes)
+    scales = parts.need("weight_scale", dtypes=("U8", "F8_E8M0", "F8_E4M3"))
+    inputs, is_mxfp4 = 2 * columns, scales.format.name != "F8_E4M3"
+    group = MXFP4.block_elements if is_mxfp4 else 16
+    if inputs % group:
+        raise CheckpointError(
+            f"{codes.path}: tensor {codes.name!r} has {inputs} inputs, which are no groups of "
+            f"{group}"
+        )
+    parts.shaped(scales, (outputs, inputs // group))
+    shape = (outputs, inputs)
+    if is_mxfp4:
+        name = f"{parts.base}.weight"
+        return replace(codes, name=name, shape=shape, format=MXFP4, exponents=scales)
+    divides = codes.name.endswith(".weight_packed")
+    factor = parts.need("weight_global_scale" if divides else "weight_scale_2", dtypes=_NUMBERS)
+    parts.shaped(factor, (1,), ())
+    quantized = QuantizedWeight(
+        layout="fp4",
+        bits=4,
+        codes=codes,
+        scales=scales,
+        group_size=group,
+        factor=factor,
+        divides=divides,
+    )
+    return _made(parts, shape, quantized, _NVFP4)
+
+
 def _plain(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     """A code of eight bits each: int8 or FP8."""
     outputs, inputs = parts.matrix(codes)
     scales = parts.get("weight_scale_inv") or parts.need(
-        "weight_scale", dtypes=(*_NUMBERS, "F8_E8M0")
+        "weight_scale", dtypes=(*_NUMBERS, "F8_E8M0", "U8")
     )
-    parts.typed(scales, (*_NUMBERS, "F8_E8M0"))
+    parts.typed(scales, (*_NUMBERS, "F8_E8M0", "U8"))
+    if scales.format.name == "U8":  # MXFP8
+        scales = replace(scales, format=_POWERS)
+    if len(scales.shape) == 4 and scales.shape[1] == scales.shape[3] == 1:  # ModelOpt's blocks
+        scales = replace(scales, shape=scales.shape[::2])
     rows_per_scale, group = 1, inputs
     if scales.shape in ((), (1,), (1, 1)) and outputs > 1:
         rows_per_scale = outputs
@@ -223,13 +292,35 @@ def _kept(quantized: QuantizedWeight, inputs: int) -> WeightFormat:
     if quantized.codes.format.name in _FP8:
         is_known = quantized.codes.format.name == "F8_E4M3"
         return F8_128 if is_known and fits and group % 128 == 0 else quantized.codes.format
-    if quantized.bits == 8 and fits and quantized.zeros is None and group % 128 == 0:
-        return W8_128
-    if quantized.bits == 4 and fits and group % 128 == 0:
+    # What has fewer bits than a format is in it without a loss; codes of up to seven bits less
+    # their zero points fit eight with a sign.
+    if quantized.bits > 4 and fits and group % 128 == 0:
+        return W8_128 if quantized.zeros is None or quantized.bits < 8 else EXPANDED[8]
+    if quantized.bits <= 4 and fits and group % 128 == 0:
         return W4_128 if quantized.zeros is None else W4Z_128
-    if quantized.bits == 4 and fits and group % 32 == 0:
+    if quantized.bits <= 4 and fits and group % 32 == 0:
         return W4Z_32
     return EXPANDED[quantized.bits]
+
+
+def without_empty_biases(
+    tensors: Mapping[str, TensorInfo], needed: Collection[str]
+) -> dict[str, TensorInfo]:
+    """The same tensors, without biases of quantized weights that the model does not have and that
+    are zero: AutoGPTQ wrote them."""
+    return {
+        name: info
+        for name, info in tensors.items()
+        if name in needed or not _is_empty_bias(name, info, tensors)
+    }
+
+
+def _is_empty_bias(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
+    base, _, ending = name.rpartition(".")
+    weight = tensors.get(f"{base}.weight")
+    if ending != "bias" or weight is None or weight.quantized is None or len(info.shape) != 1:
+        return False
+    return info.shape == weight.shape[:1] and not any(_data(info))
 
 
 def keeps_order(weight: Matrix, stored: Iterable[TensorInfo]) -> bool:
@@ -278,28 +369,40 @@ def _order(
     if groups is None:
         return None, None
     parts.shaped(parts.typed(groups, ("I32", "I64")), (inputs,))
-    given = _read_numbers(groups)
-    wrong = [index for index in given if not 0 <= index < num_groups]
-    # compressed-tensors fills it with -1 where there is no such order.
-    if wrong and set(given) != {-1}:
+    data, code = _data(groups), _CODES[groups.format.name]
+    if data == _in_order(inputs, group, code):
+        return None, None
+    given = numbers(code, data)
+    if min(given) < 0 or max(given) >= num_groups:
+        # compressed-tensors fills it with -1 where there is no such order.
+        if min(given) == max(given) == -1:
+            return None, None
+        wrong = next(index for index in given if not 0 <= index < num_groups)
         raise CheckpointError(
-            f"{groups.path}: tensor {groups.name!r} puts an input into group {wrong[0]}, but there "
+            f"{groups.path}: tensor {groups.name!r} puts an input into group {wrong}, but there "
             f"are {num_groups}"
         )
-    if wrong or all(index == i // group for i, index in enumerate(given)):
-        return None, None
     if inputs % group or set(Counter(given).values()) != {group}:
         return groups, None
-    return groups, hashlib.blake2b(repr(given).encode(), digest_size=16).digest()
+    return groups, hashlib.blake2b(data, digest_size=16).digest()
+
+
+@lru_cache(maxsize=16)
+def _in_order(inputs: int, group: int, code: str) -> bytes:
+    """To which group each input belongs where they lie one after another, as a file has it."""
+    return struct.pack(f"<{inputs}{code}", *(i // group for i in range(inputs)))
 
 
 def _read_numbers(info: TensorInfo) -> tuple[int, ...]:
     """The whole numbers of a small tensor."""
-    code = {"I32": "i", "I64": "q"}[info.format.name]
+    return tuple(int(value) for value in numbers(_CODES[info.format.name], _data(info)))
+
+
+def _data(info: TensorInfo) -> bytes:
+    """Of a small tensor."""
     with info.path.open("rb") as file:
         file.seek(info.offset)
         data = file.read(info.num_bytes)
     if len(data) != info.num_bytes:
         raise CheckpointError(f"{info.path} ends within tensor {info.name!r}: it is truncated")
-    assert struct.calcsize(code) * math.prod(info.shape) == len(data)
-    return tuple(int(value) for value in numbers(code, data))
+    return data

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loire.base.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
-from loire.checkpoint import huggingface_config
+from loire.checkpoint import huggingface_config, quantization_config
 from loire.checkpoint.download import Progress, check_once, fetch, is_complete
 from loire.checkpoint.hub_cache import cached_models
 from loire.checkpoint.json_file import read_json
@@ -180,6 +180,7 @@ def _resolve_hub(name: str, allow_download: bool) -> Path:
         config = read_json(Path(hf_hub_download(name, "config.json")))
         # Before gigabytes of weights come that nothing here could run.
         huggingface_config.describe(config, f"{name}, config.json")
+        quantization_config.parse(config, f"{name}, config.json")
         return snapshot(local=False)
     except ModelError:
         raise

@@ -15,7 +15,7 @@ _MOST_NAMED = 4
 def held_in_words(
     reader: WeightReader, tensors: Mapping[str, TensorInfo], matrices: Iterable[Matrix]
 ) -> str:
-    """Such as "bfloat16", or "Q4_K in 4.5 bits 83%, Q6_K in 6.6 bits 17%", most first.
+    """Such as "bfloat16", or "Q4_K in 4.6 bits 83%, Q6_K in 6.6 bits 17%", most first.
 
     What is expanded, because nobody computes with it as it is, comes with what the file has.
     matrices: all of a model's; a tied head counts once.

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
-from loire.checkpoint.formats import F8_128, WeightFormat
-from loire.kernels.block_formats import StoredTensor, pack_groups
+from loire.checkpoint.formats import F8_128, W4_128, W8_128, WeightFormat
+from loire.kernels.block_formats import MXFP4_VALUES, StoredTensor, pack_groups
 
 Read = Callable[[TensorInfo], Tensor]
 """The elements of a stored tensor, in its shape."""
@@ -45,11 +47,15 @@ def read_grouped(info: TensorInfo, read: Read) -> GroupedWeight:
     outputs, inputs = info.shape
     codes = _codes(weight, read(weight.codes))[:outputs, :inputs]
     scales = read(weight.scales).float()
+    if weight.factor is not None:  # (The values of FP4's codes are doubled.)
+        factor = read(weight.factor).float()
+        scales = 0.5 * (scales / factor if weight.divides else scales * factor)
     if not bool(torch.isfinite(scales).all()):
         raise CheckpointError(
             f"{weight.scales.path}: tensor {weight.scales.name!r} holds scales that are not finite"
         )
-    zeros: Tensor | float = float(1 << (weight.bits - 1)) if weight.layout != "plain" else 0.0
+    is_signed = weight.layout in ("plain", "fp4")
+    zeros: Tensor | float = 0.0 if is_signed else float(1 << (weight.bits - 1))
     if weight.middle is not None:
         found = _zero_points(weight, read(weight.middle), outputs)
         if not bool((found == zeros).all()):
@@ -59,6 +65,11 @@ def read_grouped(info: TensorInfo, read: Read) -> GroupedWeight:
             )
     if weight.zeros is not None:
         zeros = _zero_points(weight, read(weight.zeros), outputs)
+        if weight.layout == "words" and not 0 <= zeros.min() <= zeros.max() < 1 << weight.bits:
+            raise CheckpointError(
+                f"{weight.zeros.path}: tensor {weight.zeros.name!r} holds zero points that no code "
+                f"of {weight.bits} bits has"
+            )
     if weight.layout in ("awq", "gptq"):
         scales = scales.T
     num_groups = -(-inputs // weight.group_size)
@@ -81,19 +92,31 @@ def to_blocks(info: TensorInfo, read: Read) -> StoredTensor:
     order = None
     if info.quantized is not None and info.quantized.groups is not None:
         order = torch.argsort(weight.groups, stable=True)
-        groups, codes = weight.groups[order], weight.codes[:, order]
-        weight = replace(weight, groups=groups, codes=codes)
+        codes = _columns(weight.codes, order)
+        weight = replace(weight, groups=weight.groups[order], codes=codes)
     if info.format is F8_128 and int((weight.codes.view(torch.uint8) & 127).max()) == 127:
         raise CheckpointError(f"{info.path}: tensor {info.name!r} holds numbers that are none")
     return StoredTensor(info.format, _blocks(weight, info.format), order)
+
+
+def _columns(codes: Tensor, order: Tensor) -> Tensor:
+    """Columns of codes of eight bits in another order. (numpy gathers bytes five times as fast as
+    torch, if it need not look for wrong indices.)"""
+    data = codes.view(torch.uint8).numpy()
+    return torch.from_numpy(np.take(data, order.numpy(), axis=1, mode="clip")).view(codes.dtype)
 
 
 def _blocks(weight: GroupedWeight, fmt: WeightFormat) -> Tensor:
     firsts = weight.groups[:: fmt.block_elements]
     zeros = weight.zeros[:, firsts] if isinstance(weight.zeros, Tensor) else weight.zeros
     codes = weight.codes
-    if codes.dtype is torch.uint8 and fmt.name == "W8_128":
-        codes = (codes ^ 128).view(torch.int8)  # without the middle, 128
+    if fmt is W8_128 and isinstance(zeros, Tensor):
+        each = zeros.to(torch.uint8).repeat_interleave(fmt.block_elements, dim=1)
+        codes = (codes - each).view(torch.int8)
+    elif fmt is W8_128 and codes.dtype is torch.uint8:
+        codes = (codes - int(zeros)).view(torch.int8)
+    elif fmt is W4_128 and int(zeros) != 8:  # of two and three bits: around the middle of four
+        codes = codes + (8 - int(zeros))
     return pack_groups(fmt, codes, weight.scales[:, firsts], zeros)
 
 
@@ -101,6 +124,9 @@ def _codes(weight: QuantizedWeight, stored: Tensor) -> Tensor:
     """[outputs, inputs] or more."""
     if weight.layout == "plain":
         return stored
+    if weight.layout == "fp4":
+        two = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(1)
+        return torch.tensor(MXFP4_VALUES, dtype=torch.int8)[two.long()]
     if weight.layout == "words":
         return _unpack(stored, weight.bits)
     if weight.layout == "awq":
@@ -112,6 +138,8 @@ def _zero_points(weight: QuantizedWeight, stored: Tensor, outputs: int) -> Tenso
     """float32 [outputs, groups], those of codes without a sign."""
     if weight.layout == "plain":
         return stored.float()
+    if stored.dtype is torch.int8:
+        return stored.float() + float(1 << weight.bits - 1)
     if weight.layout == "words":
         zeros = _unpack(stored.T.contiguous(), weight.bits)
     elif weight.layout == "awq":
@@ -127,8 +155,15 @@ def _unpack(words: Tensor, bits: int) -> Tensor:
     data = words.contiguous().view(torch.uint8)
     if bits == 8:
         return data
-    # (One by one: with a tensor of shifts torch goes code by code.)
-    codes = [data >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    if bits in (2, 4):
+        # (One by one: with a tensor of shifts torch goes code by code.)
+        codes = [data >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        return torch.stack(codes, dim=-1).flatten(1)
+    # Codes lie across the borders of bytes: so many bytes hold eight of them.
+    eights = F.pad(data, (0, -data.shape[1] % bits)).unflatten(1, (-1, bits)).long()
+    whole = sum(eights[..., i] << 8 * i for i in range(bits))
+    assert isinstance(whole, Tensor)
+    codes = [(whole >> bits * i & ((1 << bits) - 1)).to(torch.uint8) for i in range(8)]
     return torch.stack(codes, dim=-1).flatten(1)
 
 

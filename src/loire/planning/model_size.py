@@ -8,7 +8,7 @@ read: there a tied embedding is held twice. By hand it is parameters times bits.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
@@ -184,14 +184,15 @@ def size_of_rank(
         total = 0.0
         for weight in each(weights):
             names = [name for name in weight.stored_names(present) if name in present]
-            held = sum(_held_bytes(weight, present[n], dtype, quantization, bits) for n in names)
+            stored = [present[name] for name in names]
+            held = _held_bytes(weight, stored, dtype, quantization, bits)
             cut = weight.cut if isinstance(weight, Matrix) else None
-            stored = 1 if cut is None else sum(cut.whole_rows) * cut.whole_inputs
-            total += held if cut is None else held * weight.num_elements / stored
+            whole_size = 1 if cut is None else sum(cut.whole_rows) * cut.whole_inputs
+            total += held if cut is None else held * weight.num_elements / whole_size
         if whole.head is None:  # a rank's rows of the embedding are packed beside it
             first, end = share.range_of(description.vocab_size)
             name = f"{whole.embedding.name}.weight"
-            held = _held_bytes(whole.embedding, present[name], dtype, quantization, bits)
+            held = _held_bytes(whole.embedding, [present[name]], dtype, quantization, bits)
             total += held * (end - first) / description.vocab_size
         most = max(most, round(total))
     return RankSize(most, _kv_bytes_per_token(description, kv_dtype))
@@ -259,8 +260,8 @@ def size_of_checkpoint(
     present = checkpoint.tensors
 
     def held(weight: Weight, names: Iterable[str]) -> int:
-        found = (present[name] for name in names if name in present)
-        return sum(_held_bytes(weight, tensor, dtype, quantization, bits) for tensor in found)
+        found = [present[name] for name in names if name in present]
+        return _held_bytes(weight, found, dtype, quantization, bits)
 
     names = {weight: weight.stored_names(present) for weight in each(weights)}
     head = weights.embedding if weights.head is None else weights.head
@@ -320,15 +321,34 @@ def _parameters_of_token(layer: LayerDescription, weights: LayerWeights) -> int:
 
 
 def _held_bytes(
-    weight: Weight, tensor: TensorInfo, dtype: str, quantization: str | None, bits: float | None
+    weight: Weight,
+    tensors: Sequence[TensorInfo],
+    dtype: str,
+    quantization: str | None,
+    bits: float | None,
 ) -> int:
-    num_elements = math.prod(tensor.shape)
+    """tensors: those that hold the weight, its bias included."""
     if isinstance(weight, Vector):
-        return F32.num_bytes(num_elements)
+        return sum(F32.num_bytes(tensor.num_elements) for tensor in tensors)
     if bits is not None:
-        return math.ceil(num_elements * bits / 8)
-    in_order = not isinstance(weight, Matrix) or keeps_order(weight, [tensor])
-    if quantization is None and tensor.format.block_elements > 1 and in_order:
+        return sum(math.ceil(tensor.num_elements * bits / 8) for tensor in tensors)
+    in_blocks = quantization is None and _stays_as_stored(weight, tensors)
+    return sum(_bytes_as(tensor, dtype, quantization, in_blocks) for tensor in tensors)
+
+
+def _stays_as_stored(weight: Weight, tensors: Sequence[TensorInfo]) -> bool:
+    """Whether the native kernels keep a weight in the blocks of its file, as
+    WeightReader.stays_as_stored() decides."""
+    stored = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    if not isinstance(weight, Matrix):
+        return False
+    alike = len({tensor.format for tensor in stored}) == 1
+    return keeps_order(weight, stored) and (alike or not weight.gated)
+
+
+def _bytes_as(tensor: TensorInfo, dtype: str, quantization: str | None, in_blocks: bool) -> int:
+    num_elements = tensor.num_elements
+    if in_blocks and tensor.format.block_elements > 1:
         return held_as(tensor.format).num_bytes(num_elements)
     if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
         return DTYPES[dtype].num_bytes(num_elements)

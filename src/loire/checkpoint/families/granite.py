@@ -126,10 +126,7 @@ _MOE_NAMES = {
 }
 
 
-_SHARED_NAMES = {
-    "input_linear.weight": "gate_up_proj.weight",
-    "output_linear.weight": "down_proj.weight",
-}
+_SHARED_NAMES = {"input_linear": "gate_up_proj", "output_linear": "down_proj"}
 GGUF_SHARED: Mapping[str, str | None] = {
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
@@ -146,7 +143,10 @@ def common_name(name: str) -> str:
     if found:
         return f"{layer}.mlp.{_MOE_NAMES.get(part, part)}"
     layer, found, part = name.partition(".shared_mlp.")
-    return f"{layer}.mlp.shared_expert.{_SHARED_NAMES.get(part, part)}" if found else name
+    if not found:
+        return name
+    module, _, ending = part.partition(".")
+    return f"{layer}.mlp.shared_expert.{_SHARED_NAMES.get(module, module)}.{ending}"
 
 
 GRANITE = Family(

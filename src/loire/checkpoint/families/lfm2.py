@@ -127,7 +127,7 @@ def _common_name(name: str) -> str:
         name,
     )
     name = name.replace(".feed_forward.experts.", ".mlp.experts.")
-    match = re.fullmatch(r"(model\.layers\.\d+)\.(.+)\.(weight|bias)", name)
+    match = re.fullmatch(r"(model\.layers\.\d+)\.(.+)\.(\w+)", name)
     if match is None or match[2] not in _NAMES:
         return name
     return f"{match[1]}.{_NAMES[match[2]]}.{match[3]}"

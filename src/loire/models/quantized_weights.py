@@ -130,7 +130,7 @@ def _codes(weight: QuantizedWeight, stored: Tensor) -> Tensor:
     if weight.layout == "words":
         return _unpack(stored, weight.bits)
     if weight.layout == "awq":
-        return _unpack_awq(stored).T.contiguous()
+        return _unpack_awq(stored)
     return _unpack(stored.T.contiguous(), weight.bits)
 
 
@@ -140,14 +140,13 @@ def _zero_points(weight: QuantizedWeight, stored: Tensor, outputs: int) -> Tenso
         return stored.float()
     if stored.dtype is torch.int8:
         return stored.float() + float(1 << weight.bits - 1)
-    if weight.layout == "words":
-        zeros = _unpack(stored.T.contiguous(), weight.bits)
-    elif weight.layout == "awq":
+    if weight.layout == "awq":
         zeros = _unpack_awq(stored)
+    elif weight.layout == "words":
+        zeros = _unpack(stored.T.contiguous(), weight.bits).T
     else:
-        zeros = _unpack(stored, weight.bits)
-    points: Tensor = zeros[:, :outputs].T.float()
-    return points + weight.zero_offset
+        zeros = _unpack(stored, weight.bits).T
+    return zeros[:outputs].float() + weight.zero_offset
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:
@@ -155,22 +154,27 @@ def _unpack(words: Tensor, bits: int) -> Tensor:
     data = words.contiguous().view(torch.uint8)
     if bits == 8:
         return data
-    if bits in (2, 4):
-        # (One by one: with a tensor of shifts torch goes code by code.)
-        codes = [data >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-        return torch.stack(codes, dim=-1).flatten(1)
+    if bits in (2, 4):  # each byte widened, and its codes moved into bytes of their own
+        codes = data.to(torch.int16 if bits == 4 else torch.int32)
+        for shift in (4,) if bits == 4 else (12, 6):
+            codes |= codes << shift
+        codes &= 0x0F0F if bits == 4 else 0x03030303
+        return codes.view(torch.uint8)
     # Codes lie across the borders of bytes: so many bytes hold eight of them.
     eights = F.pad(data, (0, -data.shape[1] % bits)).unflatten(1, (-1, bits)).long()
     whole = sum(eights[..., i] << 8 * i for i in range(bits))
     assert isinstance(whole, Tensor)
-    codes = [(whole >> bits * i & ((1 << bits) - 1)).to(torch.uint8) for i in range(8)]
-    return torch.stack(codes, dim=-1).flatten(1)
+    each = [(whole >> bits * i & ((1 << bits) - 1)).to(torch.uint8) for i in range(8)]
+    return torch.stack(each, dim=-1).flatten(1)
 
 
 def _unpack_awq(words: Tensor) -> Tensor:
-    """Codes of words int32 [n, m] in AWQ's order: uint8 [n, m * 8]."""
-    places = torch.tensor(_AWQ_ORDER)
-    return _unpack(words, 4).view(len(words), -1, 8).index_select(2, places).flatten(1)
+    """Codes of words int32 [n, m] in AWQ's order, the other way round: uint8 [m * 8, n]."""
+    turned = words.T.contiguous()
+    codes = torch.empty(len(turned), 8, len(words), dtype=torch.uint8)
+    for output, place in enumerate(_AWQ_ORDER):
+        codes[:, output] = turned >> 4 * place & 15
+    return codes.flatten(0, 1)
 
 
 def _per_output(values: Tensor, weight: QuantizedWeight, outputs: int, num_groups: int) -> Tensor:

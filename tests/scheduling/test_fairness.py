@@ -1,7 +1,7 @@
 """Tenants are served alike, whatever they ask for, and nobody waits for ever."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +14,7 @@ from loire.base.sampling import SamplingParams
 from loire.engine.core import EngineCore
 from loire.memory.paged import PagedAllocator
 from loire.scheduling.batching import Continuous
+from loire.scheduling.budget import WITH_FIRST_TOKENS
 from loire.scheduling.fairness import (
     INPUT_WEIGHT,
     OUTPUT_WEIGHT,
@@ -181,6 +182,44 @@ def test_a_newcomer_finds_its_share_though_others_could_use_all() -> None:
     engine.step()
     assert light in engine.ran
     assert engine.served["light"] == 12 * INPUT_WEIGHT + OUTPUT_WEIGHT
+    engine.finish()
+
+
+def test_newcomers_of_several_tenants_enter_together() -> None:
+    """Though one slot alone is free, and their prompts are more than a step's prefill."""
+    engine = Shared(slots=8, budget=400, background=1)
+    for tenant in ("wide", "broad"):
+        engine.add(tenant, n=16, max_tokens=100)
+    short = engine.add("short", max_tokens=9)
+    while short not in engine.ended:
+        engine.step()
+    assert engine.scheduler.batch.free_slots == 1
+    names = [engine.add(tenant, prompt=21, max_tokens=2) for tenant in ("short", "b", "c")]
+    engine.step()
+    assert engine.num_tokens() <= 32 * WITH_FIRST_TOKENS + 8
+    assert all(len(engine.tokens[name, 0]) == 1 for name in names)
+    # Who has its first token, or a long prompt, has a share of what all have.
+    engine.add("b", prompt=60)
+    engine.add("later", prompt=120)
+    for _ in range(3):
+        engine.step()
+        assert engine.num_tokens() <= 32 + 8
+    engine.finish()
+
+
+def test_a_newcomer_whose_prompt_is_cached_does_not_wait_for_the_next_step() -> None:
+    engine = Shared(slots=8, budget=400, background=1)
+    engine.add("long", prompt=120, max_tokens=60)
+    engine.add("regular", prompt=100)
+    while "regular1" not in engine.ended:
+        engine.step()
+    engine.add("other", prompt=40)
+    request = engine.requests["regular1"]
+    again = replace(request, request_id="again", tenant="regular")
+    engine.requests["again"] = again
+    engine.core.add(again)
+    engine.step()
+    assert len(engine.tokens["again", 0]) == 1
     engine.finish()
 
 

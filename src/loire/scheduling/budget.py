@@ -4,10 +4,12 @@ Background work (priority above 0) comes after all others, and is bounded: while
 few tokens that their step takes hardly longer; alone, to a step that is over soon, so that who
 arrives in its middle does not wait for long. For the same reason steps are short while several
 tenants use the engine: one's long prompts would make all others wait. They are four times as long
-where one tenant's sequences generate beside its prompts, and whole where none does.
+where one tenant's sequences generate beside its prompts, and whole where none does. Who waits for
+its first token does not wait for the shares of others: a prompt that can be finished is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from loire.base.config import BACKGROUND_ALONE, BESIDE_STREAMS
 from loire.scheduling.fairness import RecentTenants, prefill_shares
@@ -18,6 +20,10 @@ Rows = list[tuple[Sequence, int]]
 
 STEPS_REMEMBERED = 4
 """A tenant counts as being there until so many full steps' tokens were computed without it."""
+
+WITH_FIRST_TOKENS = 2
+"""So many times as many tokens has a step that is over soon for the ends of prompts of tenants that
+generate nothing yet."""
 
 
 class TokenBudget:
@@ -30,6 +36,8 @@ class TokenBudget:
         self._tenants = RecentTenants(STEPS_REMEMBERED * max_tokens)
         self._others_generate = False
         """Whether a sequence that is not in the background waits for its next token."""
+        self._generating: Collection[str] = ()
+        """Tenants of which such a sequence has tokens already."""
 
     def begin_step(self, tenants: Iterable[str]) -> None:
         """A step is to be planned. tenants: of those that run or wait, but for background work."""
@@ -48,12 +56,26 @@ class TokenBudget:
         for sequence in running:
             (background if sequence.is_background else urgent).append(sequence)
         self._others_generate = any(s.num_to_compute == 1 for s in urgent)
-        grants = _share(urgent, self.max_tokens, self._most_prefill, newcomers)
+        self._generating = {s.tenant for s in urgent if s.has_generated}
+        most = _Most(self.max_tokens, self._most_prefill, self._most_for_ends)
+        grants = _share(urgent, most, newcomers, self._generating)
         if background:
             left = self.max_tokens - sum(grants.values())
             limit = self._background_limit(alone=not urgent)
-            grants |= _share(background, min(left, limit), limit)
+            grants |= _share(background, _Most(min(left, limit), limit, limit))
         return grants
+
+    def admits(self, sequence: Sequence, rows: Rows, running: Collection[Sequence]) -> bool:
+        """Whether a sequence may enter beside the rows that the step has already.
+
+        The first of a tenant may though it turns out to need more than is left: how much of its
+        prompt is in the cache is known when it is there.
+        """
+        if self.left_for(sequence, rows, running) > 0:
+            return True
+        is_first = all(sequence.tenant != other.tenant for other in running)
+        left = min(self._most_for_ends, self.max_tokens - len(rows)) - _num_prefill(rows)
+        return is_first and left > 0 and not sequence.is_background
 
     def left_for(self, sequence: Sequence, rows: Rows, running: Iterable[Sequence]) -> int:
         """Tokens that a sequence may still have, beside the rows that the step has already."""
@@ -63,8 +85,17 @@ class TokenBudget:
             alone = all(other.is_background for other in running)
             left = min(left, self._background_limit(alone=alone) - taken)
         else:
-            left = min(left, self._most_prefill - sum(n - 1 for _, n in rows))
+            taken, needed = _num_prefill(rows), sequence.num_to_compute
+            ends = sequence.tenant not in self._generating and taken + needed <= self._most_for_ends
+            left = min(left, needed if ends else self._most_prefill - taken)
         return max(left, 0)
+
+    @property
+    def _most_for_ends(self) -> int:
+        """The same, where the prompts of tenants that generate nothing yet end with it."""
+        if self._tenants.are_several:
+            return min(self._tokens_over_soon * WITH_FIRST_TOKENS, self.max_tokens)
+        return self._most_prefill
 
     @property
     def _most_prefill(self) -> int:
@@ -79,20 +110,38 @@ class TokenBudget:
         return self._tokens_over_soon if alone else self._background_tokens
 
 
+def _num_prefill(rows: Rows) -> int:
+    """Tokens beside one of each row."""
+    return sum(num_tokens - 1 for _, num_tokens in rows)
+
+
+class _Most(NamedTuple):
+    """Tokens of a step: in all, those of prompts, and those of prompts if first tokens follow."""
+
+    tokens: int
+    prefill: int
+    for_ends: int
+
+
 def _share(
-    sequences: list[Sequence], budget: int, most_prefill: int, newcomers: Iterable[Sequence] = ()
+    sequences: list[Sequence],
+    most: _Most,
+    newcomers: Iterable[Sequence] = (),
+    generating: Collection[str] = (),
 ) -> dict[Sequence, int]:
-    """One token each; then the rest, or most_prefill, to those who have more to compute: by
-    priority, shared among tenants, within a tenant in order.
+    """One token each; then the rest, or most.prefill, to those who have more to compute: by
+    priority, shared among tenants, within a tenant in order. Then up to most.for_ends to tenants
+    that are not generating and want no more than that.
 
     If there are fewer tokens than sequences, they take turns.
     """
     needs = {s: num_needed for s in sequences if (num_needed := s.num_to_compute) > 0}
     ready = list(needs)
-    if len(ready) > budget:
-        ready = sorted(ready, key=lambda s: (s.last_served, s.order))[:budget]
+    if len(ready) > most.tokens:
+        ready = sorted(ready, key=lambda s: (s.last_served, s.order))[: most.tokens]
     grants = dict.fromkeys(ready, 1)
-    left = min(budget - len(ready), most_prefill)
+    left = min(most.tokens - len(ready), most.prefill)
+    left_for_ends = min(most.tokens - len(ready), most.for_ends)
     hungry = sorted((s for s in ready if needs[s] > 1), key=lambda s: s.order)
     for priority in dict.fromkeys(s.priority for s in hungry):
         equals = [s for s in hungry if s.priority == priority]
@@ -103,7 +152,14 @@ def _share(
             if sequence.priority == priority:
                 wanted.setdefault(sequence.tenant, sequence.num_to_compute)
         shares = prefill_shares(wanted, left)
-        left -= sum(shares.values())
+        left_for_ends -= sum(shares.values())
+        waits = [tenant for tenant in wanted if tenant not in generating]
+        for tenant in sorted(waits, key=wanted.__getitem__):
+            more = wanted[tenant] - shares[tenant]
+            if more <= left_for_ends:
+                shares[tenant] += more
+                left_for_ends -= more
+        left = max(left - sum(shares.values()), 0)
         for sequence in equals:
             more = min(needs[sequence] - 1, shares[sequence.tenant])
             grants[sequence] += more

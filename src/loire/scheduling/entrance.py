@@ -74,14 +74,23 @@ class Entrance:
                     self._batch.preempt(running[-1])
 
     def share_slots(self) -> None:
-        """Where all slots are taken, let the next in turn in, in the place of a tenant that has at
-        least two more: then it still has no fewer, so that nobody is put out in return."""
-        if not self._policy.makes_way or self._batch.free_slots > 0:
+        """Where there are fewer slots than sequences whose turn has come, let the others of those
+        in, in the place of a tenant that has at least two more: then it still has no fewer, so that
+        nobody is put out in return."""
+        free_slots = self._batch.free_slots
+        if not self._policy.makes_way or free_slots >= len(self._waiting):
             return
+        if free_slots > 0 and self._memory_is_short:
+            return
+        coming: list[Sequence] = []
+        """Those that find a free slot when the step's memory is given out."""
         for sequence in self._waiting.in_turn():
             if not self.is_open_to(sequence):
                 continue
-            while (surplus := surplus_of(self._batch.running, sequence)) is not None:
+            if len(coming) < self._batch.free_slots:
+                coming.append(sequence)
+                continue
+            while (surplus := surplus_of(self._batch.running, sequence, coming)) is not None:
                 # Asked first: one that waits for a prefix would not use the slot.
                 admission = self._try_admission(sequence)
                 if admission is Refusal.PREFIX_PENDING:
@@ -139,8 +148,8 @@ class Entrance:
         for sequence in self._waiting.in_turn():
             if free_slots <= 0:
                 break
-            budget = self._budget.left_for(sequence, rows, batch.running)
-            if budget == 0 and not self._policy.admits_unserved:
+            is_served = self._budget.admits(sequence, rows, batch.running)
+            if not is_served and not self._policy.admits_unserved:
                 break
             admission = self._try_admission(sequence) if self.is_open_to(sequence) else None
             if admission is None or admission is Refusal.PREFIX_PENDING:
@@ -150,6 +159,7 @@ class Entrance:
                 break
             assert isinstance(admission, Admitted)
             batch.enter(sequence, admission)
+            budget = self._budget.left_for(sequence, rows, batch.running)
             num_tokens = batch.row_length(sequence, min(sequence.num_to_compute, budget))
             if num_tokens:
                 is_there = batch.extend(sequence, num_tokens)

@@ -42,18 +42,24 @@ class Owned(Protocol):
 Running = TypeVar("Running", bound=Owned)
 
 
-def surplus_of(running: Sequence[Running], newcomer: Owned) -> Running | None:
+def surplus_of(
+    running: Sequence[Running], newcomer: Owned, coming: Sequence[Owned] = ()
+) -> Running | None:
     """Who gives up its slot for a newcomer; None if nobody has to.
 
     It is the last of the tenant that has most slots, if those are at least two more than the
-    newcomer's tenant has; counted among equal priorities. running: in order.
+    newcomer's tenant has; counted among equal priorities. running: in order. coming: others who
+    are about to have a slot.
     """
     equals = [one for one in running if one.priority == newcomer.priority]
     slots = Counter(one.tenant for one in equals)
     if not slots:
         return None
+    own = slots[newcomer.tenant] + sum(
+        one.tenant == newcomer.tenant and one.priority == newcomer.priority for one in coming
+    )
     most = max(slots.values())
-    if most < slots[newcomer.tenant] + 2:
+    if most < own + 2:
         return None
     return next(one for one in reversed(equals) if slots[one.tenant] == most)
 

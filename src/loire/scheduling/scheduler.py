@@ -10,7 +10,8 @@ tenant come by arrival. Rules, in this order:
    number, they take turns, the least recently served first. What is left goes to those with more
    to compute (prefill), shared among tenants, in order within each; what is meant for one whose
    first sequence is about to enter is kept for it. While several tenants are there, it is no more
-   than a step that is over soon; beside sequences that generate, four times as much. Background
+   than a step that is over soon, and as much again for tenants that generate nothing yet and whose
+   prompts end with it; beside sequences of one tenant that generate, four times as much. Background
    work (loire.scheduling.budget) comes after all others.
 3. Memory goes to the first in order first. Where it runs out, the last is preempted, of the tenant
    that holds most of those who come later: it gives everything back, keeps its tokens, and is

@@ -101,6 +101,11 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def has_generated(self) -> bool:
+        """Whether it has a token of its own, or will have one without another step."""
+        return self.num_output > 0 or self.num_pending > 0
+
+    @property
     def start(self) -> int:
         """Position of the next token to be scheduled."""
         return self.num_computed + self.num_in_flight

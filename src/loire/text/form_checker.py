@@ -9,7 +9,7 @@ from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
 from dataclasses import fields
 
-from loire.base.errors import EngineError, RequestError
+from loire.base.errors import BusyError, EngineError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.text.child_process import ChildError, ChildProcess
 from loire.text.form_turns import FormTurns, NobodyWaitsError
@@ -45,7 +45,8 @@ class FormChecker:
 
         share: whose constraints take turns with one another, such as a tenant's. abandoned: done
         as soon as nobody waits for the answer; then it ends at once, and so does the compilation.
-        Raises BusyError if too many of the share wait, EngineError if the process died.
+        Raises BusyError if too many of the share wait, or the machine is too busy; EngineError if
+        the process died.
         """
         if not self._tokenizer.eos_token_ids:
             raise RequestError(
@@ -114,7 +115,7 @@ class _Link:
     def ask(self, spec: StructuredOutputs, abandoned: "Future[None] | None" = None) -> str:
         """What is wrong with a constraint; nothing if it compiles.
 
-        Raises NobodyWaitsError, and EngineError if there is no answer.
+        Raises NobodyWaitsError, BusyError after PATIENCE_S, and EngineError if the process ended.
         """
         future: Future[str] = Future()
         values = {field.name: getattr(spec, field.name) for field in fields(spec)}
@@ -127,15 +128,25 @@ class _Link:
                 abandoned.add_done_callback(lambda _: self._abandon(number))
             return future.result(PATIENCE_S)
         except NobodyWaitsError:
-            with self._lock, contextlib.suppress(ChildError):
-                self._child.send(marshal.dumps((number, None)), _soon())
+            self._give_up(number)
             raise
-        except (ChildError, TimeoutError) as error:
+        except TimeoutError as error:
+            self._give_up(number)
+            raise BusyError(
+                f"structured_outputs.{spec.kind} was not compiled within {PATIENCE_S:g} s, as "
+                f"others compute: send it again when there is less load, or simplify it"
+            ) from error
+        except ChildError as error:
             self.close()
             raise EngineError(
-                f"structured_outputs.{spec.kind} could not be checked: "
-                f"{str(error) or f'that took more than {PATIENCE_S:g} s'}"
+                f"structured_outputs.{spec.kind} could not be checked: {error}"
             ) from error
+
+    def _give_up(self, number: int) -> None:
+        """Have a constraint compiled no further."""
+        self._waiting.pop(number, None)
+        with self._lock, contextlib.suppress(ChildError):
+            self._child.send(marshal.dumps((number, None)), _soon())
 
     def _abandon(self, number: int) -> None:
         """On any thread: the one that waits tells the process."""

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from loire.server.access.keys import KeyRing, parse_key
 from loire.server.access.options import Access
 from loire.server.host.app import create_app
 from loire.server.host.logs import JsonFormatter, TextFormatter
+from loire.server.observe import call_log
 from loire.server.observe.metrics import Metrics
+from loire.server.observe.rare_log import FewOfMany
 from loire.server.serving.served import ServedModel
 from support.fake_engine import DEATH, NAME, Connection, FakeEngine, run
 
@@ -374,8 +378,10 @@ def test_an_internal_error_has_its_id_too(engine: FakeEngine) -> None:
     visit(ServedModel([NAME], engine), visitor)
 
 
-def logged(engine: FakeEngine, *, log_prompts: bool, formatter: logging.Formatter) -> list[str]:
-    """Lines of the log while one request is answered, and one is refused."""
+def logged(
+    engine: FakeEngine, *, log_prompts: bool, formatter: logging.Formatter, num_refused: int = 1
+) -> list[str]:
+    """Lines of the log while one request is answered, and some are refused."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
@@ -388,7 +394,8 @@ def logged(engine: FakeEngine, *, log_prompts: bool, formatter: logging.Formatte
         headers = {"x-request-id": "mine"}
         await client.post("/v1/chat/completions", json=CHAT, headers=headers)
         await client.get("/v1/models", headers=headers)
-        await client.get("/a%0Aforged line", headers=headers)
+        for _ in range(num_refused):
+            await client.get("/a%0Aforged line", headers=headers)
 
     try:
         visit(ServedModel([NAME], engine, log_prompts=log_prompts), visitor)
@@ -420,6 +427,17 @@ def test_the_log_for_people(engine: FakeEngine) -> None:
     assert "INFO POST /v1/chat/completions 200 request_id=mine seconds=" in answered
     assert "engine_requests=request-0" in answered
     assert "GET /a\\nforged line 404" in refused
+
+
+def test_refusals_are_no_flood_in_the_log(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(0.0, 5.0)  # of seconds, each time one looks
+    monkeypatch.setattr(call_log, "FewOfMany", partial(FewOfMany, clock=clock.__next__))
+    monkeypatch.setattr(call_log, "REFUSALS_PER_MINUTE", 2)
+    lines = logged(engine, log_prompts=False, formatter=TextFormatter(), num_refused=14)
+    assert ["unnoted" in line for line in lines] == [False] * 3 + [True, False]
+    assert "unnoted=9" in lines[3]
 
 
 def test_prompts_are_logged_only_if_asked_for(engine: FakeEngine) -> None:

@@ -2,8 +2,10 @@
 
 import logging
 import re
+import secrets
 import time
-import uuid
+from collections import defaultdict
+from functools import partial
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +22,9 @@ log = logging.getLogger("loire.server.calls")
 
 STRANGERS_PER_MINUTE = 60
 """Calls of those whom nobody knows that are noted: as many as they like would fill the disk."""
+REFUSALS_PER_MINUTE = 60
+"""Calls of one tenant that are refused, or given up, and have a line in the log; the audit log has
+all of them."""
 _STRANGERS = frozenset(("host_not_allowed", "origin_not_allowed"))
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -31,7 +36,8 @@ class CallLog:
     The id is the client's own if it sent one of 1 to 128 letters, digits and "._:-". GET calls
     that succeed, those for /health, and those of who tries keys, are logged at level DEBUG only:
     they are many. The audit log has every call but those that are open to everybody. Of calls
-    without a key that counts, both have a few each minute.
+    without a key that counts, both have a few each minute; so has the log of those of a tenant that
+    are refused or given up.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class CallLog:
         self._spans = spans
         self._audit = audit
         self._strangers = FewOfMany(STRANGERS_PER_MINUTE)
+        self._refusals = defaultdict[str, FewOfMany](partial(FewOfMany, REFUSALS_PER_MINUTE))
+        """Of each tenant."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak ASGI."""
@@ -106,23 +114,31 @@ class CallLog:
             self._metrics.rejection_duration.labels(reason).observe(call.end_s - call.start_s)
         if call.bad_key is not None:
             self._metrics.authentication_failures.labels(call.bad_key).inc()
-        is_flood = call.bad_key == "throttled" or not is_noted
-        quiet = asks_health or is_flood or (call.method == "GET" and (call.status or 500) < 400)
+        num_missed = self._missed(call, refused) if is_noted else None
+        is_throttled = call.bad_key == "throttled"
+        succeeds = call.method == "GET" and (call.status or 500) < 400
+        quiet = asks_health or succeeds or is_throttled or num_missed is None
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s",
             call.method,
             _printable(call.path),
             "gave no answer" if call.status is None else call.status,
-            extra={"fields": _fields(call)},
+            extra={"fields": _fields(call) | ({"unnoted": num_missed} if num_missed else {})},
         )
+
+    def _missed(self, call: Call, refused: bool) -> int | None:
+        """How many calls before this one had no line; None if it has none either."""
+        if call.bad_key is None and (refused or call.status in (None, 499)):
+            return self._refusals[call.tenant].take()
+        return call.num_unnoted
 
 
 def _call_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value):
             return str(value.decode())
-    return f"call-{uuid.uuid4().hex}"
+    return f"call-{secrets.token_hex(8)}"
 
 
 def _trace_headers(scope: Scope) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from loire.base.foreign_threads import foreign_thread
+from loire.base.foreign_threads import ForeignThreads
 from loire.server.access.caller import Caller
 from loire.server.web.connection import while_connected
 
@@ -32,6 +32,7 @@ class Preparations:
     """The threads of one server, and who waits for them. For one event loop at a time."""
 
     def __init__(self) -> None:
+        self._threads = ForeignThreads("loire-prepare")
         self._places: dict[_Line, asyncio.Semaphore] = {}
         self._num_calls: Counter[_Line] = Counter()
 
@@ -54,7 +55,7 @@ class Preparations:
     async def _run(self, line: _Line, work: Callable[[], T], abandoned: "Future[None] | None") -> T:
         loop = asyncio.get_running_loop()
         await self._enter(line)
-        running = _on_a_thread(contextvars.copy_context(), work)
+        running = self._begin(contextvars.copy_context(), work)
 
         def end(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended before
@@ -68,6 +69,25 @@ class Preparations:
             if abandoned is not None:
                 abandoned.set_result(None)
             raise
+
+    def _begin(self, context: contextvars.Context, work: Callable[[], T]) -> "Future[T]":
+        """What the work will return. The interpreter does not wait for such a thread when it ends,
+        as it would for those of an executor: what a hostile template does may take half a minute.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                result = context.run(work)
+            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        self._threads.start(run)
+        return done
 
     async def _enter(self, line: _Line) -> None:
         if line not in self._places:
@@ -88,22 +108,3 @@ class Preparations:
         self._num_calls[line] -= 1
         if not self._num_calls[line]:
             del self._places[line], self._num_calls[line]
-
-
-def _on_a_thread(context: contextvars.Context, work: Callable[[], T]) -> "Future[T]":
-    """What the work will return. The interpreter does not wait for such a thread when it ends, as
-    it would for those of an executor: what a hostile template does may take half a minute."""
-    done: Future[T] = Future()
-
-    def run() -> None:
-        if not done.set_running_or_notify_cancel():
-            return
-        try:
-            result = context.run(work)
-        except BaseException as error:  # noqa: BLE001  raised where it is waited for
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-    foreign_thread("loire-prepare", run)
-    return done

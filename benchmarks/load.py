@@ -2,13 +2,14 @@
 
     python benchmarks/load.py FILE ... [--llama-cpp BIN] [--ik-llama-cpp BIN] [--turns 2] [--cold]
 
-Each load has a process of its own, two threads and a context of 512 tokens; engines take turns.
-BIN is the folder that holds a llama-batched-bench; directories of safetensors are for Loire alone.
-Shown are the seconds until the engine says that the model is loaded, the seconds of the whole
-process with one prompt token and one more (engines that map the file read it then), processor
-time, the most memory of its own (anonymous; what is mapped from the file can be dropped), the most
-of all, and for Loire what `loire plan` says of the weights. --cold drops the file from the page
-cache before each load, as far as the system does so. The least of all turns; JSON last.
+Each load has a process of its own, two threads and a context of 512 tokens; engines take turns. BIN
+is the folder that holds a llama-batched-bench; directories of safetensors are for Loire alone.
+Shown are the seconds until the engine says that the model is loaded (where it does not, those of
+the process without its tokens'), the seconds of the whole process with one prompt token and one
+more (engines that map the file read it then), processor time, the most memory of its own
+(anonymous; what is mapped from the file can be dropped), the most of all, and for Loire what `loire
+plan` says of the weights. --cold drops the file from the page cache before each load, as far as the
+system does so. The least of all turns; JSON last.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ CONTEXT = 512
 POLL_S = 0.01
 LIMIT_S = 900
 _LOADED = re.compile(r"load time\s*=\s*([\d.]+) ms")
+_ROW = re.compile(r"^\|(?:\s*[\d.]+\s*\|){8}\s*([\d.]+)\s*\|\s*[\d.]+\s*\|\s*$", re.MULTILINE)
+"""Of llama-batched-bench; the seconds of all tokens."""
 _OWN = re.compile(r"^RssAnon:\s*(\d+) kB", re.MULTILINE)
 
 
@@ -86,28 +90,28 @@ def _commands(args: argparse.Namespace, file: Path) -> dict[str, list[str]]:
 
 def _run(command: list[str]) -> Load:
     """A process to its end, watched."""
-    start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    own, said, pid = 0, "", 0
-    while pid == 0:
-        said += process.stdout.read() or ""
-        own = max(own, _own_bytes(process.pid))
-        if time.monotonic() - start > LIMIT_S:
-            process.kill()
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        time.sleep(POLL_S)
-    whole_s = time.monotonic() - start
-    said += process.stdout.read() or ""
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        own, pid = 0, 0
+        while pid == 0:
+            own = max(own, _own_bytes(process.pid))
+            if time.monotonic() - start > LIMIT_S:
+                process.kill()
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            time.sleep(POLL_S)
+        whole_s = time.monotonic() - start
+        output.seek(0)
+        said = output.read()
     process.returncode = os.waitstatus_to_exitcode(status)
-    told = {"loaded_s": 0.0}
-    if process.returncode == 0 and command[0] == sys.executable:
-        told = json.loads(said.splitlines()[-1])
-    elif match := _LOADED.search(said):
-        told = {"loaded_s": float(match[1]) / 1000}
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said[-2000:]}")
+    if match := _LOADED.search(said):
+        told = {"loaded_s": float(match[1]) / 1000}
+    elif match := _ROW.search(said):
+        told = {"loaded_s": whole_s - float(match[1])}
+    else:
+        told = json.loads(said.splitlines()[-1])
     return Load(
         loaded_s=told["loaded_s"],
         whole_s=whole_s,

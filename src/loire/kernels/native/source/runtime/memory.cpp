@@ -19,16 +19,18 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 
 void FreeMemory::operator()(char* data) const { std::free(data); }
 
+// The last bytes do not get a huge page of their own: of a model's weights that would be a megabyte
+// each.
 Memory allocate(size_t bytes) {
     const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
-    const size_t rounded = round_up(bytes, alignment);
-    Memory data(static_cast<char*>(std::aligned_alloc(alignment, rounded)));
-    if (data == nullptr) throw std::bad_alloc();
+    void* data = nullptr;
+    if (posix_memalign(&data, alignment, round_up(bytes, PAGE)) != 0) throw std::bad_alloc();
 #if defined(__linux__)
     // Only advice: without it all works the same.
-    if (bytes >= HUGE_PAGE) (void)madvise(data.get(), rounded, MADV_HUGEPAGE);
+    const size_t huge = bytes / HUGE_PAGE * HUGE_PAGE;
+    if (huge > 0) (void)madvise(data, huge, MADV_HUGEPAGE);
 #endif
-    return data;
+    return Memory(static_cast<char*>(data));
 }
 
 std::shared_ptr<char> WeightMemory::take(size_t bytes) {

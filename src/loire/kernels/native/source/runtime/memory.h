@@ -12,7 +12,7 @@ struct FreeMemory {
 };
 using Memory = std::unique_ptr<char, FreeMemory>;
 
-// At least so many bytes, in whole pages; in huge pages if they fill one. Throws bad_alloc.
+// At least so many bytes, in whole pages; in huge pages as far as they fill them. Throws bad_alloc.
 Memory allocate(size_t bytes);
 
 // Gives out parts of large blocks, so that small weights too lie in huge pages, one after another as

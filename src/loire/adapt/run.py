@@ -34,6 +34,8 @@ from loire.quantize.save import write_whole
 
 SAVED_EVERY_S = 20.0
 WARM_UP_STEPS = 10
+TEXTS = 256
+"""To train on. New ones repair more than the same once more."""
 Progress = Callable[[str, float], None]
 """Told a stage and the share of it that is done."""
 
@@ -49,9 +51,9 @@ class Training:
     """
 
     rank: int = 16
-    passes: int = 2
-    step_texts: int = 4
-    learning_rate: float = 1e-3
+    passes: int = 1
+    step_texts: int = 2
+    learning_rate: float = 2e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ def adapt(
     training: Training,
     *,
     text: Path | None = None,
-    num_texts: int = 96,
+    num_texts: int = TEXTS,
     progress: Progress = lambda stage, share: None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Report:

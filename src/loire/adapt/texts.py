@@ -3,13 +3,15 @@
 """
 
 from collections.abc import Callable, Sequence
+from importlib.resources import files
+from itertools import cycle, islice
 from pathlib import Path
 
 from loire.api import LLM
 from loire.base.sampling import SamplingParams
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.quantize.calibration import cut, num_calibrated, read_text
-from loire.text.tokenizer import checkpoint_tokenizer
+from loire.text.tokenizer import Tokenizer, checkpoint_tokenizer
 
 BEGUN_TOKENS = 8
 """Of each text, from the calibration text; the model goes on from there."""
@@ -27,8 +29,9 @@ def texts_for(
 ) -> tuple[Texts, Texts]:
     """Those to train on, count of them at most, and those to check with.
 
-    text: a file; None for the calibration text that comes with Loire, of which the part that
-    `loire quantize` keeps apart is for checking too, the rest begins what the model writes.
+    text: a file; None for what the model writes. Half of it is begun by the calibration text that
+    comes with Loire, of which the part that `loire quantize` keeps apart is for checking too, half
+    by beginnings of a hundred kinds: on what it has seen nothing like, an adapter repairs less.
     """
     tokenizer = checkpoint_tokenizer(original)
     given = read_text(None if text is None else str(text))
@@ -37,8 +40,12 @@ def texts_for(
     known_texts, checked = texts[:known], texts[known:]
     if text is not None:
         return known_texts[:count], checked
-    length = len(checked[0])
-    own = written_texts(original.path, known_texts, count, length, progress)
+    places = _places(tokenizer, known_texts, -(-count // 2))
+    kinds = [
+        [*tokenizer.first_ids, *tokenizer.encode(line, add_special_tokens=False)]
+        for line in islice(cycle(_kinds()), count // 2)
+    ]
+    own = written_texts(original.path, places + kinds, len(checked[0]), progress)
     return own, checked
 
 
@@ -47,24 +54,22 @@ def own_texts(
 ) -> list[list[int]]:
     """count texts that a model writes itself, as long as those that a text is cut into to calibrate
     on, and begun by these."""
-    texts = cut(checkpoint_tokenizer(checkpoint), text, checkpoint.description.max_positions)
-    known = texts[: num_calibrated(len(texts))]
-    return written_texts(checkpoint.path, known, count, len(texts[0]), progress)
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    texts = cut(tokenizer, text, checkpoint.description.max_positions)
+    places = _places(tokenizer, texts[: num_calibrated(len(texts))], count)
+    return written_texts(checkpoint.path, places, len(texts[0]), progress)
 
 
 def written_texts(
     model: Path,
-    beginnings: Sequence[Sequence[int]],
-    count: int,
+    prompts: Sequence[Sequence[int]],
     length: int,
     progress: Callable[[float], None],
 ) -> list[list[int]]:
-    """count texts of length tokens each, by the model itself. beginnings: token ids of texts, from
-    places in which they are begun."""
-    with LLM(str(model), max_model_len=length + 1) as llm:
-        prompts = [_beginning(beginnings, index, count) for index in range(count)]
+    """Texts of length tokens each, by the model itself, begun by prompts (token ids)."""
+    with LLM(str(model), max_model_len=length) as llm:
         found: list[list[int]] = []
-        for first in range(0, count, TOGETHER):
+        for first in range(0, len(prompts), TOGETHER):
             some = prompts[first : first + TOGETHER]
             params = [
                 SamplingParams(
@@ -82,12 +87,19 @@ def written_texts(
             outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in some], params)
             for prompt, output in zip(some, outputs, strict=True):
                 found.append([*prompt, *output.outputs[0].token_ids])
-            progress(len(found) / count)
+            progress(len(found) / len(prompts))
     return found
 
 
-def _beginning(beginnings: Sequence[Sequence[int]], index: int, count: int) -> list[int]:
-    """Spread evenly over all of them."""
-    flat = [token for text in beginnings for token in text]
-    first = index * (len(flat) - BEGUN_TOKENS) // count
-    return flat[first : first + BEGUN_TOKENS]
+def _places(tokenizer: Tokenizer, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """count beginnings of texts, from places that are spread evenly over all of some texts."""
+    start = tokenizer.first_ids
+    flat = [token for text in texts for token in text[len(start) :]]
+    firsts = (index * (len(flat) - BEGUN_TOKENS) // count for index in range(count))
+    return [[*start, *flat[first : first + BEGUN_TOKENS]] for first in firsts]
+
+
+def _kinds() -> list[str]:
+    """How texts of many kinds begin, in an order in which kinds take turns."""
+    lines = (files("loire.adapt") / "beginnings.txt").read_text(encoding="utf-8").splitlines()
+    return [line.replace("\\n", "\n") for line in lines]

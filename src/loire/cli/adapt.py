@@ -21,18 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
         metavar="FILE",
-        help="text to train on [texts that the original writes itself, begun by a small one that "
-        "comes with Loire]",
+        help="text to train on [texts of many kinds that the original writes itself]",
     )
     parser.add_argument(
         "--texts",
         type=int,
-        default=96,
+        default=256,
         metavar="N",
-        help="most texts to train on, of 256 tokens each [96]",
+        help="most texts to train on, of 256 tokens each [256]",
     )
-    parser.add_argument("--passes", type=int, default=2, help="over all texts [2]")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="[0.001]")
+    parser.add_argument("--passes", type=int, default=1, help="over all texts [1]")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="[0.002]")
     parser.add_argument("--num-threads", type=int, help="[all cores]")
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
 

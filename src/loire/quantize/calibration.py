@@ -26,12 +26,15 @@ def read_text(path: str | None) -> str:
 def cut(
     tokenizer: Tokenizer, text: str, most_tokens: int, most: int = MOST_TEXTS
 ) -> list[list[int]]:
-    """Token ids, texts of one length, the last of them for checking. most_tokens: of one.
+    """Token ids, texts of one length, the last of them for checking. most_tokens: of one. Each
+    begins with the token that begins a text, where the tokenizer has one: without it some models
+    say nothing sensible, and with it they have states as large as nowhere else.
 
     Raises ConfigError if the text is too short.
     """
-    length, ids = min(TEXT_TOKENS, most_tokens), tokenizer.encode(text)
-    texts = [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
+    first, ids = tokenizer.first_ids, tokenizer.encode(text, add_special_tokens=False)
+    length = min(TEXT_TOKENS, most_tokens) - len(first)
+    texts = [[*first, *ids[at : at + length]] for at in range(0, len(ids) - length + 1, length)]
     if len(texts) < 2:
         raise ConfigError(
             f"the calibration text has {len(ids)} tokens, but needs at least {2 * length}"

@@ -45,6 +45,14 @@ class Tokenizer:
         self._bytes = TokenBytes(rust)
 
     @cached_property
+    def first_ids(self) -> tuple[int, ...]:
+        """What it puts before each text: the token that begins one, or nothing."""
+        begins = self.bos_token_id
+        if begins is None or self.encode("", add_special_tokens=True)[:1] != [begins]:
+            return ()
+        return (begins,)
+
+    @cached_property
     def longest_token(self) -> int:
         """Characters of the longest name of a token: no token stands for more of a text."""
         return max(map(len, self.rust.get_vocab(with_added_tokens=True)))

@@ -103,10 +103,8 @@ def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], int | None]
     """
     hidden = ControlTokens(tokenizer.control_tokens("")).hide(text)
     token_ids = tokenizer.encode(hidden, add_special_tokens=False)
-    begins = tokenizer.bos_token_id
-    if begins is None or tokenizer.encode("", add_special_tokens=True)[:1] != [begins]:
-        return token_ids, None
-    return [begins, *token_ids], begins
+    first_ids = tokenizer.first_ids
+    return [*first_ids, *token_ids], first_ids[0] if first_ids else None
 
 
 def cut(

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from loire.base.errors import BusyError, EngineError, RequestError
 from loire.base.structured_outputs import StructuredOutputs
 from loire.checkpoint.open import open_checkpoint
 from loire.text import form_checker, form_turns
+from loire.text.child_process import ChildProcess
 from loire.text.form_checker import FormChecker
 from loire.text.form_process import MAX_SECONDS, SLOW_NICE
 from loire.text.form_turns import FormTurns, NobodyWaitsError
@@ -234,17 +235,93 @@ def _alive(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if child.is_running()]
 
 
-def test_a_death_of_the_process_is_no_mistake_of_the_request(tokenizer: Tokenizer) -> None:
+@pytest.fixture
+def scripted(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FormChecker]:
+    """A checker whose process finds no time for one constraint, and dies of another."""
+    folder = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((folder, os.environ.get("PYTHONPATH", ""))))
+
+    def start(module: str) -> ChildProcess:
+        return ChildProcess("support.scripted_forms")
+
+    monkeypatch.setattr(form_checker, "ChildProcess", start)
     checker = FormChecker(tokenizer)
-    checker.prepare()
-    assert checker._link is not None
-    process = psutil.Process(checker._link._child.pid)
+    yield checker
+    checker.close()
+
+
+def asked(checker: FormChecker, word: str, share: str) -> "tuple[threading.Thread, list[str]]":
+    """A thread that has asked for it, and what becomes of it."""
+    ends: list[str] = []
+    link = checker._running()
+    before = len(link._waiting)
+
+    def ask() -> None:
+        try:
+            checker.check(StructuredOutputs(choice=(word,)), share)
+        except (BusyError, EngineError) as error:
+            ends.append(f"{type(error).__name__}: {error}")
+        else:
+            ends.append("compiles")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while len(link._waiting) == before and not ends:
+        time.sleep(0.001)
+    return thread, ends
+
+
+def test_a_constraint_that_finds_no_time_ends_nobody_elses(
+    scripted: FormChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Future[str]] = []
+    both_wait = threading.Event()
+
+    class Answer(Future[str]):
+        """The first one comes too late, once the second one is asked for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+        def result(self, timeout: float | None = None) -> str:
+            if self is made[0]:
+                both_wait.wait()
+                raise TimeoutError
+            return super().result(timeout)
+
+    monkeypatch.setattr(form_checker, "Future", Answer)
+    link = scripted._running()
+    slow, its_ends = asked(scripted, "never", "a")
+    other, ends = asked(scripted, "later", "b")
+    both_wait.set()
+    slow.join()
+    other.join()
+    assert "BusyError: structured_outputs.choice was not compiled within" in its_ends[0]
+    assert ends == ["compiles"]
+    assert scripted._link is link, "the same process goes on"
+    assert not link._waiting
+
+
+def test_who_waits_is_asked_again_when_the_process_dies(scripted: FormChecker) -> None:
+    scripted.check(StructuredOutputs(choice=("first",)))
+    waiting, ends = asked(scripted, "alone", "a")
+    culprit, its_ends = asked(scripted, "fatal", "b")
+    waiting.join()
+    culprit.join()
+    assert ends == ["compiles"]
+    assert its_ends[0].startswith("EngineError: structured_outputs.choice could not be checked")
+    scripted.check(StructuredOutputs(choice=("others go on",)))
+
+
+def test_a_death_of_the_process_is_no_mistake_of_the_request(checker: FormChecker) -> None:
+    process = psutil.Process(checker._running()._child.pid)
     ends: list[Exception] = []
 
     def expensive() -> None:
         try:
-            checker.check(StructuredOutputs(regex=OPTIONAL))
-        except (EngineError, RequestError) as error:
+            checker.check(StructuredOutputs(regex=OPTIONAL + "asked twice"))
+        except RequestError as error:
             ends.append(error)
 
     thread = threading.Thread(target=expensive)
@@ -254,8 +331,7 @@ def test_a_death_of_the_process_is_no_mistake_of_the_request(tokenizer: Tokenize
     for killed in (process, *process.children(recursive=True)):
         killed.kill()
     thread.join()
-    assert isinstance(ends[0], EngineError)
-    checker.close()
+    assert "processor time" in str(ends[0])
 
 
 def test_a_process_that_ended_is_replaced(tokenizer: Tokenizer) -> None:

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 
 from loire.base.python_process import python_command, python_environment
@@ -30,6 +31,7 @@ class ChildProcess:
     """A module that runs as a program in a process of its own, and reads and writes messages.
 
     It begins with SIGINT held back, and is to leave it to this one: Ctrl-C is for whoever waits.
+    One thread may send while another receives.
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
@@ -45,6 +47,8 @@ class ChildProcess:
         assert self._process.stdout is not None
         self.pid = self._process.pid
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._writing = threading.RLock()
+        """Held by who writes, and who closes: a closed descriptor's number may be another file."""
         for descriptor in (self._to, self._from):
             os.set_blocking(descriptor, False)
             with contextlib.suppress(AttributeError, OSError):  # where pipes can be widened
@@ -58,6 +62,13 @@ class ChildProcess:
     def send(self, message: bytes, deadline: float) -> None:
         """Write a message. Raises ChildError; then the process has ended."""
         rest = memoryview(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        with self._writing:
+            self._send(rest, deadline)
+
+    def _send(self, rest: memoryview, deadline: float) -> None:
+        assert self._process.stdin is not None
+        if self._process.stdin.closed:
+            raise ChildError("its process has ended")
         try:
             while rest:
                 self._wait(self._to, select.POLLOUT, deadline)
@@ -86,10 +97,11 @@ class ChildProcess:
         """End the process, if nobody has."""
         self._process.kill()
         self._process.wait()
-        for file in (self._process.stdin, self._process.stdout):
-            assert file is not None
-            with contextlib.suppress(OSError):
-                file.close()
+        with self._writing:
+            for file in (self._process.stdin, self._process.stdout):
+                assert file is not None
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def _read(self, length: int, deadline: float | None) -> bytearray:
         data = bytearray()

@@ -18,8 +18,9 @@ from loire.text.tokenizer import Tokenizer
 
 MAX_KEPT = 256
 """Results that are kept, the latest used ones."""
-PATIENCE_S = 60.0
-"""By the clock; what compiling costs is bounded by processor time."""
+PATIENCE_S = 300.0
+"""By the clock, which goes on while others have the processor; what compiling costs is bounded by
+processor time. Whoever waits that long is sent away, and nobody else."""
 
 
 class FormChecker:
@@ -45,8 +46,8 @@ class FormChecker:
 
         share: whose constraints take turns with one another, such as a tenant's. abandoned: done
         as soon as nobody waits for the answer; then it ends at once, and so does the compilation.
-        Raises BusyError if too many of the share wait, or the machine is too busy; EngineError if
-        the process died.
+        Raises BusyError if too many of the share wait, or for too long, EngineError if processes
+        die of the constraint.
         """
         if not self._tokenizer.eos_token_ids:
             raise RequestError(
@@ -59,7 +60,7 @@ class FormChecker:
             with self._turns.turn(share, abandoned):
                 reason = self._find(spec)  # it may have been asked meanwhile
                 if reason is None:
-                    reason = self._running().ask(spec, abandoned)
+                    reason = self._ask(spec, abandoned)
                     self._keep(spec, reason)
         if reason:
             raise RequestError(reason, param="structured_outputs")
@@ -74,6 +75,22 @@ class FormChecker:
             if self._link is not None:
                 self._link.close()
             self._link = None
+
+    def _ask(self, spec: StructuredOutputs, abandoned: "Future[None] | None") -> str:
+        """What is wrong with it. Where the process ends meanwhile, that may be due to what others
+        asked: it is asked again, in a process of its own."""
+        with contextlib.suppress(ChildError):
+            return self._running().ask(spec, abandoned)
+        try:
+            alone = _Link(self._tokenizer)
+            try:
+                return alone.ask(spec, abandoned)
+            finally:
+                alone.close()
+        except ChildError as error:
+            raise EngineError(
+                f"structured_outputs.{spec.kind} could not be checked: {error}"
+            ) from error
 
     def _find(self, spec: StructuredOutputs) -> str | None:
         with self._lock:
@@ -115,38 +132,34 @@ class _Link:
     def ask(self, spec: StructuredOutputs, abandoned: "Future[None] | None" = None) -> str:
         """What is wrong with a constraint; nothing if it compiles.
 
-        Raises NobodyWaitsError, BusyError after PATIENCE_S, and EngineError if the process ended.
+        Raises NobodyWaitsError, BusyError if the answer takes too long, ChildError if the process
+        ends.
         """
         future: Future[str] = Future()
         values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+        with self._lock:
+            number, self._next = self._next, self._next + 1
+            self._waiting[number] = future
+            self._child.send(marshal.dumps((number, values)), _soon())
+        if abandoned is not None:
+            abandoned.add_done_callback(lambda _: self._abandon(number))
         try:
-            with self._lock:
-                number, self._next = self._next, self._next + 1
-                self._waiting[number] = future
-                self._child.send(marshal.dumps((number, values)), _soon())
-            if abandoned is not None:
-                abandoned.add_done_callback(lambda _: self._abandon(number))
-            return future.result(PATIENCE_S)
-        except NobodyWaitsError:
-            self._give_up(number)
+            return self._answer(number, future, spec.kind)
+        except (NobodyWaitsError, BusyError):
+            with self._lock, contextlib.suppress(ChildError):
+                self._child.send(marshal.dumps((number, None)), _soon())
             raise
-        except TimeoutError as error:
-            self._give_up(number)
-            raise BusyError(
-                f"structured_outputs.{spec.kind} was not compiled within {PATIENCE_S:g} s, as "
-                f"others compute: send it again when there is less load, or simplify it"
-            ) from error
-        except ChildError as error:
-            self.close()
-            raise EngineError(
-                f"structured_outputs.{spec.kind} could not be checked: {error}"
-            ) from error
 
-    def _give_up(self, number: int) -> None:
-        """Have a constraint compiled no further."""
-        self._waiting.pop(number, None)
-        with self._lock, contextlib.suppress(ChildError):
-            self._child.send(marshal.dumps((number, None)), _soon())
+    def _answer(self, number: int, future: "Future[str]", kind: str) -> str:
+        try:
+            return future.result(PATIENCE_S)
+        except TimeoutError as error:
+            if self._waiting.pop(number, None) is None:  # the answer comes at this moment
+                return future.result()
+            raise BusyError(
+                f"structured_outputs.{kind} was not compiled within {PATIENCE_S:g} s, as others "
+                f"compute: send it again when there is less load, or simplify it"
+            ) from error
 
     def _abandon(self, number: int) -> None:
         """On any thread: the one that waits tells the process."""

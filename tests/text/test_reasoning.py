@@ -9,6 +9,7 @@ from loire.text.dialect import read_dialect
 from loire.text.reasoning import (
     GEMMA_THINK,
     MISTRAL_THINK,
+    MOST_SPACE,
     THINK,
     ReasoningMarks,
     ReasoningSplitter,
@@ -58,7 +59,9 @@ def test_every_cut(text: str, inside: bool, expected: tuple[str, str]) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.lists(st.sampled_from(["<think>", "</think>", "</", "<", "a", " ", "\n"])).map("".join),
+    st.lists(st.sampled_from(["<think>", "</think>", "</", "<", "a", " ", "\n", " " * 150])).map(
+        "".join
+    ),
     st.booleans(),
     st.data(),
 )
@@ -66,6 +69,17 @@ def test_random_pieces(text: str, inside: bool, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert split(pieces, inside=inside) == split([text], inside=inside)
+
+
+def test_whitespace_without_end_is_not_held() -> None:
+    for inside in (False, True):
+        splitter = ReasoningSplitter(THINK, inside=inside)
+        for _ in range(1_000):
+            splitter.push("\n" * 9)
+            assert len(splitter._held) <= MOST_SPACE
+    spaces = " " * (MOST_SPACE + 1)
+    assert split([f"a{spaces}</think>b"], inside=True) == ("a ", "b")
+    assert split([f"{spaces}<think>a</think>b"]) == ("", f"{spaces}<think>a</think>b")
 
 
 def test_thoughts_come_as_they_are_thought() -> None:

@@ -35,7 +35,7 @@ class AnswerReader:
         self._parser = parser
         self._must_call = must_call
         self._is_json = is_json
-        self._content = ""
+        self._content: list[str] = []
         """Of an answer that has to be JSON."""
         self._cut = False
 
@@ -48,10 +48,9 @@ class AnswerReader:
             # Asked last: some forms of calls are certain only at the end of the text.
             self._cut = within or (self._must_call and not self._parser.num_calls)
         if self._is_json:
-            texts = (event.text for event in events if isinstance(event, ContentDelta))
-            self._content += "".join(texts)
+            self._content += (e.text for e in events if isinstance(e, ContentDelta))
             if finish_reason is not None and not self._parser.num_calls:
-                self._cut = not _is_json(self._content)
+                self._cut = not _is_json("".join(self._content))
         return events
 
     def finish_reason(self, finish_reason: TextFinish) -> AnswerFinish:

@@ -28,6 +28,10 @@ class ReasoningMarks:
         return self.tokens or (self.opening, self.closing)
 
 
+MOST_SPACE = 256
+"""Characters of whitespace before a mark that are dropped. An answer may be made of nothing else,
+and what may be dropped is held, and looked at with each piece."""
+
 THINK = ReasoningMarks("<think>", "</think>")
 MISTRAL_THINK = ReasoningMarks("[THINK]", "[/THINK]")
 GEMMA_THINK = ReasoningMarks(
@@ -39,7 +43,8 @@ GEMMA_THINK = ReasoningMarks(
 class ReasoningSplitter:
     """Splits an answer that comes in pieces of any size; what is told does not depend on them.
 
-    inside: the prompt ended with the opening mark. Whitespace around the marks is dropped.
+    inside: the prompt ended with the opening mark. Whitespace around the marks is dropped, before
+    them no more than MOST_SPACE.
     """
 
     def __init__(self, marks: ReasoningMarks, *, inside: bool = False) -> None:
@@ -88,7 +93,8 @@ class ReasoningSplitter:
 
     def _find_opening(self, text: str) -> str:
         """Decide whether the answer begins with a thought; returns the text that follows."""
-        stripped, opening = text.lstrip(), self._marks.opening
+        start = text[:MOST_SPACE]
+        stripped, opening = text[len(start) - len(start.lstrip()) :], self._marks.opening
         if stripped.startswith(opening):
             self._inside = True
             return stripped[len(opening) :]
@@ -104,8 +110,14 @@ class ReasoningSplitter:
         thought, found, after = text.partition(closing)
         if found:
             self._inside, self._done, self._trim = False, True, True
-            return thought.rstrip(), after
+            return _trimmed(thought), after
         length = next(n for n in range(len(closing) - 1, -1, -1) if text.endswith(closing[:n]))
-        certain = text[: len(text) - length].rstrip()
+        certain = _trimmed(text[: len(text) - length])
         self._held = text[len(certain) :]
         return certain, ""
+
+
+def _trimmed(text: str) -> str:
+    """Without the whitespace at its end, of which no more than MOST_SPACE is looked at."""
+    end = text[-MOST_SPACE:]
+    return text[: len(text) - len(end) + len(end.rstrip())]

@@ -27,7 +27,9 @@ class CallReader:
         self._key = ""
         self._seen: set[str] = set()
         self._text = ""
-        """The key or short value that is being read."""
+        """The key or short value that is being read, of arguments in a string its first character;
+        the rest is in _long."""
+        self._long: list[str] = []
         self._in_arguments = False
         self._arguments: list[str] = []
         """Of the arguments, what has not been taken."""
@@ -74,7 +76,11 @@ class CallReader:
         elif before == "value" and scanner.state != "value":
             return self._begin_value(character)
         elif before in ("string", "escape", "unicode", "literal"):
-            self._text += character
+            in_key = scanner.in_key or scanner.state == "colon"
+            if self._key in _ARGUMENTS and not in_key:
+                self._long.append(character)
+            else:
+                self._text += character
             if before == "string" and not self._may_become(scanner.in_key):
                 return False
             if scanner.state == "colon":
@@ -102,6 +108,7 @@ class CallReader:
 
     def _begin_value(self, character: str) -> bool:
         self._text = character
+        self._long.clear()
         if self._key not in _ARGUMENTS:
             return character == '"'
         if character == "{":
@@ -110,7 +117,7 @@ class CallReader:
         return character in '{"n'
 
     def _end_value(self) -> bool:
-        value = json.loads(self._text)
+        value = json.loads(self._text + "".join(self._long))
         if self._key == "name":
             self.name = value
             return True

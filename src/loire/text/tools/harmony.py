@@ -89,7 +89,7 @@ class HarmonyParser:
         """Whether the assistant's first header is complete, which begins without a mark."""
         self._held = ""
         self._call: CallReader | None = None
-        self._raw = ""
+        self._raw: list[str] = []
         """Of the call that is being read, its header included."""
         self._announced = False
         self._number = -1
@@ -158,7 +158,7 @@ class HarmonyParser:
             is_thought = channel is not None and channel[1] == "analysis"
             self._kind = "thoughts" if is_thought else "content"
             return
-        self._kind, self._raw = "call", header + _MESSAGE
+        self._kind, self._raw = "call", [header, _MESSAGE]
         name = addressee[1].removeprefix("functions.")
         may = self._max_calls is None or self.num_calls < self._max_calls
         if may and name in self._names:
@@ -195,7 +195,7 @@ class HarmonyParser:
         for place, character in enumerate(text):
             if call is not None and not self._announced:
                 if character.isspace():
-                    self._raw += character
+                    self._raw.append(character)
                     continue
                 if character != "{":
                     return self._fail(events, text[place:])
@@ -207,12 +207,19 @@ class HarmonyParser:
                 return None
             if not call.push(character):
                 return self._fail(events, text[place:])
-            self._raw += character
-            events.append(ArgumentsDelta(self._number, call.take_arguments()))
+            self._raw.append(character)
             if call.complete:
+                self._tell_arguments(events, call)
                 self._end_call(events)
                 call = None
+        if call is not None:
+            self._tell_arguments(events, call)
         return None
+
+    def _tell_arguments(self, events: list[AnswerEvent], call: CallReader) -> None:
+        """Those that came with a piece of text, together: each is an event of a stream."""
+        if arguments := call.take_arguments():
+            events.append(ArgumentsDelta(self._number, arguments))
 
     def _announce(self, events: list[AnswerEvent]) -> None:
         call = self._call
@@ -224,15 +231,16 @@ class HarmonyParser:
 
     def _fail(self, events: list[AnswerEvent], rest: str) -> None:
         """What was read of a call, and the rest of its message, is content."""
-        if self._announced:
+        if self._announced and self._call is not None:
+            self._tell_arguments(events, self._call)
             events.append(CallBroken(self._number))
-        events.append(ContentDelta(self._raw + rest))
-        self._kind, self._call, self._announced, self._raw = "content", None, False, ""
+        events.append(ContentDelta("".join(self._raw) + rest))
+        self._kind, self._call, self._announced, self._raw = "content", None, False, []
 
     def _end_call(self, events: list[AnswerEvent]) -> None:
         events.append(CallEnded(self._number))
         self.num_calls += 1
-        self._call, self._announced, self._raw = None, False, ""
+        self._call, self._announced, self._raw = None, False, []
 
     def _end_message(self, events: list[AnswerEvent]) -> None:
         if self._call is not None and self._announced:

@@ -110,6 +110,7 @@ class ToolParser:
         if self.in_call and truncated:
             return self._take()
         if self.in_call:
+            self._tell_arguments()
             self._tell(CallBroken(self._num_started - 1))
         rest = "".join(self._raw) + self._mark
         if self._state is not _State.BETWEEN or rest.strip():
@@ -184,14 +185,12 @@ class ToolParser:
             self._fail(character)
             return
         self._raw.append(character)
-        if reader.name is not None and reader.has_arguments:
-            if not self._announced:
-                self._announced = True
-                self._tell(CallStarted(self._num_started, self._new_id(), reader.name))
-                self._num_started += 1
-            # Joined with the piece before by _take(): one event per push.
-            self._tell(ArgumentsDelta(self._num_started - 1, reader.take_arguments()))
+        if reader.name is not None and reader.has_arguments and not self._announced:
+            self._announced = True
+            self._tell(CallStarted(self._num_started, self._new_id(), reader.name))
+            self._num_started += 1
         if reader.complete:
+            self._tell_arguments()
             self._tell(CallEnded(self._num_started - 1))
             self._num_complete += 1
             self._begun = True
@@ -251,7 +250,8 @@ class ToolParser:
 
     def _fail(self, character: str, *, told: bool = False) -> None:
         """What was held back is content. told: so is the character; else it is seen as text."""
-        if self._state is _State.CALL and self._announced:
+        if self.in_call:
+            self._tell_arguments()
             self._tell(CallBroken(self._num_started - 1))
         self._say("".join(self._raw))
         self._raw.clear()
@@ -269,11 +269,12 @@ class ToolParser:
 
     def _tell(self, event: ToolEvent) -> None:
         self._flush_content()
-        last = self._events[-1] if self._events else None
-        if isinstance(event, ArgumentsDelta) and isinstance(last, ArgumentsDelta):
-            event = ArgumentsDelta(event.index, last.text + event.text)
-            self._events.pop()
         self._events.append(event)
+
+    def _tell_arguments(self) -> None:
+        """What has come of an announced call's arguments: one event per piece of text."""
+        if self.in_call and self._reader is not None and self._reader.has_arguments:
+            self._tell(ArgumentsDelta(self._num_started - 1, self._reader.take_arguments()))
 
     def _flush_content(self) -> None:
         if self._content:
@@ -281,6 +282,7 @@ class ToolParser:
             self._content.clear()
 
     def _take(self) -> list[ToolEvent]:
+        self._tell_arguments()
         self._flush_content()
         events, self._events = self._events, []
         return events

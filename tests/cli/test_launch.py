@@ -123,7 +123,14 @@ def test_a_server_is_started_where_none_runs_and_ends_with_the_client(
     told: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("loire.cli.launch.URL", "http://127.0.0.1:9")
+    # The folder in which an agent works may hold anything, also what `python -m loire` would run.
+    folder = told.parent / "downloaded"
+    folder.mkdir()
+    for name in ("loire", "runpy", "torch", "msgspec", "uvicorn"):
+        (folder / f"{name}.py").write_text("open('RAN', 'a').write(__name__)")
+    monkeypatch.chdir(folder)
     assert main(["launch", "opencode", "--model", str(tiny_llama)]) == 7
+    assert not (folder / "RAN").exists()
     config = json.loads(json.loads(told.read_text())["variables"]["OPENCODE_CONFIG_CONTENT"])
     address = config["provider"]["loire"]["options"]["baseURL"]
     assert config["model"] == f"loire/{tiny_llama}"

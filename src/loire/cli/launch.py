@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loire.base.errors import ConfigError
+from loire.base.python_process import python_command, python_environment
 from loire.checkpoint.store import loire_home
 from loire.cli.launch_clients import CLIENTS, KEY_VARIABLE, Client, Setup, Target
 from loire.cli.options import DEFAULT_MODEL, MODEL_HELP
@@ -146,10 +147,13 @@ def _server(model: str, folder: Path) -> Iterator[Target]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "serve.log"
     print(f"starting loire serve {model} (log: {log})", file=sys.stderr)
-    command = [sys.executable, "-m", "loire", "serve", model, "--port", "0"]
+    # Where agents work there is code of others: none of it is for the server.
+    command = python_command("loire", "serve", model, "--port", "0")
     with log.open("wb") as output:
         # In a session of its own: Ctrl-C in the client is not meant for it.
-        process = subprocess.Popen(command, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stderr=output, start_new_session=True, env=python_environment()
+        )
     try:
         yield _when_ready(process, log, model)
     finally:

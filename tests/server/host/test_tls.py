@@ -1,10 +1,11 @@
 """HTTPS: a real server with certificates made by openssl, which change while it runs."""
 
+import os
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def serving(engine: FakeEngine, tls: ServerTls) -> Iterator[int]:
         listener.close()
 
 
-def shown(port: int, name: str | None = "localhost") -> str:
-    """The subject of the certificate that a client sees. name: that it asks for."""
+def certificate(port: int, name: str | None = "localhost") -> bytes:
+    """What a client sees, as DER. name: that it asks for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -69,6 +70,12 @@ def shown(port: int, name: str | None = "localhost") -> str:
     ):
         found = wrapped.getpeercert(binary_form=True)
     assert found is not None
+    return found
+
+
+def shown(port: int, name: str | None = "localhost") -> str:
+    """The subject of the certificate that a client sees."""
+    found = certificate(port, name)
     done = subprocess.run(
         ["openssl", "x509", "-inform", "DER", "-noout", "-subject", "-nameopt", "multiline"],
         input=found, check=True, capture_output=True,
@@ -105,6 +112,72 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         replace(files, make(tmp_path, "third"))
         tls.watch.check()
         assert shown(port) == "third"
+
+
+def spoiled(path: Path, other: bytes) -> Iterator[str]:
+    """Puts one wrong thing after the other where a certificate or a key was, and (nameless) the
+    right one back each time."""
+    right = path.read_bytes()
+    wrong: dict[str, Callable[[], object]] = {
+        "garbage": lambda: path.write_bytes(b"\xff\x00" * 5_000),
+        "nothing": lambda: path.write_bytes(b""),
+        "half of it": lambda: path.write_bytes(right[: len(right) // 2]),
+        "another's": lambda: path.write_bytes(other),
+        "16 GB": lambda: (path.touch(), os.truncate(path, 2**34)),
+        "no file": lambda: None,
+        "a folder": path.mkdir,
+        "a pipe": lambda: os.mkfifo(path),
+        "a device": lambda: path.symlink_to("/dev/zero"),
+        "a link to itself": lambda: path.symlink_to(path),
+    }
+    for name, put in wrong.items():
+        path.unlink()
+        put()
+        yield name
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        path.write_bytes(right)
+        yield ""
+
+
+def test_whatever_takes_their_place_the_right_files_stay_in_force(
+    files: TlsFiles, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = make(tmp_path, "other")
+    assert files.key is not None
+    assert other.key is not None
+    certificates = [files.certificate.read_bytes(), other.certificate.read_bytes()]
+    keys = [files.key.read_bytes(), other.key.read_bytes()]
+    ders = [ssl.PEM_cert_to_DER_cert(text.decode()) for text in certificates]
+    tls = ServerTls(files)
+    trusted = ssl.create_default_context(cadata=b"".join(certificates).decode())
+    with (
+        serving(FakeEngine(tiny_llama), tls) as port,
+        httpx.Client(verify=trusted, base_url=f"https://localhost:{port}") as client,
+    ):
+        assert client.get("/health/live").status_code == 200
+        for turn, path, others in (
+            (0, files.certificate, certificates[1]),
+            (1, files.key, keys[0]),
+        ):
+            for name in spoiled(path, others):
+                if not name:
+                    tls.watch.check()
+                    caplog.clear()
+                    continue
+                for _ in range(3):
+                    tls.watch.check()
+                [line] = [r.getMessage() for r in caplog.records if r.name == "loire.server"]
+                assert "the certificate read before stays" in line, name
+                assert len(line) < 500, name
+                assert client.get("/health/live").status_code == 200, "an open connection goes on"
+                assert certificate(port) == ders[turn], name
+            files.certificate.write_bytes(certificates[1 - turn])
+            files.key.write_bytes(keys[1 - turn])
+            tls.watch.check()
+            assert certificate(port) == ders[1 - turn]
 
 
 def test_a_client_that_leaves_in_the_middle_of_an_answer(

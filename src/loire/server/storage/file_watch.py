@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loire.base.errors import ConfigError
 
 EVERY_S = 1.0
+MAX_BYTES = 2**24
+"""Of a file: 100,000 keys, or more certificates than there are in any chain."""
 
 log = logging.getLogger("loire.server")
 
@@ -53,10 +56,18 @@ class FileWatch:
         self._seen, self._said = found, None
 
     def _check_kinds(self) -> None:
-        """A pipe or a device might never end."""
+        """A pipe or a device might never end, and a file might be larger than memory."""
         for path in self._files:
-            if path.exists() and not path.is_file():
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # why, reading it tells
+            if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"{path} is no regular file")
+            if status.st_size > MAX_BYTES:
+                raise ConfigError(
+                    f"{path} has {status.st_size:,} bytes, but no more than {MAX_BYTES:,} are read"
+                )
 
 
 def _signature(path: Path) -> Signature | None:

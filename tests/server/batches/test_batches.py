@@ -5,6 +5,7 @@ import errno
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from loire.server.access.keys import KeyRing
+from loire.server.batches import queue
 from loire.server.batches import run as batch_run
 from loire.server.batches.data_folder import DATABASE
 from loire.server.batches.in_process import BATCH_PRIORITY
@@ -366,6 +370,69 @@ def test_no_more_lines_are_in_the_engine_than_fill_it(engine: FakeEngine, tmp_pa
             assert batch["request_counts"]["completed"] == 30
 
     served(engine, tmp_path, check)
+
+
+def test_of_a_thousand_batches_few_are_under_way(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MAX_OPEN_OF_TENANT", 2)
+    reading = most_reading = 0
+    read = batch_run.read_input
+
+    def counted(path: Path, endpoint: str) -> Any:
+        nonlocal reading, most_reading
+        reading += 1
+        most_reading = max(reading, most_reading)
+        time.sleep(0.01)
+        found = read(path, endpoint)
+        reading -= 1
+        return found
+
+    monkeypatch.setattr(batch_run, "read_input", counted)
+
+    async def test() -> None:
+        async with serving(engine, tmp_path) as server:
+            file_id = await server.upload(line("1"))
+            engine.gate = asyncio.Event()
+            batches = [await server.create(file_id) for _ in range(6)]
+            for batch in batches[:2]:
+                await server.wait(batch, "in_progress")
+            states = [(await server.get(f"/v1/batches/{b['id']}"))["status"] for b in batches]
+            assert states == ["in_progress"] * 2 + ["validating"] * 4
+            # Who waits for a place can be cancelled, and expires.
+            response = await server.client.post(f"/v1/batches/{batches[3]['id']}/cancel")
+            assert response.status_code == 200
+            await server.wait(batches[3], "cancelled")
+            engine.gate.set()
+            engine.gate = None
+            for batch in (*batches[:3], *batches[4:]):
+                await server.wait(batch, "completed")
+
+    run(test)
+    assert most_reading == 1
+
+
+def test_tenants_have_their_lines_run_in_turn(engine: FakeEngine, tmp_path: Path) -> None:
+    lines = queue.EngineLines(ServedModel([NAME], engine), FastAPI(), KeyRing(()))
+    order: list[str] = []
+
+    async def take(tenant: str) -> None:
+        await lines.begin(tenant)
+        order.append(tenant)
+
+    async def test() -> None:
+        num_places = 0
+        while lines._pause_s() == 0:
+            await lines.begin("first")
+            num_places += 1
+        waiting = [asyncio.create_task(take(tenant)) for tenant in "aaaab"]
+        await asyncio.sleep(0)
+        for _ in waiting:
+            lines.leave()
+        await asyncio.gather(*waiting)
+
+    run(test)
+    assert order.index("b") <= 1
 
 
 def test_the_next_server_goes_on(engine: FakeEngine, tmp_path: Path) -> None:

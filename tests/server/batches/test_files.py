@@ -244,6 +244,20 @@ def test_what_a_tenant_keeps_is_bounded_also_while_it_arrives(
     assert not list((tmp_path / "data" / "files").glob("*.part"))
 
 
+def test_files_are_counted_and_not_walked(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [upload(app)["id"] for _ in range(3)]
+    ask(app, "DELETE", f"/v1/files/{ids[1]}")
+    store = app.state.data.files
+    assert [file.id for file in store.list("")] == [ids[2], ids[0]]
+    # An upload looks at the tenant's room with each piece: not at ten thousand files.
+    monkeypatch.setattr(store, "list", lambda tenant: pytest.fail("all files were walked"))
+    upload(app)
+    sizes = [file.num_bytes for file in store._files.values()]
+    assert (len(sizes), sum(sizes)) == (3, store._num_bytes[""])
+    store.put(ids[0], "", "again", "batch", lambda out: out.write(b"12345"))
+    assert sum(sizes) - sizes[0] + 5 == store._num_bytes[""]
+
+
 def test_uploads_leave_some_of_the_disk(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(app)
     usage = SimpleNamespace(total=20 * 2**30, free=2**30 - 1)

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -53,6 +54,10 @@ class FileStore:
         self.folder = folder
         self._database = database
         self._files: dict[str, StoredFile] = {}
+        self._of: dict[str, dict[str, StoredFile]] = {}
+        """By tenant, in the order in which they came."""
+        self._num_bytes: Counter[str] = Counter()
+        """Of each tenant's."""
         self._uploads: dict[Upload, int] = {}
         """Those on their way in, with the bytes that have come."""
         self._counting = Lock()
@@ -74,8 +79,8 @@ class FileStore:
 
     def list(self, tenant: str) -> list[StoredFile]:
         """All files of this tenant, the newest first."""
-        own = [file for file in tuple(self._files.values()) if file.tenant == tenant]
-        return sorted(own, key=lambda file: (file.created_at, file.id), reverse=True)
+        with self._counting:
+            return [*reversed(self._of.get(tenant, {}).values())]
 
     def path(self, file_id: str) -> Path:
         """Where the bytes of a file are."""
@@ -108,12 +113,12 @@ class FileStore:
         most = MAX_TENANT_BYTES if max_bytes is None else max_bytes
         with self._counting:
             coming = [size for upload, size in self._uploads.items() if upload.tenant == tenant]
-        own = self.list(tenant)
-        num_bytes = sum(file.num_bytes for file in own) + sum(coming)
-        if len(own) + len(coming) + num_more > MAX_TENANT_FILES or num_bytes > most:
+            num_files = len(self._of.get(tenant, ()))
+            num_bytes = self._num_bytes[tenant] + sum(coming)
+        if num_files + len(coming) + num_more > MAX_TENANT_FILES or num_bytes > most:
             raise ApiError(
                 413,
-                f"there are {len(own):,} files of yours, with {num_bytes:,} bytes together with "
+                f"there are {num_files:,} files of yours, with {num_bytes:,} bytes together with "
                 f"what is on its way; at most {MAX_TENANT_FILES:,} with {most:,} bytes are kept: "
                 f"delete some",
                 code="too_many_files",
@@ -153,21 +158,35 @@ class FileStore:
         self._database.write(
             f"INSERT OR REPLACE INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", *astuple(file)
         )
-        self._files[file_id] = file
+        self._enter(file)
         return file
 
     def delete(self, file: StoredFile) -> None:
         """Remove a file. Blocks. Raises OSError."""
         self._database.write("DELETE FROM files WHERE id = ?", file.id)
-        self._files.pop(file.id, None)
+        with self._counting:
+            self._drop(file.id)
         self.path(file.id).unlink(missing_ok=True)
 
+    def _enter(self, file: StoredFile) -> None:
+        with self._counting:
+            self._drop(file.id)
+            self._files[file.id] = file
+            self._of.setdefault(file.tenant, {})[file.id] = file
+            self._num_bytes[file.tenant] += file.num_bytes
+
+    def _drop(self, file_id: str) -> None:
+        file = self._files.pop(file_id, None)
+        if file is not None:
+            del self._of[file.tenant][file_id]
+            self._num_bytes[file.tenant] -= file.num_bytes
+
     def _load(self) -> None:
-        for row in self._database.read(f"SELECT {_COLUMNS} FROM files"):
+        for row in self._database.read(f"SELECT {_COLUMNS} FROM files ORDER BY created_at, id"):
             file = StoredFile(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
             if self.path(file.id).is_file():
                 make_private(self.path(file.id))  # earlier versions did not
-                self._files[file.id] = file
+                self._enter(file)
             else:
                 log.warning("the bytes of file %s are not there: it is left out", file.id)
         for path in self.folder.glob("file-*"):

@@ -4,8 +4,9 @@
 """
 
 import time
+from array import array
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,32 +56,27 @@ _NO_STREAM = (b"null", b"false")
 
 
 @dataclass(frozen=True, slots=True)
-class LinePlace:
-    """Where a line is in its file, in bytes."""
-
-    offset: int
-    num_bytes: int
-    custom_id: CustomId
-
-
-@dataclass(frozen=True, slots=True)
 class BatchInput:
-    """The lines of a file; empty ones do not count."""
+    """The lines of a file; empty ones do not count. Holds 12 bytes for each: where it is."""
 
     path: Path
-    lines: tuple[LinePlace, ...]
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
+    sizes: "array[int]" = field(default_factory=lambda: array("I"))
+    """In bytes, both of them."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
 
     def read(self, index: int) -> BatchLine:
         """One of the lines. Raises OSError."""
-        place = self.lines[index]
         with self.path.open("rb") as file:
-            file.seek(place.offset)
-            return _decoder.decode(file.read(place.num_bytes))
+            file.seek(self.offsets[index])
+            return _decoder.decode(file.read(self.sizes[index]))
 
 
 def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]:
     """The lines of a file, and what is wrong with them. Blocks. Raises OSError."""
-    places: list[LinePlace] = []
+    found = BatchInput(path)
     errors: list[BatchError] = []
     seen: dict[str, int] = {}
     number = 0
@@ -89,7 +85,7 @@ def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]
         start = file.read(len(BOM_UTF8))
         if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
             message = "the file is in UTF-16, as some shells of Windows write it: save it as UTF-8"
-            return BatchInput(path, ()), [BatchError(code="invalid_encoding", message=message)]
+            return found, [BatchError(code="invalid_encoding", message=message)]
         offset = len(BOM_UTF8) if start == BOM_UTF8 else 0
         file.seek(offset)
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -103,32 +99,28 @@ def read_input(path: Path, endpoint: str) -> tuple[BatchInput, list[BatchError]]
                 errors.append(BatchError(code="line_too_long", message=message, line=number))
                 break
             if line.strip():
-                if len(places) == MAX_LINES:
+                if len(found) == MAX_LINES:
                     message = f"the file has more than {MAX_LINES:,} requests: split it"
                     errors.append(BatchError(code="too_many_requests", message=message))
                     break
-                error = _mistake(line, number, endpoint, seen, places, offset)
-                if error is not None:
+                error = _mistake(line, number, endpoint, seen)
+                if error is None:
+                    found.offsets.append(offset)
+                    found.sizes.append(len(line))
+                else:
                     errors.append(error)
                     if len(errors) == MAX_ERRORS:
                         break
             offset += len(line)
             if number % _PAUSE_LINES == 0:
                 time.sleep(_PAUSE_S)  # lets the server's own thread in
-    if not places and not errors:
+    if not len(found) and not errors:
         errors.append(BatchError(code="empty_file", message="the file has no requests"))
-    return BatchInput(path, tuple(places)), errors
+    return found, errors
 
 
-def _mistake(
-    text: bytes,
-    number: int,
-    endpoint: str,
-    seen: dict[str, int],
-    places: list[LinePlace],
-    offset: int,
-) -> BatchError | None:
-    """What is wrong with a line; if nothing is, its place is noted."""
+def _mistake(text: bytes, number: int, endpoint: str, seen: dict[str, int]) -> BatchError | None:
+    """What is wrong with a line; if nothing is, its custom_id is seen."""
 
     def wrong(code: str, message: str, param: str | None = None) -> BatchError:
         return BatchError(code=code, message=message, line=number, param=param)
@@ -155,5 +147,4 @@ def _mistake(
         message = "'stream' is for requests that somebody waits for: leave it out"
         return wrong("unsupported_stream", message, "body.stream")
     seen[custom_id] = number
-    places.append(LinePlace(offset, len(text), line.custom_id))
     return None

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 from starlette.types import ASGIApp
@@ -30,6 +30,10 @@ WINDOW_S = 24 * 3600
 SHARE_OF_SLOTS = 0.75
 """Of the engine's max_num_seqs, that batches fill; the rest is free for those who wait."""
 
+MAX_OPEN_OF_TENANT = 32
+MAX_OPEN = 128
+"""Batches that are under way. Each holds where 50,000 lines are, and which have an answer: a few
+megabytes, and a thousand batches can be made of one file."""
 OPEN_TRIES_S = 60
 """At start, the server before this one may still be about to end."""
 
@@ -49,11 +53,23 @@ class EngineLines:
         self._routes = BatchRoutes(app, ring)
         self._num_running = 0
         self._turn = asyncio.Lock()
+        self._turn_of: dict[str, asyncio.Lock] = {}
         self._left = asyncio.Event()
+        self._open = asyncio.Semaphore(MAX_OPEN)
+        self._open_of: dict[str, asyncio.Semaphore] = {}
+        self.large_files = asyncio.Lock()
 
-    async def begin(self) -> None:
-        """Wait for a place; batches get places in turn."""
-        async with self._turn:  # a lock is fair: first come, first served
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """A place among those that are under way; tenants come in turn."""
+        own = self._open_of.setdefault(tenant, asyncio.Semaphore(MAX_OPEN_OF_TENANT))
+        async with own, self._open:
+            yield
+
+    async def begin(self, tenant: str) -> None:
+        """Wait for a place; tenants get places in turn, and so do batches of one."""
+        own = self._turn_of.setdefault(tenant, asyncio.Lock())
+        async with own, self._turn:  # locks are fair: first come, first served
             while (pause_s := self._pause_s()) != 0:
                 self._left.clear()
                 with suppress(asyncio.TimeoutError):

@@ -72,15 +72,18 @@ class BatchStore:
     def __init__(self, database: Database) -> None:
         self.database = database
         database.write("CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, record BLOB)")
-        self._records = {
-            name: msgspec.json.decode(record, type=BatchRecord)
-            for name, record in database.read("SELECT id, record FROM batches")
-        }
+        kept = [
+            msgspec.json.decode(record, type=BatchRecord)
+            for [record] in database.read("SELECT record FROM batches")
+        ]
+        kept.sort(key=lambda record: (record.created_at, record.id))
+        self._records = {record.id: record for record in kept}
+        """The oldest first: one that is replaced keeps its place."""
 
     @property
     def unfinished(self) -> list[BatchRecord]:
         """The batches that have not ended, the oldest first."""
-        return [record for record in self._in_order() if not record.ended]
+        return [record for record in self._records.values() if not record.ended]
 
     def get(self, batch_id: str, tenant: str) -> BatchRecord:
         """A batch of this tenant. Raises ApiError (404)."""
@@ -96,7 +99,7 @@ class BatchStore:
 
     def of_tenant(self, tenant: str) -> list[BatchRecord]:
         """All batches of this tenant, the newest first."""
-        return [record for record in reversed(self._in_order()) if record.tenant == tenant]
+        return [record for record in reversed(self._records.values()) if record.tenant == tenant]
 
     def note(self, record: BatchRecord) -> None:
         """Show progress that need not outlive the server."""
@@ -124,6 +127,3 @@ class BatchStore:
         oldest = ended[-1]
         self.database.write("DELETE FROM batches WHERE id = ?", oldest.id)
         del self._records[oldest.id]
-
-    def _in_order(self) -> list[BatchRecord]:
-        return sorted(self._records.values(), key=lambda record: (record.created_at, record.id))

@@ -11,7 +11,8 @@ a server that was killed goes on where it was.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
 from typing import IO, Any, Literal, Protocol, TypeVar
 
@@ -40,8 +41,17 @@ _NOT_RUN = {
 class Lines(Protocol):
     """Runs single requests of all batches, as many at a time as suit the engine."""
 
-    async def begin(self) -> None:
-        """Wait for a place in the engine."""
+    large_files: asyncio.Lock
+    """Whoever reads or writes a whole file has it: hundreds of megabytes may take a while, on a
+    thread that others wait for."""
+
+    def place(self, tenant: str) -> AbstractAsyncContextManager[None]:
+        """A place among the batches that are under way, tenants in turn: each holds a list of its
+        lines."""
+        ...
+
+    async def begin(self, tenant: str) -> None:
+        """Wait for a place in the engine, tenants in turn."""
         ...
 
     async def run(self, record: BatchRecord, body: bytes) -> LineAnswer:
@@ -65,7 +75,7 @@ class BatchRun:
         self._batches = batches
         self._files = files
         self._lines = lines
-        self._input = BatchInput(files.path(record.input_file_id), ())
+        self._input = BatchInput(files.path(record.input_file_id))
         self._cancelled = asyncio.Event()
         self._saving = asyncio.Lock()
         if record.status == "cancelling":
@@ -88,11 +98,44 @@ class BatchRun:
             await self._save(status="failed", failed_at=_now(), errors=(failure,))
 
     async def _to_the_end(self) -> None:
+        has_begun = self.record.status != "validating"
+        async with AsyncExitStack() as stack:
+            entering = stack.enter_async_context(self._lines.place(self.record.tenant))
+            if has_begun:  # it may have answers, which are kept whatever becomes of it
+                await entering
+            elif not await self._unless_over(entering):
+                if self._cancelled.is_set():
+                    await self._fail()
+                else:
+                    await self._save(status="expired", expired_at=_now())
+                return
+            await self._from_its_place()
+
+    async def _unless_over(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do it, unless the batch is cancelled or expires before; whether it was done."""
+        working = asyncio.create_task(work)
+        cancelled = asyncio.create_task(self._cancelled.wait())
+        try:
+            await asyncio.wait(
+                {working, cancelled},
+                timeout=max(self.record.expires_at - time.time(), 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            cancelled.cancel()
+            working.cancel()
+            [_, outcome] = await asyncio.gather(cancelled, working, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome is None
+
+    async def _from_its_place(self) -> None:
         path = self._input.path
         if not path.exists():
             await self._fail(BatchError(code="input_gone", message="the input file is gone"))
             return
-        self._input, errors = await asyncio.to_thread(read_input, path, self.record.endpoint)
+        async with self._lines.large_files:
+            self._input, errors = await asyncio.to_thread(read_input, path, self.record.endpoint)
         if errors:
             await self._fail(*errors)
             return
@@ -105,33 +148,22 @@ class BatchRun:
         """Run what is to be run, until it is done, cancelled or expired."""
         if self.record.status == "validating":
             await self._save(
-                status="in_progress", in_progress_at=_now(), num_total=len(self._input.lines)
+                status="in_progress", in_progress_at=_now(), num_total=len(self._input)
             )
         self._note(results)
         if self.record.status != "in_progress":
             return
-        working = asyncio.create_task(self._run_lines(results))
-        cancelled = asyncio.create_task(self._cancelled.wait())
         try:
-            await asyncio.wait(
-                {working, cancelled},
-                timeout=max(self.record.expires_at - time.time(), 0),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await self._unless_over(self._run_lines(results))
         finally:
-            cancelled.cancel()
-            working.cancel()
-            [_, outcome] = await asyncio.gather(cancelled, working, return_exceptions=True)
             await results.settle()
-        if isinstance(outcome, Exception):
-            raise outcome
         self._note(results)
 
     async def _outcome(self) -> Outcome:
         if self._cancelled.is_set():
             return "cancelled"
         record = self.record
-        if record.num_completed + record.num_failed < len(self._input.lines):
+        if record.num_completed + record.num_failed < len(self._input):
             return "expired"
         await self._save(status="finalizing", finalizing_at=record.finalizing_at or _now())
         return "completed"
@@ -147,10 +179,10 @@ class BatchRun:
                 failures.append(error)
 
         try:
-            for index in range(len(self._input.lines)):
+            for index in range(len(self._input)):
                 if index in results:
                     continue
-                await self._lines.begin()
+                await self._lines.begin(self.record.tenant)
                 task = asyncio.create_task(self._run_line(index, results))
                 tasks.add(task)
                 task.add_done_callback(ended)
@@ -184,20 +216,21 @@ class BatchRun:
 
         def write_errors(out: IO[bytes]) -> None:
             results.write(out, ok=False)
-            for index, place in enumerate(self._input.lines):
+            for index in range(len(self._input)):
                 if index not in results:
-                    line = OutputLine(f"{stem}-{index}", place.custom_id, None, _NOT_RUN[outcome])
+                    custom_id = self._input.read(index).custom_id
+                    line = OutputLine(f"{stem}-{index}", custom_id, None, _NOT_RUN[outcome])
                     out.write(msgspec.json.encode(line) + b"\n")
 
         has_output = results.num_completed > 0
-        has_errors = results.num_completed < len(self._input.lines)
+        has_errors = results.num_completed < len(self._input)
         if has_output:
             await self._write_file(output_id, "output", lambda out: results.write(out, ok=True))
         if has_errors:
             await self._write_file(error_id, "errors", write_errors)
         await self._save(
             status=outcome,
-            num_total=len(self._input.lines),
+            num_total=len(self._input),
             output_file_id=output_id if has_output else None,
             error_file_id=error_id if has_errors else None,
             **{f"{outcome}_at": _now()},
@@ -209,7 +242,7 @@ class BatchRun:
             outcome,
             results.num_completed,
             results.num_failed,
-            len(self._input.lines),
+            len(self._input),
         )
 
     async def _write_file(
@@ -218,7 +251,8 @@ class BatchRun:
         record = self.record
         name = f"{record.id}_{kind}.jsonl"
         await self._on_disk(
-            lambda: self._files.put(file_id, record.tenant, name, "batch_output", write)
+            lambda: self._files.put(file_id, record.tenant, name, "batch_output", write),
+            self._lines.large_files,
         )
 
     async def _fail(self, *errors: BatchError) -> None:
@@ -239,11 +273,13 @@ class BatchRun:
         async with self._saving:
             await self._on_disk(lambda: self._batches.save(self.record))
 
-    async def _on_disk(self, work: Callable[[], T]) -> T:
-        """The result of work that writes; while the disk is full, it is tried again."""
+    async def _on_disk(self, work: Callable[[], T], turn: asyncio.Lock | None = None) -> T:
+        """The result of work that writes; while the disk is full, it is tried again. turn: had for
+        each try."""
         while True:
             try:
-                result = await asyncio.to_thread(work)
+                async with turn or nullcontext():
+                    result = await asyncio.to_thread(work)
             except OSError as error:
                 await self._wait_for_disk(error)
             else:

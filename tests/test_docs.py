@@ -177,3 +177,29 @@ def test_the_three_dialects_of_the_first_screen(model: Path) -> None:
     assert [answer.get("object", answer.get("type")) for answer in answers] == [
         "chat.completion", "response", "message"
     ]  # fmt: skip
+
+
+def rows_with_tests() -> Iterator[tuple[str, str]]:
+    """Of tables whose last column is the test: what stands first in a row, and the last cell."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = [re.split(r"\s*\|\s*", line.strip("|\n ")) for line in table.splitlines()]
+        if head[-1] == "test":
+            for row in rows:
+                assert len(row) == len(head), row[0]
+                yield row[0], row[-1]
+
+
+def test_every_promise_and_every_attack_has_a_test() -> None:
+    rows = list(rows_with_tests())
+    assert len(rows) > 40
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for subject, cell in rows:
+        named = re.findall(r"`([^`]+)`", cell)
+        assert named, f"no test: {subject}"
+        for name in named:
+            if name.startswith("make "):
+                assert name.removeprefix("make ") in targets, subject
+            else:
+                assert name.startswith("tests/"), f"{name}: {subject}"
+                assert (ROOT / name).exists(), f"{name} is not there: {subject}"

@@ -155,7 +155,7 @@ class RequestLedger:
         ]
         self.num_cached_tokens = 0
         self._tokenizer = tokenizer
-        self._prompt_logprobs: list[PositionLogprobs | None] = [None]
+        self._prompt_logprobs: tuple[PositionLogprobs | None, ...] = (None,)
         self._pooled: tuple[float, ...] | None = None
         self._first_scheduled_s: float | None = None
         self._first_token_s: float | None = None
@@ -181,9 +181,10 @@ class RequestLedger:
             return None
         self._note_times(update, arrived_s)
         self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
-        self._prompt_logprobs += [
-            position_logprobs(entry, self._tokenizer) for entry in update.prompt_logprobs
-        ]
+        if update.prompt_logprobs:
+            self._prompt_logprobs += tuple(
+                position_logprobs(entry, self._tokenizer) for entry in update.prompt_logprobs
+            )
         self._pooled = update.pooled or self._pooled
         delta = completion.apply(update)
         must_abort = delta.finish_reason is not None and update.finish_reason is None
@@ -203,7 +204,7 @@ class RequestLedger:
             outputs=outputs,
             finished=self.finished,
             num_cached_tokens=self.num_cached_tokens,
-            prompt_logprobs=tuple(self._prompt_logprobs) if wants_prompt else None,
+            prompt_logprobs=self._prompt_logprobs if wants_prompt else None,
             pooled=self._pooled,
             timing=self._timing(),
         )

@@ -238,21 +238,48 @@ def test_store_is_bounded_and_each_tenants_own(monkeypatch: pytest.MonkeyPatch) 
     assert store.get("1", "a") is not None
     assert store.get("1", "b") is None
     assert not store.delete("1", "b")
-    assert store.item("item-1", "a") == {"of": "1"}
-    assert store.item("item-1", "b") is None
+    assert store.items(["item-1", "item-2"], "a") == {"item-1": {"of": "1"}}
+    assert store.items(["item-1"], "b") == {}
     put("2", size=9_500)
     assert store.get("1", "a") is not None
     put("3", size=1_000)
     assert (store.get("1", "a"), store.get("2", "a")) == (None, None)
-    assert store.item("item-1", "a") is None
+    assert store.items(["item-1"], "a") == {}
     put("4")
     assert store.delete("4", "a")
-    assert (store.get("4", "a"), store.item("item-4", "a")) == (None, None)
+    assert (store.get("4", "a"), store.items(["item-4"], "a")) == (None, {})
     now = MAX_AGE_S + 1.0
     assert store.get("3", "a") is None
     put("5", size=500)
     assert store._database.read("SELECT id FROM responses") == [("5",)]
     assert store._database.read("SELECT id FROM items") == [("item-5",)]
+
+
+def test_a_response_is_read_once_for_all_references_to_it(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(ServedModel([NAME], engine), data_dir=tmp_path / "data")
+
+    def create(**fields: Any) -> Any:
+        return ask(app, "POST", "/v1/responses", json={"model": NAME, **fields}).json()
+
+    [item] = create(input="hi")["output"]
+    finds: list[str] = []
+    find = ResponseStore._find
+
+    def counted(store: ResponseStore, query: str, wanted: str, tenant: str) -> Any:
+        finds.append(wanted)
+        return find(store, query, wanted, tenant)
+
+    monkeypatch.setattr(ResponseStore, "_find", counted)
+    reference = {"type": "item_reference", "id": item["id"]}
+    assert create(input=[reference] * 50)["status"] == "completed"
+    assert finds == [item["id"]]
+    store = ResponseStore()
+    store.put("r", StoredResponse("a", "x", (), {f"i{n}": {"of": str(n)} for n in range(20)}))
+    finds.clear()
+    assert len(store.items([f"i{n}" for n in range(20)], "a")) == 20
+    assert len(finds) == 1
 
 
 def test_responses_survive_a_restart(engine: FakeEngine, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ counts are sequences: a request with n = 128 takes as many places as 128 of one.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -50,6 +51,11 @@ class Ticket:
         self.admission = admission
         self._admitted = False
         self._tenant = ""
+        self._last: list[Callable[[], None]] = []
+
+    def at_end(self, work: Callable[[], None]) -> None:
+        """To be done when the call has ended."""
+        self._last.append(work)
 
     def admit(self, tenant: str, num_sequences: int) -> None:
         """The call has been let in with so many sequences."""
@@ -66,6 +72,8 @@ class Ticket:
     def end(self) -> None:
         """The call has been answered, or its client is gone."""
         self._prepare(-self.num_preparing)
+        while self._last:
+            self._last.pop()()
         if self._admitted:
             self._admitted = False
             self.admission.num_admitted -= 1

@@ -4,22 +4,25 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from loire import __version__
 from loire.base.outputs import PositionLogprobs
 from loire.server.openai.protocol import (
-    PromptLogprob,
-    PromptPosition,
     PromptTokensDetails,
     StreamOptions,
     Usage,
 )
 from loire.server.serving.generation import Generation
+from loire.server.web.json_answer import JsonAnswer, written
 from loire.server.web.sse import event
 
-Built = TypeVar("Built")
+SMALL_ANSWER = 10_000
+"""Tokens and log-probabilities of an answer that are written on the event loop."""
+_large = ThreadPoolExecutor(1, "loire-answers")
+"""Writes them one after the other, so that all other work finds its threads free."""
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot write; the value is OpenAI's."""
@@ -55,9 +58,10 @@ class ChunkWriter:
         """Whether the usage comes in a last event of its own."""
         self._in_each = self.tells_usage and options is not None and options.continuous_usage_stats
 
-    def chunk(self, choices: Sequence[dict[str, Any]], **beside: Any) -> bytes:
-        """An event with what is new. beside: further fields."""
-        news = json.dumps(choices, ensure_ascii=False)
+    def chunk(self, choice: Mapping[str, Any], *, large: bool = False, **beside: Any) -> bytes:
+        """An event with what is new of a choice; a large one as written() takes it. beside:
+        further fields."""
+        news = f"[{written(choice)}]" if large else json.dumps([choice], ensure_ascii=False)
         if beside:
             news += f", {json.dumps(beside)[1:-1]}"
         if not self.tells_usage:
@@ -85,27 +89,38 @@ def usage_of(generation: Generation) -> Usage:
     )
 
 
-async def built(generation: Generation, work: Callable[[], Built]) -> Built:
-    """What the work builds of an answer that has ended, beside the event loop where it tells of all
-    of the prompt's tokens: of 8,000 with 20 log-probabilities each that takes half a second."""
-    if generation.params.prompt_logprobs is None:
+async def whole_answer(
+    generation: Generation, whole: Callable[[], Mapping[str, Any]]
+) -> JsonAnswer:
+    """The answer of a generation that has ended. whole: makes it, as written() takes it."""
+    return JsonAnswer(await beside_loop(generation, lambda: written(whole()).encode()))
+
+
+async def beside_loop(generation: Generation, work: Callable[[], bytes]) -> bytes:
+    """What the work writes of an answer, beside the event loop where that may be large: a million
+    log-probabilities take seconds."""
+    if generation.num_shown <= SMALL_ANSWER:
         return work()
-    return await asyncio.to_thread(work)
+    return await asyncio.get_running_loop().run_in_executor(_large, work)
 
 
-def shown_prompt(positions: Sequence[PositionLogprobs | None]) -> list[PromptPosition]:
-    """Log-probabilities of a prompt's tokens."""
-    return [
-        None
-        if position is None
-        else {
-            token_id: PromptLogprob(
-                logprob=finite(entry.logprob), rank=entry.rank, decoded_token=entry.decoded_token
-            )
-            for token_id, entry in position.items()
-        }
-        for position in positions
-    ]
+def shown_prompt(
+    positions: Sequence[PositionLogprobs | None],
+) -> Iterator[dict[int, dict[str, Any]] | None]:
+    """Log-probabilities of a prompt's tokens: PromptPositions."""
+    for position in positions:
+        yield (
+            None
+            if position is None
+            else {
+                token_id: {
+                    "logprob": finite(entry.logprob),
+                    "rank": entry.rank,
+                    "decoded_token": entry.decoded_token,
+                }
+                for token_id, entry in position.items()
+            }
+        )
 
 
 def likeliest(position: PositionLogprobs, count: int) -> list[tuple[int, float]]:

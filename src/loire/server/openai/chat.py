@@ -14,19 +14,17 @@ from loire.engine.dialogue import Turn, begin_turn
 from loire.server.openai.answers import (
     AnswerHead,
     ChunkWriter,
-    built,
     finite,
     likeliest,
     shown_prompt,
     usage_of,
+    whole_answer,
 )
 from loire.server.openai.chat_protocol import (
     AnswerMessage,
-    ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
-    ChatLogprobs,
 )
 from loire.server.openai.content_logprobs import ContentPositions
 from loire.server.openai.custom_tools import (
@@ -36,12 +34,12 @@ from loire.server.openai.custom_tools import (
     CustomInput,
     input_text,
 )
-from loire.server.openai.protocol import PromptPosition
 from loire.server.openai.tools_protocol import CustomCall, CustomToolCall, FunctionCall, ToolCall
+from loire.server.serving.answer_bytes import check_answer, logprob_shares
 from loire.server.serving.client import CallClient, admit
 from loire.server.serving.generation import Choice, Generation
 from loire.server.web.connection import while_connected
-from loire.server.web.descriptions import ERROR_RESPONSES, json_response, stream_description
+from loire.server.web.descriptions import ERROR_RESPONSES, stream_description
 from loire.server.web.ignored import note_ignored
 from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream
@@ -77,19 +75,21 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     if body.stream:
         return EventStream(answer.events())
     await while_connected(request.receive, answer.generation.run())
-    return await built(answer.generation, lambda: json_response(answer.whole()))
+    return await whole_answer(answer.generation, answer.whole)
 
 
 def turn_of(client: CallClient, body: ChatCompletionRequest) -> Turn:
     """The request of a conversation. Not for the event loop. Raises RequestError."""
     try:
-        return begin_turn(
+        turn = begin_turn(
             client.frontend,
             client.next_id(),
             body.conversation(),
             body.sampling_params(),
             origin=client.origin(body.cache_salt, body.priority),
         )
+        check_answer(logprob_shares([turn.submission], streams=body.stream))
+        return turn
     except RequestError as error:
         error.param = _OPENAI_NAMES.get(error.param or "", error.param)
         if error.param == "structured_outputs":
@@ -114,41 +114,40 @@ class ChatAnswer:
         self._body = body
         self._head = AnswerHead("chatcmpl", body.model)
 
-    def whole(self) -> ChatCompletion:
-        """The answer, when everything has come."""
-        return ChatCompletion(
+    def whole(self) -> dict[str, Any]:
+        """The answer, when everything has come: a ChatCompletion."""
+        answer: dict[str, Any] = {
             **self._head.fields(),
-            choices=[self._whole_choice(choice) for choice in self.generation.choices],
-            usage=usage_of(self.generation),
-            prompt_logprobs=self._prompt_logprobs(),
-            prompt_token_ids=self._prompt_token_ids(),
-        )
+            "object": "chat.completion",
+            "choices": map(self._whole_choice, self.generation.choices),
+            "usage": usage_of(self.generation).model_dump(),
+        }
+        if self._body.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = shown_prompt(self.generation.choices[0].prompt_logprobs)
+        if self._body.return_token_ids:
+            answer["prompt_token_ids"] = self._prompt_token_ids()
+        return answer
 
     def _prompt_token_ids(self) -> list[int] | None:
         request = self._submission.request
         return list(request.prompt_token_ids) if self._body.return_token_ids else None
-
-    def _prompt_logprobs(self) -> list[PromptPosition] | None:
-        if self._body.prompt_logprobs is None:
-            return None
-        return shown_prompt(self.generation.choices[0].prompt_logprobs)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as it comes: each item one write, with one chunk per choice that has news."""
         options = self._body.stream_options
         writer = ChunkWriter(self._head, "chat.completion.chunk", self.generation, options)
         prompt = self._prompt_token_ids()
-        beside = {} if prompt is None else {"prompt_token_ids": prompt}
+        beside: dict[str, Any] = {} if prompt is None else {"prompt_token_ids": prompt}
         async with aclosing(self.generation.news()) as news:
             async for choices in news:
                 deltas = [delta for choice in choices for delta in self._deltas(choice)]
-                first = writer.chunk(deltas[:1], **beside)
+                first = writer.chunk(deltas[0], **beside)
                 beside = {}
-                yield first + b"".join(writer.chunk([delta]) for delta in deltas[1:])
+                yield first + b"".join(map(writer.chunk, deltas[1:]))
         if writer.tells_usage:
             yield writer.usage()
 
-    def _whole_choice(self, choice: Choice) -> ChatChoice:
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         assert choice.finish_reason is not None, "every choice ends"
         taken = choice.take()
         reader = self._readers[choice.index]
@@ -156,17 +155,22 @@ class ChatAnswer:
         answer = collect(events)
         calls = [self._whole_call(call) for call in answer.tool_calls]
         logprobs = self._logprobs(choice, taken.logprobs, events)
-        return ChatChoice(
-            index=choice.index,
-            message=AnswerMessage(
-                content=None if calls and not answer.content else answer.content,
-                reasoning_content=answer.reasoning or None,
-                tool_calls=calls or None,
-            ),
-            logprobs=None if logprobs is None else ChatLogprobs.model_validate(logprobs),
-            finish_reason=reader.finish_reason(choice.finish_reason),
-            token_ids=taken.token_ids if self._body.return_token_ids else None,
+        if logprobs is not None:
+            logprobs["content"] = iter(logprobs["content"])
+        message = AnswerMessage(
+            content=None if calls and not answer.content else answer.content,
+            reasoning_content=answer.reasoning or None,
+            tool_calls=calls or None,
         )
+        whole: dict[str, Any] = {
+            "index": choice.index,
+            "message": message.model_dump(),
+            "logprobs": logprobs,
+            "finish_reason": reader.finish_reason(choice.finish_reason),
+        }
+        if self._body.return_token_ids:
+            whole["token_ids"] = taken.token_ids
+        return whole
 
     def _whole_call(self, call: CallOfTool) -> ToolCall | CustomToolCall:
         if call.name in self._body.custom_names:

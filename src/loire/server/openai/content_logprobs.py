@@ -24,7 +24,7 @@ class ContentPositions:
         """First and last byte (behind it) of tokens of which it is not known yet."""
         self._num_bytes = 0
         """Of the tokens so far."""
-        self._raw = b""
+        self._raw = bytearray()
         """Bytes of tokens until the content begins."""
         self._start = 0 if begins_at_once else None
         self._num_content = 0
@@ -46,7 +46,7 @@ class ContentPositions:
                 piece = event.text.encode()
                 if self._start is None:
                     self._start = max(self._raw.rfind(piece), 0)
-                    self._raw = b""
+                    self._raw.clear()
                 self._num_content += len(piece)
         return self._certain()
 

@@ -3,8 +3,8 @@
 import base64
 import math
 import struct
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
@@ -12,12 +12,13 @@ from pydantic import BaseModel, Field, model_validator
 from loire.base.errors import RequestError
 from loire.base.sampling import Pooling, SamplingParams
 from loire.engine.requests import Submission
+from loire.server.openai.answers import whole_answer
 from loire.server.openai.completions_protocol import MAX_PROMPTS, Prompts, as_prompts
 from loire.server.openai.protocol import ACCOUNTING
 from loire.server.serving.client import CallClient, admit
-from loire.server.serving.generation import Generation
+from loire.server.serving.generation import Choice, Generation
 from loire.server.web.connection import while_connected
-from loire.server.web.descriptions import ERROR_RESPONSES, json_response
+from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.json_body import JsonRoute
 from loire.server.web.strict import MAX_INT, MAX_NAME, Name, StrictModel, refuse
 
@@ -86,18 +87,23 @@ async def create_embeddings(body: EmbeddingsRequest, request: Request) -> Respon
     submissions = await client.prepare(request, lambda: _submit(client, body))
     generation = Generation(client, submissions)
     await while_connected(request.receive, generation.run())
-    vectors = [_shortened(choice.pooled, body.dimensions) for choice in generation.choices]
+    return await whole_answer(generation, lambda: _embeddings(body, generation))
+
+
+def _embeddings(body: EmbeddingsRequest, generation: Generation) -> dict[str, Any]:
+    """The answer, which may be thousands of times as large as the texts: Embeddings."""
+
+    def embedding(choice: Choice) -> dict[str, Any]:
+        vector = _encoded(_shortened(choice.pooled, body.dimensions), body.encoding_format)
+        return {"object": "embedding", "index": choice.index, "embedding": vector}
+
     num_tokens = generation.num_prompt_tokens
-    return json_response(
-        Embeddings(
-            data=[
-                Embedding(index=index, embedding=_encoded(vector, body.encoding_format))
-                for index, vector in enumerate(vectors)
-            ],
-            model=body.model,
-            usage=EmbeddingsUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
-        )
-    )
+    return {
+        "object": "list",
+        "data": map(embedding, generation.choices),
+        "model": body.model,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
 
 
 def _submit(client: CallClient, body: EmbeddingsRequest) -> list[Submission]:
@@ -117,7 +123,7 @@ def _submit(client: CallClient, body: EmbeddingsRequest) -> list[Submission]:
     return submissions
 
 
-def _shortened(vector: tuple[float, ...] | None, dimensions: int | None) -> list[float]:
+def _shortened(vector: Sequence[float] | None, dimensions: int | None) -> list[float]:
     assert vector is not None, "a request that pools ends with a vector or an error"
     if dimensions is None:
         return list(vector)

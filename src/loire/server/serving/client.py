@@ -21,6 +21,7 @@ from loire.engine.requests import Origin, Submission
 from loire.server.access.admission import Ticket, get_ticket
 from loire.server.access.caller import Caller, get_caller, get_use
 from loire.server.access.rates import Use
+from loire.server.serving.answer_bytes import HeldAnswer
 from loire.server.serving.served import ServedModel
 from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.call import Call, get_call
@@ -66,6 +67,9 @@ class CallClient:
         self._use = use
         self._ticket = ticket
         self._call = call
+        self.held = HeldAnswer(served.held_answers, caller.tenant)
+        """What the answer holds, for as long as the call lasts."""
+        ticket.at_end(self.held.end)
         self._adapter = adapter
         self._adapter_name = model if adapter else ""
 

@@ -1,6 +1,7 @@
 """What one API call lets the engine do: n completions for each of its prompts, side by side."""
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from loire.base.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from loire.base.sampling import SamplingParams
 from loire.base.structured_outputs import OUTGROWN
 from loire.engine.requests import Submission
+from loire.server.serving.answer_bytes import LOGPROB_BYTES, NUMBER_BYTES
 from loire.server.serving.client import CallClient
 from loire.server.web.errors import ApiError
 
@@ -42,9 +44,14 @@ class Choice:
     stop_reason: int | str | None = None
     """The stop string or token id of the request that ended it, if one did."""
     prompt_logprobs: Sequence[PositionLogprobs | None] = ()
-    pooled: tuple[float, ...] | None = None
+    pooled: "array[float] | None" = None
+    """float32, which is what the engine says."""
     logprobs: list[PositionLogprobs] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: "array[int]" = field(default_factory=lambda: array("I"))
+    num_held: int = 0
+    """Log-probabilities that have not been taken."""
+    num_let_go: int = 0
+    """Those that were taken since the last look."""
     _texts: list[str] = field(default_factory=list)
 
     @property
@@ -69,13 +76,16 @@ class Choice:
             self._texts.append(output.text)
         if len(self._texts) >= MAX_PIECES:
             self._texts = ["".join(self._texts)]
-        self.logprobs += output.logprobs or ()
-        self.token_ids += output.token_ids
+        if output.logprobs:
+            self.logprobs += output.logprobs
+            self.num_held += num_logprobs(output.logprobs)
+        self.token_ids.extend(output.token_ids)
 
     def take(self) -> Taken:
         """What has come since the last call."""
-        taken = Taken("".join(self._texts), self.logprobs, self.token_ids)
-        self._texts, self.logprobs, self.token_ids = [], [], []
+        taken = Taken("".join(self._texts), self.logprobs, self.token_ids.tolist())
+        self._texts, self.logprobs, self.token_ids = [], [], array("I")
+        self.num_let_go, self.num_held = self.num_let_go + self.num_held, 0
         self.begun = True
         return taken
 
@@ -97,6 +107,8 @@ class Generation:
     ) -> None:
         client.admit(submissions)
         self.frontend = client.frontend
+        self._num_prompt_logprobs = [0] * len(submissions)
+        """Positions whose log-probabilities have come."""
         self.num_completion_tokens = 0
         self._client = client
         self._submissions = submissions
@@ -119,6 +131,12 @@ class Generation:
     def num_prompt_tokens(self) -> int:
         """Of all prompts."""
         return sum(len(s.request.prompt_token_ids) for s in self._submissions)
+
+    @property
+    def num_shown(self) -> int:
+        """Tokens and log-probabilities that the answer may show, with the prompt of each choice."""
+        num_tokens = self._n * self.num_prompt_tokens + self.num_completion_tokens
+        return num_tokens + self._client.held.num_bytes // LOGPROB_BYTES
 
     @property
     def num_cached_tokens(self) -> int:
@@ -167,6 +185,7 @@ class Generation:
                 touched.clear()
                 if choices:
                     yield choices
+                    self._let_go(choices)
                 if errors:
                     raise errors[0]
         finally:
@@ -175,20 +194,46 @@ class Generation:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _enter(self, number: int, output: RequestOutput) -> dict[int, Choice]:
-        """Enter what has come of one prompt; the choices that it concerns, by their index."""
+        """Enter what has come of one prompt; the choices that it concerns, by their index. Raises
+        ApiError if the answer holds too much."""
         touched = {}
         self._cached_tokens[number] = output.num_cached_tokens
+        self._enter_prompt(number, output)
         for delta in map(self._shown, output.outputs):
             choice = self.choices[number * self._n + delta.index]
-            choice.prompt_logprobs = output.prompt_logprobs or ()
-            choice.pooled = output.pooled
             choice.add(delta)
+            if delta.logprobs:
+                self._client.held.add(num_logprobs(delta.logprobs) * LOGPROB_BYTES)
             self.num_completion_tokens += len(delta.token_ids)
             touched[choice.index] = choice
         return touched
+
+    def _enter_prompt(self, number: int, output: RequestOutput) -> None:
+        """Enter what has come of the prompt itself."""
+        first = number * self._n
+        if output.pooled is not None and self.choices[first].pooled is None:
+            self._client.held.add(len(output.pooled) * NUMBER_BYTES)
+            self.choices[first].pooled = array("f", output.pooled)
+        positions, before = output.prompt_logprobs or (), self._num_prompt_logprobs[number]
+        if len(positions) > before:
+            self._client.held.add(num_logprobs(positions[before:]) * LOGPROB_BYTES)
+            self._num_prompt_logprobs[number] = len(positions)
+            for choice in self.choices[first : first + self._n]:
+                choice.prompt_logprobs = positions
+
+    def _let_go(self, choices: Sequence[Choice]) -> None:
+        """What was taken of these has been sent."""
+        for choice in choices:
+            self._client.held.take(choice.num_let_go * LOGPROB_BYTES)
+            choice.num_let_go = 0
 
     def _shown(self, delta: CompletionOutput) -> CompletionOutput:
         if not self._prompt_only or delta.error is not None:
             return delta
         reason: FinishReason | None = None if delta.finish_reason is None else "length"
         return replace(delta, text="", token_ids=(), logprobs=None, finish_reason=reason)
+
+
+def num_logprobs(positions: Sequence[PositionLogprobs | None]) -> int:
+    """Of all tokens at some positions."""
+    return sum(len(position) for position in positions if position is not None)

@@ -17,6 +17,7 @@ from loire.server.access.caller import Caller
 from loire.server.observe.engine_state import EngineState
 from loire.server.observe.metrics import Metrics
 from loire.server.observe.request_watch import Observer
+from loire.server.serving.answer_bytes import HeldAnswers
 from loire.server.serving.preparation import Preparations
 from loire.server.serving.served_engine import ServedEngine
 from loire.server.web.errors import ApiError
@@ -46,6 +47,7 @@ class ServedModel:
         self.admission = admission or Admission()
         self.observer = Observer(Metrics(self._engine_state), log_prompts=log_prompts)
         self.preparations = Preparations()
+        self.held_answers = HeldAnswers()
         self.adapters: AdapterNames | None = None
         """Adapters that are served beside the model, once it is loaded; None: it can have none."""
         self.lora_root: Path | None = None

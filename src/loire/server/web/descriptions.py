@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Response
 from pydantic import BaseModel
 
 from loire.server.web.errors import ErrorBody
+from loire.server.web.json_answer import JsonAnswer
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is mistaken; see param"},
@@ -15,9 +15,9 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 """For the API's description: what a route answers when it does not succeed."""
 
 
-def json_response(body: BaseModel) -> Response:
+def json_response(body: BaseModel) -> JsonAnswer:
     """A successful answer."""
-    return Response(body.model_dump_json(), media_type="application/json")
+    return JsonAnswer(body.model_dump_json())
 
 
 def stream_description(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

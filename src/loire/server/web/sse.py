@@ -29,7 +29,9 @@ _SEPARATORS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r
 
 def on_one_line(data: str) -> str:
     """JSON without the line breaks that Unicode knows beside ASCII's: readers split lines there."""
-    return data if data.isascii() else data.translate(_SEPARATORS)
+    if data.isascii() or not any(chr(separator) in data for separator in _SEPARATORS):
+        return data
+    return data.translate(_SEPARATORS)
 
 
 def event(data: str, name: str = "") -> bytes:

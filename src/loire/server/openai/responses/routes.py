@@ -55,20 +55,24 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     client = admit(request, body.model)
     store: ResponseStore = request.app.state.responses
     tenant = get_caller(request.scope).tenant
-    # Off the event loop, as all that the store does.
-    earlier = await asyncio.to_thread(_earlier, store, body.previous_response_id, tenant)
-    items = await asyncio.to_thread(_resolved, body.items(), store, tenant)
-    messages = [*earlier, *as_messages(items)]
-    # Off the event loop: a long conversation takes a while to render and tokenize.
-    turn = await client.prepare(request, lambda: _submit(client, body, messages))
+
+    def begin() -> tuple[Sequence[Item], Messages, Turn]:
+        earlier = _earlier(store, body.previous_response_id, tenant)
+        items = _resolved(body.items(), store, tenant)
+        messages = [*earlier, *as_messages(items)]
+        return items, messages, _submit(client, body, messages)
+
+    # Off the event loop: a long conversation takes a while to find, to render and to tokenize.
+    items, messages, turn = await client.prepare(request, begin)
     for name in turn.ignored:
         note_ignored(name)
     answer = ResponseAnswer(body, turn, Generation(client, [turn.submission]))
 
     async def keep(final: ResponseBody) -> None:
         if body.store:
-            stored = _stored(tenant, final, messages, items)
-            await asyncio.to_thread(store.put, final.id, stored)
+            await asyncio.to_thread(
+                lambda: store.put(final.id, _stored(tenant, final, messages, items))
+            )
 
     if body.stream:
         return EventStream(answer.events(keep), done=b"")
@@ -167,13 +171,13 @@ def _earlier(store: ResponseStore, previous_id: str, tenant: str) -> Messages:
 
 def _resolved(items: Sequence[Item], store: ResponseStore, tenant: str) -> list[Item]:
     """The items, references replaced by what they refer to."""
+    found = store.items({item.id for item in items if isinstance(item, ItemReference)}, tenant)
     resolved: list[Item] = []
     for number, item in enumerate(items):
         if not isinstance(item, ItemReference):
             resolved.append(item)
             continue
-        found = store.item(item.id, tenant)
-        if found is None:
+        if item.id not in found:
             raise ApiError(
                 400,
                 f"there is no item {item.id!r} to refer to: its response was not stored, was "
@@ -181,7 +185,7 @@ def _resolved(items: Sequence[Item], store: ResponseStore, tenant: str) -> list[
                 param=f"input[{number}].id",
                 code="item_not_found",
             )
-        resolved += _ITEMS.validate_python([found])
+        resolved += _ITEMS.validate_python([found[item.id]])
     return resolved
 
 

@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -95,14 +95,22 @@ class ResponseStore:
         """A response of this tenant; None if it has none of that id (any more)."""
         return self._find("SELECT content FROM responses WHERE id = ?", response_id, tenant)
 
-    def item(self, item_id: str, tenant: str) -> Mapping[str, Any] | None:
-        """An item of the output of a response of this tenant; None if there is none of that id."""
+    def items(self, item_ids: Iterable[str], tenant: str) -> dict[str, Mapping[str, Any]]:
+        """Those items by these ids that are there, of the output of responses of this tenant. Each
+        response is read once, however many of its items are asked for: it may be megabytes."""
         query = (
             "SELECT content FROM responses JOIN items ON responses.id = response_id "
             "WHERE items.id = ?"
         )
-        found = self._find(query, item_id, tenant)
-        return None if found is None else found.items[item_id]
+        wanted, items = set(item_ids), dict[str, Mapping[str, Any]]()
+        while wanted:
+            item_id = wanted.pop()
+            response = self._find(query, item_id, tenant)
+            if response is not None:
+                found = {item_id, *(wanted & response.items.keys())}
+                items.update((each, response.items[each]) for each in found)
+                wanted -= found
+        return items
 
     def delete(self, response_id: str, tenant: str) -> bool:
         """Forget a response; False if the tenant has none of that id."""

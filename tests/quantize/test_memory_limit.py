@@ -39,7 +39,7 @@ try:
     torch.zeros(checkpoint.weight_bytes, dtype=torch.uint8)
 except RuntimeError:
     print("no room for its weights")
-text = read_text(None)[:400]
+text = read_text(None)[:200]
 tokenizer = checkpoint_tokenizer(checkpoint)
 report = quantize(checkpoint, tokenizer, text, out, 4.0, kept=out.with_name("kept"))
 print(f"{report.bits:.2f} bits")
@@ -57,7 +57,7 @@ def test_a_model_larger_than_the_memory_that_is_given(tmp_path: Path) -> None:
         num_hidden_layers=LAYERS,
         num_attention_heads=8,
         num_key_value_heads=8,
-        max_position_embeddings=64,
+        max_position_embeddings=32,
         tie_word_embeddings=False,
     )
     source = tmp_path / "source"

@@ -20,8 +20,8 @@ NUMBERS = 2**18
 """Of a weight that are rounded at a time where each is for itself: as many as a cache holds."""
 SPAN = 64
 """Columns after which an error reaches those further on."""
-SOLVED_ROWS = 128
-"""Whose scales are solved for at a time."""
+SOLVED_NUMBERS = 2**21
+"""What rows have for whose scales are solved at a time: of each the groups times the inputs."""
 SAMPLED_ROWS = 128
 """Of which an error is estimated."""
 
@@ -119,8 +119,9 @@ def _best_for_codes(codes: Tensor, rows: Tensor, moments: Tensor, levels: Levels
     """float32 [rows, groups]: the scales with the least error of the product, all of a row
     together. codes: [rows, groups, inputs of one]."""
     by_group = _damped(moments).float().unflatten(0, (-1, levels.group))
+    together = max(1, SOLVED_NUMBERS // (len(by_group) * len(moments)))
     found = []
-    for own, wanted in zip(codes.split(SOLVED_ROWS), rows.split(SOLVED_ROWS), strict=True):
+    for own, wanted in zip(codes.split(together), rows.split(together), strict=True):
         numbers = levels.numbers(own)
         # Of each group's numbers with the inputs of all groups.
         pulls = torch.einsum("rgi,gij->rgj", numbers, by_group)

@@ -17,7 +17,7 @@ from native_cases import (
 from torch import Tensor
 
 from loire.checkpoint.formats import BLOCK_FORMATS, held_as
-from loire.kernels.block_formats import UNPACK, StoredTensor, rounds_inputs
+from loire.kernels.block_formats import UNPACK, StoredTensor, has_powers, rounds_inputs
 from loire.kernels.interface import AdapterRows, Backend, LowRank, Weight
 from loire.kernels.quantization import quantize_activations
 from loire.kernels.reference import ReferenceBackend
@@ -36,7 +36,8 @@ def exact_product(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tens
     given = x.double()
     is_rounded = isinstance(weight, StoredTensor) and rounds_inputs(weight.format)
     if x.dtype is not torch.float32 and is_rounded:
-        codes, scales = quantize_activations(x)
+        any_scale = isinstance(weight, StoredTensor) and has_powers(weight.format)
+        codes, scales = quantize_activations(x, any_scale=any_scale)
         given = (codes.double() * scales.double()[..., None]).flatten(1)
     product = given @ values.double().T
     return product if bias is None else product + bias.double()

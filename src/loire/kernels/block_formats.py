@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from loire.checkpoint.formats import F8_128, WeightFormat
+from loire.checkpoint.formats import F8_128, MXFP4, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,12 @@ def rounds_inputs(fmt: WeightFormat) -> bool:
     """Whether products with it take inputs in bfloat16 rounded to eight bits: where codes are whole
     numbers, so that sums of their products are exact."""
     return fmt.name != F8_128.name
+
+
+def has_powers(fmt: WeightFormat) -> bool:
+    """Whether its scales are powers of two, so that kernels multiply them with any scale of inputs
+    without loss."""
+    return fmt.name == MXFP4.name
 
 
 def _half(data: Tensor) -> Tensor:

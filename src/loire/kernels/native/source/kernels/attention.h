@@ -22,21 +22,28 @@ namespace {
 
 // total = total and part, each relative to its own maximum, brought to the common one.
 INLINE void fold(const Partial& total, const Partial& part, int64_t rows, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) {
-        const float most =
-            total.maxima[r] > part.maxima[r] ? total.maxima[r] : part.maxima[r];
-        const Vec16 reference = broadcast(most == -__builtin_inff() ? 0.0f : most);
-        const Vec16 old_scale = exponential(broadcast(total.maxima[r]) - reference);
-        const Vec16 new_scale = exponential(broadcast(part.maxima[r]) - reference);
-        float* values = total.values + r * stride;
-        for (int64_t d = 0; d < stride; d += 16) {
-            const Vec16 added = load(part.values + r * stride + d) * new_scale;
-            store(values + d, fma(load(values + d), old_scale, added));
+    for (int64_t first = 0; first < rows; first += 16) {
+        const int64_t count = rows - first < 16 ? rows - first : 16;
+        const Vec16 before = load_some(total.maxima + first, count);
+        const Vec16 added = load_some(part.maxima + first, count);
+        const Vec16 most = maximum(before, added);
+        Vec16 reference;
+        EACH_PART reference.part[p] = most.part[p] == -__builtin_inff() ? Floats{} : most.part[p];
+        const Vec16 old_scale = exponential<false>(before - reference);
+        const Vec16 new_scale = exponential<false>(added - reference);
+        const Vec16 sums = fma(load_some(total.sums + first, count), old_scale,
+                               load_some(part.sums + first, count) * new_scale);
+        store_some(total.sums + first, sums, count);
+        store_some(total.maxima + first, most, count);
+        float old_scales[16], new_scales[16];
+        store(old_scales, old_scale), store(new_scales, new_scale);
+        for (int64_t r = 0; r < count; ++r) {
+            const Vec16 kept = broadcast(old_scales[r]), taken = broadcast(new_scales[r]);
+            float* values = total.values + (first + r) * stride;
+            const float* others = part.values + (first + r) * stride;
+            for (int64_t d = 0; d < stride; d += 16)
+                store(values + d, fma(load(values + d), kept, load(others + d) * taken));
         }
-        const Vec16 sums =
-            fma(broadcast(total.sums[r]), old_scale, broadcast(part.sums[r]) * new_scale);
-        total.sums[r] = sums.part[0][0];
-        total.maxima[r] = most;
     }
 }
 
@@ -47,18 +54,21 @@ INLINE void copy(const Partial& target, const Partial& source, int64_t rows, int
     __builtin_memcpy(target.sums, source.sums, rows * sizeof(float));
 }
 
+// Queries of some tokens, which are the rows from first_row on, and their positions.
 template <typename Piece>
 void keep_queries(const Piece& piece, const AttentionQueries& given, int64_t first_row) {
     using Element = typename Piece::Element;
     using Scores = typename ScoresOf<Element>::Type;
     const auto& a = piece.a;
     for (int64_t r = 0; r < given.tokens * piece.group; ++r) {
-        const int64_t token = given.first_token + r / piece.group;
+        const int64_t token = r / piece.group, row = first_row + r;
         const int64_t head = piece.piece.kv_head * piece.group + r % piece.group;
-        const auto* query =
-            static_cast<const Element*>(a.queries) + (token * a.heads + head) * a.head_dim;
-        Scores::keep(query, a.head_dim,
-                     piece.queries + (first_row + r) * Scores::queries(a.head_dim));
+        const auto* query = static_cast<const Element*>(a.queries) +
+                            ((given.first_token + token) * a.heads + head) * a.head_dim;
+        const int64_t block = row / ROWS_TOGETHER * ROWS_TOGETHER, left = piece.rows - block;
+        Scores::keep(query, a.head_dim, left < ROWS_TOGETHER ? left : ROWS_TOGETHER,
+                     piece.queries + block * Scores::queries(a.head_dim) + (row - block));
+        piece.positions[row] = given.first_position + token;
     }
 }
 
@@ -100,27 +110,30 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     int64_t rows = 0;
     for (int32_t m = 0; m < given.members; ++m) rows += members[m].queries.tokens * group;
 
-    // Scratch, in floats: scores, tiles, zeros, two sets of partial results, queries, widened codes.
+    // Scratch, in floats: scores, tiles, zeros, two sets of partial results, queries, widened codes,
+    // positions.
     const int64_t tile_size = stride * KEYS_TOGETHER, partial_size = rows * (stride + 2);
     const int64_t widened_size = sizeof(Kept) == 1 ? (16 + SPLIT) * stride : 0;
     float* memory = reinterpret_cast<float*>(
-        scratch.reserve((rows * SPLIT + tile_size + stride + 2 * partial_size + rows * stride +
+        scratch.reserve((rows * SCORES + tile_size + stride + 2 * partial_size + rows * stride +
                          widened_size) *
-                        sizeof(float)));
+                            sizeof(float) +
+                        rows * sizeof(int64_t)));
     float* scores = memory;
-    float* tiles = scores + rows * SPLIT;
+    float* tiles = scores + rows * SCORES;
     float* zeros = tiles + tile_size;
     float* total_memory = zeros + stride;
     float* part_memory = total_memory + partial_size;
     auto* queries = reinterpret_cast<Query*>(part_memory + partial_size);
-    auto* widened = reinterpret_cast<Element*>(part_memory + partial_size + rows * stride);
+    float* widened_memory = part_memory + partial_size + rows * stride;
+    auto* widened = reinterpret_cast<Element*>(widened_memory);
+    auto* positions = reinterpret_cast<int64_t*>(widened_memory + widened_size);
     __builtin_memset(zeros, 0, stride * sizeof(float));
     const char* nothing = reinterpret_cast<const char*>(zeros);
 
     const AttentionQueries& first = members[0].queries;
-    Piece<Element, Kept> piece{
-        a,     given,   first.first_position, given.members > 1, group, rows, stride, queries,
-        scores, tiles, widened, {}};
+    Piece<Element, Kept> piece{a,       given,     given.members > 1, group, rows,    stride,
+                               queries, positions, scores,            tiles, widened, {}};
     const auto partial = [&](float* where, int64_t count) {
         return Partial{where, where + count * stride, where + count * (stride + 1)};
     };

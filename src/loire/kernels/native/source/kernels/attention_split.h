@@ -67,9 +67,10 @@ INLINE void transpose_keys(const Piece& piece, int64_t key, int64_t words, float
             widen(piece.at.keys[key + i], piece.a.head_dim, row);
             rows[i] = reinterpret_cast<const char*>(row);
         }
-        transpose(rows, words, tile);
+        transpose(rows, words, tile, KEYS_TOGETHER);
     } else {
-        transpose(reinterpret_cast<const char* const*>(piece.at.keys + key), words, tile);
+        transpose(reinterpret_cast<const char* const*>(piece.at.keys + key), words, tile,
+                  KEYS_TOGETHER);
     }
 }
 
@@ -96,7 +97,7 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
                 ? fetch(piece.at.keys, key + KEYS_AHEAD, end, KEYS_TOGETHER)
                 : fetch(piece.at.kept_values, all.first, all.last, VALUES_AHEAD);
         for (int64_t t = 0; t < TILES_TOGETHER; ++t)
-            transpose_keys(piece, key + t * 16, words, piece.tiles + t * words * 16);
+            transpose_keys(piece, key + t * 16, words, piece.tiles + t * 16);
         for_rows<ROWS_TOGETHER>(piece.rows, [&](auto count, int64_t row) {
             const Seen seen(piece, row, count.value, base);
             if (key < seen.last && key + KEYS_TOGETHER > seen.first)

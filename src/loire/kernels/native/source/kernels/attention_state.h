@@ -11,7 +11,7 @@ namespace loire {
 namespace {
 
 #if defined(LOIRE_AVX512)
-constexpr int ROWS_TOGETHER = 6, VECTORS_TOGETHER = 4;
+constexpr int ROWS_TOGETHER = 8, VECTORS_TOGETHER = 4;
 #elif defined(LOIRE_AVX2)
 constexpr int ROWS_TOGETHER = 2, VECTORS_TOGETHER = 2;
 #else
@@ -22,6 +22,9 @@ constexpr int64_t KEYS_TOGETHER = 16 * TILES_TOGETHER;
 constexpr int64_t KEYS_AHEAD = 2 * KEYS_TOGETHER;   // fetched while others are scored,
 constexpr int64_t LINES_PER_WORD = TILES_TOGETHER;  // so many lines per word of those
 constexpr int64_t VALUES_AHEAD = 32;                // fetched while others are weighed
+// From one row's scores to the next one's: rows are a line apart, so that they do not meet in a few sets
+// of the L1 cache.
+constexpr int64_t SCORES = SPLIT + 16;
 
 // Maxima, sums and weighted values of some rows; values are [rows][stride].
 struct Partial {
@@ -39,12 +42,12 @@ struct Piece {
 
     const AttentionArguments& a;
     const AttentionPiece& piece;
-    int64_t first_position;       // of the first token
     bool whole;                   // whether all tokens see all keys of the split
     int64_t group, rows, stride;  // query heads per kv head; rows; head_dim in whole vectors
     typename ScoresOf<Element>::Type::Query* queries;
-    float* scores;  // [rows][SPLIT]
-    float* tiles;   // KEYS_TOGETHER keys, transposed 16 by 16
+    int64_t* positions;  // [rows]
+    float* scores;       // [rows][SCORES]
+    float* tiles;        // KEYS_TOGETHER keys, transposed: 16 by 16 of them word by word
     Element* widened;  // of codes: 16 keys, then SPLIT values, [stride] each
     // Where the keys and values of a split lie; nothing is set at first.
     struct Located {
@@ -56,7 +59,7 @@ struct Piece {
         float value_scales[SPLIT];
     } at;
 
-    int64_t position(int64_t row) const { return first_position + row / group; }
+    int64_t position(int64_t row) const { return positions[row]; }
     int64_t first_seen(int64_t position) const {
         return position < a.window ? 0 : position - a.window + 1;
     }
@@ -86,7 +89,7 @@ class Fetching {
   private:
     const Kept* const* next_;
     const Kept* const* end_;
-    const int64_t head_dim_;
+    int64_t head_dim_;
     int64_t dimension_ = 0;
 };
 

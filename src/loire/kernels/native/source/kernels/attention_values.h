@@ -12,21 +12,31 @@
 namespace loire {
 namespace {
 
-// Weights lie where the scores were, in the type of the values. Keeps 16 of them; what was kept.
-INLINE Vec16 keep_weights(float* weights, int64_t key, const Vec16& given, float) {
-    store(weights + key, given);
-    return given;
+// Weights lie where the scores were, in the type of the values. Keeps those of KEYS_TOGETHER keys, and
+// gives back what was kept.
+INLINE void keep_weights(float* weights, int64_t key, Vec16 (&given)[TILES_TOGETHER], float) {
+    for (int t = 0; t < TILES_TOGETHER; ++t) store(weights + key + t * 16, given[t]);
 }
 
-INLINE Vec16 keep_weights(float* weights, int64_t key, const Vec16& given, bfloat16) {
+INLINE void keep_weights(float* weights, int64_t key, Vec16 (&given)[TILES_TOGETHER], bfloat16) {
     bfloat16* kept = reinterpret_cast<bfloat16*>(weights) + key;
 #if defined(LOIRE_AVX512_BF16)
-    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(given.part[0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(kept), rounded);
-    return Vec16{{(Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)}};
+    static_assert(TILES_TOGETHER == 2);
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh(given[1].part[0], given[0].part[0]);
+    _mm512_storeu_si512(kept, both);
+    // Half i of 16, and of the 16 behind them, in the upper half of lane i.
+    constexpr __mmask32 UPPER = 0xaaaaaaaa;
+    const __m512i first = _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16,
+                                           9 << 16, 8 << 16, 7 << 16, 6 << 16, 5 << 16, 4 << 16,
+                                           3 << 16, 2 << 16, 1 << 16, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(16 << 16));
+    given[0].part[0] = (Floats)_mm512_maskz_permutexvar_epi16(UPPER, first, both);
+    given[1].part[0] = (Floats)_mm512_maskz_permutexvar_epi16(UPPER, second, both);
 #else
-    store(kept, given);
-    return load(kept);
+    for (int t = 0; t < TILES_TOGETHER; ++t) {
+        store(kept + t * 16, given[t]);
+        given[t] = load(kept + t * 16);
+    }
 #endif
 }
 
@@ -50,7 +60,7 @@ INLINE void weigh_values(const Piece& piece, int64_t row, int64_t first, int64_t
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) sums[r][v] = zero();
-    const float* weights = piece.scores + row * SPLIT;
+    const float* weights = piece.scores + row * SCORES;
     for (int64_t pair = first; pair < last; pair += 2)
 #pragma GCC unroll 2
         for (int64_t key = pair + 1; key >= pair; --key) {
@@ -63,7 +73,7 @@ INLINE void weigh_values(const Piece& piece, int64_t row, int64_t first, int64_t
                               : load_some(value + 16 * v, piece.a.head_dim - dimension - 16 * v);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const Vec16 weight = broadcast(weight_at(weights + r * SPLIT, key, Element{}));
+                const Vec16 weight = broadcast(weight_at(weights + r * SCORES, key, Element{}));
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) sums[r][v] = fma(weight, wide[v], sums[r][v]);
             }
@@ -89,9 +99,10 @@ INLINE void weigh_pairs(const Piece& piece, int64_t row, int64_t first, int64_t 
         for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_setzero_ps();
     const int64_t left = piece.a.head_dim - dimension;
     const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
-    const float* weights = piece.scores + row * SPLIT;
+    const float* weights = piece.scores + row * SCORES;
+    const int64_t fetched = Piece::SCALED || row > 0 ? first : last - VALUES_AHEAD;
     for (int64_t key = first; key < last; key += 2) {
-        if (!Piece::SCALED && key + VALUES_AHEAD < last)
+        if (key < fetched)
 #pragma GCC unroll 4
             for (int line = 0; line < VECTORS; ++line)  // (two of each key)
                 __builtin_prefetch(piece.at.values[key + VALUES_AHEAD + line % 2] + dimension +
@@ -111,7 +122,7 @@ INLINE void weigh_pairs(const Piece& piece, int64_t row, int64_t first, int64_t 
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             int32_t two;
-            __builtin_memcpy(&two, reinterpret_cast<const bfloat16*>(weights + r * SPLIT) + key, 4);
+            __builtin_memcpy(&two, reinterpret_cast<const bfloat16*>(weights + r * SCORES) + key, 4);
             const auto weight = (__m512bh)_mm512_set1_epi32(two);
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)
@@ -136,50 +147,68 @@ INLINE void weigh_pairs(const Piece& piece, int64_t row, int64_t first, int64_t 
 
 template <int ROWS, typename Piece>
 void weigh_all(const Piece& piece, int64_t row, int64_t first, int64_t last, float* target) {
+    // As many sums as registers hold beside the values.
+    constexpr int VECTORS = ROWS > 6 ? 2 : VECTORS_TOGETHER;
     const int64_t dim = piece.a.head_dim;
     int64_t d = 0;
 #if defined(LOIRE_AVX512_BF16)
     if constexpr (sizeof(typename Piece::Element) == 2) {
-        for (; d + 64 <= dim; d += 64)
-            weigh_pairs<ROWS, 4, true>(piece, row, first, last, d, target);
+        if constexpr (VECTORS == 4)
+            for (; d + 64 <= dim; d += 64)
+                weigh_pairs<ROWS, 4, true>(piece, row, first, last, d, target);
         for (; d + 32 <= dim; d += 32)
             weigh_pairs<ROWS, 2, true>(piece, row, first, last, d, target);
         if (d < dim) weigh_pairs<ROWS, 2, false>(piece, row, first, last, d, target);
         return;
     }
 #endif
-    for (; d + 16 * VECTORS_TOGETHER <= dim; d += 16 * VECTORS_TOGETHER)
-        weigh_values<ROWS, VECTORS_TOGETHER, true>(piece, row, first, last, d, target);
+    for (; d + 16 * VECTORS <= dim; d += 16 * VECTORS)
+        weigh_values<ROWS, VECTORS, true>(piece, row, first, last, d, target);
     for (; d + 16 <= dim; d += 16)
         weigh_values<ROWS, 1, true>(piece, row, first, last, d, target);
     if (d < dim) weigh_values<ROWS, 1, false>(piece, row, first, last, d, target);
+}
+
+// Softmax of one row over one split, whose largest score is `most`: weights where scores were. Their sum.
+template <typename Piece>
+INLINE float soften_row(const Piece& piece, float* scores, float most, int64_t start, int64_t last) {
+    using Element = typename Piece::Element;
+    const Vec16 reference = broadcast(most == -__builtin_inff() ? 0.0f : most);
+    Vec16 total = zero();
+    for (int64_t k = start; k < last; k += KEYS_TOGETHER) {
+        Vec16 weights[TILES_TOGETHER];
+        for (int t = 0; t < TILES_TOGETHER; ++t)
+            weights[t] = exponential<false>(load(scores + k + t * 16) - reference);
+        if constexpr (Piece::SCALED) {
+            for (int t = 0; t < TILES_TOGETHER; ++t) {
+                total = total + weights[t];
+                weights[t] = weights[t] * load(piece.at.value_scales + k + t * 16);
+            }
+            keep_weights(scores, k, weights, Element{});
+        } else {
+            keep_weights(scores, k, weights, Element{});
+            for (int t = 0; t < TILES_TOGETHER; ++t) total = total + weights[t];
+        }
+    }
+    return sum(total);
 }
 
 // Softmax of ROWS rows over one split and their weighted values.
 template <int ROWS, typename Piece>
 void finish_rows(const Piece& piece, int64_t row, int64_t first, int64_t last,
                  const Partial& out) {
-    using Element = typename Piece::Element;
-    for (int64_t r = row; r < row + ROWS; ++r) {
-        float* scores = piece.scores + r * SPLIT;
-        const int64_t start = first / 16 * 16;
-        Vec16 high = broadcast(-__builtin_inff());
-        for (int64_t k = start; k < last; k += 16) high = maximum(high, load(scores + k));
-        const float most = largest(high);
-        const Vec16 reference = broadcast(most == -__builtin_inff() ? 0.0f : most);
-        Vec16 total = zero();
-        for (int64_t k = start; k < last; k += 16) {
-            const Vec16 weight = exponential(load(scores + k) - reference);
-            if constexpr (Piece::SCALED) {
-                keep_weights(scores, k, weight * load(piece.at.value_scales + k), Element{});
-                total = total + weight;
-            } else {
-                total = total + keep_weights(scores, k, weight, Element{});
-            }
-        }
-        out.maxima[r] = most;
-        out.sums[r] = sum(total);
-    }
+    float* scores = piece.scores + row * SCORES;
+    const int64_t start = first / KEYS_TOGETHER * KEYS_TOGETHER;
+    Vec16 high[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) high[r] = broadcast(-__builtin_inff());
+    for (int64_t k = start; k < last; k += 16)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) high[r] = maximum(high[r], load(scores + r * SCORES + k));
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) out.maxima[row + r] = largest(high[r]);
+    for (int r = 0; r < ROWS; ++r)
+        out.sums[row + r] = soften_row(piece, scores + r * SCORES, out.maxima[row + r], start, last);
     weigh_all<ROWS>(piece, row, first & ~int64_t(1), last, out.values);
 }
 

@@ -69,6 +69,7 @@ struct Layout {
     static constexpr bool HAS_MINIMUM = false, HAS_TABLE = false;
     static constexpr bool IS_FLOAT8 = false;     // codes are numbers, not whole ones
     static constexpr bool SHARES_BYTES = false;  // codes of scale and minimum have four bits each
+    static constexpr bool HAS_POWERS = false;    // scales are powers of two
 };
 
 struct Q4_0 : Layout<18, 32, 4, 8> {
@@ -248,6 +249,7 @@ struct MXFP4 : Layout<17, 32, 4, 0> {
     static constexpr bool HAS_TABLE = true;
     static constexpr const int8_t (&TABLE)[16] = MXFP4_VALUES;
     static constexpr ScaleKind SCALE = ScaleKind::BFLOAT16;
+    static constexpr bool HAS_POWERS = true;
     INLINE static void read(const uint8_t* source, Block& block) {
         block.scale = uint16_t(source[0] < 2 ? 0 : (source[0] - 1) << 7);
         nibbles(source + 1, block.codes);

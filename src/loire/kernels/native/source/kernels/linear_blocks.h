@@ -2,7 +2,8 @@
 // for a row whatever the others are, and with every instruction set that has fused multiply-add.
 //
 // bfloat16: a token's inputs are rounded to whole numbers with a scale per 32 (rounded_steps.h), which
-// is a multiple (1, 1.125 .. 1.875) of a power of two, the unit. Each group of 32 or 16 inputs gives a
+// is a multiple (1, 1.125 .. 1.875; any, where the weight's scales are powers of two) of a power of
+// two, the unit. Each group of 32 or 16 inputs gives a
 // whole number that no order of additions changes. For each 32 inputs in their order, for its groups
 // in theirs:
 //     chain = fma(number * x's unit, weight's scale * x's multiple, chain)
@@ -35,12 +36,14 @@ struct BlocksFormat {
     static constexpr int GROUPS = Stored::GROUPS, WORDS = 8 / GROUPS;  // words of a group
 };
 
+template <typename Stored>
+using StepOf = BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM, Stored::HAS_POWERS>;
+
 template <typename Element, typename Stored>
-struct RoundedBlocks
-    : BlocksFormat<Element, Stored, BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM>, 1> {
-    using Step = BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM>;
+struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1> {
+    using Step = StepOf<Stored>;
     using Base = BlocksFormat<Element, Stored, Step, 1>;
-    static constexpr bool IS_UNPACKED = true;
+    static constexpr bool IS_UNPACKED = true, EXACT_SCALES = Stored::HAS_POWERS;
     using Packed = typename Base::Packed;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;

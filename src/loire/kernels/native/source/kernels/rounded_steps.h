@@ -1,7 +1,7 @@
 // Inputs of quantized products, rounded: 32 of a token to whole numbers from -127 to 127 times a scale,
 //     scale = largest magnitude / 127, rounded up to four binary digits,   x = round(input * (1 / scale)).
 // The digits are few so that weights' scales can be multiplied with all there are beforehand
-// (unpacked_blocks.h).
+// (unpacked_blocks.h). Where those are powers of two the scale is exact, as far as float32 goes.
 
 #pragma once
 
@@ -29,31 +29,66 @@ INLINE float largest_magnitude(const Vec16 (&x)[2]) {
     return largest(most);
 }
 
-// NaN of what is not finite, or 2^100 and more; zero of scales below 2^-100.
-INLINE float scale_of_step(float most) {
-    if (!(most < 0x1p100f)) return __builtin_nanf("");
-    const float exact = most / 127.0f;
-    if (exact < 0x1p-100f) return 0.0f;
-    constexpr uint32_t DROPPED = (1u << 20) - 1;
-    uint32_t bits;
-    __builtin_memcpy(&bits, &exact, sizeof(bits));
-    bits = (bits + DROPPED) & ~DROPPED;
-    float scale;
-    __builtin_memcpy(&scale, &bits, sizeof(scale));
-    return scale;
+// Scales of 16 steps, from their largest magnitudes: NaN of what is not finite, or 2^100 and more; zero of
+// scales below 2^-100.
+template <bool EXACT>
+INLINE Vec16 scales_of_steps(const Vec16& most) {
+    constexpr int32_t DROPPED = (1 << 20) - 1;
+    Vec16 result;
+    EACH_PART {
+        const Floats exact = most.part[p] / 127.0f;
+        const Floats scale = EXACT ? exact : (Floats)(((Ints)exact + DROPPED) & ~DROPPED);
+        const Floats counts = exact < 0x1p-100f ? Floats{} : scale;
+        result.part[p] = most.part[p] < 0x1p100f ? counts : Floats{} + __builtin_nanf("");
+    }
+    return result;
 }
 
-INLINE RoundedStep round_step(const Vec16 (&x)[2], int8_t* whole_numbers) {
-    RoundedStep rounded{scale_of_step(largest_magnitude(x)), {0, 0}};
-    const Vec16 factors = broadcast(rounded.scale > 0.0f ? 1.0f / rounded.scale : 0.0f);
+INLINE Vec16 factors_of_steps(const Vec16& scales) {
+    Vec16 result;
+    EACH_PART result.part[p] = scales.part[p] > 0.0f ? 1.0f / scales.part[p] : Floats{};
+    return result;
+}
+
+INLINE RoundedStep round_step(const Vec16 (&x)[2], float scale, float factor, int8_t* whole_numbers) {
+    RoundedStep rounded{scale, {0, 0}};
+    const Vec16 factors = broadcast(factor);
     const Int16 first = to_nearest(x[0] * factors), second = to_nearest(x[1] * factors);
     store_bytes(whole_numbers, first), store_bytes(whole_numbers + 16, second);
-    if (rounded.scale != rounded.scale) return rounded;
+    if (scale != scale) return rounded;
     // Both sums at once: neither has a magnitude of 2048, and all that comes of them is exact.
     const auto both = int32_t(sum(fma(4096.0f, to_floats(second), to_floats(first))));
     rounded.sums[1] = (both + 2048) >> 12;
     rounded.sums[0] = both - rounded.sums[1] * 4096;
     return rounded;
+}
+
+// The steps of a token's inputs, padded with zeros to whole ones; of the packed ones one lies `rows`
+// behind the other. Scales of 16 steps are worked out together.
+template <typename Format>
+void round_row(const typename Format::Element* x, int64_t inputs, typename Format::Activation* packed,
+               int64_t rows) {
+    constexpr int TOGETHER = 16;
+    const auto load_step = [&](int64_t k, Vec16 (&step)[2]) __attribute__((always_inline)) {
+        step[0] = load_some(x + k, inputs - k);
+        step[1] = inputs - k > 16 ? load_some(x + k + 16, inputs - k - 16) : zero();
+    };
+    for (int64_t first = 0; first < inputs; first += TOGETHER * STEP) {
+        const int64_t left = inputs - first;
+        const int64_t end = left < TOGETHER * STEP ? left : TOGETHER * STEP;
+        float scales[TOGETHER] = {}, factors[TOGETHER];
+        Vec16 step[2];
+        for (int64_t k = 0; k < end; k += STEP) {
+            load_step(first + k, step);
+            scales[k / STEP] = largest_magnitude(step);
+        }
+        const Vec16 found = scales_of_steps<Format::EXACT_SCALES>(load(scales));
+        store(scales, found), store(factors, factors_of_steps(found));
+        for (int64_t k = 0; k < end; k += STEP, packed += rows) {
+            load_step(first + k, step);
+            Format::keep(round_step(step, scales[k / STEP], factors[k / STEP], packed->x), *packed);
+        }
+    }
 }
 
 // Adds four inputs of a step, of ROWS tokens one behind the other, times their codes.
@@ -69,24 +104,17 @@ INLINE void add_word(const Int16 (&codes)[VECTORS], int word, const Step* x,
     }
 }
 
-// One block of tokens, padded with zeros to whole steps of 32: step after step, in a step token by token.
+// One block of tokens: step after step, in a step token by token.
 template <typename Format>
 void round_activations_piece(const void* untyped, int64_t piece, Scratch&) {
-    using Element = typename Format::Element;
     const auto& a = *static_cast<const PackActivationsArguments*>(untyped);
     const int64_t first = piece * a.tokens_per_block, left = a.tokens - first;
     const int64_t rows = left < a.tokens_per_block ? left : a.tokens_per_block;
     const int64_t steps = (a.in_features + STEP - 1) / STEP;
-    for (int64_t r = 0; r < rows; ++r) {
-        const Element* x = static_cast<const Element*>(a.x) + (first + r) * a.in_features;
-        auto* packed = static_cast<typename Format::Activation*>(a.packed) + first * steps + r;
-        for (int64_t k = 0; k < a.in_features; k += STEP, packed += rows) {
-            const int64_t count = a.in_features - k;
-            const Vec16 step[2] = {load_some(x + k, count),
-                                   count > 16 ? load_some(x + k + 16, count - 16) : zero()};
-            Format::keep(round_step(step, packed->x), *packed);
-        }
-    }
+    for (int64_t r = 0; r < rows; ++r)
+        round_row<Format>(static_cast<const typename Format::Element*>(a.x) + (first + r) * a.in_features,
+                          a.in_features,
+                          static_cast<typename Format::Activation*>(a.packed) + first * steps + r, rows);
 }
 
 }  // namespace

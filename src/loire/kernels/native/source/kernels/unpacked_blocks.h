@@ -5,6 +5,8 @@
 //                       whose last digit is a unit. Taken as a float, less that one, the sum is the
 //                       product, which is exact.
 //     scale * multiple  A token's multiple is one of eight, so a chunk has a line of products for each.
+//                       Where the weight's scale is a power of two, it is any, and the product has the
+//                       bits of both.
 
 #pragma once
 
@@ -25,12 +27,12 @@ constexpr int64_t CHUNK_PARTS = 8;  // of 32 inputs each
 constexpr int64_t UNPACKED_CODES = PANEL * STEP, UNPACKED_WORD = PANEL * LANE;
 
 // 32 inputs of one token: whole numbers times a scale, which is a multiple of a power of two, the unit.
-// GROUPS: of inputs whose products have sums of their own.
-template <int GROUPS, bool HAS_MINIMUM>
+// GROUPS: of inputs whose products have sums of their own. HAS_POWERS: as the weight's format.
+template <int GROUPS, bool HAS_MINIMUM, bool HAS_POWERS>
 struct BlockStep {
     int8_t x[STEP];
     float multiple;
-    int32_t line;  // of the multiple: where it begins in UnpackedPart::scales
+    int32_t line;  // of the multiple: where it begins in UnpackedPart::scales. HAS_POWERS: its digits
     float start;   // 1.5 * 2^23 units, or NaN
     // Of x in each group: its sum times the scale, where weights have minimums. Otherwise what a
     // number begins with: the bits of start, less the sum times the code that stands for zero.
@@ -41,11 +43,12 @@ struct BlockStep {
         static_assert(ZERO == 0 || !HAS_MINIMUM);
         uint32_t bits;
         __builtin_memcpy(&bits, &rounded.scale, sizeof(bits));
-        const uint32_t exponent = bits >> 23, digits = bits >> 20 & (MULTIPLES - 1);
+        const uint32_t exponent = bits >> 23, digits = bits & 0x7fffff;
         const bool finite = rounded.scale == rounded.scale;
         const uint32_t start_bits = finite ? (exponent + 23) << 23 | 0x400000 : 0x7fc00000;
-        multiple = 1.0f + float(digits) * (1.0f / MULTIPLES);
-        line = int32_t(digits * GROUPS * PANEL);
+        const uint32_t multiple_bits = 127u << 23 | digits;
+        __builtin_memcpy(&multiple, &multiple_bits, sizeof(multiple));
+        line = int32_t(HAS_POWERS ? digits : (digits >> 20) * GROUPS * PANEL);
         __builtin_memcpy(&start, &start_bits, sizeof(start));
         for (int group = 0; group < GROUPS; ++group) {
             const int32_t sum = GROUPS == 2 ? rounded.sums[group] : rounded.sums[0] + rounded.sums[1];
@@ -61,23 +64,29 @@ struct BlockStep {
 
     // number: as it was added up, from first_number() on.
     INLINE Vec16 in_units(const Int16& number) const { return as_floats(number) - broadcast(start); }
+
+    // Times the multiple, of UnpackedPart::scales.
+    INLINE Vec16 scales(const float* lines) const {
+        if constexpr (HAS_POWERS) return as_floats(load_ints(lines) | broadcast_int(line));
+        return load(lines + line);
+    }
 };
 
 // What 32 inputs of a panel have beside their codes, of 32 outputs in each group.
-template <int GROUPS, bool HAS_MINIMUM>
+template <int GROUPS, bool HAS_MINIMUM, bool HAS_POWERS>
 struct UnpackedPart {
-    float scales[MULTIPLES * GROUPS * PANEL];  // times each multiple
+    float scales[(HAS_POWERS ? 1 : MULTIPLES) * GROUPS * PANEL];  // times each multiple
     float minimums[HAS_MINIMUM ? GROUPS * PANEL : 16];
 };
 
 // What formats that are unpacked alike share. LINES: of what comes next, fetched with each word of codes.
-template <int GIVEN_GROUPS, bool GIVEN_MINIMUM, int GIVEN_LINES>
+template <int GIVEN_GROUPS, bool GIVEN_MINIMUM, bool GIVEN_POWERS, int GIVEN_LINES>
 struct UnpackedKind {
     static constexpr int GROUPS = GIVEN_GROUPS, LINES = GIVEN_LINES;
-    static constexpr bool HAS_MINIMUM = GIVEN_MINIMUM;
+    static constexpr bool HAS_MINIMUM = GIVEN_MINIMUM, HAS_POWERS = GIVEN_POWERS;
     static constexpr int64_t FETCHED_PER_PART = LINES * 8 * 64;
-    using Part = UnpackedPart<GROUPS, HAS_MINIMUM>;
-    using Step = BlockStep<GROUPS, HAS_MINIMUM>;
+    using Part = UnpackedPart<GROUPS, HAS_MINIMUM, HAS_POWERS>;
+    using Step = BlockStep<GROUPS, HAS_MINIMUM, HAS_POWERS>;
 };
 
 template <typename Stored>
@@ -88,7 +97,8 @@ struct UnpackedChunk {
         Stored::BITS == 8 && !Stored::HAS_TABLE && Packed::HEAD_BYTES == 0;
     static constexpr int64_t STEPS = CHUNK_PARTS / Packed::PARTS_OF_STEP;
     static constexpr int64_t PACKED_BYTES = STEPS * Packed::BYTES;
-    using Kind = UnpackedKind<Stored::GROUPS, Stored::HAS_MINIMUM, PACKED_BYTES < 8192 ? 1 : 2>;
+    using Kind = UnpackedKind<Stored::GROUPS, Stored::HAS_MINIMUM, Stored::HAS_POWERS,
+                              PACKED_BYTES < 8192 ? 1 : 2>;
     using Part = typename Kind::Part;
 
     alignas(64) Part parts[CHUNK_PARTS];
@@ -123,7 +133,7 @@ struct UnpackedChunk {
                 float* scales = target.scales + group * PANEL + output;
                 const Vec16 scale = Packed::beside(step, part, 0, group, output);
 #pragma GCC unroll 8
-                for (int m = 0; m < MULTIPLES; ++m)
+                for (int m = 0; m < (Kind::HAS_POWERS ? 1 : MULTIPLES); ++m)
                     store(scales + m * Kind::GROUPS * PANEL,
                           scale * broadcast(1.0f + float(m) * (1.0f / MULTIPLES)));
                 if constexpr (Kind::HAS_MINIMUM)
@@ -180,7 +190,7 @@ void multiply_unpacked(const UnpackedParts<Kind>& given, int64_t column,
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v)
                     chains[r][v] = fma(x[r].in_units(numbers[r][v]),
-                                       load(beside->scales + x[r].line + at + v * 16), chains[r][v]);
+                                       x[r].scales(beside->scales + at + v * 16), chains[r][v]);
             if constexpr (Kind::HAS_MINIMUM)
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v) {
@@ -227,7 +237,7 @@ void multiply_unpacked_tile(const UnpackedParts<Kind>& given, int64_t column,
 #pragma GCC unroll 16
             for (int r = 0; r < TILE_TOKENS; ++r) {
                 const Int16 number = load_ints(numbers + r * 64) + x[r].first_number(group);
-                chains[r] = fma(x[r].in_units(number), load(beside.scales + x[r].line + at), chains[r]);
+                chains[r] = fma(x[r].in_units(number), x[r].scales(beside.scales + at), chains[r]);
                 if constexpr (Kind::HAS_MINIMUM)
                     chains[r] = fma(broadcast(x[r].sums[group]), load(beside.minimums + at), chains[r]);
             }

@@ -259,6 +259,12 @@ INLINE Int16 operator+(const Int16& a, const Int16& b) {
     return result;
 }
 
+INLINE Int16 operator|(const Int16& a, const Int16& b) {
+    Int16 result;
+    EACH_PART result.part[p] = a.part[p] | b.part[p];
+    return result;
+}
+
 INLINE Vec16 to_floats(const Int16& value) {
     Vec16 result;
     EACH_PART result.part[p] = __builtin_convertvector(value.part[p], Floats);
@@ -335,8 +341,8 @@ INLINE Int16 look_up(const int8_t (&table)[16], const Int16& indices) {
     Int16 result;
 #if defined(LOIRE_AVX512)
     const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
-    const __m512i found = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), (__m512i)indices.part[0]);
-    result.part[0] = (Ints)_mm512_xor_si512(found, _mm512_set1_epi8(-128));
+    const __m512i all = _mm512_xor_si512(_mm512_broadcast_i32x4(bytes), _mm512_set1_epi8(-128));
+    result.part[0] = (Ints)_mm512_shuffle_epi8(all, (__m512i)indices.part[0]);
 #elif defined(LOIRE_AVX2)
     const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
     const __m256i all = _mm256_xor_si256(_mm256_broadcastsi128_si256(bytes), _mm256_set1_epi8(-128));
@@ -398,13 +404,22 @@ INLINE float largest(const Vec16& value) {
 
 // e to the x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]
 // (coefficients of Cephes' expf, Moshier 1989). Below -86.5 it is 0, above 88 it stays at e^88; NaN stays NaN.
+// MAY_BE_LARGE: whether x may be above 88.
+template <bool MAY_BE_LARGE = true>
 INLINE Vec16 exponential(const Vec16& argument) {
     constexpr float LOWEST = -86.5f, HIGHEST = 88.0f, TO_INTEGER = 12582912.0f;
     Vec16 result;
     EACH_PART {
         const Floats given = argument.part[p];
-        Floats x = given > HIGHEST ? Floats{} + HIGHEST : given;
+#if defined(LOIRE_AVX512)
+        // (Of a NaN and a number these give the second.)
+        Floats x = MAY_BE_LARGE ? (Floats)_mm512_min_ps(Floats{} + HIGHEST, given) : given;
+        x = _mm512_max_ps(Floats{} + LOWEST, x);
+#else
+        Floats x = given;
+        if (MAY_BE_LARGE) x = given > HIGHEST ? Floats{} + HIGHEST : given;
         x = x < LOWEST ? Floats{} + LOWEST : x;
+#endif
         const Floats shifted = fma_part(x, Floats{} + 1.44269504088896341f, Floats{} + TO_INTEGER);
         const Floats n = shifted - TO_INTEGER;
         Floats r = fma_part(n, Floats{} - 0.693359375f, x);
@@ -416,10 +431,15 @@ INLINE Vec16 exponential(const Vec16& argument) {
         y = fma_part(y, r, Floats{} + 1.6666665459e-1f);
         y = fma_part(y, r, Floats{} + 5.0000001201e-1f);
         y = fma_part(y, r * r, r + 1.0f);
+#if defined(LOIRE_AVX512)
+        const __mmask16 counts = _mm512_cmp_ps_mask(given, Floats{} + LOWEST, _CMP_NLT_UQ);
+        result.part[p] = _mm512_maskz_scalef_ps(counts, y, n);
+#else
         // n sits in the low bits of shifted; adding it to the exponent field multiplies by 2^n.
         const Floats scaled = (Floats)((Ints)y + ((Ints)shifted << 23));
         const Floats finite = given < LOWEST ? Floats{} : scaled;
         result.part[p] = given == given ? finite : given;
+#endif
     }
     return result;
 }

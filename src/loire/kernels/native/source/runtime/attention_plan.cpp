@@ -11,8 +11,8 @@
 namespace loire {
 
 namespace {
-constexpr int64_t ROWS_PER_BLOCK = 64;  // query heads times tokens that share transposed keys
-constexpr int64_t MOST_SHARED_ROWS = 128;  // the same, of several sequences
+constexpr int64_t ROWS_PER_BLOCK = 128;  // query heads times tokens that share transposed keys
+constexpr int64_t LEAST_SHARED_ROWS = 32, MOST_SHARED_ROWS = 128;  // the same, of several sequences
 constexpr int64_t PIECES_PER_THREAD = 6;
 constexpr int64_t SIZES = 8;  // of pieces that are told apart when they are put in order
 
@@ -134,7 +134,7 @@ AttentionPieces AttentionPlan::cut(int64_t heads, int64_t kv_heads, int64_t wind
         }
     const int64_t most = total / (PIECES_PER_THREAD * num_threads_);
     const int64_t shared_rows =
-        std::min(MOST_SHARED_ROWS, std::max(ROWS_PER_BLOCK / 2, most / SPLIT - 8));
+        std::min(MOST_SHARED_ROWS, std::max(LEAST_SHARED_ROWS, most / SPLIT - 8));
     const auto shared = shared_splits(found, block_size, shared_rows / group);
 
     Collector collector(heads, kv_heads, window);

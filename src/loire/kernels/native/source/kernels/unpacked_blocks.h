@@ -65,7 +65,8 @@ struct BlockStep {
     // number: as it was added up, from first_number() on.
     INLINE Vec16 in_units(const Int16& number) const { return as_floats(number) - broadcast(start); }
 
-    // Times the multiple, of UnpackedPart::scales.
+    // Of UnpackedPart::scales, times the multiple. (A power that is zero becomes a denormal number, which
+    // is flushed.)
     INLINE Vec16 scales(const float* lines) const {
         if constexpr (HAS_POWERS) return as_floats(load_ints(lines) | broadcast_int(line));
         return load(lines + line);

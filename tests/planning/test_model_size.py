@@ -13,8 +13,10 @@ from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.formats import FORMATS
 from loire.checkpoint.open import open_checkpoint
 from loire.planning.model_size import (
+    ATTENTION_COST,
     QUANTIZATIONS,
     ModelSize,
+    doubling_context,
     size_by_hand,
     size_of_checkpoint,
 )
@@ -156,6 +158,9 @@ def test_a_step_reads_all_but_the_embedding_lookup(tmp_path: Path) -> None:
             checkpoint, "m", dtype="bfloat16", quantization=None, kv_dtype="fp8", on_cpu=False
         )
         assert size.step_parameters == LAYERS * layer + table
+        # Two operations per parameter, four per token of context and element of the queries.
+        context = 2 * layer / (4 * HEADS * DIM * ATTENTION_COST)
+        assert doubling_context(checkpoint.description) == round(context)
         assert size.step_weight_bytes == 2 * size.step_parameters
         assert size.head_parameters == table
         small = LAYERS * (2 * HIDDEN + HIDDEN + 2 * KV_HEADS * DIM) + HIDDEN

@@ -15,6 +15,7 @@ from loire.engine.core import EngineCore
 from loire.memory.paged import PagedAllocator
 from loire.scheduling.batching import Continuous
 from loire.scheduling.budget import WITH_FIRST_TOKENS
+from loire.scheduling.context_cost import EQUAL, MOST, ContextCost
 from loire.scheduling.fairness import (
     INPUT_WEIGHT,
     OUTPUT_WEIGHT,
@@ -35,7 +36,13 @@ class Shared:
     """An engine without a model that several tenants use."""
 
     def __init__(
-        self, *, slots: int = 2, num_blocks: int = 256, budget: int = 64, background: int = 8
+        self,
+        *,
+        slots: int = 2,
+        num_blocks: int = 256,
+        budget: int = 64,
+        background: int = 8,
+        doubling: int | None = None,
     ) -> None:
         self.scheduler = Scheduler(
             PagedAllocator(num_blocks, one_group(BLOCK_SIZE), prefix_caching=True),
@@ -43,6 +50,7 @@ class Shared:
             max_num_batched_tokens=budget,
             max_model_len=WINDOW,
             background_tokens=background,
+            context_cost=ContextCost(doubling),
         )
         self.core = EngineCore(self.scheduler, FakeExecutor(num_blocks, one_group(BLOCK_SIZE)))
         self.requests: dict[str, EngineRequest] = {}
@@ -171,6 +179,40 @@ def test_a_tenants_prompts_leave_its_streams_their_turn() -> None:
         engine.add("one", prompt=120)
     engine.step()
     assert engine.num_tokens() == 360, "nobody waits for a token of theirs"
+
+
+def test_a_token_behind_a_long_context_counts_as_several() -> None:
+    engine = Shared(slots=8, budget=400, background=1, doubling=40)
+    engine.add("one", prompt=4, max_tokens=40)
+    engine.step()
+    engine.add("one", prompt=126, max_tokens=1)
+    engine.add("two", prompt=2, max_tokens=40)
+    lengths = []
+    while engine.requests["one1"].request_id not in engine.ended:
+        engine.step()
+        lengths.append(engine.num_tokens() - len(engine.scheduler.running))
+    # 31 of 32, as "two" has one beside its first; behind 80 tokens a third of it.
+    assert max(lengths) <= 32
+    assert 32 // 4 - 2 <= min(lengths[1:-1]) <= 32 // 3
+    engine.finish()
+    engine = Shared(slots=8, budget=100, doubling=1)
+    engine.add("one", prompt=120)
+    for num_tokens in (100, 20):
+        engine.step()
+        assert engine.num_tokens() == num_tokens, "as many as fit where nobody waits"
+
+
+def test_costs_of_contexts() -> None:
+    engine = Shared()
+    engine.add("one", prompt=8)
+    [sequence] = engine.scheduler.waiting
+    cost = ContextCost(100)
+    for start, each in ((0, 1), (100, 2), (250, 3.5), (10**9, MOST)):
+        sequence.num_computed = start
+        assert cost.of(sequence, 20) == 20 * each
+        assert cost.affordable(sequence, 60) == int(60 / each)
+        assert cost.affordable(sequence, 0) == 0
+        assert (EQUAL.of(sequence, 20), EQUAL.affordable(sequence, 60)) == (20, 60)
 
 
 def test_a_newcomer_finds_its_share_though_others_could_use_all() -> None:

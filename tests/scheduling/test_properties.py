@@ -18,6 +18,7 @@ from loire.memory.allocator import KVAllocator
 from loire.memory.paged import PagedAllocator
 from loire.memory.reserved import ReservedAllocator
 from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
+from loire.scheduling.context_cost import ContextCost
 from loire.scheduling.fairness import surplus_of
 from loire.scheduling.scheduler import Scheduler
 from loire.scheduling.sequence import Sequence, Status
@@ -67,6 +68,8 @@ class Case:
     """Tokens that are drafted for each sequence and step, rightly or not."""
     failures: dict[int, BaseException] = field(default_factory=dict)
     """What the executor raises, by the number of the step that it is given."""
+    doubling: int | None = None
+    """Tokens of context behind which one of a prompt costs twice as much."""
     bug: int | None = None
     """A token that makes every step fail which computes it."""
 
@@ -158,6 +161,7 @@ def paged_cases(draw: st.DrawFn, most_drafts: int = 0) -> Case:
         max_model_len=max_model_len,
         depth=depth,
         drafts=drafts,
+        doubling=draw(st.sampled_from([None, 1, 10])),
         arrivals=draw(arrivals(max_model_len, st.sampled_from([0, 0, 0, -1, 1, 2]))),
     )
 
@@ -196,6 +200,7 @@ class Run:
             max_num_batched_tokens=case.budget,
             max_model_len=case.max_model_len,
             background_tokens=case.background_tokens,
+            context_cost=ContextCost(case.doubling),
         )
         self.scheduler.drafter = self._draft if case.drafts else None
         self.received: dict[tuple[str, int], Received] = {}
@@ -240,12 +245,15 @@ class Run:
         assert victim is not first or displaced, "the first running sequence was preempted"
         gives_slot = any(surplus_of(running, s) is victim for s in waiting)
         last = max(running, key=lambda s: s.order)
+        if any(s.priority == victim.priority for s in waiting):
+            # Who waits takes memory from its equals, while less urgent ones run, too.
+            last = max((s for s in running if s.priority == victim.priority), key=lambda s: s.order)
         equals = [s for s in running if s.priority == last.priority]
         pages = Counter[str]()
         for sequence in equals:
             pages[sequence.tenant] += sequence.num_own_pages
         gives_memory = (
-            victim is [s for s in equals if s.tenant == victim.tenant][-1]
+            victim is [None, *(s for s in equals if s.tenant == victim.tenant)][-1]
             and pages[victim.tenant] >= pages[last.tenant]
         )
         assert gives_slot or victim is last or gives_memory or displaced

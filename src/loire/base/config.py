@@ -118,6 +118,8 @@ class ModelFacts:
     cache_needs: tuple[LayerNeed | None, ...]
     """What each layer keeps, in the KV cache's dtype; None for nothing of its own. Where several
     processes compute it: of one of them."""
+    doubling_context: int | None = None
+    """See EngineConfig."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,9 @@ class EngineConfig:
     allow_special_in_text: bool = False
     system: str = ""
     kv_events: KVEvents | None = None
+    doubling_context: int | None = None
+    """Tokens of context behind which a token of a prompt takes twice as long as at its beginning;
+    None: it never does."""
 
     computed_by: str = ""
     """What computes the KV, by content: model, dtypes, quantization, blocks and kernels. Hashes
@@ -278,6 +283,7 @@ def resolve(
         allow_special_in_text=options.allow_special_in_text,
         system=options.system,
         kv_events=options.kv_events,
+        doubling_context=model.doubling_context,
     )
 
 

@@ -46,6 +46,7 @@ from loire.models.adapters import AdapterWeights, adapt, drop_adapter, read_adap
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
 from loire.planning.capacity import activation_reserve
+from loire.planning.model_size import doubling_context
 from loire.text.tokenizer import checkpoint_tokenizer
 
 Progress = Callable[[float], None]
@@ -172,6 +173,7 @@ def build_runner(
         max_positions=description.max_positions,
         default_window=description.default_window,
         cache_needs=description.cache_needs(kv_dtype),
+        doubling_context=doubling_context(checkpoint.description),
     )
 
     activations = activation_reserve(

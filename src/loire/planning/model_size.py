@@ -24,6 +24,8 @@ from loire.checkpoint.share import Share, settle_chunks
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
+ATTENTION_COST = 1.5
+"""Times as long as an operation of a product with weights takes one of attention."""
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 QUANTIZATIONS: dict[str, WeightFormat] = {
     name.lower(): fmt for name, fmt in FORMATS.items() if fmt.block_elements > 1
@@ -296,6 +298,18 @@ def size_of_checkpoint(
         kv_bytes_per_token=_kv_bytes_per_token(description, kv_dtype),
         description=description,
     )
+
+
+def doubling_context(description: ModelDescription) -> int | None:
+    """Tokens of context behind which a token of a prompt takes twice as long as at its beginning:
+    attention to them takes as long as the products with weights. None: it never does."""
+    window, layers = description.default_window, description.layers
+    products = 2.0 * sum(map(_parameters_of_token, layers, description.weights().layers))
+    mixers = [layer.mixer for layer in layers if layer.mixer is not None]
+    attention = sum(mixer.operations(window) - mixer.operations(0) for mixer in mixers)
+    if attention <= 0:
+        return None
+    return max(1, round(window * products / (ATTENTION_COST * attention)))
 
 
 def _share_of(layer: LayerDescription) -> float:

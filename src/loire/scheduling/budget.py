@@ -5,13 +5,15 @@ few tokens that their step takes hardly longer; alone, to a step that is over so
 arrives in its middle does not wait for long. For the same reason steps are short while several
 tenants use the engine: one's long prompts would make all others wait. They are four times as long
 where one tenant's sequences generate beside its prompts, and whole where none does. Who waits for
-its first token does not wait for the shares of others: a prompt that can be finished is.
+its first token does not wait for the shares of others: a prompt that can be finished is. Tokens
+behind a long context count as several, as their step takes longer (loire.scheduling.context_cost).
 """
 
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from loire.base.config import BACKGROUND_ALONE, BESIDE_STREAMS
+from loire.scheduling.context_cost import EQUAL, ContextCost
 from loire.scheduling.fairness import RecentTenants, prefill_shares
 from loire.scheduling.sequence import Sequence
 
@@ -29,8 +31,11 @@ generate nothing yet."""
 class TokenBudget:
     """max_tokens: of a step; background_tokens: those of background work beside other work."""
 
-    def __init__(self, max_tokens: int, background_tokens: int) -> None:
+    def __init__(
+        self, max_tokens: int, background_tokens: int, context_cost: ContextCost = EQUAL
+    ) -> None:
         self.max_tokens = max_tokens
+        self._context_cost = context_cost
         self._background_tokens = background_tokens
         self._tokens_over_soon = background_tokens * BACKGROUND_ALONE
         self._tenants = RecentTenants(STEPS_REMEMBERED * max_tokens)
@@ -58,11 +63,11 @@ class TokenBudget:
         self._others_generate = any(s.num_to_compute == 1 for s in urgent)
         self._generating = {s.tenant for s in urgent if s.has_generated}
         most = _Most(self.max_tokens, self._most_prefill, self._most_for_ends)
-        grants = _share(urgent, most, newcomers, self._generating)
+        grants = _share(urgent, most, self._cost, newcomers, self._generating)
         if background:
             left = self.max_tokens - sum(grants.values())
             limit = self._background_limit(alone=not urgent)
-            grants |= _share(background, _Most(min(left, limit), limit, limit))
+            grants |= _share(background, _Most(min(left, limit), limit, limit), EQUAL)
         return grants
 
     def admits(self, sequence: Sequence, rows: Rows, running: Collection[Sequence]) -> bool:
@@ -74,7 +79,7 @@ class TokenBudget:
         if self.left_for(sequence, rows, running) > 0:
             return True
         is_first = all(sequence.tenant != other.tenant for other in running)
-        left = min(self._most_for_ends, self.max_tokens - len(rows)) - _num_prefill(rows)
+        left = min(self._most_for_ends, self.max_tokens - len(rows)) - self._prefill_cost(rows)
         return is_first and left > 0 and not sequence.is_background
 
     def left_for(self, sequence: Sequence, rows: Rows, running: Iterable[Sequence]) -> int:
@@ -85,10 +90,20 @@ class TokenBudget:
             alone = all(other.is_background for other in running)
             left = min(left, self._background_limit(alone=alone) - taken)
         else:
-            taken, needed = _num_prefill(rows), sequence.num_to_compute
-            ends = sequence.tenant not in self._generating and taken + needed <= self._most_for_ends
-            left = min(left, needed if ends else self._most_prefill - taken)
+            taken, needed = self._prefill_cost(rows), sequence.num_to_compute
+            waits = sequence.tenant not in self._generating
+            if waits and taken + self._cost.of(sequence, needed) <= self._most_for_ends:
+                return min(left, needed)
+            left = min(left, self._cost.affordable(sequence, self._most_prefill - taken))
         return max(left, 0)
+
+    def _prefill_cost(self, rows: Rows) -> int:
+        """Of the tokens beside one of each row."""
+        return sum(self._cost.of(sequence, num_tokens - 1) for sequence, num_tokens in rows)
+
+    @property
+    def _cost(self) -> ContextCost:
+        return self._context_cost if self._most_prefill < self.max_tokens else EQUAL
 
     @property
     def _most_for_ends(self) -> int:
@@ -110,13 +125,8 @@ class TokenBudget:
         return self._tokens_over_soon if alone else self._background_tokens
 
 
-def _num_prefill(rows: Rows) -> int:
-    """Tokens beside one of each row."""
-    return sum(num_tokens - 1 for _, num_tokens in rows)
-
-
 class _Most(NamedTuple):
-    """Tokens of a step: in all, those of prompts, and those of prompts if first tokens follow."""
+    """Of a step: tokens in all; the cost of prompts, and of prompts if first tokens follow."""
 
     tokens: int
     prefill: int
@@ -126,6 +136,7 @@ class _Most(NamedTuple):
 def _share(
     sequences: list[Sequence],
     most: _Most,
+    cost: ContextCost,
     newcomers: Iterable[Sequence] = (),
     generating: Collection[str] = (),
 ) -> dict[Sequence, int]:
@@ -147,10 +158,12 @@ def _share(
         equals = [s for s in hungry if s.priority == priority]
         wanted: dict[str, int] = {}
         for sequence in equals:
-            wanted[sequence.tenant] = wanted.get(sequence.tenant, 0) + needs[sequence] - 1
+            needed = cost.of(sequence, needs[sequence] - 1)
+            wanted[sequence.tenant] = wanted.get(sequence.tenant, 0) + needed
         for sequence in newcomers:
             if sequence.priority == priority:
-                wanted.setdefault(sequence.tenant, sequence.num_to_compute)
+                needed = cost.of(sequence, sequence.num_to_compute)
+                wanted.setdefault(sequence.tenant, needed)
         shares = prefill_shares(wanted, left)
         left_for_ends -= sum(shares.values())
         waits = [tenant for tenant in wanted if tenant not in generating]
@@ -161,7 +174,8 @@ def _share(
                 left_for_ends -= more
         left = max(left - sum(shares.values()), 0)
         for sequence in equals:
-            more = min(needs[sequence] - 1, shares[sequence.tenant])
+            share = shares[sequence.tenant]
+            more = min(needs[sequence] - 1, cost.affordable(sequence, share))
             grants[sequence] += more
-            shares[sequence.tenant] -= more
+            shares[sequence.tenant] -= min(cost.of(sequence, more), share)
     return grants

@@ -9,6 +9,7 @@ from loire.memory.allocator import KVAllocator
 from loire.memory.paged import PagedAllocator
 from loire.memory.reserved import ReservedAllocator
 from loire.scheduling.batching import BatchingPolicy, Continuous, Sequential, Static
+from loire.scheduling.context_cost import ContextCost
 from loire.scheduling.scheduler import Scheduler
 
 
@@ -26,6 +27,7 @@ def build_scheduler(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
         background_tokens=config.background_tokens,
+        context_cost=ContextCost(config.doubling_context),
         computed_by=config.computed_by,
         clock=clock,
     )

@@ -43,6 +43,7 @@ from loire.memory.allocator import KVAllocator
 from loire.scheduling.batch import RunningBatch
 from loire.scheduling.batching import BatchingPolicy
 from loire.scheduling.budget import Rows, TokenBudget
+from loire.scheduling.context_cost import EQUAL, ContextCost
 from loire.scheduling.drafting import Drafter
 from loire.scheduling.entrance import Entrance
 from loire.scheduling.fairness import first_to_give_way
@@ -65,13 +66,14 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         background_tokens: int,
+        context_cost: ContextCost = EQUAL,
         clock: Callable[[], float] = time.monotonic,
         computed_by: str = "",
     ) -> None:
         """clock: seconds for the times in records and updates; no decision depends on it."""
         self.allocator = allocator
         self.policy = policy
-        self.budget = TokenBudget(max_num_batched_tokens, background_tokens)
+        self.budget = TokenBudget(max_num_batched_tokens, background_tokens, context_cost)
         self.max_model_len = max_model_len
         self.waiting = WaitingQueue()
         self._recorder = StepRecorder(clock)

@@ -39,13 +39,15 @@ class Server:
         return int(httpx.get(f"{self.url}/health", timeout=START_S).json()["num_requests"])
 
 
-def start(model: Path, *flags: str, within_s: float = START_S) -> Server:
-    """Start `loire serve` on a free port and wait until it listens."""
+def start(
+    model: Path, *flags: str, within_s: float = START_S, folder: Path | None = None
+) -> Server:
+    """Start `loire serve` on a free port and wait until it listens. folder: to start it in."""
     data = tempfile.mkdtemp(prefix="loire-data-")
     atexit.register(shutil.rmtree, data, ignore_errors=True)
     own = ["--port", "0", "--data-dir", data]
     command = [sys.executable, "-m", "loire", "serve", str(model), *own, *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
     log: list[str] = []
 
     def read() -> None:

@@ -31,6 +31,8 @@ pytestmark = [
 LOAD_S = 400
 """Most seconds for replicas on a busy machine."""
 REPLICAS = 3
+TRAPS = ("msgspec", "psutil", "torch", "numpy", "tokenizers", "sitecustomize")
+"""Modules in the folder in which the server is started: no process of the cluster runs them."""
 NUM_REQUESTS, NUM_KILLS, NUM_CLIENTS = 500, 20, 8
 ENGINE = {"dtype": "float32", "num_threads": 1, "kv_cache_memory_bytes": 8_000_000}
 FLAGS = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-memory", "8MB")
@@ -158,12 +160,17 @@ def fleet(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 16}')  # else no replica without a core
         flags = ("--replicas", f"ray:{REPLICAS}", "--lora-root", str(adapters), *FLAGS)
-        server = start(tiny_llama, *flags, within_s=LOAD_S)
+        downloaded = tmp_path_factory.mktemp("downloaded")
+        for name in TRAPS:
+            code = f"open({str(downloaded / 'RAN')!r}, 'a').write(__name__ + ' ')"
+            (downloaded / f"{name}.py").write_text(code)
+        server = start(tiny_llama, *flags, within_s=LOAD_S, folder=downloaded)
         try:
             fleet = Fleet(server, tiny_llama)
             wait_for(lambda: _is_ready(server), LOAD_S)
             wait_for(lambda: len(fleet.engines()) == REPLICAS, LOAD_S)
             yield fleet
+            assert not (downloaded / "RAN").exists(), (downloaded / "RAN").read_text()
         finally:
             server.process.send_signal(signal.SIGTERM)
             try:

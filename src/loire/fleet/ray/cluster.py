@@ -8,11 +8,21 @@ import threading
 import psutil
 import ray
 from ray import serve
+from ray.job_config import JobConfig
 
 from loire.base.errors import ConfigError
 from loire.fleet.ray.auth import ADDRESS_VARIABLE
 
 log = logging.getLogger("loire.fleet")
+
+
+class _NoFolder(JobConfig):  # type: ignore[misc]
+    """Ray puts the folder in which a server was started first among the places of modules of all
+    its replicas, unless a job brings a folder of its own: what lies in a downloaded one would run.
+    Models are found all the same: processes that are started here work in that folder."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def connect() -> bool:
@@ -26,6 +36,7 @@ def connect() -> bool:
         ray.init(
             address=address or "local",
             namespace="serve",
+            job_config=_NoFolder(),
             log_to_driver=False,
             logging_level=logging.WARNING,
             configure_logging=False,

@@ -178,6 +178,7 @@ def _speeds(args: argparse.Namespace) -> None:
     theirs = {kind: args.out / f"{kind}.gguf" for kind in args.types}
     runs = [("Loire", name, path) for name, path in {"original": source, **loire}.items()]
     runs += [("llama.cpp", name, path) for name, path in {"original": source, **theirs}.items()]
+    runs = [run for run in runs if run[2].exists()]
     found: dict[tuple[str, str], list[float]] = {}
     for turn in range(args.speeds):
         first = turn * len(loire) % len(runs)

@@ -4,14 +4,14 @@
 
 SmolLM2 is written in each format: by ggml's own rounding (benchmarks/ggml.py) into GGUF files, into
 safetensors as compressed-tensors lays them out, and in Loire's palettes as `loire quantize` does,
-but each number rounded for itself. Its width of 576 fills no blocks of 128 or
-256, so that it is widened to 768 and 12 heads first, with zeros: the same function. Of each file
-three things are compared on the same tokens: everything in float32; bfloat16 with the weights
-expanded to it; and bfloat16 with the file's own bits, for which activations are rounded to eight
-bits (but those for FP8). Of each two is shown how much more surprised a token is in the mean, and
-the divergence of the distributions (Kullback-Leibler): rounding adds that in the mean over texts,
-as it favours no token, but with much less chance in it. In nats, with standard errors; JSON last.
-The limit is 0.005 nats per token.
+but each number rounded for itself; columns count by their inputs' squares in another text. Its
+width of 576 fills no blocks of 128 or 256, so that it is widened to 768 and 12 heads first, with
+zeros: the same function. Of each file three things are compared on the same tokens: everything in
+float32; bfloat16 with the weights expanded to it; and bfloat16 with the file's own bits, for which
+activations are rounded to eight bits (but those for FP8). Of each two is shown how much more
+surprised a token is in the mean, and the divergence of the distributions (Kullback-Leibler):
+rounding adds that in the mean over texts, as it favours no token, but with much less chance in it.
+In nats, with standard errors; JSON last. The limit is 0.005 nats per token.
 """
 
 import argparse
@@ -34,11 +34,14 @@ from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.saved_description import MODEL_TYPE, VERSION, written
 from loire.checkpoint.store import resolve_model
+from loire.checkpoint.weights import matrices
 from loire.execution.whole_texts import WholeTexts
 from loire.kernels.block_formats import StoredTensor
 from loire.kernels.select import select_backend
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
+from loire.quantize.calibration import read_text
+from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, Levels
 from loire.quantize.rounding import round_to_nearest
 from loire.quantize.save import write_piece
@@ -86,6 +89,7 @@ def main() -> None:
     reader = gguf.GGUFReader(source)
     wide = widened(reader)
     quantizer = ggml.Quantizer(args.ggml)
+    importance = importances(wide, source)
     results: dict[str, dict[str, float]] = {}
     columns = ("bfloat16 over float32", "kept bits over float32", "rounding alone")
     print(f"{'':<8} {'float32':>8}" + "".join(f"  {column:>37}" for column in columns))
@@ -95,10 +99,10 @@ def main() -> None:
                 path = Path(folder)
                 write_directory(path, wide, source, COMPRESSED.get(name))
                 if name in PALETTES:
-                    round_to_palette(path, PALETTES[name])
+                    round_to_palette(path, PALETTES[name], importance)
             else:
                 path = Path(folder) / f"{name}.gguf"
-                write_gguf(path, reader, wide, Type[name], quantizer)
+                write_gguf(path, reader, wide, Type[name], quantizer, importance)
             results[name] = compare(name, path, text, args.chunks)
     print(json.dumps(results))
 
@@ -185,8 +189,33 @@ def widened(reader: gguf.GGUFReader) -> Numbers:
     return found
 
 
+def importances(wide: Numbers, source: Path) -> Numbers:
+    """Mean squares of the inputs of the layers' matrices, by their names in Hugging Face's files,
+    in the beginning of `loire quantize`'s text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        write_directory(path, wide, source, None)
+        checkpoint = open_checkpoint(path)
+        token_ids, _ = text_tokens(checkpoint_tokenizer(checkpoint), read_text(None))
+        run = CalibrationRun(checkpoint, [token_ids[:CONTEXT]])
+        stream, moments = run.embed(run.matrix(run.weights.embedding)), Moments()
+        found: Numbers = {}
+        for index, layer in enumerate(run.weights.layers):
+            [stream] = run.layer(index, run.layer_tensors(index), [stream], moments)
+            for matrix in matrices(layer):
+                squares = moments.mean(matrix.name, matrix.inputs).diagonal().numpy()
+                for name in matrix.stored_weights(checkpoint.tensors):
+                    found[name] = squares
+        return found
+
+
 def write_gguf(
-    path: Path, reader: gguf.GGUFReader, wide: Numbers, to: Type, quantizer: ggml.Quantizer
+    path: Path,
+    reader: gguf.GGUFReader,
+    wide: Numbers,
+    to: Type,
+    quantizer: ggml.Quantizer,
+    importance: Numbers,
 ) -> None:
     """All layers' matrices in one type; the embedding, which is the head, in Q8_0 as it was."""
     fields = ggml.read_fields(reader)
@@ -205,7 +234,8 @@ def write_gguf(
         if values.ndim == 1:
             return ggml.Tensor(name, Type.F32, values.shape, lambda: values)
         kind = to if name.startswith("blk.") else Type.Q8_0
-        return ggml.Tensor(name, kind, values.shape, lambda: quantizer.blocks(values, kind))
+        given = importance.get(_hub_name(name))
+        return ggml.Tensor(name, kind, values.shape, lambda: quantizer.blocks(values, kind, given))
 
     ggml.write(path, fields, [tensor(name, values) for name, values in wide.items()])
 
@@ -260,14 +290,14 @@ def _as_compressed(scheme: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def round_to_palette(path: Path, levels: Levels) -> None:
+def round_to_palette(path: Path, levels: Levels, importance: Numbers) -> None:
     """Make a directory one of Loire's own, the layers' matrices in blocks of that format."""
     description = open_checkpoint(path).description
     piece: dict[str, torch.Tensor | StoredTensor] = {}
     for name, tensor in load_file(path / "model.safetensors").items():
         piece[name] = tensor
         if tensor.ndim == 2 and ".layers." in name:
-            blocks = round_to_nearest(tensor, torch.ones(tensor.shape[1]), levels)
+            blocks = round_to_nearest(tensor, torch.from_numpy(importance[name]), levels)
             piece[name] = StoredTensor(levels.format, blocks)
     write_piece(path / "model.safetensors", piece)
     formats = {name: levels.format.name for name, x in piece.items() if isinstance(x, StoredTensor)}

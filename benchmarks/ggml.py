@@ -30,10 +30,13 @@ class Quantizer:
             ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
         )  # fmt: skip
 
-    def blocks(self, values: NDArray[np.float32], to: Type) -> NDArray[np.uint8]:
+    def blocks(
+        self, values: NDArray[np.float32], to: Type, importance: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint8]:
         """Of values [rows, columns]: uint8 [rows, bytes of a row].
 
-        All columns count as much (an importance matrix of ones): some types do not go without.
+        importance: of each column, such as the mean square of inputs; where it is not given all
+        count as much, as some types do not go without.
         """
         values = np.ascontiguousarray(values, dtype=np.float32)
         rows, columns = values.shape
@@ -41,7 +44,9 @@ class Quantizer:
         if columns % elements:
             raise ValueError(f"{columns} columns do not fill blocks of {elements} ({to.name})")
         found = np.empty((rows, columns // elements * size), dtype=np.uint8)
-        importance = np.ones(columns, dtype=np.float32)
+        if importance is None:
+            importance = np.ones(columns, dtype=np.float32)
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
         self._ggml.ggml_quantize_init(int(to))
         written = self._ggml.ggml_quantize_chunk(
             int(to), values.ctypes.data, found.ctypes.data, 0, rows, columns,

@@ -9,7 +9,7 @@ its first token does not wait for the shares of others: a prompt that can be fin
 behind a long context count as several, as their step takes longer (loire.scheduling.context_cost).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from loire.base.config import BACKGROUND_ALONE, BESIDE_STREAMS
@@ -41,8 +41,8 @@ class TokenBudget:
         self._tenants = RecentTenants(STEPS_REMEMBERED * max_tokens)
         self._others_generate = False
         """Whether a sequence that is not in the background waits for its next token."""
-        self._generating: Collection[str] = ()
-        """Tenants of which such a sequence has tokens already."""
+        self._urgent: Collection[Sequence] = ()
+        """Those that run, in the step that is being planned."""
 
     def begin_step(self, tenants: Iterable[str]) -> None:
         """A step is to be planned. tenants: of those that run or wait, but for background work."""
@@ -51,6 +51,7 @@ class TokenBudget:
     def end_step(self, rows: Rows) -> None:
         """It was planned."""
         self._tenants.compute(sum(n for _, n in rows))
+        self._urgent = ()
 
     def grant(
         self, running: Iterable[Sequence], newcomers: Iterable[Sequence] = ()
@@ -61,9 +62,9 @@ class TokenBudget:
         for sequence in running:
             (background if sequence.is_background else urgent).append(sequence)
         self._others_generate = any(s.num_to_compute == 1 for s in urgent)
-        self._generating = {s.tenant for s in urgent if s.has_generated}
+        self._urgent = urgent
         most = _Most(self.max_tokens, self._most_prefill, self._most_for_ends)
-        grants = _share(urgent, most, self._cost, newcomers, self._generating)
+        grants = _share(urgent, most, self._cost, newcomers, self._generates)
         if background:
             left = self.max_tokens - sum(grants.values())
             limit = self._background_limit(alone=not urgent)
@@ -91,11 +92,15 @@ class TokenBudget:
             left = min(left, self._background_limit(alone=alone) - taken)
         else:
             taken, needed = self._prefill_cost(rows), sequence.num_to_compute
-            waits = sequence.tenant not in self._generating
-            if waits and taken + self._cost.of(sequence, needed) <= self._most_for_ends:
+            ends = taken + self._cost.of(sequence, needed) <= self._most_for_ends
+            if ends and not self._generates(sequence.tenant):
                 return min(left, needed)
             left = min(left, self._cost.affordable(sequence, self._most_prefill - taken))
         return max(left, 0)
+
+    def _generates(self, tenant: str) -> bool:
+        """Whether a sequence of a tenant that runs has tokens already."""
+        return any(s.has_generated for s in self._urgent if s.tenant == tenant)
 
     def _prefill_cost(self, rows: Rows) -> int:
         """Of the tokens beside one of each row."""
@@ -138,11 +143,11 @@ def _share(
     most: _Most,
     cost: ContextCost,
     newcomers: Iterable[Sequence] = (),
-    generating: Collection[str] = (),
+    generates: Callable[[str], bool] = lambda tenant: True,
 ) -> dict[Sequence, int]:
     """One token each; then the rest, or most.prefill, to those who have more to compute: by
     priority, shared among tenants, within a tenant in order. Then up to most.for_ends to tenants
-    that are not generating and want no more than that.
+    that generate nothing yet and want no more than that.
 
     If there are fewer tokens than sequences, they take turns.
     """
@@ -166,7 +171,7 @@ def _share(
                 wanted.setdefault(sequence.tenant, needed)
         shares = prefill_shares(wanted, left)
         left_for_ends -= sum(shares.values())
-        waits = [tenant for tenant in wanted if tenant not in generating]
+        waits = [tenant for tenant in wanted if not generates(tenant)]
         for tenant in sorted(waits, key=wanted.__getitem__):
             more = wanted[tenant] - shares[tenant]
             if more <= left_for_ends:

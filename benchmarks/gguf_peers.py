@@ -34,7 +34,8 @@ LOADS = {"one": (128, 128, 1), "few": (16, 64, 4), "many": (16, 32, 32), "prefil
 KV_BYTES = 2**30
 LIMIT_S = 600
 _ROW = re.compile(r"^\|((?:\s*[\d.]+\s*\|){10})\s*$", re.MULTILINE)
-_LOADED = re.compile(r"load time\s*=\s*([\d.]+) ms")
+LOADED = re.compile(r"load time\s*=\s*([\d.]+) ms")
+"""Of both llama.cpp, in what they log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def batched_bench(folder: Path, file: Path, loads: list[str]) -> Run:
             raise RuntimeError(f"{' '.join(command)} ended with {status}:\n{said[-2000:]}")
         numbers = [float(number) for number in row[1].split("|")[:-1]]
         speeds[load] = numbers[5] if load == "prefill" else numbers[7]
-        if found := _LOADED.search(said):
+        if found := LOADED.search(said):
             load_s.append(float(found[1]) / 1000)
         peak = max(peak, usage.ru_maxrss * 1024)
     return Run(speeds, min(load_s, default=0.0), peak)

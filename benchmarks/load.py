@@ -23,11 +23,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gguf_peers import LOADED
+
 THREADS = 2
 CONTEXT = 512
 POLL_S = 0.01
 LIMIT_S = 900
-_LOADED = re.compile(r"load time\s*=\s*([\d.]+) ms")
 _ROW = re.compile(r"^\|(?:\s*[\d.]+\s*\|){8}\s*([\d.]+)\s*\|\s*[\d.]+\s*\|\s*$", re.MULTILINE)
 """Of llama-batched-bench; the seconds of all tokens."""
 _OWN = re.compile(r"^RssAnon:\s*(\d+) kB", re.MULTILINE)
@@ -106,7 +107,7 @@ def _run(command: list[str]) -> Load:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said[-2000:]}")
-    if match := _LOADED.search(said):
+    if match := LOADED.search(said):
         told = {"loaded_s": float(match[1]) / 1000}
     elif match := _ROW.search(said):
         told = {"loaded_s": whole_s - float(match[1])}

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loire.kernels.native import workspace
-from loire.kernels.native.workspace import LARGE_BYTES, MOST_FREE, Workspace
+from loire.kernels.native.workspace import LARGE_BYTES, MOST_UNUSED, Workspace
 
 LARGE = LARGE_BYTES // 4  # elements of float32
+HUGE_PAGE = 2 << 20
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4 * LARGE)), max_size=40))
 @settings(deadline=None, max_examples=30)
 def test_no_memory_is_lent_twice(steps: list[tuple[int, int]]) -> None:
     space = Workspace()
+    space.reserve(3 * HUGE_PAGE)
     alive: dict[int, tuple[torch.Tensor, float]] = {}
     for number, (place, size) in enumerate(steps):
         alive.pop(place, None)
@@ -44,6 +46,22 @@ def test_memory_is_used_again_when_the_last_view_of_it_is_gone() -> None:
     assert address in {tensor.data_ptr() for tensor in kept}
 
 
+def test_reserved_memory_is_cut_and_put_together_again() -> None:
+    space = Workspace()
+    space.reserve(4 * HUGE_PAGE)
+    for _ in range(2):
+        whole = space.empty((4 * HUGE_PAGE,), torch.uint8)
+        begin, end = whole.data_ptr(), whole.data_ptr() + whole.nbytes
+        del whole
+        parts = [space.empty((HUGE_PAGE,), torch.uint8) for _ in range(4)]
+        assert [part.data_ptr() for part in parts] == list(range(begin, end, HUGE_PAGE))
+        assert space.free_bytes == 0
+        del parts[1], parts[1]  # the gap between the others
+        assert space.empty((2 * HUGE_PAGE,), torch.uint8).data_ptr() == begin + HUGE_PAGE
+        del parts
+    assert space.free_bytes == 4 * HUGE_PAGE
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_shapes_and_dtypes(dtype: torch.dtype) -> None:
     space = Workspace()
@@ -55,10 +73,9 @@ def test_shapes_and_dtypes(dtype: torch.dtype) -> None:
 
 def test_little_is_kept_for_later() -> None:
     space = Workspace()
-    tensors = [space.empty((LARGE,), torch.float32) for _ in range(3 * MOST_FREE)]
-    block_bytes = 2 << 20
+    tensors = [space.empty((LARGE,), torch.float32) for _ in range(3 * MOST_UNUSED)]
     del tensors
-    assert space.free_bytes == MOST_FREE * block_bytes
+    assert space.free_bytes == MOST_UNUSED * HUGE_PAGE
 
 
 def test_a_tensor_may_outlive_its_workspace_and_end_on_another_thread() -> None:
@@ -70,26 +87,23 @@ def test_a_tensor_may_outlive_its_workspace_and_end_on_another_thread() -> None:
     thread.join()
 
 
-def test_a_thread_that_takes_while_another_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits: else what it takes would be put among the free blocks once more."""
+def test_what_comes_back_while_memory_is_taken_is_not_lent_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on another thread, or by a collection."""
     space = Workspace()
-    dropped, free = (space.empty((LARGE,), torch.float32) for _ in range(2))
-    del free
-    taken: list[torch.Tensor] = []
-    taker = threading.Thread(target=lambda: taken.append(space.empty((LARGE,), torch.float32)))
+    space.reserve(4 * HUGE_PAGE)
+    dropped = [space.empty((HUGE_PAGE,), torch.uint8) for _ in range(2)]
 
-    def sorted_slowly(blocks: Any, **keywords: Any) -> list[Any]:
-        result = sorted(blocks, **keywords)
-        if taker.ident is None:
-            taker.start()
-            taker.join(0.2)
+    def sorted_later(gaps: Any) -> list[Any]:
+        result = sorted(gaps)
+        dropped.clear()
         return result
 
-    monkeypatch.setattr(workspace, "sorted", sorted_slowly, raising=False)
-    del dropped
-    taker.join()
-    taken += [space.empty((LARGE,), torch.float32) for _ in range(2)]
-    assert len({tensor.data_ptr() for tensor in taken}) == 3
+    monkeypatch.setattr(workspace, "sorted", sorted_later, raising=False)
+    del dropped[0]
+    taken = [space.empty((HUGE_PAGE,), torch.uint8) for _ in range(4)]
+    assert len({tensor.data_ptr() for tensor in taken}) == 4
 
 
 def test_a_kernel_without_huge_pages_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

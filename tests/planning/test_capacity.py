@@ -14,6 +14,7 @@ from loire.planning.capacity import (
     CapacityPlan,
     activation_reserve,
     plan_capacity,
+    results_reserve,
     settle_lengths,
 )
 from loire.planning.devices import DEVICES, Device, find_device
@@ -165,6 +166,9 @@ def test_activation_reserve_is_the_stated_formula() -> None:
         description, element_bytes=2, num_tokens=100, num_rows=4, tensor_parallel=2
     )
     assert split == 100 * 2 * (3 * 64 + 192) + 4 * 1000 * 6
+    # Gate and up leave their product alone: 128 numbers beside attention's 320.
+    results = results_reserve(description, element_bytes=2, num_tokens=100)
+    assert results == 100 * (4 * 64 + 2 * (2 * 64 + 320 + 128))
 
 
 @pytest.mark.parametrize(

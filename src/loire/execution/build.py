@@ -45,7 +45,7 @@ from loire.kernels.select import select_backend
 from loire.models.adapters import AdapterWeights, adapt, drop_adapter, read_adapter
 from loire.models.decoder import Decoder
 from loire.models.loading import load_decoder
-from loire.planning.capacity import activation_reserve
+from loire.planning.capacity import activation_reserve, results_reserve
 from loire.planning.model_size import doubling_context
 from loire.text.tokenizer import checkpoint_tokenizer
 
@@ -128,10 +128,16 @@ class _Rank:
     def cache(
         self, decoder: Decoder, options: EngineOptions, geometry: CacheGeometry, num_blocks: int
     ) -> KVCache:
-        """The KV pool of a decoder."""
+        """The KV pool of a decoder. Memory for the largest step is ready then: the system takes its
+        time to give it, and the first long prompt would wait."""
         dtype = KV_CACHE_DTYPES[settle_kv_cache_dtype(options, self.dtype)]
-        attention = self.backend.attention
-        return KVCache(decoder.description, geometry, num_blocks, dtype, attention, self.device)
+        description, attention = decoder.description, self.backend.attention
+        cache = KVCache(description, geometry, num_blocks, dtype, attention, self.device)
+        tokens = options.max_num_batched_tokens
+        cache.touch(tokens)
+        element_bytes = DTYPE_BYTES[self.dtype]
+        self.backend.reserve(results_reserve(description, element_bytes, tokens))
+        return cache
 
 
 def _rank(options: EngineOptions, number: int) -> _Rank:

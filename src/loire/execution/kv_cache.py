@@ -13,8 +13,8 @@ from loire.kernels.interface import AttentionKernels, LayerCache, StateCache, St
 class KVCache:
     """Pages of one size; a layer's keys and values lie in those of its cache group.
 
-    The memory is not written at start: on a CPU the operating system gives its pages as blocks
-    are first used.
+    Little of the memory is written at start: on a CPU the operating system gives its pages as
+    blocks are first used.
     """
 
     def __init__(
@@ -69,6 +69,11 @@ class KVCache:
             )
             for layer, need in needs.items()
         }
+
+    def touch(self, num_tokens: int) -> None:
+        """Write to the pages that a first step of so many tokens takes, so that it does not wait
+        for the system."""
+        self.pages[: self.geometry.pages_for(num_tokens, num_tokens)].zero_()
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy (source, target) pages, all sources read before any target is written."""

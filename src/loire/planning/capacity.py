@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 from loire.base.errors import ConfigError
 from loire.checkpoint.description import ModelDescription
-from loire.checkpoint.feed_forward import ExpertsDescription, FeedForwardDescription
+from loire.checkpoint.feed_forward import (
+    ExpertsDescription,
+    FeedForwardDescription,
+    GatedMLPDescription,
+    ParallelDescription,
+)
 from loire.checkpoint.latent_attention import LatentAttentionDescription
 from loire.checkpoint.mixers import MixerDescription
 from loire.planning.devices import Device
@@ -252,6 +257,27 @@ def activation_reserve(
     layer = num_tokens * element_bytes * (3 * hidden + widest)
     logits = min(num_rows, num_tokens) * description.vocab_size * (element_bytes + 4)
     return layer + logits
+
+
+def results_reserve(description: ModelDescription, element_bytes: int, num_tokens: int) -> int:
+    """Bytes that the results of a step's operations need, where each operation does as much as the
+    native kernels': num_tokens * (4 E + element_bytes * (2 E + widest)), which is the residual in
+    float32, input and output of a part, and what lives within the parts of a layer (of gate and up
+    their product alone, of experts nothing). The parts' are added, although they live one after
+    another: what one leaves lies between what is still needed.
+    """
+    hidden = description.hidden_size
+    widest = max(sum(map(_result_elements, layer.parts)) for layer in description.layers)
+    return num_tokens * (4 * hidden + element_bytes * (2 * hidden + widest))
+
+
+def _result_elements(part: MixerDescription | FeedForwardDescription) -> int:
+    """Numbers per token that operations give within a part."""
+    if isinstance(part, GatedMLPDescription):
+        return part.intermediate_size
+    if isinstance(part, ParallelDescription):
+        return max(_result_elements(branch.part) for branch in part.branches)
+    return 0 if isinstance(part, ExpertsDescription) else part.activation_elements
 
 
 def _live_elements(part: MixerDescription | FeedForwardDescription, hidden: int) -> int:

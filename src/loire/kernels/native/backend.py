@@ -61,6 +61,7 @@ class NativeBackend(Backend):
             join=self._join,
             batch_invariant_dtypes=BATCH_INVARIANT_DTYPES,
             torch_threads=1,  # it has threads of its own
+            reserve=context.results.reserve,
         )
 
     def _join(self, meeting: Meeting) -> Ranks:

@@ -25,6 +25,10 @@ class Results:
             self._kept.append(result)
         return result
 
+    def reserve(self, num_bytes: int) -> None:
+        """Have memory ready for large results of so many bytes together."""
+        self._workspace.reserve(num_bytes)
+
     def dense(self, x: Tensor) -> Tensor:
         """x without gaps. Raises EngineError while recording: a copy would not be replayed."""
         if x.is_contiguous():

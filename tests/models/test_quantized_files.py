@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM
 from loire.api import LLM
 from loire.base.errors import CheckpointError
 from loire.base.sampling import SamplingParams
+from loire.checkpoint.kept_blocks import stays_as_stored
 from loire.checkpoint.open import open_checkpoint
-from loire.checkpoint.quantized_tensors import keeps_order
 from loire.checkpoint.weights import Cut, Matrix
 from loire.kernels.native.backend import NativeBackend
 from loire.kernels.select import select_backend
@@ -186,14 +186,14 @@ def test_where_inputs_may_be_in_another_order(plain: Path, tmp_path: Path) -> No
     assert one.quantized.order is not None
     other = replace(one, quantized=replace(one.quantized, order=b"another"))
     matrix = Matrix(name="x", rows=(64, 64), inputs=256)
-    assert keeps_order(matrix, [one, other])
-    assert keeps_order(replace(matrix, gated=True), [one, one])
-    assert not keeps_order(replace(matrix, gated=True), [one, other])
-    assert not keeps_order(replace(matrix, chunks=(128, 128)), [one])
-    assert not keeps_order(replace(matrix, role="embedding"), [one])
+    assert stays_as_stored(matrix, [one, other])
+    assert stays_as_stored(replace(matrix, gated=True), [one, one])
+    assert not stays_as_stored(replace(matrix, gated=True), [one, other])
+    assert not stays_as_stored(replace(matrix, chunks=(128, 128)), [one])
+    assert not stays_as_stored(replace(matrix, role="embedding"), [one])
     cut = Cut(rows=((0, 64),), inputs=(0, 128), whole_rows=(64,), whole_inputs=256)
-    assert not keeps_order(replace(matrix, cut=cut), [one])
-    assert keeps_order(replace(matrix, cut=replace(cut, inputs=(0, 256))), [one])
+    assert not stays_as_stored(replace(matrix, cut=cut), [one])
+    assert stays_as_stored(replace(matrix, cut=replace(cut, inputs=(0, 256))), [one])
 
 
 def test_what_older_and_other_files_say_beside_their_weights(plain: Path, tmp_path: Path) -> None:

@@ -34,9 +34,7 @@ TOKENS = list(range(3, 40))
 
 
 class KeepingLinear(ReferenceLinearKernels):
-    def keeps(
-        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
-    ) -> bool:
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
         """Everything."""
         return True
 

@@ -12,13 +12,9 @@ become one tensor X.weight each. Scales for rounding activations and caches are 
 rounds activations, if at all, with scales of its own, finer ones.
 """
 
-import hashlib
 import math
-import struct
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
@@ -31,9 +27,9 @@ from loire.checkpoint.formats import (
     W8_128,
     WeightFormat,
 )
-from loire.checkpoint.gguf_file import numbers
+from loire.checkpoint.input_order import order_of_inputs
 from loire.checkpoint.quantization_config import QuantizationConfig
-from loire.checkpoint.weights import Matrix
+from loire.checkpoint.small_tensors import data_of, matrix, shaped, typed, whole_numbers
 
 _NUMBERS = ("F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
@@ -48,7 +44,6 @@ EXPANDED = {bits: WeightFormat(f"INT{bits}", 1, 1) for bits in range(2, 9)}
 _NVFP4 = WeightFormat("NVFP4", 1, 1)
 _POWERS = WeightFormat("F8_E8M0", 1, 1)
 _GPTQ_BITS = (2, 3, 4, 8)
-_CODES = {"I32": "i", "I64": "q"}
 
 
 def combined(
@@ -102,32 +97,7 @@ class _Parts:
         found = self.get(ending)
         if found is None:
             raise CheckpointError(f"tensor '{self.base}.{ending}' is missing")
-        return self.typed(found, dtypes)
-
-    def typed(self, info: TensorInfo, dtypes: tuple[str, ...]) -> TensorInfo:
-        if info.format.name not in dtypes:
-            raise CheckpointError(
-                f"{info.path}: tensor {info.name!r} has dtype {info.format.name}, but should have "
-                f"{' or '.join(dtypes)}"
-            )
-        return info
-
-    def shaped(self, info: TensorInfo, *shapes: tuple[int, ...]) -> TensorInfo:
-        if info.shape not in shapes:
-            wanted = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-            raise CheckpointError(
-                f"{info.path}: tensor {info.name!r} has the shape {info.shape}, but should have "
-                f"{wanted}"
-            )
-        return info
-
-    def matrix(self, info: TensorInfo) -> tuple[int, int]:
-        if len(info.shape) != 2 or not all(info.shape):
-            raise CheckpointError(
-                f"{info.path}: tensor {info.name!r} of a quantized matrix has the shape "
-                f"{info.shape}"
-            )
-        return info.shape[0], info.shape[1]
+        return typed(found, dtypes)
 
 
 def _made(
@@ -139,8 +109,8 @@ def _made(
 
 def _words(parts: _Parts, codes: TensorInfo, config: QuantizationConfig) -> TensorInfo:
     """AWQ and GPTQ: words of 32 bits along the outputs or the inputs, inputs first."""
-    parts.typed(codes, ("I32",))
-    rows, columns = parts.matrix(codes)
+    typed(codes, ("I32",))
+    rows, columns = matrix(codes)
     is_awq = config.method == "awq"
     scales = parts.need("scales", dtypes=_NUMBERS)
     zeros = parts.need("qzeros", dtypes=("I32",))
@@ -156,9 +126,9 @@ def _words(parts: _Parts, codes: TensorInfo, config: QuantizationConfig) -> Tens
     if not config.bits:
         group = math.ceil(inputs / scales.shape[0]) if scales.shape and scales.shape[0] else inputs
     num_groups = math.ceil(inputs / group)
-    parts.shaped(scales, (num_groups, outputs))
-    parts.shaped(zeros, (num_groups, math.ceil(outputs * bits / 32)))
-    groups, order = _order(parts, parts.get("g_idx"), inputs, group, num_groups)
+    shaped(scales, (num_groups, outputs))
+    shaped(zeros, (num_groups, math.ceil(outputs * bits / 32)))
+    groups, order = order_of_inputs(parts.get("g_idx"), inputs, group, num_groups)
     quantized = QuantizedWeight(
         layout="awq" if is_awq else "gptq",
         bits=bits,
@@ -188,10 +158,10 @@ def _bits_told(codes: TensorInfo, zeros: TensorInfo, outputs: int) -> int:
 
 def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     """Codes in words of 32 bits along the inputs, with an offset that makes them unsigned."""
-    parts.typed(codes, ("I32",))
-    rows, columns = parts.matrix(codes)
-    stated = parts.shaped(parts.need("weight_shape", dtypes=("I64", "I32")), (2,))
-    outputs, inputs = _read_numbers(stated)
+    typed(codes, ("I32",))
+    rows, columns = matrix(codes)
+    stated = shaped(parts.need("weight_shape", dtypes=("I64", "I32")), (2,))
+    outputs, inputs = whole_numbers(stated)
     bits = next((b for b in EXPANDED if inputs > 0 and math.ceil(inputs * b / 32) == columns), 0)
     if outputs != rows or not bits:
         raise CheckpointError(
@@ -199,15 +169,15 @@ def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
             f"weight of {outputs} x {inputs} in 2 to 8 bits"
         )
     scales = parts.need("weight_scale", dtypes=_NUMBERS)
-    group = _group_of(parts, scales, outputs, inputs)
+    group = _group_of(scales, outputs, inputs)
     num_groups = math.ceil(inputs / group)
     zeros = parts.get("weight_zero_point")
     if zeros is not None:
         packed = (math.ceil(outputs * bits / 32), num_groups)
         # (Until 2025 the library stored them by themselves.)
-        plain = parts.typed(zeros, ("I32", "I8")).format.name == "I8"
-        parts.shaped(zeros, scales.shape if plain else packed)
-    groups, order = _order(parts, parts.get("weight_g_idx"), inputs, group, num_groups)
+        plain = typed(zeros, ("I32", "I8")).format.name == "I8"
+        shaped(zeros, scales.shape if plain else packed)
+    groups, order = order_of_inputs(parts.get("weight_g_idx"), inputs, group, num_groups)
     quantized = QuantizedWeight(
         layout="words",
         bits=bits,
@@ -224,7 +194,7 @@ def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
 def _fp4(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     """Two codes of FP4 (e2m1) in a byte: with powers of two as scales it is MXFP4, with FP8 and one
     number for all NVFP4, which is expanded."""
-    outputs, columns = parts.matrix(codes)
+    outputs, columns = matrix(codes)
     scales = parts.need("weight_scale", dtypes=("U8", "F8_E8M0", "F8_E4M3"))
     inputs, is_mxfp4 = 2 * columns, scales.format.name != "F8_E4M3"
     group = MXFP4.block_elements if is_mxfp4 else 16
@@ -233,14 +203,14 @@ def _fp4(parts: _Parts, codes: TensorInfo) -> TensorInfo:
             f"{codes.path}: tensor {codes.name!r} has {inputs} inputs, which are no groups of "
             f"{group}"
         )
-    parts.shaped(scales, (outputs, inputs // group))
+    shaped(scales, (outputs, inputs // group))
     shape = (outputs, inputs)
     if is_mxfp4:
         name = f"{parts.base}.weight"
         return replace(codes, name=name, shape=shape, format=MXFP4, exponents=scales)
     divides = codes.name.endswith(".weight_packed")
     factor = parts.need("weight_global_scale" if divides else "weight_scale_2", dtypes=_NUMBERS)
-    parts.shaped(factor, (1,), ())
+    shaped(factor, (1,), ())
     quantized = QuantizedWeight(
         layout="fp4",
         bits=4,
@@ -255,11 +225,11 @@ def _fp4(parts: _Parts, codes: TensorInfo) -> TensorInfo:
 
 def _plain(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     """A code of eight bits each: int8 or FP8."""
-    outputs, inputs = parts.matrix(codes)
+    outputs, inputs = matrix(codes)
     scales = parts.get("weight_scale_inv") or parts.need(
         "weight_scale", dtypes=(*_NUMBERS, "F8_E8M0", "U8")
     )
-    parts.typed(scales, (*_NUMBERS, "F8_E8M0", "U8"))
+    typed(scales, (*_NUMBERS, "F8_E8M0", "U8"))
     if scales.format.name == "U8":  # MXFP8
         scales = replace(scales, format=_POWERS)
     if len(scales.shape) == 4 and scales.shape[1] == scales.shape[3] == 1:  # ModelOpt's blocks
@@ -268,11 +238,11 @@ def _plain(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     if scales.shape in ((), (1,), (1, 1)) and outputs > 1:
         rows_per_scale = outputs
     elif scales.shape != (outputs,):
-        rows_per_scale, group = _block_of(parts, scales, outputs, inputs)
+        rows_per_scale, group = _block_of(scales, outputs, inputs)
     zeros = parts.get("weight_zero_point")
     is_fp8 = codes.format.name in _FP8
     if zeros is not None:
-        zeros = None if is_fp8 else parts.shaped(parts.typed(zeros, ("I8",)), scales.shape)
+        zeros = None if is_fp8 else shaped(typed(zeros, ("I8",)), scales.shape)
     quantized = QuantizedWeight(
         layout="plain",
         bits=8,
@@ -320,21 +290,10 @@ def _is_empty_bias(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo
     weight = tensors.get(f"{base}.weight")
     if ending != "bias" or weight is None or weight.quantized is None or len(info.shape) != 1:
         return False
-    return info.shape == weight.shape[:1] and not any(_data(info))
+    return info.shape == weight.shape[:1] and not any(data_of(info))
 
 
-def keeps_order(weight: Matrix, stored: Iterable[TensorInfo]) -> bool:
-    """Whether a matrix can stay in its blocks if they have its inputs in another order: not where
-    inputs are cut, or rows are looked up, or two halves that make one product differ."""
-    orders = {None if info.quantized is None else info.quantized.order for info in stored}
-    if orders == {None}:
-        return True
-    cut = weight.cut is not None and weight.cut.inputs != (0, weight.cut.whole_inputs)
-    is_whole = not cut and not weight.chunks and weight.role != "embedding"
-    return is_whole and not (weight.gated and len(orders) > 1)
-
-
-def _group_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> int:
+def _group_of(scales: TensorInfo, outputs: int, inputs: int) -> int:
     """Inputs that share a scale, from the number of scales."""
     if scales.shape in ((outputs,), (outputs, 1)):
         return inputs
@@ -352,57 +311,10 @@ def _group_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> i
     return group
 
 
-def _block_of(parts: _Parts, scales: TensorInfo, outputs: int, inputs: int) -> tuple[int, int]:
+def _block_of(scales: TensorInfo, outputs: int, inputs: int) -> tuple[int, int]:
     """Outputs and inputs that share a scale: groups of a row, or FP8's blocks of 128 x 128."""
     if len(scales.shape) == 2 and scales.shape[0] == outputs:
-        return 1, _group_of(parts, scales, outputs, inputs)
+        return 1, _group_of(scales, outputs, inputs)
     blocks = (math.ceil(outputs / 128), math.ceil(inputs / 128))
-    parts.shaped(scales, blocks, (outputs, 1), (1,))
+    shaped(scales, blocks, (outputs, 1), (1,))
     return 128, 128
-
-
-def _order(
-    parts: _Parts, groups: TensorInfo | None, inputs: int, group: int, num_groups: int
-) -> tuple[TensorInfo | None, bytes | None]:
-    """To which group each input belongs, None if that is their order; and, where it makes whole
-    groups of an order of the inputs, a digest of it. Raises CheckpointError if one has none."""
-    if groups is None:
-        return None, None
-    parts.shaped(parts.typed(groups, ("I32", "I64")), (inputs,))
-    data, code = _data(groups), _CODES[groups.format.name]
-    if data == _in_order(inputs, group, code):
-        return None, None
-    given = numbers(code, data)
-    if min(given) < 0 or max(given) >= num_groups:
-        # compressed-tensors fills it with -1 where there is no such order.
-        if min(given) == max(given) == -1:
-            return None, None
-        wrong = next(index for index in given if not 0 <= index < num_groups)
-        raise CheckpointError(
-            f"{groups.path}: tensor {groups.name!r} puts an input into group {wrong}, but there "
-            f"are {num_groups}"
-        )
-    if inputs % group or set(Counter(given).values()) != {group}:
-        return groups, None
-    return groups, hashlib.blake2b(data, digest_size=16).digest()
-
-
-@lru_cache(maxsize=16)
-def _in_order(inputs: int, group: int, code: str) -> bytes:
-    """To which group each input belongs where they lie one after another, as a file has it."""
-    return struct.pack(f"<{inputs}{code}", *(i // group for i in range(inputs)))
-
-
-def _read_numbers(info: TensorInfo) -> tuple[int, ...]:
-    """The whole numbers of a small tensor."""
-    return tuple(int(value) for value in numbers(_CODES[info.format.name], _data(info)))
-
-
-def _data(info: TensorInfo) -> bytes:
-    """Of a small tensor."""
-    with info.path.open("rb") as file:
-        file.seek(info.offset)
-        data = file.read(info.num_bytes)
-    if len(data) != info.num_bytes:
-        raise CheckpointError(f"{info.path} ends within tensor {info.name!r}: it is truncated")
-    return data

@@ -315,9 +315,7 @@ class ReferenceLinearKernels:
 
     copies_weights = False
 
-    def keeps(
-        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
-    ) -> bool:
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
         """None: pack() takes all of them, but takes them apart each time, which is slow."""
         return False
 

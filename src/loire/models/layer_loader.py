@@ -10,8 +10,8 @@ from loire.base.config import Quantization, WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.feed_forward import Activation
+from loire.checkpoint.kept_blocks import stays_as_stored
 from loire.checkpoint.mixers import RopeDescription
-from loire.checkpoint.quantized_tensors import keeps_order
 from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
 from loire.kernels.block_formats import StoredTensor
@@ -94,12 +94,11 @@ class WeightReader:
 
     def stays_as_stored(self, weight: Matrix) -> bool:
         """Whether blocks of the file are computed with as they are, in all its parts."""
-        stored = [self._tensors[name] for name in weight.stored_weights(self._tensors)]
-        formats = [info.format for info in stored]
-        in_blocks = any(fmt.block_elements > 1 for fmt in formats)
-        if self.quantization == "none" or not in_blocks or not keeps_order(weight, stored):
+        if self.quantization == "none":
             return False
-        return self.backend.linear.keeps(formats, self.dtype, gated=weight.gated)
+        stored = [self._tensors[name] for name in weight.stored_weights(self._tensors)]
+        keeps = self.backend.linear.keeps
+        return stays_as_stored(weight, stored, lambda formats: keeps(formats, self.dtype))
 
     def rounding(self, weight: Matrix, role: Role | None = None) -> Quantization | None:
         """What a matrix is rounded to, or in another role: nothing that is quantized is rounded

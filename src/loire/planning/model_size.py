@@ -18,7 +18,7 @@ from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat, held_as
-from loire.checkpoint.quantized_tensors import keeps_order
+from loire.checkpoint.kept_blocks import stays_as_stored
 from loire.checkpoint.sharding import rank_of
 from loire.checkpoint.share import Share, settle_chunks
 from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
@@ -346,18 +346,11 @@ def _held_bytes(
         return sum(F32.num_bytes(tensor.num_elements) for tensor in tensors)
     if bits is not None:
         return sum(math.ceil(tensor.num_elements * bits / 8) for tensor in tensors)
-    in_blocks = quantization is None and _stays_as_stored(weight, tensors)
+    in_blocks = False
+    if quantization is None and isinstance(weight, Matrix):
+        stored = [tensor for tensor in tensors if len(tensor.shape) > 1]  # without the bias
+        in_blocks = stays_as_stored(weight, stored)
     return sum(_bytes_as(tensor, dtype, quantization, in_blocks) for tensor in tensors)
-
-
-def _stays_as_stored(weight: Weight, tensors: Sequence[TensorInfo]) -> bool:
-    """Whether the native kernels keep a weight in the blocks of its file, as
-    WeightReader.stays_as_stored() decides."""
-    stored = [tensor for tensor in tensors if len(tensor.shape) > 1]
-    if not isinstance(weight, Matrix):
-        return False
-    alike = len({tensor.format for tensor in stored}) == 1
-    return keeps_order(weight, stored) and (alike or not weight.gated)
 
 
 def _bytes_as(tensor: TensorInfo, dtype: str, quantization: str | None, in_blocks: bool) -> int:

@@ -172,11 +172,10 @@ class LinearKernels(Protocol):
     copies_weights: bool
     """Whether pack() keeps nothing of the tensors it is given, on whatever memory they lie."""
 
-    def keeps(
-        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
-    ) -> bool:
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
         """Whether pack() does well with a weight of parts in these formats, some of them blocks,
-        for inputs of dtype. Where not, numbers of dtype are better."""
+        for inputs of dtype. Where not, numbers of dtype are better. (loire.checkpoint.kept_blocks
+        asks only for those of gated weights whose halves are alike.)"""
         ...
 
     def pack(

@@ -297,12 +297,10 @@ class NativeLinearKernels:
     def __init__(self, context: NativeContext) -> None:
         self._context = context
 
-    def keeps(
-        self, formats: Collection[WeightFormat], dtype: torch.dtype, *, gated: bool = False
-    ) -> bool:
-        """All that are known; the halves of a gated weight in the same."""
+    def keeps(self, formats: Collection[WeightFormat], dtype: torch.dtype) -> bool:
+        """All that are known."""
         known = all(fmt.block_elements == 1 or fmt.name in BLOCKS for fmt in formats)
-        return known and dtype in TYPES and not (gated and len(set(formats)) > 1)
+        return known and dtype in TYPES
 
     def pack(
         self,

@@ -15,7 +15,8 @@ from loire.adapt import distill
 from loire.adapt import run as run_module
 from loire.adapt.distill import divergence, hidden_states, load, pull_together
 from loire.adapt.low_rank import AdaptedModule, attach, new_modules
-from loire.adapt.run import Report, Training, adapt
+from loire.adapt.run import Report, adapt
+from loire.adapt.training import Training
 from loire.base.errors import ConfigError
 from loire.checkpoint.adapter import open_adapter
 from loire.checkpoint.open import open_checkpoint

@@ -4,7 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
+from loire.adapt.training import DEFAULT_TRAINING, TEXTS, Training
 from loire.base.errors import ConfigError
+from loire.checkpoint.adapter_settings import MOST_RANK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what it was made from: the adapter learns to say what this says",
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where it is written")
-    parser.add_argument("--rank", type=int, default=16, help="of the adapter, 1 to 512 [16]")
+    usual = DEFAULT_TRAINING
+    parser.add_argument(
+        "--rank",
+        type=int,
+        default=usual.rank,
+        help=f"of the adapter, 1 to {MOST_RANK} [{usual.rank}]",
+    )
     parser.add_argument(
         "--calibration",
         metavar="FILE",
@@ -26,12 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts",
         type=int,
-        default=256,
+        default=TEXTS,
         metavar="N",
-        help="most texts to train on, of 256 tokens each [256]",
+        help=f"most texts to train on, of 256 tokens each [{TEXTS}]",
     )
-    parser.add_argument("--passes", type=int, default=1, help="over all texts [1]")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="[0.002]")
+    parser.add_argument(
+        "--passes", type=int, default=usual.passes, help=f"over all texts [{usual.passes}]"
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=usual.learning_rate,
+        metavar="X",
+        help=f"[{usual.learning_rate}]",
+    )
     parser.add_argument("--num-threads", type=int, help="[all cores]")
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
 
@@ -44,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"texts must be at least 1, but are {args.texts}")
     import torch
 
-    from loire.adapt.run import Training, adapt
+    from loire.adapt.run import adapt
     from loire.base.machine import usable_cores
     from loire.checkpoint.open import open_checkpoint
     from loire.checkpoint.store import resolve_model

@@ -122,12 +122,13 @@ def test_the_reference_computes_with_the_bits_of_the_file(tmp_path: Path, fmt: s
 
 
 def test_formats_are_mixed_within_a_product(tmp_path: Path) -> None:
+    """But for halves of which one gates the other: those are expanded."""
     formats = {"q_proj": "Q4_K", "k_proj": "Q4_K", "v_proj": "Q6_K", "up_proj": "Q5_K"}
     checkpoint = quantized(tmp_path, formats)
     kept = load(checkpoint, Keeping())
     mixer, mlp = parts(kept)
     assert mixer.qkv.weight_bytes == 384 * 144 + 128 * 210
-    assert mlp.gate_up.weight_bytes == 512 * 8 * 34 + 512 * 176
+    assert mlp.gate_up.weight_bytes == 2 * 512 * 256 * 4
     assert torch.allclose(
         logits(kept), logits(load(checkpoint, ReferenceBackend(), "none")), rtol=1e-4, atol=1e-4
     )

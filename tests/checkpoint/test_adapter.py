@@ -47,7 +47,7 @@ def test_ranks_and_scales(given: Given) -> None:
     assert len(adapter.parts) == 14
     assert adapter.rank == 4
     assert {part.scale for part in adapter.parts} == {2.0}
-    changed(path, use_rslora=True)
+    changed(path, use_rslora=True, init_lora_weights="eva")
     assert {part.scale for part in open_adapter(path, description).parts} == {4.0}
     changed(path, use_rslora=False, alpha_pattern={"^model\\.layers\\.1\\.mlp\\.up_proj$": 1})
     assert scales(open_adapter(path, description))["1.mlp.up_proj.lora_A.weight"] == 0.25
@@ -77,6 +77,9 @@ def test_identity_is_the_content(given: Given, tmp_path: Path) -> None:
         ({"use_dora": True}, "DoRA"),
         ({"bias": "all"}, "trained biases"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"kasa_config": {"beta": 1e-4}}, "KaSA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "PiSSA .* changes the model's own weights"),
+        ({"init_lora_weights": "olora"}, "OLoRA"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters names 'experts.down_pro"),
         ({"target_parameters": "down_proj"}, "target_parameters should be a list of names"),
         ({"peft_type": "IA3"}, "of type 'IA3'"),
@@ -114,7 +117,8 @@ def test_weights_that_are_refused(given: Given) -> None:
     halves = {f"{stem}.lora_A.weight": torch.ones(4, 64), f"{stem}.lora_B.weight": torch.ones(1, 4)}
     refused({**good, **halves}, "was it made for another one")
     refused({**good, "base_model.model.../../x": torch.ones(1)}, "no half of an adapted")
-    refused({f"{stem}.lora_embedding_A": torch.ones(4, 1)}, "embeddings are not supported")
+    for name in (f"{stem}.lora_embedding_A", "model.embed_tokens.base_layer.weight"):
+        refused({name: torch.ones(4, 1)}, "embeddings are not supported")
     refused({}, "holds no adapter")
     copy = "base_model.model.lm_head.base_layer.weight"
     refused({**good, copy: torch.ones(2, 64)}, r"holds a head of \[2, 64\], but this model's")

@@ -120,7 +120,8 @@ class _Parts:
                 if _BASE.fullmatch(name):
                     self._check_head(info)
                     continue
-                what = "embeddings" if "lora_embedding_" in name else "such tensors"
+                of_embedding = "lora_embedding_" in name or ".embed_tokens." in name
+                what = "embeddings" if of_embedding else "such tensors"
                 raise UnsupportedModelError(
                     f"{self._source}: tensor {name!r} is no half of an adapted linear layer; "
                     f"adapters of {what} are not supported"

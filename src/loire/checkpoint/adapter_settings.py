@@ -13,15 +13,27 @@ _NOT_SUPPORTED: Mapping[str, str] = {
     "use_qalora": "QA-LoRA",
     "use_bdlora": "BD-LoRA",
     "lora_bias": "biases of adapters",
-    "fan_in_fan_out": "fan_in_fan_out",
-    "modules_to_save": "modules_to_save, which replace weights of the model",
+    "fan_in_fan_out": "weights with inputs first",
+    "modules_to_save": "weights that take the place of the model's",
     "trainable_token_indices": "trained tokens",
-    "layer_replication": "layer_replication",
+    "layer_replication": "layers that are there several times",
     "alora_invocation_tokens": "activated LoRA",
     "megatron_config": "Megatron's layers",
     "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
 }
 """Settings that change what an adapter computes -> what they are called."""
+_CHANGES_BASE: Mapping[str, str] = {
+    "pissa": "PiSSA",
+    "corda": "CorDA",
+    "olora": "OLoRA",
+    "lora_ga": "LoRA-GA",
+    "loftq": "LoftQ",
+}
+"""How values of init_lora_weights begin that take something off the model's own weights -> what
+they are called. PEFT takes it off again when such an adapter is loaded."""
 
 
 class AdapterSettings:
@@ -35,12 +47,15 @@ class AdapterSettings:
             )
         for key, name in _NOT_SUPPORTED.items():
             if fields.values.get(key):
-                raise UnsupportedModelError(f"{fields.source}: {name} ({key}) is not supported")
+                raise UnsupportedModelError(
+                    f"{fields.source}: {key} is set, and adapters with {name} are not supported"
+                )
         bias = fields.values.get("bias")
         if bias not in (None, "none"):
             raise UnsupportedModelError(
                 f"{fields.source}: trained biases (bias {str(bias)[:40]!r}) are not supported"
             )
+        _check_beginning(fields)
         self._source = fields.source
         self._parameters = _texts(fields, "target_parameters")
         self._unnamed = set(self._parameters)
@@ -111,6 +126,22 @@ class AdapterSettings:
             else:
                 found[name] = own.number(pattern, low=-1e6, high=1e6)
         return found
+
+
+def _check_beginning(fields: Fields) -> None:
+    """Raises UnsupportedModelError for an adapter that is to be added to other weights than the
+    model's."""
+    begun = fields.values.get("init_lora_weights")
+    if not isinstance(begun, str):
+        return
+    for start, name in _CHANGES_BASE.items():
+        if begun.lower().startswith(start):
+            raise UnsupportedModelError(
+                f"{fields.source}: the adapter was begun by {name} (init_lora_weights "
+                f"{begun[:40]!r}), which changes the model's own weights: save it again with "
+                f"path_initial_model_for_weight_conversion, as an adapter of the unchanged model, "
+                f"or serve it with the changed one and init_lora_weights true"
+            )
 
 
 def _matching(values: Mapping[str, float], module: str, otherwise: float) -> float:

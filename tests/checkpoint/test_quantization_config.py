@@ -83,6 +83,7 @@ def test_nonsense_is_refused(section: Any, words: str) -> None:
 
 def test_what_is_said_is_read() -> None:
     assert parse({}, "config.json") is None
+    assert of({"quant_method": None, "modules_to_not_convert": ["lm_head"]}) is None
     assert of({"quant_method": "fp8"}) == QuantizationConfig("fp8")
     assert of(GPTQ) == QuantizationConfig(
         "gptq", bits=4, group_size=32, symmetric=True, zero_offset=1

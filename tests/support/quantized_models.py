@@ -126,8 +126,11 @@ def save_by_hand(
 def rounded_in_groups(
     weight: Tensor, bits: int, groups: Tensor, *, symmetric: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes int32 [in, out], scales float16 [groups, out] and zero points int32 [groups, out]."""
-    given, top = weight.T, (1 << bits) - 1
+    """Codes int32 [in, out], scales float16 [groups, out] and zero points int32 [groups, out]. The
+    first output has no negative numbers, the second none else: zero points 0 and the largest."""
+    given, top = weight.T.clone(), (1 << bits) - 1
+    given[:, 0].abs_()
+    given[:, 1].abs_().neg_()
     codes = torch.empty(given.shape, dtype=torch.int32)
     scales, zeros = [], []
     for group in range(int(groups.max()) + 1):
@@ -138,8 +141,7 @@ def rounded_in_groups(
             zero = torch.full(scale.shape, 1 << (bits - 1))
         else:
             scale = ((high - low) / top).half()
-            # (GPTQ stores one less, so none is 0.)
-            zero = (-low / scale.float()).round().clamp(1, top)
+            zero = (-low / scale.float()).round().clamp(0, top)
         codes[groups == group] = (own / scale.float() + zero).round().clamp(0, top).int()
         scales.append(scale)
         zeros.append(zero.int())

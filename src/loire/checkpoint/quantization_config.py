@@ -85,7 +85,7 @@ def parse(config: Mapping[str, Any], source: str) -> QuantizationConfig | None:
     Raises UnsupportedModelError for what Loire does not read, CheckpointError for nonsense.
     """
     found = _section(config, source)
-    if found is not None:
+    if found is not None and not _only_leaves_alone(found):
         return _parsed(found, _method(found, config))
     if isinstance(config.get("quantization"), Mapping):
         raise _refused(source, "mlx")
@@ -100,6 +100,11 @@ def _section(config: Mapping[str, Any], source: str) -> Fields | None:
             if place.get(key):
                 return Fields(place, source).section(key)
     return None
+
+
+def _only_leaves_alone(found: Fields) -> bool:
+    """Whether nothing but lists of modules is there: those that are not quantized."""
+    return all(value is None or isinstance(value, list) for value in found.values.values())
 
 
 def _method(found: Fields, config: Mapping[str, Any]) -> str:

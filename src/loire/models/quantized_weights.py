@@ -146,7 +146,9 @@ def _zero_points(weight: QuantizedWeight, stored: Tensor, outputs: int) -> Tenso
         zeros = _unpack(stored.T.contiguous(), weight.bits).T
     else:
         zeros = _unpack(stored, weight.bits).T
-    return zeros[:outputs].float() + weight.zero_offset
+    # (One less than 0 is stored with all bits set.)
+    found = zeros[:outputs] + weight.zero_offset & (1 << weight.bits) - 1
+    return found.float()
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:

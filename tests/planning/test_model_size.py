@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from loire.base.cache_geometry import cache_geometry
+from loire.base.config import WeightQuantization
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.formats import FORMATS
 from loire.checkpoint.open import open_checkpoint
+from loire.planning.held_bytes import QUANTIZATIONS
 from loire.planning.model_size import (
     ATTENTION_COST,
-    QUANTIZATIONS,
     ModelSize,
     doubling_context,
     size_by_hand,
@@ -73,7 +74,9 @@ def write_model(directory: Path, *, tied: bool, repeat_head: bool = False) -> Ch
     return open_checkpoint(directory)
 
 
-def loaded_bytes(checkpoint: Checkpoint, dtype: str, kernels: str) -> int:
+def loaded_bytes(
+    checkpoint: Checkpoint, dtype: str, kernels: str, quantization: WeightQuantization = "auto"
+) -> int:
     from loire.execution.device import TORCH_DTYPES
     from loire.kernels.select import select_backend
     from loire.models.loading import load_decoder
@@ -85,6 +88,7 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str, kernels: str) -> int:
         device=device,
         backend=select_backend(kernels, device, TORCH_DTYPES[dtype]),
         max_model_len=64,
+        quantization=quantization,
     )
     return decoder.weight_bytes
 
@@ -104,6 +108,31 @@ def test_planned_weights_are_the_loaded_ones(
     )
     assert size.weight_bytes == pytest.approx(loaded_bytes(checkpoint, dtype, kernels), rel=0.01)
     assert (size.repeated_bytes > 0) is (tied and packs and dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_what_is_rounded_while_loading_is_counted(
+    tmp_path: Path, quantization: WeightQuantization, tied: bool
+) -> None:
+    from loire.kernels.native.backend import NativeBackend
+
+    if not NativeBackend.available()[0]:
+        pytest.skip("other kernels keep other scales")
+    checkpoint = write_model(tmp_path / "model", tied=tied)
+    size = size_of_checkpoint(
+        checkpoint,
+        "m",
+        dtype="bfloat16",
+        quantization=quantization,
+        kv_dtype="bfloat16",
+        on_cpu=True,
+    )
+    held = loaded_bytes(checkpoint, "bfloat16", "native", quantization)
+    assert size.weight_bytes == pytest.approx(held, rel=0.01)
+    assert (size.repeated_bytes > 0) is tied
+    by_hand = size_by_hand(10**6, 1, dtype="float32", quantization=quantization)
+    assert by_hand.weight_bytes == {"int8": 1_000_000, "int4": 562_500}[quantization]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])

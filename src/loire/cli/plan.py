@@ -29,8 +29,8 @@ What many replicas do with real traffic, `loire simulate` tells.
   loire plan --params 13B --dtype fp16 --kv-per-token 1MB --device h100-80gb --window 8k
   loire plan --params 30B --active 3B --quantization q4_k --kv-per-token 98kB --device l4
   loire plan smollm2 --what-if --device l4,a100-80gb --window 2k,8k
-  loire plan llama-3-8b --device h100-80gb
   loire plan smollm2 --bits 3.5 --lora 15x16
+  loire plan llama-3-8b --device h100-80gb
 
 The last names a model that need not be here: shapes of some published ones are known.
 """
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bandwidth", type=_bandwidth, help="of its memory, as 3.35TB/s")
     add("--flops", type=_flops, help="dense matrix throughput, as 989T")
     add("--dtype", type=_names, help="* bfloat16, float16 or float32 [bfloat16]")
-    formats = "* of the matrices: auto as in the file, none, q8_0, q4_0, ... [auto]"
+    formats = "* of the matrices: auto as in the file, none, int8, int4, q8_0, q4_0, ... [auto]"
     add("--quantization", type=_names, metavar="FORMAT", help=formats)
     add("--bits", type=_bits, help="per weight, as of `loire quantize --bits`")
     lora = "adapters and their rank, for all linear layers but experts': as 15x16"
@@ -221,7 +221,8 @@ def _model(name: str) -> "Checkpoint":
 def _choices(args: argparse.Namespace) -> "list[Variant]":
     """Every combination of the values given."""
     from loire.planning.choices import Variant
-    from loire.planning.model_size import DTYPE_ALIASES, DTYPES, KV_DTYPES, QUANTIZATIONS
+    from loire.planning.held_bytes import DTYPES, QUANTIZATIONS, ROUNDED
+    from loire.planning.model_size import DTYPE_ALIASES, KV_DTYPES
 
     def known(flag: str, name: str, names: tuple[str, ...]) -> str:
         full = DTYPE_ALIASES.get(name, name)
@@ -229,7 +230,7 @@ def _choices(args: argparse.Namespace) -> "list[Variant]":
             raise ConfigError(f"--{flag} {name!r} is not known; it can be {', '.join(names)}")
         return full
 
-    weight_formats = ("auto", "none", *QUANTIZATIONS)
+    weight_formats = ("auto", "none", *ROUNDED, *QUANTIZATIONS)
     if args.bits is not None and args.quantization is not None:
         raise ConfigError("give either --bits or --quantization, not both")
     dtypes = [known("dtype", name, tuple(DTYPES)) for name in args.dtype or ["bfloat16"]]

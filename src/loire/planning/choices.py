@@ -13,9 +13,8 @@ from loire.planning.capacity import (
     settle_lengths,
 )
 from loire.planning.devices import Device
+from loire.planning.held_bytes import DTYPES, QUANTIZATIONS
 from loire.planning.model_size import (
-    DTYPES,
-    QUANTIZATIONS,
     ModelSize,
     RankSize,
     size_by_hand,

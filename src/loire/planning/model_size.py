@@ -8,31 +8,24 @@ read: there a tied embedding is held twice. By hand it is parameters times bits.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loire.base.cache_geometry import CacheGeometry, LayerNeed, cache_geometry
 from loire.base.config import EngineOptions
 from loire.base.errors import ConfigError
-from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
+from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, LayerWeights, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, ExpertsWeights, ParallelDescription
-from loire.checkpoint.formats import BF16, F16, F32, FORMATS, Q4_0, Q8_0, WeightFormat, held_as
-from loire.checkpoint.kept_blocks import stays_as_stored
+from loire.checkpoint.formats import Q4_0, Q8_0, WeightFormat
 from loire.checkpoint.sharding import rank_of
 from loire.checkpoint.share import Share, settle_chunks
-from loire.checkpoint.weights import Matrix, Vector, Weight, each, matrices
+from loire.checkpoint.weights import Matrix, Role, Weight, each, matrices
+from loire.planning.held_bytes import DTYPES, EXPANDED, QUANTIZATIONS, ROUNDED, held_bytes
 
-DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
 ATTENTION_COST = 1.5
 """Times as long as an operation of a product with weights takes one of attention."""
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
-QUANTIZATIONS: dict[str, WeightFormat] = {
-    name.lower(): fmt for name, fmt in FORMATS.items() if fmt.block_elements > 1
-}
-"""Block formats, scales included."""
-EXPANDED = "none"
-"""Quantization that expands what a file has in blocks. None keeps those, as the engine does."""
 KV_FORMATS: dict[str, WeightFormat] = {
     **DTYPES,
     "fp8": WeightFormat("FP8", 1, 1),  # one scale per tensor: nothing per token
@@ -187,14 +180,15 @@ def size_of_rank(
         for weight in each(weights):
             names = [name for name in weight.stored_names(present) if name in present]
             stored = [present[name] for name in names]
-            held = _held_bytes(weight, stored, dtype, quantization, bits)
+            held = held_bytes(weight, stored, dtype, quantization, bits)
             cut = weight.cut if isinstance(weight, Matrix) else None
             whole_size = 1 if cut is None else sum(cut.whole_rows) * cut.whole_inputs
             total += held if cut is None else held * weight.num_elements / whole_size
         if whole.head is None:  # a rank's rows of the embedding are packed beside it
             first, end = share.range_of(description.vocab_size)
             name = f"{whole.embedding.name}.weight"
-            held = _held_bytes(whole.embedding, [present[name]], dtype, quantization, bits)
+            stored = [present[name]]
+            held = held_bytes(whole.embedding, stored, dtype, quantization, bits, role="head")
             total += held * (end - first) / description.vocab_size
         most = max(most, round(total))
     return RankSize(most, _kv_bytes_per_token(description, kv_dtype))
@@ -226,7 +220,8 @@ def size_by_hand(
             f"--active is {active}, more than all parameters (--params {num_parameters})"
         )
     share = active / num_parameters
-    fmt = DTYPES[dtype] if quantization in (None, EXPANDED) else QUANTIZATIONS[quantization]
+    formats = QUANTIZATIONS | ROUNDED
+    fmt = DTYPES[dtype] if quantization in (None, EXPANDED) else formats[quantization]
     weight_bytes = math.ceil(num_parameters * fmt.block_bytes / fmt.block_elements)
     return ModelSize(
         name=f"{num_parameters / 1e9:g}B parameters"
@@ -252,8 +247,8 @@ def size_of_checkpoint(
     on_cpu: bool,
     bits: float | None = None,
 ) -> ModelSize:
-    """Sizes of a checkpoint loaded as dtype, its matrices in a block format if one is named, or in
-    so many bits per weight on average.
+    """Sizes of a checkpoint loaded as dtype, its matrices in a block format if one is named,
+    rounded as the engine rounds to "int8" or "int4", or in so many bits per weight on average.
 
     Raises ConfigError if a format's blocks do not fit the model's rows.
     """
@@ -261,9 +256,9 @@ def size_of_checkpoint(
     weights = description.weights()
     present = checkpoint.tensors
 
-    def held(weight: Weight, names: Iterable[str]) -> int:
+    def held(weight: Weight, names: Iterable[str], role: Role | None = None) -> int:
         found = [present[name] for name in names if name in present]
-        return _held_bytes(weight, found, dtype, quantization, bits)
+        return held_bytes(weight, found, dtype, quantization, bits, role)
 
     names = {weight: weight.stored_names(present) for weight in each(weights)}
     head = weights.embedding if weights.head is None else weights.head
@@ -272,12 +267,13 @@ def size_of_checkpoint(
     shares = [share for layer in description.layers if (share := _share_of(layer)) < 1.0]
     share = sum(shares) / len(shares) if shares else 1.0
     shared = () if weights.per_layer is None else (weights.per_layer.projection,)
-    fixed = {*matrices(weights.layers), *shared, head} - {*routed}
-    fixed_bytes = sum(held(m, m.stored_weights(present)) for m in fixed)
+    fixed = {*matrices(weights.layers), *shared} - {*routed}
+    head_bytes = held(head, head.stored_weights(present), "head")
+    fixed_bytes = head_bytes + sum(held(m, m.stored_weights(present)) for m in fixed)
     numbers = bits is None and quantization in (None, EXPANDED)
-    numbers = numbers and held(head, names[head]) == 2 * head.num_elements
-    packs = on_cpu and dtype == "bfloat16" and numbers
-    repeated = held(head, names[head]) if weights.head is None and packs else 0
+    packs = on_cpu and dtype == "bfloat16" and numbers and head_bytes == 2 * head.num_elements
+    is_rounded = quantization in ROUNDED and head_bytes != held(head, names[head])
+    repeated = head_bytes if weights.head is None and (packs or is_rounded) else 0
     return ModelSize(
         name=name,
         num_parameters=sum(
@@ -332,41 +328,6 @@ def _parameters_of_token(layer: LayerDescription, weights: LayerWeights) -> int:
     routed = sum(matrix.num_elements for matrix in _routed(weights))
     everything = sum(matrix.num_elements for matrix in matrices(weights))
     return everything - routed + round(_share_of(layer) * routed)
-
-
-def _held_bytes(
-    weight: Weight,
-    tensors: Sequence[TensorInfo],
-    dtype: str,
-    quantization: str | None,
-    bits: float | None,
-) -> int:
-    """tensors: those that hold the weight, its bias included."""
-    if isinstance(weight, Vector):
-        return sum(F32.num_bytes(tensor.num_elements) for tensor in tensors)
-    if bits is not None:
-        return sum(math.ceil(tensor.num_elements * bits / 8) for tensor in tensors)
-    in_blocks = False
-    if quantization is None and isinstance(weight, Matrix):
-        stored = [tensor for tensor in tensors if len(tensor.shape) > 1]  # without the bias
-        in_blocks = stays_as_stored(weight, stored)
-    return sum(_bytes_as(tensor, dtype, quantization, in_blocks) for tensor in tensors)
-
-
-def _bytes_as(tensor: TensorInfo, dtype: str, quantization: str | None, in_blocks: bool) -> int:
-    num_elements = tensor.num_elements
-    if in_blocks and tensor.format.block_elements > 1:
-        return held_as(tensor.format).num_bytes(num_elements)
-    if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
-        return DTYPES[dtype].num_bytes(num_elements)
-    fmt = QUANTIZATIONS[quantization]
-    if tensor.shape[1] % fmt.block_elements:
-        smaller = [key for key, other in QUANTIZATIONS.items() if other.block_elements == 32]
-        raise ConfigError(
-            f"{quantization} packs {fmt.block_elements} weights of a row together, but a row of "
-            f"{tensor.name} has {tensor.shape[1]}; take one of {', '.join(smaller)}"
-        )
-    return fmt.num_bytes(num_elements)
 
 
 def _kv_bytes_per_token(description: ModelDescription, kv_dtype: str) -> int:

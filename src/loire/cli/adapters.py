@@ -5,6 +5,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from loire.base.errors import ConfigError, LoireError, RequestError
@@ -52,22 +53,28 @@ def run(args: argparse.Namespace) -> int:
         case "unload":
             print(_ask(f"{url}/v1/unload_lora_adapter", {"lora_name": args.name}))
         case _:
-            _show(json.loads(_ask(f"{url}/admin/adapters")))
+            for line in _listed(f"{url}/admin/adapters"):
+                print(line)
     return 0
 
 
-def _show(found: dict[str, Any]) -> None:
-    entries = {
-        one["name"]: [f"rank {one['rank']}", one["root"], *(["pinned"] if one["pinned"] else [])]
-        for one in found["data"]
-    }
-    for line in aligned(entries):
-        print(line)
-    print(
-        f"{len(entries)} adapters, {found['num_resident']} in memory "
-        f"({found['num_bytes'] / 1e6:.1f} MB); {found['hits']} hits, {found['loads']} loads, "
-        f"{found['evictions']} evictions"
-    )
+def _listed(url: str) -> list[str]:
+    """Lines about all of them. Raises as _ask(), and ConfigError if another server answers."""
+    text = _ask(url)
+    try:
+        found = json.loads(text)
+        entries = {
+            one["name"]: [f"rank {one['rank']}", one["root"], *["pinned"] * one["pinned"]]
+            for one in found["data"]
+        }
+        return [
+            *aligned(entries),
+            f"{len(entries)} adapters, {found['num_resident']} in memory "
+            f"({found['num_bytes'] / 1e6:.1f} MB); {found['hits']} hits, {found['loads']} loads, "
+            f"{found['evictions']} evictions",
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_loire(url) from error
 
 
 def _ask(url: str, body: dict[str, Any] | None = None) -> str:
@@ -77,14 +84,16 @@ def _ask(url: str, body: dict[str, Any] | None = None) -> str:
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers)
     try:
+        request = urllib.request.Request(url, data, headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             text: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         raise _refusal(error, url) from error
-    except (OSError, urllib.error.URLError) as error:
+    except OSError as error:
         raise ConfigError(f"nothing answers at {url}: {error}") from error
+    except (HTTPException, ValueError) as error:
+        raise _no_loire(url) from error
     return text
 
 
@@ -93,6 +102,12 @@ def _refusal(error: urllib.error.HTTPError, url: str) -> LoireError:
         if error.code == 401:
             return ConfigError(f"the server wants a key: set {KEY_VARIABLES[0]}")
         try:
-            return RequestError(json.loads(error.read())["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            return ConfigError(f"what answers at {url} is no Loire: give another --url")
+            message: str = json.loads(error.read())["error"]["message"]
+            # (What vLLM calls it stands in its own sentence, which the server says, too.)
+            return RequestError(message.replace("set 'load_inplace' to True", "add --in-place"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return _no_loire(url)
+
+
+def _no_loire(url: str) -> ConfigError:
+    return ConfigError(f"what answers at {url} is no Loire: give another --url")

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     perplexity = measures.add_parser(
         "perplexity", help="of a text; comparable with llama.cpp's of the same file"
     )
+    perplexity.usage = f"{perplexity.prog} [OPTION ...] model text"
     perplexity.add_argument("model", help=MODEL_HELP.partition(" [")[0])
     perplexity.add_argument("text", help="a file of text, or - for standard input")
     tokens = argument_type(parse_tokens)

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from loire.base.errors import ConfigError
@@ -109,8 +110,8 @@ def _running(url: str, model: str | None) -> Target | None:
     """The server at an address, if one answers there. Raises ConfigError if it is another's, still
     loads, or does not serve the model."""
     url = url.rstrip("/").removesuffix("/v1")
-    request = urllib.request.Request(f"{url}/v1/models", headers={"x-api-key": _key()})
     try:
+        request = urllib.request.Request(f"{url}/v1/models", headers={"x-api-key": _key()})
         with urllib.request.urlopen(request, timeout=ASK_S) as answer:
             models = json.load(answer)["data"]
             windows = {entry["id"]: entry["max_model_len"] for entry in models}
@@ -122,7 +123,7 @@ def _running(url: str, model: str | None) -> Target | None:
             ) from error
     except (OSError, urllib.error.URLError):
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (HTTPException, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"what answers at {url} is no Loire: give another --url") from error
     name = model or next(iter(windows))
     if name not in windows:

@@ -9,6 +9,7 @@ from checkpoint_files import LLAMA
 
 from loire.base.errors import ModelNotFoundError, UnsupportedModelError
 from loire.checkpoint import store
+from loire.checkpoint.hub_cache import name_of
 
 
 def write_snapshot(cache: Path, *files: str) -> Path:
@@ -36,6 +37,8 @@ def test_a_hub_model_works_offline_once_pulled(hub_cache: Path) -> None:
     snapshot = write_snapshot(hub_cache, "config.json", "model.safetensors")
     for allow_download in (False, True):
         assert store.resolve_model("org/name", allow_download=allow_download) == snapshot
+    assert name_of(snapshot) == "org/name"
+    assert name_of(snapshot / "model.safetensors") == "model.safetensors"
 
 
 def test_a_hub_model_that_is_not_here(hub_cache: Path) -> None:

@@ -1,11 +1,14 @@
 """A whole run: what is written runs, says what it is, and goes on where it was broken off."""
 
+import errno
 import json
+import os
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,6 +21,7 @@ from loire.models.layer_loader import Tensors
 from loire.quantize import run as run_module
 from loire.quantize.calibration import read_text
 from loire.quantize.layer_run import CalibrationRun
+from loire.quantize.levels import LEVELS
 from loire.quantize.run import Report, quantize
 from loire.quantize.save import read_piece
 from loire.text.tokenizer import checkpoint_tokenizer
@@ -77,6 +81,7 @@ def test_the_directory_says_what_it_is(source: Path, made: tuple[Path, Report]) 
     assert after.description == before.description
     assert {x.name for x in after.tensors.values()} == {x.name for x in before.tensors.values()}
     assert after.chat_template == before.chat_template
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "all may be read alike"
     files = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     assert report.num_bytes <= files <= report.num_bytes + 8192
     told = checkpoint_tokenizer(after).encode("The Loire")
@@ -114,15 +119,35 @@ def test_a_broken_run_goes_on_to_the_same_result(
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"bits": 2.0}, "from 2.25 to 8.5"), ({"text": "Too short."}, "needs at least")],
+    ("out", "changes", "says"),
+    [
+        ("out", {"bits": 2.0}, "from 2.25 to 8.5"),
+        ("out", {"text": "Too short."}, "needs at least"),
+        ("out", {"bits": 8.4}, "8.4 bits per weight are too few: this model's rows take at least"),
+        ("file/out", {}, "out cannot be written: .*file is no folder to write to"),
+        ("new/out", {"bits": 8.5}, "layer-0000.* cannot be written: No space left on device"),
+    ],
 )
 def test_what_cannot_be_done_is_refused(
-    source: Path, tmp_path: Path, changes: dict[str, Any], says: str
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    out: str,
+    changes: dict[str, Any],
+    says: str,
 ) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(run_module, "LEVELS", LEVELS[-1:])  # (Too few bits for one format.)
     with pytest.raises(ConfigError, match=says):
-        run(source, tmp_path / "out", **changes)
-    assert not (tmp_path / "out").exists()
+        run(source, tmp_path / out, **changes)
+    assert not (tmp_path / out).exists()
+    # (Nothing is in the way of another number of bits, or another text.)
+    assert [path.parent.name for path in tmp_path.glob("*/*.partial")] == ["new"] * ("new" in out)
+    assert not [*tmp_path.glob("*.partial")]
 
 
 def test_a_model_larger_than_memory_can_be_made_smaller(
@@ -220,6 +245,7 @@ def test_the_verb(
     monkeypatch.setenv("LOIRE_HOME", str(tmp_path / "home"))
     text = tmp_path / "text"
     text.write_text(TEXT)
+    assert read_text(str(text), most_texts=0) == ""  # (Of a long file the beginning is read.)
     arguments = ["quantize", str(source), "--bits", "5", "-o", str(tmp_path / "out"), "--json"]
     assert main([*arguments, "--calibration", str(text), "--num-threads", "1"]) == 0
     summary = json.loads(capsys.readouterr().out)

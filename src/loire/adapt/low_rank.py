@@ -17,6 +17,7 @@ from loire.checkpoint.weights import Matrix, matrices
 from loire.kernels.interface import Linear, LowRank
 from loire.kernels.reference_linear import LowRankParts
 from loire.models.decoder import Decoder
+from loire.quantize.work import write_tensors
 
 NUMBER = 0
 """The adapter's, as products count them."""
@@ -93,11 +94,9 @@ def attach(modules: Collection[AdaptedModule], decoder: Decoder) -> None:
 def save(modules: Collection[AdaptedModule], rank: int, base: str, directory: Path) -> None:
     """adapter_config.json and adapter_model.safetensors (float16 would do, but PEFT expects what
     was trained: float32)."""
-    from safetensors.torch import save_file
-
     directory.mkdir()
     tensors = {name: half.detach() for module in modules for name, half in module.matrices}
-    save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
+    write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
     (directory / CONFIG).write_text(json.dumps(_config(modules, rank, base), indent=1))
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,15 +22,16 @@ from loire.adapt.distill import (
     surprise,
 )
 from loire.adapt.low_rank import AdaptedModule, attach, new_modules, save
-from loire.adapt.texts import Texts, texts_for
+from loire.adapt.texts import Texts, texts_for, texts_needed
 from loire.adapt.training import TEXTS, Training
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
+from loire.checkpoint.hub_cache import name_of
 from loire.kernels.cpu import CpuBackend
 from loire.kernels.reference import ReferenceBackend
 from loire.quantize.calibration import read_text
-from loire.quantize.save import write_whole
+from loire.quantize.work import WorkFolder, write_tensors, write_whole, writing
 
 SAVED_EVERY_S = 20.0
 WARM_UP_STEPS = 10
@@ -84,23 +85,21 @@ def adapt(
     text: a file to train on; None for what the original writes. num_texts: most of them. dtype: of
     weights and activations; the adapter itself is trained in float32.
 
-    Raises ConfigError if out exists, the models have not the same vocabulary, or the folder beside
-    out holds another run.
+    Raises ConfigError if out exists, the models have not the same vocabulary, the folder beside out
+    holds another run, or something cannot be written.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already; name another directory, or remove it")
     sizes = quantized.description.vocab_size, original.description.vocab_size
     if sizes[0] != sizes[1]:
         raise ConfigError(
-            f"{quantized.path.name} has a vocabulary of {sizes[0]:,} tokens and "
-            f"{original.path.name} one of {sizes[1]:,}: it was not made from that"
+            f"{name_of(quantized.path)} has a vocabulary of {sizes[0]:,} tokens and "
+            f"{name_of(original.path)} one of {sizes[1]:,}: it was not made from that"
         )
     work = _Work(
-        out.with_name(out.name + ".partial"),
+        out,
         {
             "models": [model_digest(quantized), model_digest(original)],
             "training": asdict(training),
-            "text": None if text is None else [str(text), read_text(str(text))],
+            "text": None if text is None else read_text(str(text), texts_needed(num_texts)),
             "num_texts": num_texts,
             "dtype": str(dtype),
         },
@@ -112,44 +111,37 @@ def adapt(
     run.prepare(lambda share: progress("reading", share))
     run.train(work.state, lambda share: progress("training", share))
     report = run.report()
-    work.finish(run.modules, training.rank, quantized.path.name, out)
+    work.finish(run.modules, training.rank, name_of(quantized.path), out)
     return report
 
 
-class _Work:
-    """The folder that holds what is done already."""
+class _Work(WorkFolder):
+    """What is done already."""
 
-    def __init__(self, folder: Path, asked: Mapping[str, object]) -> None:
-        """Raises ConfigError if it holds the work on something else."""
-        self._folder = folder
-        self.state = folder / "state.safetensors"
+    @property
+    def state(self) -> Path:
         """Where training stands."""
-        folder.mkdir(parents=True, exist_ok=True)
-        told = folder / "asked.json"
-        if not told.exists():
-            write_whole(told, json.dumps(asked))
-        elif json.loads(told.read_text()) != asked:
-            raise ConfigError(
-                f"{folder} holds unfinished work on another model, text or setting; finish that, "
-                f"or remove the folder"
-            )
+        return self.path / "state.safetensors"
 
     def texts(self, make: Callable[[], tuple[Texts, Texts]]) -> tuple[Texts, Texts]:
         """Those that were made before, or new ones."""
-        path = self._folder / "texts.json"
+        path = self.path / "texts.json"
         if not path.exists():
-            write_whole(path, json.dumps(make()))
+            made = make()
+            self.begin()
+            write_whole(path, json.dumps(made))
         texts, checked = json.loads(path.read_text())
         return texts, checked
 
     def finish(self, modules: Sequence[AdaptedModule], rank: int, base: str, out: Path) -> None:
         """Leave nothing but the adapter, whole."""
-        made = self._folder / "adapter"
-        if made.exists():
-            shutil.rmtree(made)
-        save(modules, rank, base, made)
-        made.replace(out)
-        shutil.rmtree(self._folder)
+        made = self.path / "adapter"
+        with writing(out):
+            if made.exists():
+                shutil.rmtree(made)
+            save(modules, rank, base, made)
+            made.replace(out)
+            shutil.rmtree(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,16 +265,12 @@ class _Run:
 
     def _keep(self, path: Path, step: int) -> None:
         """Whole, or not at all."""
-        from safetensors.torch import save_file
-
         tensors = {}
         for name, parameter in self.parameters.items():
             own = self._optimizer.state[parameter]
             tensors[name] = parameter.detach()
             tensors[f"first {name}"], tensors[f"second {name}"] = own["exp_avg"], own["exp_avg_sq"]
-        new = path.with_suffix(".new")
-        save_file(tensors, str(new), metadata={"step": str(step)})
-        new.replace(path)
+        write_tensors(path, tensors, {"step": str(step)})
 
     @torch.no_grad()
     def _restore(self, path: Path) -> int:

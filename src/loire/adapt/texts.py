@@ -34,8 +34,9 @@ def texts_for(
     by beginnings of a hundred kinds: on what it has seen nothing like, an adapter repairs less.
     """
     tokenizer = checkpoint_tokenizer(original)
-    given = read_text(None if text is None else str(text))
-    texts = cut(tokenizer, given, original.description.max_positions, most=count + count // 4 + 2)
+    most = texts_needed(count)
+    given = read_text(None if text is None else str(text), most)
+    texts = cut(tokenizer, given, original.description.max_positions, most=most)
     known = num_calibrated(len(texts))
     known_texts, checked = texts[:known], texts[known:]
     if text is not None:
@@ -47,6 +48,11 @@ def texts_for(
     ]
     own = written_texts(original.path, places + kinds, len(checked[0]), progress)
     return own, checked
+
+
+def texts_needed(count: int) -> int:
+    """How many texts there have to be for count of them to train on, and others to check with."""
+    return count + count // 4 + 2
 
 
 def own_texts(

@@ -39,8 +39,19 @@ def cached_models() -> Iterator[CachedModel]:
             continue
         weights = [path for path in snapshot.glob("*.safetensors") if path.exists()]
         if weights:
-            name = folder.name.removeprefix(PREFIX).replace("--", "/", 1)
-            yield CachedModel(name, snapshot, sum(path.stat().st_size for path in weights))
+            num_bytes = sum(path.stat().st_size for path in weights)
+            yield CachedModel(name_of(snapshot), snapshot, num_bytes)
+
+
+def name_of(path: Path) -> str:
+    """What people call the model there: its hub id if it is a snapshot in the hub's cache, else the
+    name of its directory or file."""
+    # (Links are not followed: those of the cache lead to files that are named by a hash.)
+    full = Path(os.path.abspath(path))
+    folder = full.parent.parent.name
+    if full.parent.name == "snapshots" and folder.startswith(PREFIX):
+        return folder.removeprefix(PREFIX).replace("--", "/", 1)
+    return full.name
 
 
 def _main(folder: Path) -> Path | None:

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
         metavar="FILE",
-        help="text like what the model will read [a small one that comes with Loire]",
+        help="text like what the model will read, of which the beginning counts, 64 texts of 256 "
+        "tokens [a small one that comes with Loire]",
     )
     parser.add_argument(
         "--own-texts",

@@ -9,16 +9,20 @@ from loire.text.tokenizer import Tokenizer
 TEXT_TOKENS = 256
 MOST_TEXTS = 64
 """More make little difference, and their inputs have to fit into memory."""
+TOKEN_CHARACTERS = 16
+"""Four times what a token has of usual text."""
 CHECKED_SHARE = 5
 """One text of so many is left out of calibration, to check the result with."""
 
 
-def read_text(path: str | None) -> str:
-    """A file's text, or the one that comes with Loire. Raises ConfigError."""
+def read_text(path: str | None, most_texts: int = MOST_TEXTS) -> str:
+    """The beginning of a file's text, with more than so many texts in it if there are as many; or
+    the one that comes with Loire. Raises ConfigError."""
     if path is None:
         return (files("loire.quantize") / "calibration.txt").read_text(encoding="utf-8")
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(most_texts * TEXT_TOKENS * TOKEN_CHARACTERS)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 

@@ -12,6 +12,7 @@ from loire.base.errors import UnsupportedModelError
 from loire.checkpoint.checkpoint import Checkpoint, TensorInfo
 from loire.checkpoint.gguf_file import GGUFTensor
 from loire.checkpoint.gguf_parts import is_gguf, read_model
+from loire.checkpoint.hub_cache import name_of
 from loire.kernels.block_formats import StoredTensor
 
 _LEFT_OUT = ("general.architecture", "general.file_type", "split.")
@@ -24,13 +25,13 @@ def check_source(checkpoint: Checkpoint) -> None:
     if not checkpoint.path.is_file() or not is_gguf(checkpoint.path):
         raise UnsupportedModelError(
             f"{checkpoint.path} is no GGUF file: `loire quantize` writes GGUF of models that came "
-            f"as one, as it takes their vocabulary and settings over; for others leave out "
-            f"--format gguf"
+            f"as one, as it takes their vocabulary and settings over; of others it writes a "
+            f"directory"
         )
     if any(".experts." in name for name in checkpoint.tensors):
         raise UnsupportedModelError(
-            f"{checkpoint.path} has experts, all of which have one type in a GGUF file; leave out "
-            f"--format gguf"
+            f"{checkpoint.path} has experts, all of which have one type in a GGUF file: of such a "
+            f"model `loire quantize` writes a directory"
         )
 
 
@@ -51,7 +52,7 @@ def write_gguf(
             inner = field.types[1] if len(field.types) > 1 else None
             writer.add_key_value(field.name, field.contents(), field.types[0], inner)
     writer.add_string("loire.made_by", f"loire {__version__}")
-    writer.add_string("loire.made_from", checkpoint.path.name)
+    writer.add_string("loire.made_from", name_of(checkpoint.path))
     for name, value in report.items():
         writer.add_float32(f"loire.{name}", value)
     places = {(info.path, info.offset): info for info in checkpoint.tensors.values()}

@@ -25,16 +25,9 @@ from loire.quantize.gguf import check_source, write_gguf
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels
 from loire.quantize.rounding import round_with_feedback
-from loire.quantize.save import (
-    ASKED,
-    OWN,
-    Piece,
-    finish,
-    read_piece,
-    write_piece,
-    write_whole,
-)
+from loire.quantize.save import OWN, Piece, finish, read_piece, write_piece
 from loire.quantize.sensitivity import measure, units
+from loire.quantize.work import WorkFolder, write_whole, writing
 from loire.text.tokenizer import Tokenizer
 
 MEASURED_TEXTS = 2
@@ -93,19 +86,17 @@ def quantize(
     write: gives num_own texts (token ids) that the model wrote, as long as those that the text is
     cut into, to calibrate on, too; asked once, also if the run is broken off.
 
-    Raises ConfigError if out exists or bits are out of range, UnsupportedModelError for a model
-    that it is not made for.
+    Raises ConfigError if out exists, bits are out of range or something cannot be written,
+    UnsupportedModelError for a model that it is not made for.
     """
     if file_format == "gguf":
         check_source(checkpoint)
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise ConfigError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, but are {bits}")
-    if out.exists():
-        raise ConfigError(f"{out} exists already; name another directory, or remove it")
     given = cut(tokenizer, text, checkpoint.description.max_positions)
     known = num_calibrated(len(given))
     work = _Work(
-        out.with_name(out.name + ".partial"),
+        out,
         checkpoint,
         {
             "model": model_digest(checkpoint),
@@ -118,39 +109,32 @@ def quantize(
     among = STANDARD_LEVELS if file_format == "gguf" else LEVELS
     candidates = work.measured(given, among, kept, lambda share: progress("measuring", share))
     chosen = allocate(candidates, bits)
+    work.begin()
     calibrated = [*given[:known], *work.own(num_own, write)]
     rounding = _Rounding(checkpoint, calibrated, given[known:], chosen, work)
     rounding.run(lambda share: progress("rounding", share))
     report = rounding.report(lambda share: progress("checking", share))
-    if file_format == "gguf":
-        write_gguf(rounding.pieces(), work.folder / "model.gguf", checkpoint, report.summary())
-        (work.folder / "model.gguf").replace(out)
-        shutil.rmtree(work.folder)
-    else:
-        finish(work.folder, out, checkpoint, tokenizer, asdict(report))
+    with writing(out):
+        if file_format == "gguf":
+            whole = work.path / "model.gguf"
+            write_gguf(rounding.pieces(), whole, checkpoint, report.summary())
+            whole.replace(out)
+            shutil.rmtree(work.path)
+        else:
+            finish(work.path, out, checkpoint, tokenizer, asdict(report))
     return report
 
 
-class _Work:
+class _Work(WorkFolder):
     """What is done already."""
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, asked: Mapping[str, object]) -> None:
-        """Raises ConfigError if the folder holds the work on something else."""
-        self.folder = folder
+    def __init__(self, out: Path, checkpoint: Checkpoint, asked: Mapping[str, object]) -> None:
+        super().__init__(out, asked)
         self._checkpoint = checkpoint
-        folder.mkdir(parents=True, exist_ok=True)
-        told = folder / ASKED
-        if not told.exists():
-            told.write_text(json.dumps(asked))
-        elif json.loads(told.read_text()) != asked:
-            raise ConfigError(
-                f"{folder} holds unfinished work on another model, text or number of bits; "
-                f"finish that, or remove the folder"
-            )
 
     def own(self, count: int, write: Callable[[int], Sequence[Sequence[int]]]) -> list[list[int]]:
         """Texts that the model wrote before, or writes now."""
-        path = self.folder / OWN
+        path = self.path / OWN
         if not path.exists():
             write_whole(path, json.dumps(write(count)))
         found: list[list[int]] = json.loads(path.read_text())
@@ -170,7 +154,8 @@ class _Work:
         path = kept / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
         if not path.exists():
             found = measure(CalibrationRun(self._checkpoint, short), among, progress)
-            kept.mkdir(parents=True, exist_ok=True)
+            with writing(kept):
+                kept.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps([asdict(candidate) for candidate in found]))
         return [
             Candidate(
@@ -247,10 +232,10 @@ class _Rounding:
 
     @property
     def _ends_path(self) -> Path:
-        return self._work.folder / "ends.safetensors"
+        return self._work.path / "ends.safetensors"
 
     def _layer_path(self, index: int) -> Path:
-        return self._work.folder / f"layer-{index:04}.safetensors"
+        return self._work.path / f"layer-{index:04}.safetensors"
 
     def _rounded_layer(
         self, index: int, tensors: Mapping[str, Tensor | StoredTensor], moments: Moments

@@ -10,21 +10,22 @@ from torch import Tensor
 from loire import __version__
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.formats import BLOCK_FORMATS
+from loire.checkpoint.hub_cache import name_of
 from loire.checkpoint.safetensors_header import read_file
 from loire.checkpoint.saved_description import VERSION, written
 from loire.kernels.block_formats import StoredTensor
+from loire.quantize.work import ASKED, write_tensors
 from loire.text.tokenizer import Tokenizer
 
-ASKED, OWN = "asked.json", "own.json"
-"""Files of unfinished work: what it is on, and texts that the model wrote for it."""
+OWN = "own.json"
+"""A file of unfinished work: texts that the model wrote for it."""
 Piece: TypeAlias = dict[str, "Tensor | StoredTensor"]
 """Some of a model's tensors by name."""
 
 
 def write_piece(path: Path, piece: Mapping[str, Tensor | StoredTensor]) -> None:
-    """A whole safetensors file, or none: blocks as bytes, numbers in float32."""
-    from safetensors.torch import save_file
-
+    """A whole safetensors file, or none: blocks as bytes, numbers in float32. Raises ConfigError if
+    it cannot be written."""
     tensors = {
         name: tensor.blocks.contiguous()
         if isinstance(tensor, StoredTensor)
@@ -36,9 +37,7 @@ def write_piece(path: Path, piece: Mapping[str, Tensor | StoredTensor]) -> None:
         for name, tensor in piece.items()
         if isinstance(tensor, StoredTensor)
     }
-    new = path.with_suffix(".new")
-    save_file(tensors, str(new), metadata={"format": "pt", "formats": json.dumps(formats)})
-    new.replace(path)
+    write_tensors(path, tensors, {"format": "pt", "formats": json.dumps(formats)})
 
 
 def read_piece(path: Path) -> Piece:
@@ -54,13 +53,6 @@ def read_piece(path: Path) -> Piece:
                 StoredTensor(BLOCK_FORMATS[formats[name]], tensor) if name in formats else tensor
             )
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A whole file, or none."""
-    new = path.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 def finish(
@@ -84,7 +76,7 @@ def finish(
             "model_type": "loire",
             "version": VERSION,
             "made_by": f"loire {__version__}",
-            "made_from": checkpoint.path.name,
+            "made_from": name_of(checkpoint.path),
             **report,
             "description": written(checkpoint.description),
         },
@@ -100,9 +92,10 @@ def finish(
             more = folder / "additional_chat_templates"
             more.mkdir(exist_ok=True)
             (more / f"{name}.jinja").write_text(text, encoding="utf-8")
-    for name in (ASKED, OWN):
-        (folder / name).unlink()
     folder.replace(out)
+    # (Last: without its first file a folder would be taken for one that holds nothing yet.)
+    for name in (OWN, ASKED):
+        (out / name).unlink()
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

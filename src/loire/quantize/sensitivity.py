@@ -115,7 +115,7 @@ class _Trial:
     ) -> tuple["_Trial", Tensor]:
         """With the weight in the format whose harm is measured. importance: float32 [in], the mean
         squares of its inputs."""
-        formats = _formats(weight, among)
+        formats = _formats(name, weight, among)
         errors = {x: weighted_error(weight, importance, x) for x in formats}
         probe = next((x for x in formats if x.bits > PROBE_BITS), formats[-1])
         blocks = round_to_nearest(weight, importance, probe)
@@ -153,11 +153,12 @@ def _divergence(truth: Tensor, logits: Tensor) -> float:
     return float((truth.exp() * (truth - logits.log_softmax(-1))).sum(-1).mean())
 
 
-def _formats(weight: Tensor, among: Sequence[Levels]) -> tuple[Levels, ...]:
+def _formats(name: str, weight: Tensor, among: Sequence[Levels]) -> tuple[Levels, ...]:
     formats = levels_for(weight.shape[1], among)
     if not formats:
         raise UnsupportedModelError(
-            f"a weight has rows of {weight.shape[1]} numbers, which no format's groups of 32 fill"
+            f"{name} has rows of {weight.shape[1]} numbers, which no format's groups of 32 fill: "
+            f"`loire quantize` is not made for such a model"
         )
     return formats
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from native_cases import backend, needs_library, same_bits
 
-from loire.base.errors import ConfigError
+from loire.base.errors import ConfigError, EngineError
 from loire.kernels.native.backend import NativeBackend, instruction_sets
 from loire.kernels.native.library import NativeLibrary
 
@@ -48,6 +48,16 @@ def test_backends_can_be_made_and_dropped_while_others_work() -> None:
     for _ in range(20):
         assert same_bits(work(NativeBackend(3)), expected)
         assert same_bits(work(backend(2)), expected)
+
+
+def test_memory_made_ready_for_large_steps_changes_nothing() -> None:
+    kernels, expected = NativeBackend(3), work(backend(1))
+    kernels.reserve(4096, 8 << 20)  # no weights yet
+    assert same_bits(work(kernels), expected)
+    kernels.reserve(4096, 8 << 20)
+    assert same_bits(work(kernels), expected)
+    with pytest.raises(EngineError, match="out of memory"):
+        kernels.reserve(2**48, 0)
 
 
 def test_what_is_fetched_ahead_may_be_gone() -> None:

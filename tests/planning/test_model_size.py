@@ -149,6 +149,9 @@ def test_planned_kv_is_the_allocated_one(tmp_path: Path, dtype: str) -> None:
     kernels = ReferenceAttention()
     cpu = torch.device("cpu")
     cache = KVCache(checkpoint.description, geometry, 4, KV_CACHE_DTYPES[dtype], kernels, cpu)
+    cache.pages.fill_(1)
+    cache.touch(17)
+    assert cache.pages.amax(1).tolist() == [0, 0, 1, 1]
     held = 0
     for layer in cache.layers:
         tensors = (layer.keys, layer.values, layer.key_scales, layer.value_scales)

@@ -133,10 +133,10 @@ class _Rank:
         dtype = KV_CACHE_DTYPES[settle_kv_cache_dtype(options, self.dtype)]
         description, attention = decoder.description, self.backend.attention
         cache = KVCache(description, geometry, num_blocks, dtype, attention, self.device)
-        tokens = options.max_num_batched_tokens
+        tokens = min(options.max_num_batched_tokens, num_blocks * geometry.block_size)
         cache.touch(tokens)
-        element_bytes = DTYPE_BYTES[self.dtype]
-        self.backend.reserve(results_reserve(description, element_bytes, tokens))
+        results = results_reserve(description, DTYPE_BYTES[self.dtype], tokens)
+        self.backend.reserve(tokens, results)
         return cache
 
 

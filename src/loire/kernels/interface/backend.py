@@ -36,5 +36,6 @@ class Backend:
     """Dtypes for which a row's result is the same bits in any batch, chunking and block layout."""
     torch_threads: int | None = None
     """Threads for PyTorch's own operators during a step; None leaves them as they are."""
-    reserve: Callable[[int], None] = lambda num_bytes: None
-    """Has memory ready for what a step's operations give, so many bytes of it at once."""
+    reserve: Callable[[int, int], None] = lambda num_tokens, num_bytes: None
+    """Has memory ready for steps of so many tokens over the weights packed before, whose operations
+    give so many bytes at once."""

@@ -61,8 +61,13 @@ class NativeBackend(Backend):
             join=self._join,
             batch_invariant_dtypes=BATCH_INVARIANT_DTYPES,
             torch_threads=1,  # it has threads of its own
-            reserve=context.results.reserve,
+            reserve=self._reserve,
         )
+
+    def _reserve(self, num_tokens: int, num_bytes: int) -> None:
+        self._context.results.reserve(num_bytes)
+        if self._context.library.reserve(self._context.handle, num_tokens):
+            raise self._context.error()
 
     def _join(self, meeting: Meeting) -> Ranks:
         if meeting.size == 1:

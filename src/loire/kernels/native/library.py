@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 32
+INTERFACE_VERSION = 33
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]
@@ -40,6 +40,7 @@ class NativeLibrary:
         self.pack = self._call("loire_pack", calls.PackCall, pointer)
         self.weight_bytes = self._function("loire_weight_bytes", c_int64, (pointer,))
         self.free_weight = self._function("loire_free_weight", None, (pointer,))
+        self.reserve = self._function("loire_reserve", c_int, (pointer, c_int64))
         self.linear = self._call("loire_linear", calls.LinearCall)
         self.pack_adapter = self._call("loire_pack_adapter", calls.PackAdapterCall, pointer)
         self.adapter_bytes = self._function("loire_adapter_bytes", c_int64, (pointer,))

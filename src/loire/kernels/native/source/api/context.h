@@ -52,6 +52,7 @@ struct Context {
     Pool pool;
     WeightMemory weights;
     Scratch activations, partials, hidden;
+    int64_t token_bytes = 0;  // most that a token's inputs take, packed for one of the weights
     ExpertsScratch experts;
     ChunkedScratch chunked;
     Forecast forecast;

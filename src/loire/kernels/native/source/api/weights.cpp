@@ -1,5 +1,7 @@
 // Weights, and products with them.
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -46,8 +48,30 @@ LOIRE_EXPORT PackedWeight* loire_pack(Context* context, const PackCall* call) {
                                   is_bfloat16, kind, gate, {given.gate_alpha, given.gate_limit},
                                   outputs / panels_per_output(gate),
                                   given.in_features, std::move(order));
+        context->token_bytes =
+            std::max(context->token_bytes, packed->steps * operations->packed_bytes_per_step);
     });
     return packed;
+}
+
+// Makes memory for inputs of so many tokens, packed, and writes to all of it: the system gives it only
+// then.
+LOIRE_EXPORT int loire_reserve(Context* context, int64_t tokens) {
+    struct Reserved {
+        char* data;
+        int64_t bytes;
+    };
+    static constexpr int64_t PIECE_BYTES = 2 << 20;
+    return locked(context, [&] {
+        const int64_t bytes = tokens * context->token_bytes;
+        const Reserved reserved{context->activations.reserve(size_t(bytes)), bytes};
+        const auto clear = [](const void* untyped, int64_t piece, Scratch&) {
+            const auto& a = *static_cast<const Reserved*>(untyped);
+            const int64_t first = piece * PIECE_BYTES;
+            std::memset(a.data + first, 0, size_t(std::min(PIECE_BYTES, a.bytes - first)));
+        };
+        context->pool.run((bytes + PIECE_BYTES - 1) / PIECE_BYTES, clear, &reserved);
+    });
 }
 
 // What a product reads of it.

@@ -110,17 +110,18 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
     int64_t rows = 0;
     for (int32_t m = 0; m < given.members; ++m) rows += members[m].queries.tokens * group;
 
-    // Scratch, in floats: scores, tiles, zeros, two sets of partial results, queries, widened codes,
-    // positions.
+    // Scratch, in floats: scores, the highest of them, tiles, zeros, two sets of partial results,
+    // queries, widened codes, positions.
     const int64_t tile_size = stride * KEYS_TOGETHER, partial_size = rows * (stride + 2);
     const int64_t widened_size = sizeof(Kept) == 1 ? (16 + SPLIT) * stride : 0;
     float* memory = reinterpret_cast<float*>(
-        scratch.reserve((rows * SCORES + tile_size + stride + 2 * partial_size + rows * stride +
+        scratch.reserve((rows * (SCORES + 16) + tile_size + stride + 2 * partial_size + rows * stride +
                          widened_size) *
                             sizeof(float) +
                         rows * sizeof(int64_t)));
     float* scores = memory;
-    float* tiles = scores + rows * SCORES;
+    float* highest = scores + rows * SCORES;
+    float* tiles = highest + rows * 16;
     float* zeros = tiles + tile_size;
     float* total_memory = zeros + stride;
     float* part_memory = total_memory + partial_size;
@@ -133,7 +134,7 @@ void attention_piece(const void* untyped, int64_t index, Scratch& scratch) {
 
     const AttentionQueries& first = members[0].queries;
     Piece<Element, Kept> piece{a,       given,     given.members > 1, group, rows,    stride,
-                               queries, positions, scores,            tiles, widened, {}};
+                               queries, positions, scores,            highest, tiles, widened, {}};
     const auto partial = [&](float* where, int64_t count) {
         return Partial{where, where + count * stride, where + count * (stride + 1)};
     };

@@ -29,6 +29,7 @@ void revise_scores(const Piece& piece, int64_t row, int64_t rows, int64_t base, 
     const float cap = piece.a.softcap;
     for (int64_t r = row; r < row + rows; ++r) {
         const int64_t position = piece.position(r), first = piece.first_seen(position);
+        Vec16 high = load(piece.highest + r * 16);
         for (int64_t k = key; k < key + KEYS_TOGETHER; k += 16) {
             float* at = piece.scores + r * SCORES + k;
             Vec16 score = load(at);
@@ -41,7 +42,9 @@ void revise_scores(const Piece& piece, int64_t row, int64_t rows, int64_t base, 
             if (!piece.whole && (here < first || here + 15 > position))
                 score = keep_lanes(score, first - here, position - here);
             store(at, score);
+            high = maximum(high, score);
         }
+        store(piece.highest + r * 16, high);
     }
 }
 
@@ -70,19 +73,25 @@ void score_rows(const Piece& piece, int64_t row, int64_t base, int64_t key,
     }
     fetching = ahead;
     const Vec16 scale = broadcast(a.scale);
-#pragma GCC unroll 2
-    for (int t = 0; t < TILES_TOGETHER; ++t)
+    const int64_t here = base + key, last = piece.position(row + ROWS - 1);
+    const bool all_seen = piece.whole || (here >= piece.first_seen(last) &&
+                                          here + KEYS_TOGETHER - 1 <= piece.position(row));
+    const bool is_final = all_seen && a.softcap == 0.0f;
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
+        float* highest = piece.highest + (row + r) * 16;
+        Vec16 high = load(highest);
+#pragma GCC unroll 2
+        for (int t = 0; t < TILES_TOGETHER; ++t) {
             Vec16 score = scores[t][r] * scale;
             if constexpr (Piece::SCALED)
                 score = score * load(piece.at.key_scales + key + t * 16);
             store(piece.scores + (row + r) * SCORES + key + t * 16, score);
+            high = maximum(high, score);
         }
-    const int64_t here = base + key, last = piece.position(row + ROWS - 1);
-    const bool all_seen = piece.whole || (here >= piece.first_seen(last) &&
-                                          here + KEYS_TOGETHER - 1 <= piece.position(row));
-    if (!all_seen || a.softcap != 0.0f) revise_scores(piece, row, ROWS, base, key);
+        if (is_final) store(highest, high);
+    }
+    if (!is_final) revise_scores(piece, row, ROWS, base, key);
 }
 
 }  // namespace

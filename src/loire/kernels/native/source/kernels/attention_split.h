@@ -91,6 +91,8 @@ void compute_split(Piece& piece, int64_t split, const char* zeros, const Partial
                               a.head_dim);
     };
     fetch(piece.at.keys, start, end, KEYS_AHEAD).rest();
+    for (int64_t r = 0; r < piece.rows; ++r)
+        store(piece.highest + r * 16, broadcast(-__builtin_inff()));
     for (int64_t key = start; key < end; key += KEYS_TOGETHER) {
         Fetching<Kept> fetching =
             key + KEYS_TOGETHER < end

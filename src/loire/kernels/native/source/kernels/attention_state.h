@@ -47,6 +47,7 @@ struct Piece {
     typename ScoresOf<Element>::Type::Query* queries;
     int64_t* positions;  // [rows]
     float* scores;       // [rows][SCORES]
+    float* highest;      // [rows][16], of scores in the split: of those whose keys share a lane
     float* tiles;        // KEYS_TOGETHER keys, transposed: 16 by 16 of them word by word
     Element* widened;  // of codes: 16 keys, then SPLIT values, [stride] each
     // Where the keys and values of a split lie; nothing is set at first.

@@ -1,8 +1,8 @@
 // The softmax of attention over one split of the keys, and the values weighed by it.
 //
 // In bfloat16 the weights exp(score - m) are rounded to bfloat16 before they meet the values (as in
-// FlashAttention), and l is the sum of what they are rounded to. Keys are weighed in pairs, the later
-// one first, as VDPBF16PS does it.
+// FlashAttention), so that a coarse exponential will do, and l is the sum of what they are rounded to.
+// Keys are weighed in pairs, the later one first, as VDPBF16PS does it.
 
 #pragma once
 
@@ -178,7 +178,8 @@ INLINE float soften_row(const Piece& piece, float* scores, float most, int64_t s
     for (int64_t k = start; k < last; k += KEYS_TOGETHER) {
         Vec16 weights[TILES_TOGETHER];
         for (int t = 0; t < TILES_TOGETHER; ++t)
-            weights[t] = exponential<false>(load(scores + k + t * 16) - reference);
+            weights[t] =
+                exponential<false, sizeof(Element) == 2>(load(scores + k + t * 16) - reference);
         if constexpr (Piece::SCALED) {
             for (int t = 0; t < TILES_TOGETHER; ++t) {
                 total = total + weights[t];
@@ -199,14 +200,8 @@ void finish_rows(const Piece& piece, int64_t row, int64_t first, int64_t last,
                  const Partial& out) {
     float* scores = piece.scores + row * SCORES;
     const int64_t start = first / KEYS_TOGETHER * KEYS_TOGETHER;
-    Vec16 high[ROWS];
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) high[r] = broadcast(-__builtin_inff());
-    for (int64_t k = start; k < last; k += 16)
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) high[r] = maximum(high[r], load(scores + r * SCORES + k));
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) out.maxima[row + r] = largest(high[r]);
+    for (int r = 0; r < ROWS; ++r) out.maxima[row + r] = largest(load(piece.highest + (row + r) * 16));
     for (int r = 0; r < ROWS; ++r)
         out.sums[row + r] = soften_row(piece, scores + r * SCORES, out.maxima[row + r], start, last);
     weigh_all<ROWS>(piece, row, first & ~int64_t(1), last, out.values);

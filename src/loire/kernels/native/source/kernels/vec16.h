@@ -191,7 +191,11 @@ INLINE Vec16 operator/(const Vec16& a, const Vec16& b) {
 // The larger; b where either is NaN.
 INLINE Vec16 maximum(const Vec16& a, const Vec16& b) {
     Vec16 result;
+#if defined(LOIRE_AVX512)  // (compilers take a comparison, which needs a multiplier)
+    result.part[0] = (Floats)_mm512_max_ps(a.part[0], b.part[0]);
+#else
     EACH_PART result.part[p] = a.part[p] > b.part[p] ? a.part[p] : b.part[p];
+#endif
     return result;
 }
 
@@ -404,8 +408,9 @@ INLINE float largest(const Vec16& value) {
 
 // e to the x within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]
 // (coefficients of Cephes' expf, Moshier 1989). Below -86.5 it is 0, above 88 it stays at e^88; NaN stays NaN.
-// MAY_BE_LARGE: whether x may be above 88.
-template <bool MAY_BE_LARGE = true>
+// MAY_BE_LARGE: whether x may be above 88. IS_COARSE: within 2^-18, enough for what is rounded to
+// bfloat16 (of polynomials of degree 4 that are 1 at 0, the one with the least relative error).
+template <bool MAY_BE_LARGE = true, bool IS_COARSE = false>
 INLINE Vec16 exponential(const Vec16& argument) {
     constexpr float LOWEST = -86.5f, HIGHEST = 88.0f, TO_INTEGER = 12582912.0f;
     Vec16 result;
@@ -422,15 +427,24 @@ INLINE Vec16 exponential(const Vec16& argument) {
 #endif
         const Floats shifted = fma_part(x, Floats{} + 1.44269504088896341f, Floats{} + TO_INTEGER);
         const Floats n = shifted - TO_INTEGER;
-        Floats r = fma_part(n, Floats{} - 0.693359375f, x);
-        r = fma_part(n, Floats{} + 2.12194440e-4f, r);
-        Floats y = Floats{} + 1.9875691500e-4f;
-        y = fma_part(y, r, Floats{} + 1.3981999507e-3f);
-        y = fma_part(y, r, Floats{} + 8.3334519073e-3f);
-        y = fma_part(y, r, Floats{} + 4.1665795894e-2f);
-        y = fma_part(y, r, Floats{} + 1.6666665459e-1f);
-        y = fma_part(y, r, Floats{} + 5.0000001201e-1f);
-        y = fma_part(y, r * r, r + 1.0f);
+        Floats y;
+        if constexpr (IS_COARSE) {
+            const Floats r = fma_part(n, Floats{} - 0.693147182464599609f, x);
+            y = fma_part(Floats{} + 0.0415136851f, r, Floats{} + 0.167875916f);
+            y = fma_part(y, r, Floats{} + 0.50003022f);
+            y = fma_part(y, r, Floats{} + 0.9999668f);
+            y = fma_part(y, r, Floats{} + 1.0f);
+        } else {
+            Floats r = fma_part(n, Floats{} - 0.693359375f, x);
+            r = fma_part(n, Floats{} + 2.12194440e-4f, r);
+            y = Floats{} + 1.9875691500e-4f;
+            y = fma_part(y, r, Floats{} + 1.3981999507e-3f);
+            y = fma_part(y, r, Floats{} + 8.3334519073e-3f);
+            y = fma_part(y, r, Floats{} + 4.1665795894e-2f);
+            y = fma_part(y, r, Floats{} + 1.6666665459e-1f);
+            y = fma_part(y, r, Floats{} + 5.0000001201e-1f);
+            y = fma_part(y, r * r, r + 1.0f);
+        }
 #if defined(LOIRE_AVX512)
         const __mmask16 counts = _mm512_cmp_ps_mask(given, Floats{} + LOWEST, _CMP_NLT_UQ);
         result.part[p] = _mm512_maskz_scalef_ps(counts, y, n);

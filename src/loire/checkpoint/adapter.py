@@ -76,20 +76,25 @@ def open_adapter(path: Path, description: ModelDescription, take: Take | None = 
     Raises ModelNotFoundError if there is nothing, UnsupportedModelError for what Loire does not
     compute, CheckpointError if it is damaged or made for another model.
     """
+    check_place(path)
     config_path, weights_path = path / CONFIG, path / WEIGHTS
-    if not config_path.is_file():
+    settings = AdapterSettings(Fields(read_json(config_path), str(config_path)))
+    tensors = read_file(weights_path)
+    parts = _Parts(settings, AdapterTargets(description), str(weights_path)).of(tensors)
+    return Adapter(path=path, identity=_identity(weights_path, parts, take), parts=parts)
+
+
+def check_place(path: Path) -> None:
+    """Raises as open_adapter() where a directory has not the files of an adapter."""
+    if not (path / CONFIG).is_file():
         raise ModelNotFoundError(f"{path} is no adapter in PEFT's format: it has no {CONFIG}")
-    if not weights_path.is_file():
+    if not (path / WEIGHTS).is_file():
         if (path / PICKLE).exists():
             raise UnsupportedModelError(
                 f"{path / PICKLE} is a pickle: loading one would run whatever code is in it; "
                 f"save the adapter as safetensors"
             )
         raise CheckpointError(f"{path} has no {WEIGHTS}: the adapter's weights are missing")
-    settings = AdapterSettings(Fields(read_json(config_path), str(config_path)))
-    tensors = read_file(weights_path)
-    parts = _Parts(settings, AdapterTargets(description), str(weights_path)).of(tensors)
-    return Adapter(path=path, identity=_identity(weights_path, parts, take), parts=parts)
 
 
 class _Parts:

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,22 +69,9 @@ class AdapterNames:
 
     def limit(self, options: EngineOptions) -> None:
         """What may be loaded from now on. Raises ConfigError for numbers that mean nothing."""
+        check_limits(options)
         self._is_enabled = options.enable_lora
         self._most_rank = options.max_lora_rank or MOST_RANK
-        most = (
-            ("max_lora_rank", options.max_lora_rank, MOST_RANK),
-            ("max_loras", options.max_loras, MOST_ADAPTERS),
-            ("max_cpu_loras", options.max_cpu_loras, MOST_ADAPTERS),
-        )
-        for name, given, bound in most:
-            if given is not None and not 1 <= given <= bound:
-                raise ConfigError(f"{name} is {given}, but lies between 1 and {bound}")
-        held, together = options.max_cpu_loras, options.max_loras
-        if held is not None and together is not None and held < together:
-            raise ConfigError(
-                f"max_cpu_loras is {held}, which is less than max_loras, {together}: a step's "
-                f"adapters must be in memory"
-            )
 
     @property
     def named(self) -> Sequence[NamedAdapter]:
@@ -116,18 +103,7 @@ class AdapterNames:
         Raises RequestError if the name is no name or taken, ModelError if the adapter cannot be
         used.
         """
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise RequestError(
-                f"{str(name)[:80]!r} is no name for an adapter: names are 1 to 200 letters, digits "
-                f"or ._:@+-, perhaps in parts with / between them, each of which begins with a "
-                f"letter or digit",
-                param="lora_name",
-            )
-        if name in self.reserved:
-            raise RequestError(
-                f"{name!r} is the name of the model itself: take another for the adapter",
-                param="lora_name",
-            )
+        check_name(name, self.reserved)
         self._check_free(name, load_inplace=load_inplace)
         adapter = self._opened(path)
         named = NamedAdapter(
@@ -220,6 +196,40 @@ class AdapterNames:
         elif before.pinned:
             [other, *_] = alike.values()
             self._announce(other.announced(pinned=self._is_pinned(before.identity)))
+
+
+def check_limits(options: EngineOptions) -> None:
+    """Raises ConfigError for numbers that mean nothing."""
+    most = (
+        ("max_lora_rank", options.max_lora_rank, MOST_RANK),
+        ("max_loras", options.max_loras, MOST_ADAPTERS),
+        ("max_cpu_loras", options.max_cpu_loras, MOST_ADAPTERS),
+    )
+    for name, given, bound in most:
+        if given is not None and not 1 <= given <= bound:
+            raise ConfigError(f"{name} is {given}, but lies between 1 and {bound}")
+    held, together = options.max_cpu_loras, options.max_loras
+    if held is not None and together is not None and held < together:
+        raise ConfigError(
+            f"max_cpu_loras is {held}, which is less than max_loras, {together}: a step's "
+            f"adapters must be in memory"
+        )
+
+
+def check_name(name: str, reserved: Collection[str]) -> None:
+    """Raises RequestError for what is no name, or stands for something else (reserved)."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RequestError(
+            f"{str(name)[:80]!r} is no name for an adapter: names are 1 to 200 letters, digits or "
+            f"._:@+-, perhaps in parts with / between them, each of which begins with a letter or "
+            f"digit",
+            param="lora_name",
+        )
+    if name in reserved:
+        raise RequestError(
+            f"{name!r} is the name of the model itself: take another for the adapter",
+            param="lora_name",
+        )
 
 
 def _state_of(path: Path) -> tuple[tuple[int, int], ...]:

@@ -10,8 +10,6 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from loire.base.errors import ConfigError, EngineError
-from loire.base.lora import MOST_ADAPTERS
-from loire.engine.adapters import AdapterNames
 from loire.engine.process import Launched
 from loire.engine.supervised import SupervisedEngine
 from loire.engine.supervisor import SupervisorOptions
 from loire.server.access.admission import Admission
+from loire.server.host.adapters import check_adapters, load_adapters
 from loire.server.host.app import create_app
 from loire.server.host.connections import (
     GuardedProtocol,
@@ -69,6 +66,7 @@ def serve(
     the engine is lost for good.
     """
     log_to_stderr(settings.log.format)
+    check_adapters(settings)
     tls = None if settings.tls is None else ServerTls(settings.tls)
     access = settings.access.settle(host)
     spans = Spans.from_environment() if settings.log.spans else None
@@ -257,7 +255,7 @@ async def _load(
             on_failure=lose,
         )
     try:
-        await _load_adapters(client.adapters, served, settings)
+        await load_adapters(client.adapters, served, settings)
     except BaseException:
         await client.close()
         raise
@@ -265,28 +263,6 @@ async def _load(
     for line in client.plan_lines:
         log.info("%s", line)
     log.info("ready after %.1f s, as %s", time.monotonic() - started_s, ", ".join(served.names))
-
-
-async def _load_adapters(
-    adapters: AdapterNames, served: ServedModel, settings: ServerSettings
-) -> None:
-    """Those that are served from the start. Raises LoireError if one cannot be."""
-    adapters.reserved = frozenset(settings.names)
-    adapters.limit(settings.options)
-    for module in settings.lora_modules:
-        load = partial(adapters.load, pinned=module.pinned)
-        await asyncio.to_thread(load, module.name, module.path)
-    served.adapters = adapters
-    served.max_adapters = settings.options.max_cpu_loras or MOST_ADAPTERS
-    if settings.lora_root is not None:
-        served.lora_root = lora_root(settings.lora_root)
-
-
-def lora_root(path: Path) -> Path:
-    """The folder itself, wherever links lead. Raises ConfigError if it is none."""
-    if not path.is_dir():
-        raise ConfigError(f"--lora-root {path} is no folder")
-    return path.resolve()
 
 
 async def _join_fleet(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from loire.server.host import connections
+from loire.server.host import connections, linger
 from loire.server.host.connections import FREE_PIECES, GuardedProtocol
+from loire.server.host.linger import Pace
 from loire.server.observe.rare_log import FewOfMany, RareLines, RareLog
 from loire.server.web import body_limit
 from support.fake_engine import NAME, FakeEngine, serving
@@ -150,6 +151,72 @@ def test_what_is_too_much_to_read_is_refused(
         link.sendall(data)
         received = until_closed(link)
     assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == answers
+
+
+MANY = 20 * 2**20
+LONG = POST + b"Content-Length: %d\r\n" % MANY
+LAST = b"Connection: close\r\n\r\n"
+CHUNK = b"100000\r\n" + bytes(2**20) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "status"),
+    [
+        (LONG + b"\r\n", bytes(2**20), 413),
+        (LONG + LAST, bytes(2**20), 413),
+        (LONG.replace(b"/v1/completions", b"/nowhere") + LAST, bytes(2**20), 413),
+        (LONG.replace(b"/v1/completions", b"/v1/files") + LAST, bytes(2**20), 400),
+        (POST + b"Transfer-Encoding: chunked\r\n" + LAST, CHUNK, 413),
+        (b"no request\r\n\r\n", bytes(2**20), 400),
+    ],
+    ids=["goes on", "closes", "unknown route", "no form", "chunks", "no request"],
+)
+def test_a_client_that_is_still_sending_gets_its_answer(
+    engine: FakeEngine, head: bytes, piece: bytes, status: int
+) -> None:
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(head)
+        for _ in range(MANY // 2**20):
+            link.sendall(piece)
+        if LAST in head or status == 400:
+            answer = until_closed(link)
+        else:
+            answer = link.recv(65536)
+            assert b" 200 " in asked(link), "the connection is as good as new"
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.endswith(b"}"), "JSON that says why"
+
+
+def send_for_ever(link: socket.socket, head: bytes) -> None:
+    link.sendall(head)
+    while True:
+        link.sendall(bytes(2**20))
+
+
+@pytest.mark.parametrize("end", [b"\r\n", LAST])
+def test_a_client_that_sends_for_ever_is_cut(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    monkeypatch.setattr(linger, "LINGER_BYTES", 2**20)
+    endless = POST + b"Content-Length: %d\r\n" % 2**50 + end
+    with serving(engine) as url, connected(url) as link, pytest.raises(ConnectionError):
+        send_for_ever(link, endless)
+
+
+def test_a_client_that_stops_within_its_body_is_cut(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linger, "LINGER_IDLE_S", 0.1)
+    with serving(engine) as url, connected(url) as link:
+        link.sendall(LONG + b"\r\n")
+        assert b" 413 " in until_closed(link)
+
+
+def test_those_who_send_for_nothing_share_a_pace() -> None:
+    pace = Pace(100.0)
+    assert pace.wait_s(50, now_s=0.0) == pytest.approx(0.5)
+    assert pace.wait_s(50, now_s=0.1) == pytest.approx(0.9)
+    assert pace.wait_s(10, now_s=5.0) == pytest.approx(0.1)
 
 
 def test_a_client_that_closes_its_side_gets_its_answer(engine: FakeEngine) -> None:

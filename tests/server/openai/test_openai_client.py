@@ -218,6 +218,13 @@ def test_prompt_that_does_not_fit(client: openai.OpenAI) -> None:
     assert str(WINDOW) in error["message"]
 
 
+def test_a_body_that_is_too_large(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model="tiny", prompt="a" * 20 * 2**20)
+    assert caught.value.status_code == 413
+    assert "at most 16,777,216 are read" in caught.value.message
+
+
 def test_unknown_field_and_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(messages=MESSAGES, extra_body={"foo": 1}, **GREEDY)

@@ -2,7 +2,8 @@
 
 Uvicorn waits for ever for the head of a request, for its body, and for whoever does not read what
 it is sent. Here all have a time; beyond the most connections one is told so and closed, before
-descriptors run out. A client that closes its own side after the request still gets its answer.
+descriptors run out. A client that closes its own side after the request still gets its answer, and
+so does one that is answered before it has sent its body (linger.py).
 
 The parser is h11, whatever else is installed: httptools has no bound on what a head may hold.
 """
@@ -12,12 +13,13 @@ import logging
 import resource
 import socket
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from loire.server.host.linger import Linger
 from loire.server.observe.rare_log import RareLog
 
 SPARE_DESCRIPTORS = 128
@@ -33,9 +35,6 @@ quarter of a megabyte there may be 50,000 headers, which take a tenth of a secon
 FREE_PIECES = 1_000
 PIECE_LEAST = 64
 """Bytes that pieces of a body must have on average, once there are more than FREE_PIECES."""
-LINGER_S = 1.0
-"""A connection whose request was refused is read for so long: closing it before all was read would
-take the refusal back from the client."""
 PROBES_S = (0.0, 0.5, 10.0)
 """When a client that closed its side is looked for; the last one repeats."""
 _REFUSAL = (
@@ -91,16 +90,40 @@ class _Reader(h11.Connection):
         return event
 
 
+class _Transport:
+    """A transport of which closing is the protocol's business: uvicorn closes it with an answer,
+    whatever the client is still sending."""
+
+    def __init__(
+        self, transport: asyncio.Transport, close: Callable[[], None], closes: Callable[[], bool]
+    ) -> None:
+        self._transport = transport
+        self.close = close
+        self._closes = closes
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._closes() or self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class GuardedProtocol(H11Protocol):
     """Uvicorn's protocol for one connection, under limits."""
 
     max_connections = MOST_CONNECTIONS
     head_s = HEAD_S
     send_s = SEND_S
+    _may_linger = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; it has a time to ask for something."""
         super().connection_made(transport)
+        self._wire = transport
+        self.transport = cast(
+            asyncio.Transport, _Transport(transport, self._close, lambda: self._is_closing)
+        )
         self.conn = _Reader(h11.SERVER, MAX_HEAD_BYTES)
         self._head_timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.TimerHandle | None = None
@@ -108,30 +131,46 @@ class GuardedProtocol(H11Protocol):
         self._half_closed = False
         self._later = bytearray()
         """What came behind a request that is being answered."""
-        self._refused = False
+        self._linger: Linger | None = None
+        """While a client sends what nobody reads."""
+        self._is_closing = False
+        """Whether all that comes is dropped."""
         if len(self.connections) > self.max_connections:
             _rare.warn(f"{self.max_connections} connections are open: more are refused")
             self._refuse(b"503 Service Unavailable\r\nRetry-After: 1", _FULL)
-            transport.close()
+            self._close()  # at once: it has one of the spare descriptors
             return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         self._cancel_timers()
+        self._is_closing = True
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The server ends: nobody is waited for."""
+        self._may_linger = False
+        if self._is_closing:
+            self._cut()
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
-        """More of a request."""
+        """More of a request, or of what is dropped."""
         for place in range(0, len(data), PIECE_BYTES):
+            if self.transport.is_closing():
+                break
             if self._later or (self._is_answering() and not self.cycle.more_body):
                 self._later += data[place:]
                 self.flow.pause_reading()
                 break
-            if self._refused or self.transport.is_closing():
-                return
             super().data_received(data[place : place + PIECE_BYTES])
-        if self._is_answering() or self._refused:
+        if self._linger is not None and not self._is_closing and not self._owes_body():
+            self._end_linger()  # and the connection goes on
+        if self._linger is not None:
+            self._linger.take(len(data))
+        if self._is_answering() or self._linger is not None:
             self._drop_head_timer()
         elif not self.transport.is_closing():
             self._expect_head()
@@ -153,7 +192,7 @@ class GuardedProtocol(H11Protocol):
         An interim answer tells them apart: the system of one that has gone resets the connection.
         TLS has no half-closed connections.
         """
-        if self._refused or not self._is_answering():
+        if not self._is_answering():
             return None
         if self.transport.get_extra_info("ssl_object") is not None:
             return None
@@ -168,6 +207,9 @@ class GuardedProtocol(H11Protocol):
             return
         if self._half_closed:
             self.transport.close()
+        elif self._owes_body():
+            self.cycle.body.clear()
+            self._linger = Linger(self.flow, self._cut)
         elif self._later:
             later, self._later = bytes(self._later), bytearray()
             self.data_received(later)
@@ -180,19 +222,50 @@ class GuardedProtocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, status: bytes, text: bytes) -> None:
-        self._refused = True
         if self._is_answering():  # whoever answers hears that nobody listens
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.write(_REFUSAL % (status, len(text), text))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.loop.call_later(LINGER_S, self.transport.close)
+        self._wire.write(_REFUSAL % (status, len(text), text))
+        self._close_slowly()
+
+    def _close(self) -> None:
+        """What uvicorn asks for: after an answer, or because the client is gone or late."""
+        sends = (self._owes_body() or self._later) and not self._half_closed
+        if sends and self._linger is None and self._may_linger and not self._is_closing:
+            self._close_slowly()
         else:
-            self.transport.close()
+            self._cut()
+
+    def _close_slowly(self) -> None:
+        """Write nothing more, and read until the client has read that, or for a while."""
+        self._is_closing = True
+        self._later.clear()
+        if self._wire.can_write_eof():
+            self._wire.write_eof()
+        self._linger = Linger(self.flow, self._cut)
+        self.flow.resume_reading()
+
+    def _cut(self) -> None:
+        """At once: if something is unread, the client may lose what it was sent."""
+        self._end_linger()
+        self._is_closing = True
+        self._wire.close()
+
+    def _end_linger(self) -> None:
+        if self._linger is not None:
+            self._linger.end()
+            self._linger = None
+            self.flow.resume_reading()
+
+    def _owes_body(self) -> bool:
+        """Whether there is more of the body of a request that was answered."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        return answered and self.conn.their_state is h11.SEND_BODY
 
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        """Whether an answer is on its way to a client that may take it."""
+        answers = self.cycle is not None and not self.cycle.response_complete
+        return answers and not self._is_closing
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -230,5 +303,6 @@ class GuardedProtocol(H11Protocol):
     def _cancel_timers(self) -> None:
         self._drop_head_timer()
         self._drop_stuck_timer()
+        self._end_linger()
         if self._probe is not None:
             self._probe.cancel()

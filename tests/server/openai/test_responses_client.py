@@ -215,15 +215,15 @@ def test_no_tenant_pushes_out_what_others_store(monkeypatch: pytest.MonkeyPatch)
     store.put("mine", StoredResponse("light", "x", ()))
     for number in range(40):
         store.put(f"greedy-{number}", StoredResponse("greedy", "x" * 3_000, ()))
-    assert store.get("mine", "light") is not None
-    kept = [number for number in range(40) if store.get(f"greedy-{number}", "greedy")]
+    assert store.body("mine", "light") is not None
+    kept = [number for number in range(40) if store.body(f"greedy-{number}", "greedy")]
     assert kept == [37, 38, 39]
     # All together are bounded, too: then the oldest goes.
     for tenant in ("b", "c"):
         for number in range(3):
             store.put(f"{tenant}-{number}", StoredResponse(tenant, "x" * 3_000, ()))
-    assert store.get("mine", "light") is None
-    assert store.get("c-2", "c") is not None
+    assert store.body("mine", "light") is None
+    assert store.body("c-2", "c") is not None
 
 
 def test_store_is_bounded_and_each_tenants_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,21 +235,21 @@ def test_store_is_bounded_and_each_tenants_own(monkeypatch: pytest.MonkeyPatch) 
         store.put(name, StoredResponse(tenant, "x" * size, (), {f"item-{name}": {"of": name}}))
 
     put("1")
-    assert store.get("1", "a") is not None
-    assert store.get("1", "b") is None
+    assert store.body("1", "a") is not None
+    assert store.body("1", "b") is None
     assert not store.delete("1", "b")
     assert store.items(["item-1", "item-2"], "a") == {"item-1": {"of": "1"}}
     assert store.items(["item-1"], "b") == {}
     put("2", size=9_500)
-    assert store.get("1", "a") is not None
+    assert store.body("1", "a") is not None
     put("3", size=1_000)
-    assert (store.get("1", "a"), store.get("2", "a")) == (None, None)
+    assert (store.body("1", "a"), store.body("2", "a")) == (None, None)
     assert store.items(["item-1"], "a") == {}
     put("4")
     assert store.delete("4", "a")
-    assert (store.get("4", "a"), store.items(["item-4"], "a")) == (None, {})
+    assert (store.body("4", "a"), store.items(["item-4"], "a")) == (None, {})
     now = MAX_AGE_S + 1.0
-    assert store.get("3", "a") is None
+    assert store.body("3", "a") is None
     put("5", size=500)
     assert store._database.read("SELECT id FROM responses") == [("5",)]
     assert store._database.read("SELECT id FROM items") == [("item-5",)]
@@ -267,9 +267,9 @@ def test_a_response_is_read_once_for_all_references_to_it(
     finds: list[str] = []
     find = ResponseStore._find
 
-    def counted(store: ResponseStore, query: str, wanted: str, tenant: str) -> Any:
+    def counted(store: ResponseStore, column: str, wanted: str, *more: str) -> Any:
         finds.append(wanted)
-        return find(store, query, wanted, tenant)
+        return find(store, column, wanted, *more)
 
     monkeypatch.setattr(ResponseStore, "_find", counted)
     reference = {"type": "item_reference", "id": item["id"]}

@@ -17,7 +17,7 @@ from loire.server.batches.multipart import PartBegan, PartData, PartEnded, read_
 from loire.server.storage.disk import storing
 from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.errors import ApiError, ClientDisconnectedError
-from loire.server.web.json_answer import JsonAnswer, written
+from loire.server.web.json_answer import large_answer
 from loire.server.web.strict import MAX_NAME
 
 router = APIRouter(prefix="/v1/files", responses=ERROR_RESPONSES, tags=["files"])
@@ -60,15 +60,15 @@ async def list_files(
         files = files[files.index(store.get(after, tenant)) + 1 :]
     found = [file for file in files if purpose in (None, file.purpose)]
     shown = found[:limit]
-    answer = {
-        "object": "list",
-        "data": (File.of(file).model_dump() for file in shown),
-        "first_id": shown[0].id if shown else None,
-        "last_id": shown[-1].id if shown else None,
-        "has_more": len(found) > len(shown),
-    }
-    # Off the event loop: there may be ten thousand.
-    return JsonAnswer((await asyncio.to_thread(written, answer)).encode())
+    return await large_answer(
+        lambda: {
+            "object": "list",
+            "data": (File.of(file).model_dump() for file in shown),
+            "first_id": shown[0].id if shown else None,
+            "last_id": shown[-1].id if shown else None,
+            "has_more": len(found) > len(shown),
+        }
+    )
 
 
 @router.get("/{file_id}")

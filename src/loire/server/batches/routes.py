@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from loire.server.access.caller import get_caller
 from loire.server.batches.protocol import Batch, BatchList, CreateBatchRequest
 from loire.server.batches.queue import BatchQueue
 from loire.server.web.descriptions import ERROR_RESPONSES
+from loire.server.web.json_answer import large_answer
 from loire.server.web.json_body import JsonRoute
 from loire.server.web.strict import MAX_NAME
 
@@ -33,24 +34,27 @@ async def create_batch(body: CreateBatchRequest, request: Request, queue: Queue)
     return Batch.of(record)
 
 
-@router.get("")
+@router.get("", response_model=BatchList)
 async def list_batches(
     request: Request,
     queue: Queue,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=MAX_NAME)] = None,
-) -> BatchList:
+) -> Response:
     """The batches, the newest first."""
     tenant, store = get_caller(request.scope).tenant, await queue.store()
     records = store.of_tenant(tenant)
     if after is not None:
         records = records[records.index(store.get(after, tenant)) + 1 :]
-    shown = [Batch.of(record, queue.trouble(record.id)) for record in records[:limit]]
-    return BatchList(
-        data=shown,
-        first_id=shown[0].id if shown else None,
-        last_id=shown[-1].id if shown else None,
-        has_more=len(records) > len(shown),
+    shown = [(record, queue.trouble(record.id)) for record in records[:limit]]
+    return await large_answer(
+        lambda: {
+            "object": "list",
+            "data": (Batch.of(record, trouble).model_dump() for record, trouble in shown),
+            "first_id": shown[0][0].id if shown else None,
+            "last_id": shown[-1][0].id if shown else None,
+            "has_more": len(records) > len(shown),
+        }
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 
 from loire import __version__
@@ -33,6 +33,7 @@ from loire.server.serving.served import ServedModel
 from loire.server.web.body_limit import BodyLimit
 from loire.server.web.errors import add_error_handlers
 from loire.server.web.ignored import IgnoredFields
+from loire.server.web.json_answer import large_answer
 from loire.server.web.plain_calls import PlainCalls
 from loire.server.web.policy_headers import PolicyHeaders
 
@@ -74,10 +75,17 @@ def create_app(
         summary="The OpenAI API over models of your own",
         version=__version__,
         lifespan=lifespan,
-        # FastAPI's pages over openapi.json load scripts from another host.
+        # FastAPI makes its description on the event loop, for half a second; pages over it load
+        # scripts from another host.
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
+
+    async def describe(request: Request) -> Response:
+        return await large_answer(app.openapi)
+
+    app.add_route("/openapi.json", describe, include_in_schema=False)
     app.state.served = served
     app.state.data = data
     app.state.batches = queue

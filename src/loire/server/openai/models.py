@@ -1,14 +1,16 @@
 """GET /v1/models: what is served."""
 
+from itertools import chain
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from loire.engine.adapters import NamedAdapter
 from loire.server.access.caller import get_caller
 from loire.server.serving.served import Served, ServedModel
 from loire.server.web.descriptions import ERROR_RESPONSES
+from loire.server.web.json_answer import large_answer
 
 router = APIRouter(prefix="/v1/models", responses=ERROR_RESPONSES)
 
@@ -33,13 +35,19 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@router.get("", response_model_exclude_none=True)
-async def list_models(served: Served, request: Request) -> ModelList:
+@router.get("", response_model=ModelList)
+async def list_models(served: Served, request: Request) -> Response:
     """The served model under each of its names, and the adapters that the caller may use."""
     caller = get_caller(request.scope)
+    models = [_model(served, name) for name in served.names]
     adapters = () if served.adapters is None else served.adapters.named
     own = (_adapter(served, named) for named in adapters if caller.may_use(named.name))
-    return ModelList(data=[*(_model(served, name) for name in served.names), *own])
+    return await large_answer(
+        lambda: {
+            "object": "list",
+            "data": (model.model_dump(exclude_none=True) for model in chain(models, own)),
+        }
+    )
 
 
 @router.get("/{model_id:path}", response_model_exclude_none=True)

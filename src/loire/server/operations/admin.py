@@ -3,7 +3,7 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from loire.server.observe.recent_calls import MAX_CALLS
@@ -11,6 +11,7 @@ from loire.server.observe.request_watch import Observer
 from loire.server.web.call import Call, RequestLife
 from loire.server.web.descriptions import ERROR_RESPONSES
 from loire.server.web.errors import ApiError
+from loire.server.web.json_answer import large_answer
 
 router = APIRouter(prefix="/admin/requests", responses=ERROR_RESPONSES)
 
@@ -71,16 +72,17 @@ async def _observer(request: Request) -> Observer:
 Observing = Annotated[Observer, Depends(_observer)]
 
 
-@router.get("")
+@router.get("", response_model=CallList)
 async def list_requests(
     observer: Observing, limit: Annotated[int, Query(ge=1, le=MAX_CALLS)] = 100
-) -> CallList:
+) -> Response:
     """The latest calls that reached the engine."""
-    return CallList(data=[_call(call) for call in observer.calls.latest()[:limit]])
+    calls = observer.calls.latest()[:limit]
+    return await large_answer(lambda: {"data": (_call(call).model_dump() for call in calls)})
 
 
-@router.get("/{wanted}")
-async def retrieve_request(wanted: str, observer: Observing) -> FoundCall:
+@router.get("/{wanted}", response_model=FoundCall)
+async def retrieve_request(wanted: str, observer: Observing) -> Response:
     """A call, by its x-request-id or by the engine's name for one of its requests."""
     calls = observer.calls.find(wanted)
     if not calls:
@@ -90,8 +92,12 @@ async def retrieve_request(wanted: str, observer: Observing) -> FoundCall:
             f"those the last {MAX_CALLS:,}",
             code="request_not_found",
         )
-    call, *others = map(_call, calls)
-    return FoundCall(**dict(call), same_id=others)
+    return await large_answer(
+        lambda: {
+            **_call(calls[0]).model_dump(),
+            "same_id": (_call(call).model_dump() for call in calls[1:]),
+        }
+    )
 
 
 def _call(call: Call) -> CallLife:

@@ -1,7 +1,8 @@
 """Large answers as JSON: written and sent in pieces, so that nobody else waits for the whole."""
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastapi import Response
@@ -30,6 +31,11 @@ class JsonAnswer(Response):
             end = place + SENT_BYTES
             more, body = end < len(self.body), bytes(self.body[place:end])
             await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def large_answer(make: Callable[[], Mapping[str, Any]]) -> JsonAnswer:
+    """An answer that is made, and written, beside the event loop. make: as written() takes it."""
+    return JsonAnswer(await asyncio.to_thread(lambda: written(make()).encode()))
 
 
 def _pieces(value: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
@@ -32,6 +33,7 @@ from loire.server.web.connection import while_connected
 from loire.server.web.descriptions import ERROR_RESPONSES, json_response
 from loire.server.web.errors import ApiError
 from loire.server.web.ignored import note_ignored
+from loire.server.web.json_answer import JsonAnswer
 from loire.server.web.json_body import JsonRoute
 from loire.server.web.sse import EventStream
 from loire.server.web.strict import MAX_NAME
@@ -85,33 +87,49 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
 @router.get("/{response_id}", response_model=ResponseBody)
 async def retrieve_response(response_id: str, request: Request) -> Response:
     """A response that was stored."""
-    found = await _found(request, response_id)
-    return Response(found.body, media_type="application/json")
+    store: ResponseStore = request.app.state.responses
+    found = await asyncio.to_thread(store.body, response_id, get_caller(request.scope).tenant)
+    if found is None:
+        raise _not_found(response_id)
+    return JsonAnswer(found)
 
 
-@router.get("/{response_id}/input_items")
+@router.get("/{response_id}/input_items", response_model=InputItems)
 async def list_input_items(
     response_id: str,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str, Query(max_length=MAX_NAME)] = "",
-) -> InputItems:
+) -> Response:
     """What was sent for a response, the latest first."""
-    found = await _found(request, response_id)
-    items: list[Any] = list(found.input) if order == "asc" else list(reversed(found.input))
-    if after:
-        places = [place for place, item in enumerate(items) if item["id"] == after]
-        if not places:
-            raise ApiError(400, f"there is no item {after!r} in this response", param="after")
-        items = items[places[0] + 1 :]
-    shown = items[:limit]
-    return InputItems(
-        data=shown,
-        first_id=shown[0]["id"] if shown else None,
-        last_id=shown[-1]["id"] if shown else None,
-        has_more=len(items) > limit,
-    )
+    store: ResponseStore = request.app.state.responses
+    tenant = get_caller(request.scope).tenant
+
+    def page() -> bytes:
+        items = store.input(response_id, tenant)
+        if items is None:
+            raise _not_found(response_id)
+        if order == "desc":
+            items.reverse()
+        if after:
+            places = [place for place, item in enumerate(items) if _id_of(item) == after]
+            if not places:
+                raise ApiError(400, f"there is no item {after!r} in this response", param="after")
+            items = items[places[0] + 1 :]
+        shown = items[:limit]
+        return msgspec.json.encode(
+            {
+                "object": "list",
+                "data": shown,
+                "first_id": _id_of(shown[0]) if shown else None,
+                "last_id": _id_of(shown[-1]) if shown else None,
+                "has_more": len(items) > limit,
+            }
+        )
+
+    # Off the event loop: items may be megabytes.
+    return JsonAnswer(await asyncio.to_thread(page))
 
 
 @router.delete("/{response_id}")
@@ -127,7 +145,9 @@ async def delete_response(response_id: str, request: Request) -> Deleted:
 @router.post("/{response_id}/cancel", response_model=ResponseBody)
 async def cancel_response(response_id: str, request: Request) -> Response:
     """Refused: only responses in the background can be cancelled, and there are none."""
-    await _found(request, response_id)
+    store: ResponseStore = request.app.state.responses
+    if not await asyncio.to_thread(store.has, response_id, get_caller(request.scope).tenant):
+        raise _not_found(response_id)
     raise ApiError(
         400,
         f"the response {response_id!r} has ended and was not made in the background: to end one "
@@ -136,13 +156,14 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     )
 
 
-async def _found(request: Request, response_id: str) -> StoredResponse:
-    """A stored response of the caller. Raises ApiError (404)."""
-    store: ResponseStore = request.app.state.responses
-    found = await asyncio.to_thread(store.get, response_id, get_caller(request.scope).tenant)
-    if found is None:
-        raise _not_found(response_id)
-    return found
+class _Known(msgspec.Struct):
+    """What is read of an item."""
+
+    id: str | None = None
+
+
+def _id_of(item: msgspec.Raw) -> str | None:
+    return msgspec.json.decode(item, type=_Known).id
 
 
 def _not_found(response_id: str) -> ApiError:
@@ -157,7 +178,7 @@ def _not_found(response_id: str) -> ApiError:
 def _earlier(store: ResponseStore, previous_id: str, tenant: str) -> Messages:
     if not previous_id:
         return ()
-    found = store.get(previous_id, tenant)
+    found = store.messages(previous_id, tenant)
     if found is None:
         raise ApiError(
             400,
@@ -166,7 +187,7 @@ def _earlier(store: ResponseStore, previous_id: str, tenant: str) -> Messages:
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    return found.messages
+    return found
 
 
 def _resolved(items: Sequence[Item], store: ResponseStore, tenant: str) -> list[Item]:

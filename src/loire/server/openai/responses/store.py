@@ -26,15 +26,20 @@ MAX_AGE_S = 24 * 3600.0
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS responses (number INTEGER PRIMARY KEY AUTOINCREMENT, "
-    "id TEXT UNIQUE, tenant TEXT, stored_s REAL, size INTEGER, content BLOB)",
+    "id TEXT UNIQUE, tenant TEXT, stored_s REAL, size INTEGER, "
+    "body BLOB, messages BLOB, items BLOB, input BLOB)",
     "CREATE TABLE IF NOT EXISTS items (id TEXT, response_id TEXT REFERENCES responses (id), "
     "PRIMARY KEY (id, response_id)) WITHOUT ROWID",
 )
+_BY_ID = "WHERE id"
+_BY_ITEM = "JOIN items AS known ON responses.id = response_id WHERE known.id"
 _TOO_OLD = "DELETE FROM responses WHERE stored_s < ?"
 _TOO_MUCH = (
     "DELETE FROM responses WHERE number IN (SELECT number FROM (SELECT number, SUM(size) OVER "
     "({} ORDER BY number DESC) AS size_since FROM responses) WHERE size_since > ?)"
 )
+_EARLIER = ("DROP TABLE responses", "DROP TABLE items")
+"""What an earlier version kept, all of it in one column: it would have been old in a day."""
 _WITHOUT_RESPONSE = "DELETE FROM items WHERE response_id NOT IN (SELECT id FROM responses)"
 
 
@@ -43,7 +48,8 @@ class StoredResponse:
     """A response that has ended.
 
     body: its JSON. messages: the whole conversation up to its end. items: its output, by id, for
-    requests that refer to it. input: what was sent, as items.
+    requests that refer to it. input: what was sent, as items. Each may be megabytes, and is read by
+    itself.
     """
 
     tenant: str
@@ -70,20 +76,26 @@ class ResponseStore:
 
     def put(self, response_id: str, response: StoredResponse) -> None:
         """Keep a response, and forget what is too old or too much. If it fails, the log tells."""
-        content = msgspec.json.encode(response)
-        row = (response_id, response.tenant, self._clock(), len(content), content)
+        parts = (
+            response.body.encode(),
+            msgspec.json.encode(response.messages),
+            msgspec.json.encode(response.items),
+            msgspec.json.encode(response.input),
+        )
+        size = sum(map(len, parts))
+        row = (response_id, response.tenant, self._clock(), size, *parts)
         try:
             with self._database.transaction() as connection:
                 connection.execute(
-                    "INSERT INTO responses (id, tenant, stored_s, size, content) "
-                    "VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO responses (id, tenant, stored_s, size, body, messages, items, "
+                    "input) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
                 )
                 connection.executemany(
                     "INSERT INTO items VALUES (?, ?)",
                     [(item_id, response_id) for item_id in response.items],
                 )
-                self._num_unchecked += len(content)
+                self._num_unchecked += size
                 if self._num_unchecked > MAX_TENANT_BYTES // 64:
                     self._forget(connection)
                     self._num_unchecked = 0
@@ -91,30 +103,42 @@ class ResponseStore:
             # Its client has the answer all the same.
             log.error("response %s is not kept: %s", response_id, error)
 
-    def get(self, response_id: str, tenant: str) -> StoredResponse | None:
-        """A response of this tenant; None if it has none of that id (any more)."""
-        return self._find("SELECT content FROM responses WHERE id = ?", response_id, tenant)
+    def body(self, response_id: str, tenant: str) -> bytes | None:
+        """JSON of a response of this tenant; None if it has none of that id (any more)."""
+        found: bytes | None = self._find("body", response_id, tenant)
+        return found
+
+    def messages(self, response_id: str, tenant: str) -> Sequence[Mapping[str, Any]] | None:
+        """The whole conversation up to its end; None as in body()."""
+        found = self._find("messages", response_id, tenant)
+        return None if found is None else msgspec.json.decode(found, type=list[dict[str, Any]])
+
+    def input(self, response_id: str, tenant: str) -> list[msgspec.Raw] | None:
+        """What was sent for it, each item as JSON; None as in body()."""
+        found = self._find("input", response_id, tenant)
+        return None if found is None else msgspec.json.decode(found, type=list[msgspec.Raw])
+
+    def has(self, response_id: str, tenant: str) -> bool:
+        """Whether the tenant has a response of that id."""
+        return self._find("1", response_id, tenant) is not None
 
     def items(self, item_ids: Iterable[str], tenant: str) -> dict[str, Mapping[str, Any]]:
         """Those items by these ids that are there, of the output of responses of this tenant. Each
         response is read once, however many of its items are asked for: it may be megabytes."""
-        query = (
-            "SELECT content FROM responses JOIN items ON responses.id = response_id "
-            "WHERE items.id = ?"
-        )
         wanted, items = set(item_ids), dict[str, Mapping[str, Any]]()
         while wanted:
             item_id = wanted.pop()
-            response = self._find(query, item_id, tenant)
-            if response is not None:
-                found = {item_id, *(wanted & response.items.keys())}
-                items.update((each, response.items[each]) for each in found)
+            content = self._find("items", item_id, tenant, _BY_ITEM)
+            if content is not None:
+                all_items = msgspec.json.decode(content, type=dict[str, dict[str, Any]])
+                found = {item_id, *(wanted & all_items.keys())}
+                items.update((each, all_items[each]) for each in found)
                 wanted -= found
         return items
 
     def delete(self, response_id: str, tenant: str) -> bool:
         """Forget a response; False if the tenant has none of that id."""
-        if self.get(response_id, tenant) is None:
+        if not self.has(response_id, tenant):
             return False
         with storing("forget the response"), self._database.transaction() as connection:
             connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
@@ -135,15 +159,17 @@ class ResponseStore:
         connection.execute(_TOO_MUCH.format(""), (MAX_BYTES,))
         connection.execute(_WITHOUT_RESPONSE)
 
-    def _find(self, query: str, wanted: str, tenant: str) -> StoredResponse | None:
+    def _find(self, column: str, wanted: str, tenant: str, where: str = _BY_ID) -> Any:
+        """Of the latest response of this tenant that an id leads to; None if there is none."""
         with storing("read the response"):
             rows = self._database.read(
-                f"{query} AND tenant = ? AND stored_s >= ? ORDER BY number DESC LIMIT 1",
+                f"SELECT {column} FROM responses {where} = ? AND tenant = ? AND stored_s >= ? "
+                f"ORDER BY number DESC LIMIT 1",
                 wanted,
                 tenant,
                 self._clock() - MAX_AGE_S,
             )
-        return msgspec.json.decode(rows[0][0], type=StoredResponse) if rows else None
+        return rows[0][0] if rows else None
 
     @property
     def _database(self) -> Database:
@@ -161,6 +187,9 @@ class ResponseStore:
                 database = Database(self._folder / DATABASE)
             except OSError as error:
                 log.warning("responses are kept in memory only: %s", error)
+        if database.read("SELECT 1 FROM pragma_table_info('responses') WHERE name = 'content'"):
+            for statement in _EARLIER:
+                database.write(statement)
         for table in _TABLES:
             database.write(table)
         with database.transaction() as connection:

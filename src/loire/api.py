@@ -24,28 +24,25 @@ from loire.base.outputs import RequestOutput
 from loire.base.sampling import Pooling, SamplingParams
 from loire.base.step import StepRecord
 from loire.engine.adapters import AdapterNames, NamedAdapter
-from loire.engine.chat_options import ChatOptions, ToolChoice
+from loire.engine.chat_options import ChatOptions, ToolChoice, Tools
 from loire.engine.client import EngineClient
 from loire.engine.dialogue import Turn, begin_turn
-from loire.engine.frontend import Frontend, Message
+from loire.engine.frontend import Frontend
+from loire.engine.prompts import (
+    Lora,
+    Messages,
+    Prompt,
+    as_conversations,
+    as_prompts,
+    content_and_salt,
+    is_conversation,
+    spread_lora,
+    spread_params,
+)
 from loire.engine.requests import Origin, Submission
 from loire.engine.start import Engine, start_engine
 from loire.engine.thread import EngineThread, client_of
 from loire.text.effort import Effort
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-"""Text, token ids, or {"prompt": text} or {"prompt_token_ids": [...]}, optionally with
-"cache_salt"."""
-
-Messages = Sequence[Message]
-"""A conversation."""
-
-Lora = LoRARequest | str | Sequence[LoRARequest | str | None] | None
-"""An adapter for all prompts, or one or none for each; a text is a name of load_adapter()."""
-
-Tools = Sequence[Mapping[str, Any]]
-"""Functions that a model may call: {"type": "function", "function": {"name": ...,
-"description": ..., "parameters": JSON schema, "strict": ...}}."""
 
 
 class _LocalEngine:
@@ -157,7 +154,7 @@ class _LocalEngine:
         self, prompt: Prompt, params: SamplingParams | None, lora: LoRARequest | str | None
     ) -> Submission:
         client = self._client
-        content, salt = _content_and_salt(prompt)
+        content, salt = content_and_salt(prompt)
         origin = self._origin(lora, salt)
         return client.frontend.prompt(
             client.next_id(), content, params or SamplingParams(), origin=origin
@@ -204,9 +201,9 @@ class LLM(_LocalEngine):
         before anything is computed if any prompt cannot be accepted, ModelError for an adapter that
         cannot be used.
         """
-        many = _as_prompts(prompts)
-        each = _spread(sampling_params, len(many))
-        return self._run(list(map(self._prompt, many, each, _spread_lora(lora_request, len(many)))))
+        many = as_prompts(prompts)
+        each = spread_params(sampling_params, len(many))
+        return self._run(list(map(self._prompt, many, each, spread_lora(lora_request, len(many)))))
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean"
@@ -240,9 +237,9 @@ class LLM(_LocalEngine):
         options = ChatOptions(
             tools, tool_choice, response_format, chat_template_kwargs, reasoning_effort
         )
-        many = _as_conversations(messages)
-        each = _spread(sampling_params, len(many))
-        loras = _spread_lora(lora_request, len(many))
+        many = as_conversations(messages)
+        each = spread_params(sampling_params, len(many))
+        loras = spread_lora(lora_request, len(many))
         triples = zip(many, each, loras, strict=True)
         turns = [self._turn(one, params, options, lora) for one, params, lora in triples]
         outputs = self._run([turn.submission for turn in turns])
@@ -269,7 +266,7 @@ class LLM(_LocalEngine):
             tools, tool_choice, response_format, chat_template_kwargs, reasoning_effort
         )
         client = self._client
-        if _is_conversation(prompt):
+        if is_conversation(prompt):
             turn = self._turn(cast("Messages", prompt), sampling_params, options, lora_request)
             return _read(turn, client.run(client.ledgers([turn.submission])))
         if options.given:
@@ -336,7 +333,7 @@ class AsyncLLM(_LocalEngine):
         lora_request: LoRARequest | str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, or answer a conversation, giving each piece as it comes."""
-        if _is_conversation(prompt):
+        if is_conversation(prompt):
             messages = cast("Messages", prompt)
             outputs = self.chat(messages, sampling_params, lora_request=lora_request)
         else:
@@ -373,21 +370,6 @@ class AsyncLLM(_LocalEngine):
         await asyncio.to_thread(self._close)
 
 
-def _content_and_salt(prompt: Prompt) -> tuple[str | Sequence[int], str]:
-    """The prompt proper, and its cache salt."""
-    if not isinstance(prompt, Mapping):
-        return prompt, ""
-    unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
-    if unknown or ("prompt" in prompt) == ("prompt_token_ids" in prompt):
-        raise RequestError(
-            f"a prompt is text, a list of token ids, or a dictionary with either 'prompt' or "
-            f"'prompt_token_ids' (and 'cache_salt'), but its keys are {sorted(prompt)}",
-            param="prompt",
-        )
-    content = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
-    return content, prompt.get("cache_salt", "")
-
-
 def _read(
     turn: Turn, outputs: Generator[RequestOutput, None, None]
 ) -> Generator[RequestOutput, None, None]:
@@ -395,52 +377,6 @@ def _read(
     with closing(outputs):
         for output in outputs:
             yield reader.read(output)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or several, as a list of prompts."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [cast("Sequence[int]", prompts)]
-    return list(cast("Sequence[Prompt]", prompts))
-
-
-def _as_conversations(messages: Messages | Sequence[Messages]) -> Sequence[Messages]:
-    """One conversation, or several, as a list of conversations."""
-    if not messages or isinstance(messages[0], Mapping):
-        return [cast("Messages", messages)]
-    return cast("Sequence[Messages]", messages)
-
-
-def _is_conversation(prompt: object) -> bool:
-    """Whether a prompt is a list of chat messages."""
-    if isinstance(prompt, str | Mapping) or not isinstance(prompt, Sequence):
-        return False
-    return bool(prompt) and isinstance(prompt[0], Mapping) and "role" in prompt[0]
-
-
-def _spread(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise RequestError(
-            f"there are {count} prompts, but {len(params)} sampling parameters",
-            param="sampling_params",
-        )
-    return params
-
-
-def _spread_lora(lora: Lora, count: int) -> Sequence[LoRARequest | str | None]:
-    if lora is None or isinstance(lora, LoRARequest | str):
-        return [lora] * count
-    if len(lora) != count:
-        raise RequestError(
-            f"there are {count} prompts, but {len(lora)} adapters", param="lora_request"
-        )
-    return lora
 
 
 def _vector(output: RequestOutput) -> tuple[float, ...]:

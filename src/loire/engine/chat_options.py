@@ -14,6 +14,10 @@ from loire.engine.dialogue import Conversation
 from loire.text.effort import Effort
 from loire.text.tools.definitions import NO_PARAMETERS, Tool, ToolUse
 
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that a model may call: {"type": "function", "function": {"name": ...,
+"description": ..., "parameters": JSON schema, "strict": ...}}."""
+
 ToolChoice = str | Mapping[str, Any]
 """auto, none, required, or {"type": "function", "function": {"name": ...}}."""
 
@@ -62,7 +66,7 @@ class ChatOptions:
     effort: how much to think first.
     """
 
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: ToolChoice = "auto"
     response_format: Mapping[str, Any] | None = None
     template_variables: Mapping[str, Any] | None = None
@@ -97,7 +101,7 @@ class ChatOptions:
         return replace(params, structured_outputs=form)
 
 
-def tool_use(tools: Sequence[Mapping[str, Any]], choice: ToolChoice = "auto") -> ToolUse | None:
+def tool_use(tools: Tools, choice: ToolChoice = "auto") -> ToolUse | None:
     """How tools shall be used; None if none may be. Raises RequestError, naming the field."""
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools must be a list, but is {values.shown(tools)}", param="tools")

@@ -18,6 +18,7 @@ from loire.engine.journal import Entry, Journal
 from loire.engine.process import COMMAND, EngineProcess, Launched, launch
 from loire.engine.pulse import MOST_SILENCE_S, Pulse
 from loire.engine.restarts import Restarts
+from loire.engine.step_watch import StepWatch
 from loire.engine.wire import (
     Abort,
     Announce,
@@ -120,8 +121,7 @@ class EngineSupervisor:
         self._run: asyncio.Task[None] | None = None
         self._restarts = Restarts()
         self._started_s = 0.0
-        self._last_news_s = 0.0
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._steps = StepWatch(self._most_silence_s, self._kill_hanging)
         self._pulse = Pulse(options.silence_timeout_s, self._note_silence)
         self._stands_still = False
 
@@ -222,8 +222,7 @@ class EngineSupervisor:
         """Stop the engine at once. Unfinished requests get no further news."""
         self._closing = True
         self._pulse.stop()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        self._steps.stop()
         if self._run is not None:
             self._run.cancel()
             await asyncio.gather(self._run, return_exceptions=True)
@@ -303,7 +302,7 @@ class EngineSupervisor:
     # --- messages ---------------------------------------------------------------------------
 
     def _take(self, message: FromEngine) -> None:
-        self._last_news_s = time.monotonic()
+        self._steps.heard()
         self._pulse.heard()
         if self._stands_still:
             self._stands_still = False
@@ -316,7 +315,7 @@ class EngineSupervisor:
                 self._journal.begin(request_ids)
                 self._on_begin(request_ids)
             case Loading(stage):
-                log.info("engine: %s (%.1f s)", stage, self._last_news_s - self._started_s)
+                log.info("engine: %s (%.1f s)", stage, time.monotonic() - self._started_s)
             case Failed():
                 self._failed = message
             case Ready():
@@ -345,7 +344,7 @@ class EngineSupervisor:
     def _take_ready(self, ready: Ready) -> None:
         self.ready = ready
         self._restarts.became_ready()
-        log.info("engine ready (%.1f s)", self._last_news_s - self._started_s)
+        log.info("engine ready (%.1f s)", time.monotonic() - self._started_s)
         assert self._first_ready is not None
         if not self._first_ready.done():
             self._first_ready.set_result(ready)
@@ -375,11 +374,10 @@ class EngineSupervisor:
         submits = [_encoded(entry) for entry in self._journal.next_to_send()]
         if aborts or submits:
             self._process.send(*map(frame, aborts), *submits)
-        if submits and self._watchdog is None:
-            self._last_news_s = time.monotonic()
-            self._watch()
+        if submits:
+            self._steps.begin()
 
-    # --- the watchdog -----------------------------------------------------------------------
+    # --- engines that hang ------------------------------------------------------------------
 
     def _note_silence(self, silent_s: float) -> None:
         """Stopped, swapped out, or stuck: it may move again, so it is only killed after a while."""
@@ -396,32 +394,27 @@ class EngineSupervisor:
             log.error("the engine stands still for %g s: killing it", silent_s)
             self._process.kill()
 
-    def _watch(self) -> None:
-        """Kill an engine that has work and makes no step; look again when one would be overdue."""
-        self._watchdog = None
+    def _most_silence_s(self) -> float | None:
+        """For how long it may say nothing now; None if it has no work."""
         if self.ready is None or not self._journal.num_sent:
-            return
+            return None
         num_tokens = min(
             self._journal.num_unproven_tokens + self._journal.num_sent,
             self.ready.config.max_num_batched_tokens,
         )
         options = self._options
-        limit_s = options.step_timeout_s + num_tokens * options.step_timeout_per_token_s
-        silent_s = time.monotonic() - self._last_news_s
-        if silent_s >= limit_s:
-            assert self._process is not None
-            log.error(
-                "the engine made no step for %.1f s (the limit for up to %d tokens is %.1f s): "
-                "killing process %d",
-                silent_s,
-                num_tokens,
-                limit_s,
-                self._process.pid,
-            )
-            self._process.kill()
-            return
-        loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(limit_s - silent_s, self._watch)
+        return options.step_timeout_s + num_tokens * options.step_timeout_per_token_s
+
+    def _kill_hanging(self, silent_s: float, limit_s: float) -> None:
+        assert self._process is not None
+        log.error(
+            "the engine made no step for %.1f s (the limit for the tokens that its step may hold "
+            "is %.1f s): killing process %d",
+            silent_s,
+            limit_s,
+            self._process.pid,
+        )
+        self._process.kill()
 
 
 def _encoded(entry: Entry) -> bytes:

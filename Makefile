@@ -47,6 +47,7 @@ fuzz:
 	.venv/bin/python tests/fuzz/run.py --minutes $(or $(MINUTES),5) --cases $(or $(CASES),30000)
 
 test-slow: setup-test
+	@.venv/bin/python -m pip install --quiet schemathesis
 	.venv/bin/python -m pytest -m slow -o faulthandler_timeout=2000
 
 test-load: setup-test

@@ -210,13 +210,17 @@ def test_sums_and_gates(backend: Backend, dtype: torch.dtype, tokens: int, wide:
 
 
 @pytest.mark.parametrize("rotary_dim", [16, 24, 32])
-@pytest.mark.parametrize("with_norms", [False, True])
-@pytest.mark.parametrize("values_are", ["their own", "normalised", "keys", "keys, normalised"])
+@pytest.mark.parametrize(
+    ("with_norms", "values_are"),
+    # Values are normalised where queries and keys are.
+    [
+        *((False, values) for values in ("their own", "keys")),
+        *((True, values) for values in ("their own", "normalised", "keys", "keys, normalised")),
+    ],
+)
 def test_rotate_and_store(
     backend: Backend, dtype: torch.dtype, rotary_dim: int, with_norms: bool, values_are: str
 ) -> None:
-    if "normalised" in values_are and not with_norms:
-        pytest.skip("values are normalised where queries and keys are")
     shared = "keys" in values_are
     shape = AttentionShape(
         num_heads=4, num_kv_heads=2, head_dim=32, scale=1.0, values_are_keys=shared

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from loire.base.cache_geometry import cache_geometry
 from loire.base.config import WeightQuantization
@@ -22,8 +23,6 @@ from loire.planning.model_size import (
     size_of_checkpoint,
 )
 from support.layers import with_attention
-
-torch = pytest.importorskip("torch")
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, DIM, VOCAB = 256, 512, 2, 8, 2, 32, 1024
 

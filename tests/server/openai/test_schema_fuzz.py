@@ -1,12 +1,14 @@
-"""Random requests by the served schema: no 5xx, no hang. Needs `pip install schemathesis`.
+"""Random requests by the served schema: no 5xx, no hang. `make test-slow` installs schemathesis.
 
 `pytest -m slow tests/server/openai/test_schema_fuzz.py -s` runs some 3,000 cases in five minutes.
 """
 
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -23,7 +25,8 @@ LEAST_CASES = 2000
 def test_schema_holds_under_random_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = shutil.which("schemathesis")
+    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    program = shutil.which("schemathesis", path=places)
     if program is None:
         pytest.skip("schemathesis is not installed")
     monkeypatch.setenv("LOIRE_HOME", str(tmp_path / "home"))

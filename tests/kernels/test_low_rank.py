@@ -59,7 +59,8 @@ def batch_of(numbers: Sequence[int]) -> FlatBatch:
 
 
 def adapters(dtype: torch.dtype) -> dict[int, list[LowRank]]:
-    """Of different ranks; one has parts that lie apart, one two that share outputs."""
+    """Of different ranks, one in several pieces; one has parts that lie apart, one two that share
+    outputs."""
 
     def part(rank: int, first: int, outputs: int, seed: int) -> LowRank:
         down = normal(rank, INPUTS, dtype=dtype, seed=seed) * 0.2
@@ -69,7 +70,7 @@ def adapters(dtype: torch.dtype) -> dict[int, list[LowRank]]:
     return {
         0: [part(8, 0, ROWS, 1)],
         2: [part(3, 0, 40, 3), part(5, 60, 30, 5)],
-        7: [part(1, 10, 80, 7), part(6, 20, 20, 9)],
+        7: [part(1, 10, 80, 7), part(36, 20, 20, 9)],
     }
 
 

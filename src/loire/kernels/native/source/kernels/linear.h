@@ -194,26 +194,29 @@ void multiply(const char* weight, int64_t column, const void* untyped, int64_t s
         for (int v = 0; v < VECTORS; ++v) store(sums + r * PANEL + v * 16, chains[r][v]);
 }
 
-// All steps of one panel for some tokens, in blocks.
+// All steps of one panel for some tokens, in blocks. added: fetched meanwhile.
 template <typename Format>
 void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t block,
-                    int64_t steps, float* sums) {
+                    int64_t steps, float* sums, FetchedPanels& added) {
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
     if constexpr (16 * Format::VECTORS == PANEL)
-        if (tokens <= block && tokens <= MOST_STREAMED)
+        if (tokens <= block && tokens <= MOST_STREAMED) {
+            added.rest();
             return for_count<MOST_STREAMED>(tokens, [&](auto rows) {
                 multiply<Format, rows.value, true>(panel, 0, activations, steps, PREFETCH_BYTES,
                                                    sums);
             });
+        }
     if constexpr (Format::IS_UNPACKED)
         if (tokens > MOST_WITH_PACKED || block > Format::MOST_ROWS)
-            return Format::multiply_many(panel, activations, tokens, block, steps, sums);
+            return Format::multiply_many(panel, activations, tokens, block, steps, sums,
+                                         added);
     // (A step of some formats, such as IQ3_S, is larger than that.)
     constexpr int64_t chunk =
         Format::WEIGHT_BYTES < WEIGHT_CHUNK_BYTES ? WEIGHT_CHUNK_BYTES / Format::WEIGHT_BYTES : 1;
     for (int64_t step = 0; step < steps; step += chunk) {
         const int64_t count = steps - step < chunk ? steps - step : chunk;
-        for (int64_t t = 0; t < tokens; t += block)
+        for (int64_t t = 0; t < tokens; t += block, added.go_on())
             for_count<Format::MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 for (int column = 0; column < PANEL; column += Format::VECTORS * 16)
                     multiply<Format, rows.value, false>(
@@ -316,12 +319,15 @@ void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const int64_t together = panels_per_output(a.gate), panel_sums = tokens * PANEL;
     const int64_t sum_bytes = together * panel_sums * sizeof(float);
     float* sums = reinterpret_cast<float*>(scratch.reserve(sum_bytes));
+    const int64_t times = together * (tokens + Format::MOST_ROWS - 1) / Format::MOST_ROWS *
+                          ((panel_bytes + WEIGHT_CHUNK_BYTES - 1) / WEIGHT_CHUNK_BYTES);
     for (int64_t panel = first_panel; panel < last_panel; panel += together) {
         __builtin_memset(sums, 0, sum_bytes);
+        FetchedPanels added(a.adapted, panel, together, sizeof(typename Format::Element), times);
         for (int64_t i = 0; i < together; ++i)
             multiply_panel<Format>(static_cast<const char*>(a.weight) + (panel + i) * panel_bytes,
                                    activations, tokens, a.tokens_per_block, a.steps,
-                                   sums + i * panel_sums);
+                                   sums + i * panel_sums, added);
         finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums, panel_sums);
     }
 }

@@ -109,6 +109,8 @@ void linear_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     __builtin_memset(sums, 0, sum_bytes);
 
     const int64_t chunk = blocks > 1 ? CHUNK_STEPS : CHUNK_BYTES / (block * TOKEN_STEP_BYTES);
+    FetchedPanels added(a.adapted, first_panel, last_panel - first_panel, sizeof(bfloat16),
+                        (a.steps + chunk - 1) / chunk * (last_panel - first_panel));
     Tiles::configure(upper, block - upper);
     for (int64_t step = 0; step < a.steps; step += chunk) {
         const int64_t count = a.steps - step < chunk ? a.steps - step : chunk;
@@ -125,6 +127,7 @@ void linear_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch) {
                     here, activations + b * block_bytes + step * block * TOKEN_STEP_BYTES, block,
                     upper, count, {next, b, blocks},
                     sums + (panel - first_panel) * panel_sums + b * block * PANEL);
+            added.go_on();
         }
     }
     Tiles::release();

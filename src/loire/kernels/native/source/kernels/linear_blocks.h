@@ -106,9 +106,10 @@ struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1> {
     }
 
     static void multiply_many(const char* panel, const char* activations, int64_t tokens,
-                              int64_t block, int64_t steps, float* sums) {
+                              int64_t block, int64_t steps, float* sums,
+                              FetchedPanels& added) {
         multiply_panel_unpacked<Stored, MOST_ROWS, VECTORS>(panel, activations, tokens, block, steps,
-                                                            sums);
+                                                            sums, added);
     }
 
     static INLINE void keep(const RoundedStep& rounded, Step& step) {

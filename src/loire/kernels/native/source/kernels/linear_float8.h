@@ -165,7 +165,8 @@ struct Float8Blocks {
 
     // All steps of one panel for many tokens, in blocks.
     static void multiply_many(const char* panel, const char* activations, int64_t tokens,
-                              int64_t block, int64_t steps, float* sums);
+                              int64_t block, int64_t steps, float* sums,
+                              FetchedPanels& added);
 };
 
 // A step of a panel, widened.
@@ -218,13 +219,13 @@ struct WidenedFloat8 {
 template <typename Element, typename Stored>
 void Float8Blocks<Element, Stored>::multiply_many(const char* panel, const char* activations,
                                                   int64_t tokens, int64_t block, int64_t steps,
-                                                  float* sums) {
+                                                  float* sums, FetchedPanels& added) {
     using Widened = WidenedFloat8<Float8Blocks>;
     constexpr int64_t ACTIVATION_BYTES = ACTIVATIONS * int64_t(sizeof(Activation));
     alignas(64) char widened[Widened::WEIGHT_BYTES];
     for (int64_t step = 0; step < steps; ++step) {
         Widened::widen(panel + step * WEIGHT_BYTES, widened);
-        for (int64_t t = 0; t < tokens; t += block)
+        for (int64_t t = 0; t < tokens; t += block, added.go_on())
             for_count<MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 for (int column = 0; column < PANEL; column += VECTORS * 16)
                     multiply<Widened, rows.value, false>(

@@ -52,19 +52,22 @@ void add_tile(const char* weight, int64_t column, const char* ahead,
     for (int r = 0; r < TILE_TOKENS; ++r) store(sums + r * PANEL, chains[r]);
 }
 
-// All steps of one panel. sums: of whole blocks. numbers: NUMBERS_BYTES.
+// All steps of one panel. sums: of whole blocks. numbers: NUMBERS_BYTES. added: fetched meanwhile.
 template <typename Format>
 void multiply_panel_tiles(const char* panel, const typename Format::Activation* activations,
-                          int64_t tokens, int64_t steps, char* numbers, float* sums) {
+                          int64_t tokens, int64_t steps, char* numbers, float* sums,
+                          FetchedPanels& added) {
     for (int64_t step = 0; step < steps; step += BYTE_CHUNK_STEPS) {
         const int64_t count = steps - step < BYTE_CHUNK_STEPS ? steps - step : BYTE_CHUNK_STEPS;
         const char* weight = panel + step * Format::WEIGHT_BYTES;
         const char* ahead = weight + BYTE_CHUNK_STEPS * Format::WEIGHT_BYTES;
         for (int64_t t = 0; t < tokens; t += TILE_TOKENS) {
             const int64_t rows = tokens - t < TILE_TOKENS ? tokens - t : TILE_TOKENS;
-            for (int64_t column = 0; column < PANEL; column += 16)
+            for (int64_t column = 0; column < PANEL; column += 16) {
                 add_tile<Format>(weight, column, ahead, activations + t * steps + rows * step, rows,
                                  count, numbers, sums + t * PANEL + column);
+                added.go_on();
+            }
         }
     }
 }
@@ -82,13 +85,16 @@ void quantized_tiles_piece(const void* untyped, int64_t piece, Scratch& scratch)
     const int64_t sum_bytes = together * panel_sums * int64_t(sizeof(float));
     char* numbers = scratch.reserve(NUMBERS_BYTES + sum_bytes);
     float* sums = reinterpret_cast<float*>(numbers + NUMBERS_BYTES);
+    const int64_t times = together * panel_sums / PANEL / TILE_TOKENS * (PANEL / 16) *
+                          ((a.steps + BYTE_CHUNK_STEPS - 1) / BYTE_CHUNK_STEPS);
     Tiles::configure_bytes();
     for (int64_t panel = first_panel; panel < last_panel; panel += together) {
         __builtin_memset(sums, 0, sum_bytes);
+        FetchedPanels added(a.adapted, panel, together, sizeof(typename Format::Element), times);
         for (int64_t i = 0; i < together; ++i)
             multiply_panel_tiles<Format>(
                 static_cast<const char*>(a.weight) + (panel + i) * panel_bytes, activations, tokens,
-                a.steps, numbers, sums + i * panel_sums);
+                a.steps, numbers, sums + i * panel_sums, added);
         finish_panel<typename Format::Element>(a, panel, first_token, tokens, sums, panel_sums);
     }
     Tiles::release();

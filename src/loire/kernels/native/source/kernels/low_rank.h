@@ -29,6 +29,53 @@ INLINE void load_panel(const bfloat16* up, Vec16 (&halves)[2]) {
     }
 }
 
+// Fetches what adapters have of some panels, bit by bit while the product with those panels is worked
+// out: that keeps the processor busy and leaves memory idle.
+class FetchedPanels {
+  public:
+    // times: that go_on() is going to be called, about.
+    FetchedPanels(const AdaptedTokens& all, int64_t panel, int64_t panels, int64_t element_bytes,
+                  int64_t times)
+        : all_(all),
+          panel_(panel),
+          panels_(panels),
+          element_bytes_(element_bytes),
+          bytes_((all.ranks * panels * PANEL * element_bytes + times - 1) / times) {}
+
+    // A part of them.
+    INLINE void go_on() {
+        if (group_ < all_.num_groups || next_ < end_) fetch(bytes_);
+    }
+
+    // What is left of them.
+    void rest() { fetch(INT64_MAX); }
+
+  private:
+    void fetch(int64_t bytes) {
+        for (; bytes > 0; bytes -= 64, next_ += 64) {
+            while (next_ >= end_) {
+                if (group_ == all_.num_groups) return;
+                begin(*all_.groups[group_++].adapter);
+            }
+            __builtin_prefetch(next_, 0, 3);
+        }
+    }
+
+    void begin(const Adapter& adapter) {
+        const PanelRanks &from = adapter.panels[panel_], &to = adapter.panels[panel_ + panels_ - 1];
+        __builtin_prefetch(&to + 8, 0, 3);
+        const auto* up = static_cast<const char*>(adapter.up);
+        next_ = up + from.start * element_bytes_;
+        end_ = up + (to.start + (to.last - to.first) * PANEL) * element_bytes_;
+    }
+
+    const AdaptedTokens& all_;
+    const int64_t panel_, panels_, element_bytes_, bytes_;
+    int64_t group_ = 0;
+    const char *next_ = nullptr, *end_ = nullptr;
+};
+
+constexpr int UP_RANKS = 8;  // together: most adapters' ranks are multiples of it
 constexpr int UP_TOKENS = PARTS == 1 ? 4 : 1;  // together: as many chains as there are registers
 
 // What is added to a panel for some tokens. hidden: of each, from the panel's first rank on.
@@ -50,6 +97,9 @@ INLINE void low_rank_up(const Element* up, int64_t count, const float* const* hi
         }
     };
     int64_t j = 0;
+    for (; j + UP_RANKS <= count; j += UP_RANKS)
+#pragma GCC unroll 8
+        for (int i = 0; i < UP_RANKS; ++i) link(j + i, i % 2);
     for (; j + 2 <= count; j += 2) link(j, 0), link(j + 1, 1);
     if (j < count) link(j, 0);
 #pragma GCC unroll 4
@@ -71,7 +121,6 @@ struct AddedPanels {
         __builtin_memset(has, 0, sizeof(has));
         for (int64_t g = 0; g < all.num_groups; ++g) {
             const AdapterGroup& group = all.groups[g];
-            fetch_panels<Element>(all, g + 1, panel, panels);
             int64_t begin = 0;
             if (group.tokens[0] < first) begin = place_of(group, first);
             int64_t end = begin;
@@ -111,42 +160,25 @@ struct AddedPanels {
         }
         return low;
     }
-
-    // What the next group has of these panels: its parts are too short for the processor to see a
-    // stream.
-    template <typename Element>
-    static INLINE void fetch_panels(const AdaptedTokens& all, int64_t g, int64_t panel,
-                                    int64_t panels) {
-        if (g >= all.num_groups) g = 0, panel += panels;
-        const Adapter& adapter = *all.groups[g].adapter;
-        if (panel >= adapter.num_panels) return;
-        const PanelRanks &from = adapter.panels[panel], &to = adapter.panels[panel + panels - 1];
-        const int64_t end = to.start + (to.last - to.first) * PANEL;
-        const auto* up = static_cast<const Element*>(adapter.up);
-        for (int64_t at = from.start; at < end; at += int64_t(64 / sizeof(Element)))
-            __builtin_prefetch(up + at, 0, 3);
-    }
 };
 
 constexpr int DOWN_CHAINS = PARTS == 1 ? 16 : 4;  // as many as there are registers for
 constexpr int DOWN_TOKENS = PARTS == 1 ? 4 : 2;
 
-// Adds the products of some inputs to each rank's chains, the ranks `stride` elements apart, and fetches
-// what lies as many ranks ahead.
+// Adds the products of some inputs to each rank's chains, the ranks a line apart.
 template <typename Element>
 struct Links {
     static constexpr int64_t INPUTS = 16;
 
     template <int TOKENS, int RANKS>
     static INLINE void add(const Element* const (&x)[TOKENS], int64_t k, const Element* down,
-                           int64_t stride, Vec16 (&chains)[TOKENS][RANKS]) {
+                           Vec16 (&chains)[TOKENS][RANKS]) {
         Vec16 inputs[TOKENS];
 #pragma GCC unroll 4
         for (int t = 0; t < TOKENS; ++t) inputs[t] = load(x[t] + k);
 #pragma GCC unroll 8
         for (int i = 0; i < RANKS; ++i) {
-            const Vec16 weights = load(down + i * stride);
-            __builtin_prefetch(down + (i + RANKS) * stride, 0, 3);
+            const Vec16 weights = load(down + i * down_line(sizeof(Element)));
 #pragma GCC unroll 4
             for (int t = 0; t < TOKENS; ++t) chains[t][i] = fma(inputs[t], weights, chains[t][i]);
         }
@@ -160,14 +192,14 @@ struct Links<bfloat16> {
 
     template <int TOKENS, int RANKS>
     static INLINE void add(const bfloat16* const (&x)[TOKENS], int64_t k, const bfloat16* down,
-                           int64_t stride, Vec16 (&chains)[TOKENS][RANKS]) {
+                           Vec16 (&chains)[TOKENS][RANKS]) {
         __m512bh inputs[TOKENS];
 #pragma GCC unroll 4
         for (int t = 0; t < TOKENS; ++t) inputs[t] = (__m512bh)_mm512_loadu_si512(x[t] + k);
 #pragma GCC unroll 8
         for (int i = 0; i < RANKS; ++i) {
-            const auto weights = (__m512bh)_mm512_loadu_si512(down + i * stride);
-            __builtin_prefetch(down + (i + RANKS) * stride, 0, 3);
+            const auto weights =
+                (__m512bh)_mm512_loadu_si512(down + i * down_line(sizeof(bfloat16)));
 #pragma GCC unroll 4
             for (int t = 0; t < TOKENS; ++t)
                 chains[t][i].part[0] = _mm512_dpbf16_ps(chains[t][i].part[0], inputs[t], weights);
@@ -176,41 +208,64 @@ struct Links<bfloat16> {
 };
 #endif
 
-// Some ranks of some tokens.
+// What is read of an adapter, and what is read after that.
+template <typename Element>
+struct DownStream {
+    static constexpr int64_t AHEAD = 4096 / sizeof(Element);
+
+    const Element *end, *next;
+
+    // Lines that come some time after those at `here`.
+    template <int LINES>
+    INLINE void fetch(const Element* here) const {
+        const Element* ahead = here + AHEAD;
+        if (ahead >= end) ahead += next - end;
+#pragma GCC unroll 8
+        for (int i = 0; i < LINES; ++i)
+            __builtin_prefetch(ahead + i * down_line(sizeof(Element)), 0, 3);
+    }
+};
+
+// Some ranks of some tokens. down: of the first of them; `width` ranks lie together.
 template <int TOKENS, int RANKS, typename Element>
-INLINE void low_rank_down(const Element* const (&x)[TOKENS], const Element* down, int64_t size,
+INLINE void low_rank_down(const Element* const (&x)[TOKENS], const Element* down, int64_t width,
+                          const DownStream<Element>& stream, int64_t size,
                           float* const (&hidden)[TOKENS], int64_t rank) {
-    constexpr int64_t INPUTS = Links<Element>::INPUTS;
+    constexpr int64_t LINE = down_line(sizeof(Element));
     Vec16 chains[TOKENS][RANKS];
 #pragma GCC unroll 4
     for (int t = 0; t < TOKENS; ++t)
 #pragma GCC unroll 8
         for (int i = 0; i < RANKS; ++i) chains[t][i] = zero();
+    const auto add_line = [&](const Element* const (&inputs)[TOKENS], int64_t k)
+                              __attribute__((always_inline)) {
+        stream.template fetch<RANKS>(down);
+#pragma GCC unroll 2
+        for (int64_t i = 0; i < LINE; i += Links<Element>::INPUTS)
+            Links<Element>::add(inputs, k + i, down + i, chains);
+        down += width * LINE;
+    };
     int64_t k = 0;
-    for (; k + INPUTS <= size; k += INPUTS) Links<Element>::add(x, k, down + k, size, chains);
+    for (; k + LINE <= size; k += LINE) add_line(x, k);
     if (k < size) {
-        Element inputs[TOKENS][INPUTS] = {}, weights[2 * RANKS * INPUTS] = {};
+        Element inputs[TOKENS][LINE] = {};
         const Element* last[TOKENS];
         for (int t = 0; t < TOKENS; ++t) {
             __builtin_memcpy(inputs[t], x[t] + k, size_t(size - k) * sizeof(Element));
             last[t] = inputs[t];
         }
-        for (int i = 0; i < RANKS; ++i)
-            __builtin_memcpy(weights + i * INPUTS, down + i * size + k,
-                             size_t(size - k) * sizeof(Element));
-        Links<Element>::add(last, 0, weights, INPUTS, chains);
+        add_line(last, 0);
     }
 #pragma GCC unroll 4
-    for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 8
-        for (int i = 0; i < RANKS; ++i) hidden[t][rank + i] = sum(chains[t][i]);
+    for (int t = 0; t < TOKENS; ++t) sum_each(chains[t], hidden[t] + rank);
 }
 
 // All ranks of a piece for some of its tokens.
 template <int TOKENS, typename Element>
 INLINE void low_rank_tokens(const LowRankArguments& a, const LowRankPiece& piece,
-                            const AdapterGroup& group, int64_t first) {
-    constexpr int RANKS = DOWN_CHAINS / TOKENS < 8 ? DOWN_CHAINS / TOKENS : 8;
+                            const DownStream<Element>& stream, int64_t first) {
+    constexpr int RANKS = TOKENS * 8 <= DOWN_CHAINS ? 8 : TOKENS * 4 <= DOWN_CHAINS ? 4 : 2;
+    const AdapterGroup& group = a.adapted.groups[piece.group];
     const Element* x[TOKENS];
     float* hidden[TOKENS];
     for (int t = 0; t < TOKENS; ++t) {
@@ -219,23 +274,39 @@ INLINE void low_rank_tokens(const LowRankArguments& a, const LowRankPiece& piece
             a.x + (a.rows == nullptr ? token : a.rows[token]) * a.x_stride);
         hidden[t] = a.adapted.hidden + token * a.adapted.hidden_stride;
     }
+    const int64_t row = down_row(a.in_features, sizeof(Element));
     const auto* down = static_cast<const Element*>(group.adapter->down);
-    int64_t rank = piece.first_rank;
-    for (; rank + RANKS <= piece.last_rank; rank += RANKS)
-        low_rank_down<TOKENS, RANKS>(x, down + rank * a.in_features, a.in_features, hidden, rank);
-    for (; rank < piece.last_rank; ++rank)
-        low_rank_down<TOKENS, 1>(x, down + rank * a.in_features, a.in_features, hidden, rank);
+    for (int64_t rank = piece.first_rank; rank < piece.last_rank; rank += DOWN_RANKS) {
+        const int64_t left = piece.last_rank - rank, width = left < DOWN_RANKS ? left : DOWN_RANKS;
+        const Element* block = down + rank * row;
+        int64_t i = 0;
+        for (; i + RANKS <= width; i += RANKS)
+            low_rank_down<TOKENS, RANKS>(x, block + i * down_line(sizeof(Element)), width, stream,
+                                         a.in_features, hidden, rank + i);
+        for (; i < width; ++i)
+            low_rank_down<TOKENS, 1>(x, block + i * down_line(sizeof(Element)), width, stream,
+                                     a.in_features, hidden, rank + i);
+    }
+}
+
+// Where a piece's ranks begin, or the ranks behind its last.
+template <typename Element>
+INLINE const Element* down_at(const LowRankArguments& a, int32_t group, int64_t rank) {
+    const auto* down = static_cast<const Element*>(a.adapted.groups[group].adapter->down);
+    return down + rank * down_row(a.in_features, sizeof(Element));
 }
 
 template <typename Element>
 void low_rank_piece(const void* untyped, int64_t index, Scratch&) {
     const auto& a = *static_cast<const LowRankArguments*>(untyped);
     const LowRankPiece& piece = a.pieces[index];
-    const AdapterGroup& group = a.adapted.groups[piece.group];
+    const LowRankPiece& next = index + 1 < a.num_pieces ? a.pieces[index + 1] : piece;
+    const DownStream<Element> stream{down_at<Element>(a, piece.group, piece.last_rank),
+                                     down_at<Element>(a, next.group, next.first_rank)};
     for (int64_t t = piece.first_token; t < piece.last_token; t += DOWN_TOKENS) {
         const int64_t left = piece.last_token - t;
         for_count<DOWN_TOKENS>(left < DOWN_TOKENS ? left : DOWN_TOKENS, [&](auto tokens) {
-            low_rank_tokens<tokens.value, Element>(a, piece, group, t);
+            low_rank_tokens<tokens.value, Element>(a, piece, stream, t);
         });
     }
 }

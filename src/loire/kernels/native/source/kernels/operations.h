@@ -220,9 +220,22 @@ constexpr int64_t panel_column(int64_t output, bool is_bfloat16) {
     return is_bfloat16 ? output % 16 * 2 + output / 16 : output;
 }
 
+// Ranks whose halves `down` lie together, so that they are read as one stream, and the elements of each
+// that lie so: a line.
+constexpr int64_t DOWN_RANKS = 8;
+constexpr int64_t down_line(int64_t element_bytes) { return 64 / element_bytes; }
+
+// Elements of a rank: whole lines.
+constexpr int64_t down_row(int64_t in_features, int64_t element_bytes) {
+    const int64_t line = down_line(element_bytes);
+    return (in_features + line - 1) / line * line;
+}
+
 // What an adapter adds to a product: up (down x), by panels. Both are of x's type.
 struct Adapter {
-    const void* down = nullptr;           // [rank, in]
+    // For each DOWN_RANKS ranks, or those that are left: [lines of a row][ranks][a line], zeros behind
+    // the last input.
+    const void* down = nullptr;
     const void* up = nullptr;             // for each panel [its ranks][PANEL], see panel_column()
     const PanelRanks* panels = nullptr;
     int64_t rank = 0;                     // 0: nothing is added
@@ -240,6 +253,7 @@ struct AdapterGroup {
 struct AdaptedTokens {
     const AdapterGroup* groups = nullptr;
     int64_t num_groups = 0;  // 0: no token has one
+    int64_t ranks = 0;       // of the groups' adapters together
     float* hidden = nullptr;  // [T, hidden_stride]
     int64_t hidden_stride = 0;
 };
@@ -252,6 +266,7 @@ struct LowRankPiece {
 struct LowRankArguments {
     AdaptedTokens adapted;
     const LowRankPiece* pieces;
+    int64_t num_pieces;
     const char* x;        // rows of in_features
     int64_t x_stride;     // bytes from row to row
     const int64_t* rows;  // [T]: which row of x each token is; null: one after another

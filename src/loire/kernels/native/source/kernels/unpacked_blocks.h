@@ -254,11 +254,13 @@ void multiply_unpacked_tile(const UnpackedParts<Kind>& given, int64_t column,
 // Some parts for the tokens of one block.
 template <typename Kind, int MOST_ROWS, int VECTORS>
 INLINE void multiply_block(const UnpackedParts<Kind>& given, const typename Kind::Step* x,
-                           int64_t tokens, float* sums) {
+                           int64_t tokens, float* sums, FetchedPanels& added) {
 #if defined(LOIRE_AMX)
     if (tokens == TILE_TOKENS) {
-        for (int64_t column = 0; column < PANEL; column += 16)
+        for (int64_t column = 0; column < PANEL; column += 16) {
             multiply_unpacked_tile<Kind>(given, column, x, sums + column);
+            added.go_on();
+        }
         return;
     }
 #endif
@@ -266,13 +268,15 @@ INLINE void multiply_block(const UnpackedParts<Kind>& given, const typename Kind
         for (int64_t column = 0; column < PANEL; column += VECTORS * 16)
             multiply_unpacked<Kind, rows.value, VECTORS>(given, column, x + row, tokens,
                                                           sums + row * PANEL + column);
+        added.go_on();
     });
 }
 
-// All steps of one panel for some tokens, in blocks.
+// All steps of one panel for some tokens, in blocks. added: fetched meanwhile.
 template <typename Stored, int MOST_ROWS, int VECTORS>
 void multiply_panel_unpacked(const char* panel, const char* activations, int64_t tokens,
-                             int64_t block, int64_t steps, float* sums) {
+                             int64_t block, int64_t steps, float* sums,
+                             FetchedPanels& added) {
     using Chunk = UnpackedChunk<Stored>;
     const auto* x = reinterpret_cast<const typename Chunk::Kind::Step*>(activations);
     const int64_t parts = steps * Chunk::Packed::PARTS_OF_STEP;
@@ -286,8 +290,8 @@ void multiply_panel_unpacked(const char* panel, const char* activations, int64_t
             panel + Chunk::PACKED_BYTES};
         for (int64_t t = 0; t < tokens; t += block) {
             const int64_t rows = tokens - t < block ? tokens - t : block;
-            multiply_block<typename Chunk::Kind, MOST_ROWS, VECTORS>(given, x + t * parts + rows * first, rows,
-                                                      sums + t * PANEL);
+            multiply_block<typename Chunk::Kind, MOST_ROWS, VECTORS>(
+                given, x + t * parts + rows * first, rows, sums + t * PANEL, added);
         }
     }
 }

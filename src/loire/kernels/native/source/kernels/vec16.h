@@ -402,6 +402,33 @@ INLINE float sum(const Vec16& value) {
     return together(value, [](auto a, auto b) { return a + b; });
 }
 
+// sums[i]: of the lanes of values[i], brought together like sum()'s.
+template <int COUNT>
+INLINE void sum_each(const Vec16 (&values)[COUNT], float* sums) {
+#if defined(LOIRE_AVX512)
+    if constexpr (COUNT == 8) {
+        __m512 four[4], two[2];
+        // Those of two vectors side by side, each time.
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const __m512 a = values[i].part[0], b = values[i + 4].part[0];
+            four[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i)
+            two[i] = _mm512_shuffle_f32x4(four[i], four[i + 2], 0x88) +
+                     _mm512_shuffle_f32x4(four[i], four[i + 2], 0xdd);
+        __m512 one = _mm512_shuffle_ps(two[0], two[1], 0x44) + _mm512_shuffle_ps(two[0], two[1], 0xee);
+        one = one + _mm512_permute_ps(one, 0xb1);
+        const __m512i places = _mm512_setr_epi32(0, 2, 8, 10, 4, 6, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm256_storeu_ps(sums, _mm512_castps512_ps256(_mm512_permutexvar_ps(places, one)));
+        return;
+    }
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) sums[i] = sum(values[i]);
+}
+
 INLINE float largest(const Vec16& value) {
     return together(value, [](auto a, auto b) { return a > b ? a : b; });
 }

@@ -22,12 +22,9 @@ Adapters::Adapters(bool is_bfloat16, Gate gate, int64_t out_features, int64_t in
 
 std::unique_ptr<PackedAdapter> Adapters::pack(const std::vector<LowRankPart>& parts) const {
     auto packed = std::make_unique<PackedAdapter>();
-    const int64_t size = is_bfloat16_ ? 2 : 4, row_bytes = in_features_ * size;
+    const int64_t size = is_bfloat16_ ? 2 : 4;
     packed->panels.resize(size_t(panels_));
     for (const LowRankPart& part : parts) {
-        packed->down.resize(size_t((packed->rank + part.rank) * row_bytes));
-        std::memcpy(packed->down.data() + packed->rank * row_bytes, part.down,
-                    size_t(part.rank * row_bytes));
         for (int64_t row = 0; row < panels_ * PANEL; ++row) {
             if (output_of(part, row) < 0) continue;
             PanelRanks& ranks = packed->panels[size_t(row / PANEL)];
@@ -41,9 +38,13 @@ std::unique_ptr<PackedAdapter> Adapters::pack(const std::vector<LowRankPart>& pa
         ranks.start = elements;
         elements += (ranks.last - ranks.first) * PANEL;
     }
-    packed->up.resize(size_t(elements * size));
+    packed->down_bytes = packed->rank * down_row(in_features_, size) * size;
+    packed->up_bytes = elements * size;
+    packed->memory = allocate(size_t(packed->down_bytes + packed->up_bytes));
+    std::memset(packed->memory.get(), 0, size_t(packed->down_bytes + packed->up_bytes));
     int64_t first_rank = 0;
     for (const LowRankPart& part : parts) {
+        put_down(part, first_rank, *packed);
         put_up(part, first_rank, *packed);
         first_rank += part.rank;
     }
@@ -55,7 +56,7 @@ void Adapters::set(int64_t number, const PackedAdapter* packed) {
     Adapter& adapter = adapters_[size_t(number)];
     adapter = {};
     if (packed != nullptr)
-        adapter = {packed->down.data(), packed->up.data(), packed->panels.data(), packed->rank,
+        adapter = {packed->down(), packed->up(), packed->panels.data(), packed->rank,
                    panels_};
     most_rank_ = 0;
     for (const Adapter& one : adapters_) most_rank_ = std::max(most_rank_, one.rank);
@@ -64,6 +65,19 @@ void Adapters::set(int64_t number, const PackedAdapter* packed) {
 int64_t Adapters::output_of(const LowRankPart& part, int64_t row) const {
     const int64_t source = source_row(row, gate_, out_features_), output = source - part.first;
     return source < 0 || output < 0 || output >= part.outputs ? -1 : output;
+}
+
+void Adapters::put_down(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const {
+    const int64_t size = is_bfloat16_ ? 2 : 4, line = down_line(size);
+    const int64_t row_bytes = down_row(in_features_, size) * size;
+    for (int64_t j = 0; j < part.rank; ++j) {
+        const int64_t rank = first_rank + j, place = rank % DOWN_RANKS, block = rank - place;
+        const int64_t width = std::min(packed.rank - block, DOWN_RANKS);
+        const char* source = static_cast<const char*>(part.down) + j * in_features_ * size;
+        char* target = packed.down() + block * row_bytes + place * 64;
+        for (int64_t k = 0; k < in_features_; k += line, target += width * 64)
+            std::memcpy(target, source + k * size, size_t(std::min(line, in_features_ - k) * size));
+    }
 }
 
 void Adapters::put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const {
@@ -76,7 +90,7 @@ void Adapters::put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter
         const int64_t at = ranks.start + (first_rank - ranks.first) * PANEL +
                            panel_column(row % PANEL, is_bfloat16_);
         for (int64_t j = 0; j < part.rank; ++j)
-            std::memcpy(packed.up.data() + (at + j * PANEL) * size,
+            std::memcpy(packed.up() + (at + j * PANEL) * size,
                         source + (output * part.rank + j) * size, size_t(size));
     }
 }
@@ -104,6 +118,7 @@ AdaptedProduct::AdaptedProduct(const Adapters& adapters, const int32_t* numbers,
 
 void AdaptedProduct::cut() {
     for (size_t group = 0; group < groups_.size(); ++group) {
+        ranks_ += groups_[group].adapter->rank;
         const int32_t rank = int32_t(groups_[group].adapter->rank);
         const int32_t count = int32_t(groups_[group].count);
         for (int32_t token = 0; token < count; token += TOKENS_PER_PIECE)
@@ -118,12 +133,12 @@ size_t AdaptedProduct::hidden_bytes() const {
 }
 
 AdaptedTokens AdaptedProduct::tokens(float* hidden) const {
-    return {groups_.data(), int64_t(groups_.size()), hidden, hidden_stride_};
+    return {groups_.data(), int64_t(groups_.size()), ranks_, hidden, hidden_stride_};
 }
 
 LowRankArguments AdaptedProduct::arguments(float* hidden, const char* x, int64_t x_stride,
                                            const int64_t* rows) const {
-    return {tokens(hidden), pieces_.data(), x, x_stride, rows, in_features_};
+    return {tokens(hidden), pieces_.data(), pieces(), x, x_stride, rows, in_features_};
 }
 
 }  // namespace loire

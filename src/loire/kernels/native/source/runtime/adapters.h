@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../kernels/operations.h"
+#include "memory.h"
 
 namespace loire {
 
@@ -19,12 +20,15 @@ struct LowRankPart {
 
 // All of an adapter's parts for one weight.
 struct PackedAdapter {
-    std::vector<char> down, up;
+    Memory memory;  // `down`, then `up`, in whole lines
+    int64_t down_bytes = 0, up_bytes = 0;
     std::vector<PanelRanks> panels;
     int64_t rank = 0;
 
+    char* down() const { return memory.get(); }
+    char* up() const { return memory.get() + down_bytes; }
     int64_t bytes() const {
-        return int64_t(down.size() + up.size() + panels.size() * sizeof(PanelRanks));
+        return down_bytes + up_bytes + int64_t(panels.size() * sizeof(PanelRanks));
     }
 };
 
@@ -46,6 +50,7 @@ class Adapters {
 
     // Which output of a part a row of the packed weight is; -1 for none of it.
     int64_t output_of(const LowRankPart& part, int64_t row) const;
+    void put_down(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const;
     void put_up(const LowRankPart& part, int64_t first_rank, PackedAdapter& packed) const;
 
     const bool is_bfloat16_;
@@ -77,7 +82,7 @@ class AdaptedProduct {
     std::vector<int32_t> tokens_;  // by adapter
     std::vector<AdapterGroup> groups_;
     std::vector<LowRankPiece> pieces_;
-    int64_t num_tokens_;
+    int64_t num_tokens_, ranks_ = 0;
 };
 
 }  // namespace loire

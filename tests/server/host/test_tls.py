@@ -5,6 +5,8 @@ import socket
 import ssl
 import subprocess
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,6 +223,17 @@ def test_one_file_may_hold_both(files: TlsFiles) -> None:
     with files.certificate.open("ab") as file:
         file.write(files.key.read_bytes())
     ServerTls(TlsFiles(files.certificate))
+
+
+def test_a_client_that_is_still_sending_gets_its_answer(files: TlsFiles, tiny_llama: Path) -> None:
+    trusted = ssl.create_default_context(cafile=str(files.certificate))
+    with serving(FakeEngine(tiny_llama), ServerTls(files)) as port:
+        url = f"https://localhost:{port}/v1/completions"
+        # (urllib asks for the connection to be closed.)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url, data=bytes(20 * 2**20), context=trusted)
+        assert (caught.value.code, b"at most 16,777,216" in caught.value.read()) == (413, True)
+        caught.value.close()
 
 
 def test_a_key_alone_is_refused(files: TlsFiles, capsys: pytest.CaptureFixture[str]) -> None:

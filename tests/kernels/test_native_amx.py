@@ -212,11 +212,12 @@ def test_experts_have_the_bits_of_their_products(
         assert same_bits(found[rows], expert.down(expert.gate_up(x[rows])))
 
 
-@pytest.mark.parametrize("fmt", ["Q4_1", "Q6_K", "Q8_0", "IQ4_XS"])
+@pytest.mark.parametrize("fmt", ["Q4_1", "Q6_K", "Q8_0", "IQ4_XS", "Q2_K", "P2"])
 def test_stored_blocks_have_the_bits_of_the_other_sets(
     emulated: Callable[[int], NativeBackend], fmt: str
 ) -> None:
-    """With minimums, in two groups, codes that lie in place, and those of a table."""
+    """With minimums, in two groups, codes that lie in place, those of a table, and inputs in two
+    places."""
     weight, x = stored(fmt, (70, 768)), random(100, 768)
     linears = [
         kernels.linear.pack(weight, dtype=x.dtype)

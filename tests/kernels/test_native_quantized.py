@@ -90,11 +90,12 @@ def test_instruction_sets_with_fused_arithmetic_agree(quantization: Quantization
     assert all(same_bits(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("any_scale", [False, True])
-def test_scales_of_inputs_have_four_binary_digits_or_any(any_scale: bool) -> None:
+def test_scales_of_inputs_have_four_binary_digits_or_any(any_scale: bool, fine: bool) -> None:
     x = random(300, 32, dtype=torch.float32) * torch.logspace(-40, 32, 300)[:, None]
     x[7] = 0.0
-    codes, scales = quantize_activations(x, any_scale=any_scale)
+    codes, scales = quantize_activations(x, any_scale=any_scale, fine=fine)
     largest = x.abs().amax(dim=1)
     finite, counts = largest < 2.0**100, largest >= 127 * 2.0**-100
     assert scales.isnan().flatten().equal(~finite)
@@ -102,8 +103,9 @@ def test_scales_of_inputs_have_four_binary_digits_or_any(any_scale: bool) -> Non
     digits, _ = scales[finite].frexp()
     assert torch.equal(digits * 16, (digits * 16).round()) is not any_scale
     codes, scales = codes[finite & counts], scales[finite & counts]
-    assert codes.abs().amax(dim=2).ge(127 if any_scale else 113).all()
-    assert codes.abs().max() == 127
+    most = 1016 if fine else 127
+    assert codes.abs().amax(dim=2).ge(most if any_scale else most * 0.88).all()
+    assert codes.abs().max() == most
     assert ((codes * scales[..., None])[:, 0] - x[finite & counts]).abs().le(scales * 0.5001).all()
 
 

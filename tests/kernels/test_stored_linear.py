@@ -17,7 +17,13 @@ from native_cases import (
 from torch import Tensor
 
 from loire.checkpoint.formats import BLOCK_FORMATS, held_as
-from loire.kernels.block_formats import UNPACK, StoredTensor, has_powers, rounds_inputs
+from loire.kernels.block_formats import (
+    UNPACK,
+    StoredTensor,
+    has_fine_inputs,
+    has_powers,
+    rounds_inputs,
+)
 from loire.kernels.interface import AdapterRows, Backend, LowRank, Weight
 from loire.kernels.quantization import quantize_activations
 from loire.kernels.reference import ReferenceBackend
@@ -34,11 +40,12 @@ def exact_product(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tens
     """In float64, of float32 inputs as they are and of others rounded, but those for FP8."""
     values = weight.values() if isinstance(weight, StoredTensor) else weight
     given = x.double()
-    is_rounded = isinstance(weight, StoredTensor) and rounds_inputs(weight.format)
-    if x.dtype is not torch.float32 and is_rounded:
-        any_scale = isinstance(weight, StoredTensor) and has_powers(weight.format)
-        codes, scales = quantize_activations(x, any_scale=any_scale)
-        given = (codes.double() * scales.double()[..., None]).flatten(1)
+    if x.dtype is not torch.float32 and isinstance(weight, StoredTensor):
+        fmt = weight.format
+        if rounds_inputs(fmt):
+            rule = {"any_scale": has_powers(fmt), "fine": has_fine_inputs(fmt)}
+            codes, scales = quantize_activations(x, **rule)
+            given = (codes.double() * scales.double()[..., None]).flatten(1)
     product = given @ values.double().T
     return product if bias is None else product + bias.double()
 
@@ -202,7 +209,7 @@ def test_rows_are_looked_up_in_their_bits(
 @pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_in_its_row(instruction_set: str, bad: float) -> None:
-    for fmt in ("Q4_1", "Q6_K", "Q8_0"):
+    for fmt in ("Q4_1", "Q6_K", "Q8_0", "Q2_K", "IQ3_S"):
         weight, x = stored(fmt, (50, 256)), random(3, 256, dtype=torch.bfloat16, seed=1)
         linear = backend(2, instruction_set).linear.pack(weight, dtype=x.dtype)
         good = linear(x)

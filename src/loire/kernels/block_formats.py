@@ -16,7 +16,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from loire.checkpoint.formats import F8_128, MXFP4, WeightFormat
+from loire.checkpoint.formats import (
+    F8_128,
+    IQ2_S,
+    IQ2_XS,
+    IQ2_XXS,
+    IQ3_S,
+    IQ3_XXS,
+    MXFP4,
+    P2,
+    Q2_K,
+    WeightFormat,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,12 @@ def has_powers(fmt: WeightFormat) -> bool:
     """Whether its scales are powers of two, so that kernels multiply them with any scale of inputs
     without loss."""
     return fmt.name == MXFP4.name
+
+
+def has_fine_inputs(fmt: WeightFormat) -> bool:
+    """Whether inputs are rounded to eight times as many numbers: where so few bits are left of a
+    model that it minds rounded inputs too much (docs/performance.md)."""
+    return fmt in (Q2_K, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, P2)
 
 
 def _half(data: Tensor) -> Tensor:

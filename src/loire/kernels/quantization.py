@@ -8,7 +8,8 @@ native/source/kernels/linear_quantized.h says what the native ones do.
     blocks of GGUF, as loire.kernels.block_formats takes them apart
     inputs with a scale per token and 32 inputs: x = code * scale, code in -127..127, and the
            scale of four binary digits, but any where the weight's are powers of two (MXFP4); with
-           blocks inputs in float32 stay as they are, and with FP8 all do
+           formats of two bits and IQ3 codes of an eighth of it, in -1016..1016; with blocks
+           inputs in float32 stay as they are, and with FP8 all do
     keys and values with a scale per token and head: x = code * scale, code in -127..127
 """
 
@@ -23,10 +24,16 @@ GROUP = 32
 
 
 def multiply_rounded(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, wide: bool, any_scale: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    wide: bool,
+    any_scale: bool = False,
+    fine: bool = False,
 ) -> Tensor:
     """x [T, in], rounded to codes, times weight (float32 [out, in])."""
-    codes, scales = quantize_activations(x, any_scale=any_scale)
+    codes, scales = quantize_activations(x, any_scale=any_scale, fine=fine)
     given = (codes * scales[..., None]).flatten(1)[:, : x.shape[1]]
     result = F.linear(given, weight, bias)
     return result if wide else result.to(x.dtype)
@@ -53,12 +60,14 @@ def quantize_weight(weight: Tensor, quantization: Quantization) -> tuple[Tensor,
     return codes.to(torch.int8), scales
 
 
-def quantize_activations(x: Tensor, *, any_scale: bool = False) -> tuple[Tensor, Tensor]:
+def quantize_activations(
+    x: Tensor, *, any_scale: bool = False, fine: bool = False
+) -> tuple[Tensor, Tensor]:
     """Codes (float32 [T, groups, 32], whole numbers) and scales (float32 [T, groups]) of x [T, in].
 
     Scales are the least that keep the codes within -127..127, of four binary digits unless
     any_scale; those below 2^-100 are zero. A group with an input that is not finite, or of 2^100 or
-    more, has the scale NaN.
+    more, has the scale NaN. If fine, scales are an eighth of that, and codes within -1016..1016.
     """
     groups = _groups(x.float())
     largest = groups.abs().amax(dim=2)
@@ -66,6 +75,7 @@ def quantize_activations(x: Tensor, *, any_scale: bool = False) -> tuple[Tensor,
     dropped = 0 if any_scale else 2**20 - 1
     rounded = least.view(torch.int32) + dropped & ~dropped
     scales = torch.where(least < 2.0**-100, 0.0, rounded.view(torch.float32))
+    scales = scales / 8 if fine else scales
     codes = (groups * torch.where(scales > 0, scales.reciprocal(), 0.0)[..., None]).round()
     return codes, torch.where(largest < 2.0**100, scales, torch.nan)
 

@@ -18,7 +18,7 @@ from loire.checkpoint.feed_forward import (
     is_gate,
 )
 from loire.checkpoint.formats import WeightFormat
-from loire.kernels.block_formats import StoredTensor, has_powers, rounds_inputs
+from loire.kernels.block_formats import StoredTensor, has_fine_inputs, has_powers, rounds_inputs
 from loire.kernels.dequantize import dequantize_on_host
 from loire.kernels.experts import ReferenceExperts
 from loire.kernels.interface import (
@@ -196,8 +196,14 @@ class ReferenceStoredLinear(TorchLinear):
         if x.dtype is torch.float32 or not rounds_inputs(self.weight.format):
             result = F.linear(given.float(), values, self._bias)
             return result if wide else result.to(x.dtype)
-        any_scale = has_powers(self.weight.format)
-        return multiply_rounded(given, values, self._bias, wide=wide, any_scale=any_scale)
+        return multiply_rounded(
+            given,
+            values,
+            self._bias,
+            wide=wide,
+            any_scale=has_powers(self.weight.format),
+            fine=has_fine_inputs(self.weight.format),
+        )
 
     def rows(self, indices: Tensor) -> Tensor:
         """float32 [T, in] of int64 [T]: rows of the weight."""

@@ -70,6 +70,7 @@ struct Layout {
     static constexpr bool IS_FLOAT8 = false;     // codes are numbers, not whole ones
     static constexpr bool SHARES_BYTES = false;  // codes of scale and minimum have four bits each
     static constexpr bool HAS_POWERS = false;    // scales are powers of two
+    static constexpr bool HAS_FINE_INPUTS = false;  // rounded to eight times as many numbers
 };
 
 struct Q4_0 : Layout<18, 32, 4, 8> {
@@ -198,7 +199,7 @@ struct Q3_K : Layout<110, 256, 3, 4> {
 
 struct Q2_K : Layout<84, 256, 2, 0> {
     static constexpr int GROUPS = 2;
-    static constexpr bool HAS_MINIMUM = true, SHARES_BYTES = true;
+    static constexpr bool HAS_MINIMUM = true, SHARES_BYTES = true, HAS_FINE_INPUTS = true;
     INLINE static void read(const uint8_t* source, Block& block) {
         for (int half = 0; half < 2; ++half)
             for (int quarter = 0; quarter < 4; ++quarter)
@@ -285,6 +286,7 @@ template <int64_t BYTES>
 struct Grid : Layout<BYTES, 256, 8, 128> {
     static constexpr int GROUPS = 2;
     static constexpr ScaleKind SCALE = ScaleKind::FLOAT_CODE;
+    static constexpr bool HAS_FINE_INPUTS = true;
 
     // Scales of 16 codes, in halves of bytes.
     INLINE static void read_scales(const uint8_t* source, Block& block) {
@@ -406,7 +408,7 @@ alignas(16) constexpr int8_t PALETTE_4[16] = {-127, -96, -75, -58, -44, -31, -18
 
 template <int BITS>
 struct PaletteBlock : Layout<2 + 8 * BITS, 64, BITS, 0> {
-    static constexpr bool HAS_TABLE = true;
+    static constexpr bool HAS_TABLE = true, HAS_FINE_INPUTS = BITS == 2;
     static constexpr ScaleKind SCALE = ScaleKind::BLOCK_HALF;
     INLINE static void read(const uint8_t* source, Block& block) {
         block.scale = two_bytes(source);

@@ -4,8 +4,9 @@
 // bfloat16: a token's inputs are rounded to whole numbers with a scale per 32 (rounded_steps.h), which
 // is a multiple (1, 1.125 .. 1.875; any, where the weight's scales are powers of two) of a power of
 // two, the unit. Each group of 32 or 16 inputs gives a
-// whole number that no order of additions changes. For each 32 inputs in their order, for its groups
-// in theirs:
+// whole number that no order of additions changes. (Where weights have two bits or come from IQ3's
+// tables, models mind rounding more: their inputs are fine, of which upper places are added up first,
+// and lower ones to eight times that.) For each 32 inputs in their order, for its groups in theirs:
 //     chain = fma(number * x's unit, weight's scale * x's multiple, chain)
 //     chain = fma(sum of x's numbers * x's scale, weight's minimum, chain)      where there are such
 // Few tokens meet the codes as they come from memory, many meet them unpacked (unpacked_blocks.h).
@@ -37,13 +38,15 @@ struct BlocksFormat {
 };
 
 template <typename Stored>
-using StepOf = BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM, Stored::HAS_POWERS>;
+using StepOf = BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM, Stored::HAS_POWERS,
+                         Stored::HAS_FINE_INPUTS>;
 
 template <typename Element, typename Stored>
 struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1> {
     using Step = StepOf<Stored>;
     using Base = BlocksFormat<Element, Stored, Step, 1>;
     static constexpr bool IS_UNPACKED = true, EXACT_SCALES = Stored::HAS_POWERS;
+    static constexpr bool HAS_FINE_INPUTS = Stored::HAS_FINE_INPUTS;
     using Packed = typename Base::Packed;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
@@ -71,15 +74,20 @@ struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1> {
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v) numbers[r][v] = x[r].first_number(group);
             // Words whose codes lie in the same bytes come together.
+            const auto word_at = [&](int i) { return GROUPS == 2 ? group * 4 + i : i / 2 + i % 2 * 4; };
+            Int16 codes[WORDS][VECTORS];
 #pragma GCC unroll 8
             for (int i = 0; i < WORDS; ++i) {
-                const int word = GROUPS == 2 ? group * 4 + i : i / 2 + i % 2 * 4;
                 fetch<FETCHED, ONCE>(ahead + (group * WORDS + i) * FETCHED);
-                Int16 codes[VECTORS];
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v)
-                    codes[v] = dot_codes<Stored>(lanes + v * 64, word);
-                add_word<ROWS>(codes, word, x, numbers);
+                    codes[i][v] = dot_codes<Stored>(lanes + v * 64, word_at(i));
+                add_word<ROWS>(codes[i], word_at(i), x, numbers);
+            }
+            if constexpr (HAS_FINE_INPUTS) {
+                to_lower_place(numbers);
+#pragma GCC unroll 8
+                for (int i = 0; i < WORDS; ++i) add_word<ROWS>(codes[i], 8 + word_at(i), x, numbers);
             }
 #pragma GCC unroll 2
             for (int v = 0; v < VECTORS; ++v)

@@ -49,7 +49,7 @@ struct QuantizedFormat {
     using Activation = QuantizedStep;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
     static constexpr int STREAMED_STEPS = 1;
-    static constexpr bool IS_UNPACKED = false, EXACT_SCALES = false;
+    static constexpr bool IS_UNPACKED = false, EXACT_SCALES = false, HAS_FINE_INPUTS = false;
     static constexpr int64_t WORD_BYTES = PANEL * 4, WEIGHT_BYTES = PANEL * STEP;
     static constexpr int64_t ACTIVATIONS = 1;
 

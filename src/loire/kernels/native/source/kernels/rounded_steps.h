@@ -2,6 +2,8 @@
 //     scale = largest magnitude / 127, rounded up to four binary digits,   x = round(input * (1 / scale)).
 // The digits are few so that weights' scales can be multiplied with all there are beforehand
 // (unpacked_blocks.h). Where those are powers of two the scale is exact, as far as float32 goes.
+// Fine ones are multiples of an eighth of the scale, whole numbers from -1016 to 1016 in two places:
+//     x = 8 * upper + lower,   upper from -127 to 127, lower from -4 to 3.
 
 #pragma once
 
@@ -11,9 +13,13 @@
 namespace loire {
 namespace {
 
+// Of the lower place: no more than leave 32 products with codes of eight bits within 2^22 (BlockStep).
+constexpr int FINE_BITS = 3;
+static_assert(32 * 127 * (127 << FINE_BITS) < 1 << 22);
+
 // What comes of 32 inputs beside their whole numbers.
 struct RoundedStep {
-    float scale;
+    float scale;      // what they are multiples of
     int32_t sums[2];  // of both halves
 };
 
@@ -63,6 +69,24 @@ INLINE RoundedStep round_step(const Vec16 (&x)[2], float scale, float factor, in
     return rounded;
 }
 
+// The same of fine ones: the upper places of all 32, then the lower ones.
+INLINE RoundedStep round_finely(const Vec16 (&x)[2], float scale, float factor,
+                                int8_t* whole_numbers) {
+    RoundedStep rounded{scale, {0, 0}};
+    for (int half = 0; half < 2; ++half) {
+        const Int16 number = to_nearest(x[half] * broadcast(factor));
+        Int16 upper, lower;
+        EACH_PART {
+            upper.part[p] = (number.part[p] + (1 << (FINE_BITS - 1))) >> FINE_BITS;
+            lower.part[p] = number.part[p] - (upper.part[p] << FINE_BITS);
+        }
+        store_bytes(whole_numbers + half * 16, upper);
+        store_bytes(whole_numbers + STEP + half * 16, lower);
+        if (scale == scale) rounded.sums[half] = int32_t(sum(to_floats(number)));
+    }
+    return rounded;
+}
+
 // The steps of a token's inputs, padded with zeros to whole ones; of the packed ones one lies `rows`
 // behind the other. Scales of 16 steps are worked out together.
 template <typename Format>
@@ -82,16 +106,22 @@ void round_row(const typename Format::Element* x, int64_t inputs, typename Forma
             load_step(first + k, step);
             scales[k / STEP] = largest_magnitude(step);
         }
-        const Vec16 found = scales_of_steps<Format::EXACT_SCALES>(load(scales));
+        Vec16 found = scales_of_steps<Format::EXACT_SCALES>(load(scales));
+        if constexpr (Format::HAS_FINE_INPUTS) found = found * broadcast(1.0f / (1 << FINE_BITS));
         store(scales, found), store(factors, factors_of_steps(found));
         for (int64_t k = 0; k < end; k += STEP, packed += rows) {
             load_step(first + k, step);
-            Format::keep(round_step(step, scales[k / STEP], factors[k / STEP], packed->x), *packed);
+            const float scale = scales[k / STEP], factor = factors[k / STEP];
+            if constexpr (Format::HAS_FINE_INPUTS)
+                Format::keep(round_finely(step, scale, factor, packed->x), *packed);
+            else
+                Format::keep(round_step(step, scale, factor, packed->x), *packed);
         }
     }
 }
 
-// Adds four inputs of a step, of ROWS tokens one behind the other, times their codes.
+// Adds four inputs of a step, of ROWS tokens one behind the other, times their codes. From word 8 on:
+// lower places.
 template <int ROWS, int VECTORS, typename Step>
 INLINE void add_word(const Int16 (&codes)[VECTORS], int word, const Step* x,
                      Int16 (&numbers)[ROWS][VECTORS]) {
@@ -102,6 +132,21 @@ INLINE void add_word(const Int16 (&codes)[VECTORS], int word, const Step* x,
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) numbers[r][v] = dot(numbers[r][v], codes[v], four);
     }
+}
+
+// What was added up of upper places, as what lower ones are added to.
+INLINE Int16 to_lower_place(const Int16& number) {
+    Int16 result;
+    EACH_PART result.part[p] = number.part[p] << FINE_BITS;
+    return result;
+}
+
+template <int ROWS, int VECTORS>
+INLINE void to_lower_place(Int16 (&numbers)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) numbers[r][v] = to_lower_place(numbers[r][v]);
 }
 
 // One block of tokens: step after step, in a step token by token.

@@ -27,20 +27,24 @@ constexpr int64_t CHUNK_PARTS = 8;  // of 32 inputs each
 constexpr int64_t UNPACKED_CODES = PANEL * STEP, UNPACKED_WORD = PANEL * LANE;
 
 // 32 inputs of one token: whole numbers times a scale, which is a multiple of a power of two, the unit.
-// GROUPS: of inputs whose products have sums of their own. HAS_POWERS: as the weight's format.
-template <int GROUPS, bool HAS_MINIMUM, bool HAS_POWERS>
+// GROUPS: of inputs whose products have sums of their own. HAS_POWERS, IS_FINE: as the weight's format.
+template <int GROUPS, bool HAS_MINIMUM, bool HAS_POWERS, bool IS_FINE>
 struct BlockStep {
-    int8_t x[STEP];
+    int8_t x[(IS_FINE ? 2 : 1) * STEP];  // upper places, lower places
     float multiple;
     int32_t line;  // of the multiple: where it begins in UnpackedPart::scales. HAS_POWERS: its digits
     float start;   // 1.5 * 2^23 units, or NaN
     // Of x in each group: its sum times the scale, where weights have minimums. Otherwise what a
-    // number begins with: the bits of start, less the sum times the code that stands for zero.
+    // number begins with: the bits of start, less the sum times the code that stands for zero, in the
+    // upper place.
     Either<HAS_MINIMUM, float, int32_t> sums[GROUPS];
+
+    static constexpr int PLACE = IS_FINE ? FINE_BITS : 0;  // of upper ones
 
     template <int ZERO>
     INLINE void keep(const RoundedStep& rounded) {
         static_assert(ZERO == 0 || !HAS_MINIMUM);
+        static_assert(ZERO % (1 << PLACE) == 0);
         uint32_t bits;
         __builtin_memcpy(&bits, &rounded.scale, sizeof(bits));
         const uint32_t exponent = bits >> 23, digits = bits & 0x7fffff;
@@ -53,13 +57,16 @@ struct BlockStep {
         for (int group = 0; group < GROUPS; ++group) {
             const int32_t sum = GROUPS == 2 ? rounded.sums[group] : rounded.sums[0] + rounded.sums[1];
             if constexpr (HAS_MINIMUM) sums[group] = float(sum) * rounded.scale;
-            else sums[group] = int32_t(start_bits) - ZERO * sum;
+            else sums[group] = (int32_t(start_bits) - ZERO * sum) >> PLACE;
         }
     }
 
     INLINE Int16 first_number(int group) const {
         if constexpr (!HAS_MINIMUM) return broadcast_int(sums[group]);
-        return as_ints(broadcast(start));
+        if constexpr (!IS_FINE) return as_ints(broadcast(start));
+        int32_t bits;
+        __builtin_memcpy(&bits, &start, sizeof(bits));
+        return broadcast_int(bits >> PLACE);
     }
 
     // number: as it was added up, from first_number() on.
@@ -81,13 +88,14 @@ struct UnpackedPart {
 };
 
 // What formats that are unpacked alike share. LINES: of what comes next, fetched with each word of codes.
-template <int GIVEN_GROUPS, bool GIVEN_MINIMUM, bool GIVEN_POWERS, int GIVEN_LINES>
+template <int GIVEN_GROUPS, bool GIVEN_MINIMUM, bool GIVEN_POWERS, bool GIVEN_FINE, int GIVEN_LINES>
 struct UnpackedKind {
     static constexpr int GROUPS = GIVEN_GROUPS, LINES = GIVEN_LINES;
     static constexpr bool HAS_MINIMUM = GIVEN_MINIMUM, HAS_POWERS = GIVEN_POWERS;
+    static constexpr int PLACES = GIVEN_FINE ? 2 : 1;
     static constexpr int64_t FETCHED_PER_PART = LINES * 8 * 64;
     using Part = UnpackedPart<GROUPS, HAS_MINIMUM, HAS_POWERS>;
-    using Step = BlockStep<GROUPS, HAS_MINIMUM, HAS_POWERS>;
+    using Step = BlockStep<GROUPS, HAS_MINIMUM, HAS_POWERS, GIVEN_FINE>;
 };
 
 template <typename Stored>
@@ -99,7 +107,7 @@ struct UnpackedChunk {
     static constexpr int64_t STEPS = CHUNK_PARTS / Packed::PARTS_OF_STEP;
     static constexpr int64_t PACKED_BYTES = STEPS * Packed::BYTES;
     using Kind = UnpackedKind<Stored::GROUPS, Stored::HAS_MINIMUM, Stored::HAS_POWERS,
-                              PACKED_BYTES < 8192 ? 1 : 2>;
+                              Stored::HAS_FINE_INPUTS, PACKED_BYTES < 8192 ? 1 : 2>;
     using Part = typename Kind::Part;
 
     alignas(64) Part parts[CHUNK_PARTS];
@@ -176,14 +184,18 @@ void multiply_unpacked(const UnpackedParts<Kind>& given, int64_t column,
             for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v) numbers[r][v] = x[r].first_number(group);
-#pragma GCC unroll 8
-            for (int word = group * WORDS; word < group * WORDS + WORDS; ++word) {
-                fetch<LINES * 64, false>(ahead + word * LINES * 64);
-                Int16 four_codes[VECTORS];
 #pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; ++v)
-                    four_codes[v] = load_ints(codes + word * UNPACKED_WORD + v * 64);
-                add_word<ROWS>(four_codes, word, x, numbers);
+            for (int place = 0; place < Kind::PLACES; ++place) {
+                if (place > 0) to_lower_place(numbers);
+#pragma GCC unroll 8
+                for (int word = group * WORDS; word < group * WORDS + WORDS; ++word) {
+                    if (place == 0) fetch<LINES * 64, false>(ahead + word * LINES * 64);
+                    Int16 four_codes[VECTORS];
+#pragma GCC unroll 2
+                    for (int v = 0; v < VECTORS; ++v)
+                        four_codes[v] = load_ints(codes + word * UNPACKED_WORD + v * 64);
+                    add_word<ROWS>(four_codes, place * 8 + word, x, numbers);
+                }
             }
             const int64_t at = group * PANEL + column;
 #pragma GCC unroll 8
@@ -219,7 +231,7 @@ void multiply_unpacked_tile(const UnpackedParts<Kind>& given, int64_t column,
                             const typename Kind::Step* x, float* sums) {
     constexpr int GROUPS = Kind::GROUPS, ACTIVATIONS = GROUPS == 2 ? 5 : 4, CODES = ACTIVATIONS + 2;
     const char *codes = given.codes + column * LANE, *ahead = given.ahead;
-    alignas(64) char numbers[NUMBERS_BYTES];
+    alignas(64) char numbers[Kind::PLACES * NUMBERS_BYTES];
     Vec16 chains[TILE_TOKENS];
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_TOKENS; ++r) chains[r] = load(sums + r * PANEL);
@@ -227,17 +239,21 @@ void multiply_unpacked_tile(const UnpackedParts<Kind>& given, int64_t column,
         const auto& beside = given.beside[part];
 #pragma GCC unroll 2
         for (int group = 0; group < GROUPS; ++group) {
-            Tiles::zero<0>();
-            Tiles::load<ACTIVATIONS>(x->x + group * 16, sizeof(*x));
-            Tiles::load<CODES>(codes + group * 4 * UNPACKED_WORD, UNPACKED_WORD);
-            Tiles::multiply_bytes<0, ACTIVATIONS, CODES>();
-            Tiles::store<0>(numbers, 64);
+            for (int place = 0; place < Kind::PLACES; ++place) {
+                Tiles::zero<0>();
+                Tiles::load<ACTIVATIONS>(x->x + place * STEP + group * 16, sizeof(*x));
+                Tiles::load<CODES>(codes + group * 4 * UNPACKED_WORD, UNPACKED_WORD);
+                Tiles::multiply_bytes<0, ACTIVATIONS, CODES>();
+                Tiles::store<0>(numbers + place * NUMBERS_BYTES, 64);
+            }
             fetch<Kind::FETCHED_PER_PART / GROUPS, false>(ahead);
             ahead += Kind::FETCHED_PER_PART / GROUPS;
             const int64_t at = group * PANEL + column;
 #pragma GCC unroll 16
             for (int r = 0; r < TILE_TOKENS; ++r) {
-                const Int16 number = load_ints(numbers + r * 64) + x[r].first_number(group);
+                Int16 number = load_ints(numbers + r * 64) + x[r].first_number(group);
+                if constexpr (Kind::PLACES == 2)
+                    number = to_lower_place(number) + load_ints(numbers + NUMBERS_BYTES + r * 64);
                 chains[r] = fma(x[r].in_units(number), x[r].scales(beside.scales + at), chains[r]);
                 if constexpr (Kind::HAS_MINIMUM)
                     chains[r] = fma(broadcast(x[r].sums[group]), load(beside.minimums + at), chains[r]);

@@ -58,6 +58,7 @@ COMPRESSED: dict[str, dict[str, Any]] = {
     "W4Z_32": {"num_bits": 4, "group_size": 32, "symmetric": False},
     "W8_128": {"num_bits": 8, "group_size": 128, "symmetric": True},
     "F8_128": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
+    "NV4_128": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
 }
 """By the format that Loire keeps them in."""
 PALETTES = {levels.format.name: levels for levels in LEVELS if levels.format.name.startswith("P")}
@@ -254,8 +255,7 @@ def write_directory(path: Path, wide: Numbers, source: Path, scheme: dict[str, A
             tensors[hub_name] = tensor
             continue
         module = hub_name.removesuffix(".weight")
-        is_float = scheme.get("type") == "float"
-        for ending, part in (_float8(tensor) if is_float else _packed(tensor, **scheme)).items():
+        for ending, part in _compressed(tensor, scheme).items():
             tensors[f"{module}.{ending}"] = part
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     old = gguf.GGUFReader(source).fields["llama.embedding_length"].contents()
@@ -279,7 +279,7 @@ def _as_compressed(scheme: dict[str, Any]) -> dict[str, Any]:
     """What config.json says of it."""
     return {
         "quant_method": "compressed-tensors",
-        "format": "float-quantized" if scheme.get("type") == "float" else "pack-quantized",
+        "format": _FORMATS[scheme.get("type", "int"), scheme["num_bits"] == 4],
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],
@@ -305,10 +305,42 @@ def round_to_palette(path: Path, levels: Levels, importance: Numbers) -> None:
     (path / "config.json").write_text(json.dumps({**config, "description": written(description)}))
 
 
+_FORMATS = {
+    ("int", False): "pack-quantized",
+    ("int", True): "pack-quantized",
+    ("float", False): "float-quantized",
+    ("float", True): "nvfp4-pack-quantized",
+}
+
+
+def _compressed(weight: torch.Tensor, scheme: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a matrix, by the ends of their names."""
+    if scheme.get("type") != "float":
+        return _packed(weight, **scheme)
+    return _float8(weight) if scheme["num_bits"] == 8 else _float4(weight)
+
+
 def _float8(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """A matrix in FP8 (e4m3), with a scale for each output."""
     scales = (weight.abs().amax(dim=1, keepdim=True) / 448).clamp(min=1e-8)
     return {"weight": (weight / scales).to(torch.float8_e4m3fn), "weight_scale": scales}
+
+
+def _float4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A matrix in NVFP4: each 16 with a scale in FP8, of which the largest of all is 448."""
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    groups = weight.unflatten(1, (-1, 16))
+    most = groups.abs().amax(dim=2) / 6
+    factor = 448 / most.max()
+    stored = (most * factor).to(torch.float8_e4m3fn)
+    scales = (stored.float() / factor).clamp(min=1e-30)
+    levels = torch.bucketize(groups.abs() / scales[..., None], (values[1:] + values[:-1]) / 2)
+    codes = (levels + 8 * (groups < 0)).to(torch.uint8).flatten(1)
+    return {
+        "weight_packed": codes[:, ::2] | codes[:, 1::2] << 4,
+        "weight_scale": stored,
+        "weight_global_scale": factor[None],
+    }
 
 
 def _packed(

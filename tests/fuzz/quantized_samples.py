@@ -105,7 +105,7 @@ WAYS: dict[str, Way] = {
     "gptq_8": _gptq(8, 128),
     "gptq_2": _gptq(2, 32),
     "gptq_3": _gptq(3, 64),
-    "nvfp4": Way(_compressed("nvfp4-pack-quantized"), _nvfp4),
+    "nvfp4": Way(_compressed("nvfp4-pack-quantized"), _nvfp4, _WIDE),
     "modelopt": Way(_MODELOPT, _modelopt, _WIDE),
     "awq": Way({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, _awq),
     "packed": _packed(4, 32, zeros=True),

@@ -80,8 +80,8 @@ BY_HAND: dict[str, tuple[tuple[dict[str, Any], Any], str]] = {
         "F8_128",
     ),
     "FP8 by tensor": (fp8(None), "F8_128"),
-    "NVFP4": (fp4("nvfp4"), "NVFP4"),
-    "NVFP4 by ModelOpt": (fp4("modelopt"), "NVFP4"),
+    "NVFP4": (fp4("nvfp4"), "NV4_128"),
+    "NVFP4 by ModelOpt": (fp4("modelopt"), "NV4_128"),
     "MXFP4": (fp4("mxfp4"), "MXFP4"),
     **{f"ModelOpt {name}": (modelopt(name), "F8_128") for name in MODELOPT},
 }

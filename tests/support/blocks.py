@@ -11,7 +11,7 @@ from loire.kernels.block_formats import StoredTensor
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
           "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": (), "W4_128": (), "W4Z_128": (),
           "W4Z_32": (), "W8_128": (),
-          "F8_128": ()}  # fmt: skip
+          "F8_128": (), "NV4_128": ()}  # fmt: skip
 """Where a block has numbers of half precision; (0,) if it is not here."""
 
 
@@ -26,11 +26,14 @@ def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> 
     if fmt == "F8_128":
         blocks[..., 4:] -= blocks[..., 4:] & 127 == 127  # so that all are numbers
 
+    if fmt == "NV4_128":
+        blocks[..., 4:12] -= blocks[..., 4:12] & 127 == 127
+
     def scaled(factor: float) -> float:
         for at in HALVES.get(fmt, (0,)):
             scales = (rng.uniform(0.5, 1.5, size[:2]) * factor).astype("<f2")
             blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
-        if fmt.startswith(("W", "F8")):
+        if fmt.startswith(("W", "F8", "NV")):
             floats = (rng.uniform(0.5, 1.5, size[:2]) * factor).astype("<f4")
             blocks[..., :4] = floats[..., None].view(np.uint8)
             if "Z" in fmt:

@@ -62,6 +62,9 @@ W8_128 = WeightFormat("W8_128", 128, 132)
 F8_128 = WeightFormat("F8_128", 128, 132)
 """Loire's own, for quantized weights of safetensors: codes (in F8 of FP8, e4m3), and a scale in
 float32 and perhaps (Z) a zero point for each block."""
+NV4_128 = WeightFormat("NV4_128", 128, 76)
+"""Likewise for NVFP4: codes of FP4 (e2m1), a scale in FP8 (e4m3) for 16, and a float32 that these
+are multiplied by."""
 
 _CODES_OF_EIGHT_BITS = WeightFormat("8 bits, a scale per 16", 256, 276)
 
@@ -74,7 +77,7 @@ FORMATS: dict[str, WeightFormat] = {
 
 BLOCK_FORMATS: dict[str, WeightFormat] = {
     fmt.name: fmt
-    for fmt in (*FORMATS.values(), P2, P3, P4, W4_128, W4Z_128, W4Z_32, W8_128, F8_128)
+    for fmt in (*FORMATS.values(), P2, P3, P4, W4_128, W4Z_128, W4Z_32, W8_128, F8_128, NV4_128)
     if fmt.block_elements > 1
 }
 """All that weights are computed with in their blocks, by name."""

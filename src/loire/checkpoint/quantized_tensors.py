@@ -21,6 +21,7 @@ from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
 from loire.checkpoint.formats import (
     F8_128,
     MXFP4,
+    NV4_128,
     W4_128,
     W4Z_32,
     W4Z_128,
@@ -193,7 +194,7 @@ def _compressed(parts: _Parts, codes: TensorInfo) -> TensorInfo:
 
 def _fp4(parts: _Parts, codes: TensorInfo) -> TensorInfo:
     """Two codes of FP4 (e2m1) in a byte: with powers of two as scales it is MXFP4, with FP8 and one
-    number for all NVFP4, which is expanded."""
+    number for all NVFP4, which is expanded where inputs are no whole blocks."""
     outputs, columns = matrix(codes)
     scales = parts.need("weight_scale", dtypes=("U8", "F8_E8M0", "F8_E4M3"))
     inputs, is_mxfp4 = 2 * columns, scales.format.name != "F8_E4M3"
@@ -220,7 +221,7 @@ def _fp4(parts: _Parts, codes: TensorInfo) -> TensorInfo:
         factor=factor,
         divides=divides,
     )
-    return _made(parts, shape, quantized, _NVFP4)
+    return _made(parts, shape, quantized, _NVFP4 if inputs % NV4_128.block_elements else NV4_128)
 
 
 def _plain(parts: _Parts, codes: TensorInfo) -> TensorInfo:

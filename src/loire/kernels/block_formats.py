@@ -5,8 +5,8 @@
 in float32, each operation rounded by itself: for those of GGUF (ggml) the same bits as the gguf
 library gives. Loire's own (W4 and others) hold what quantized safetensors hold: the minimum is the
 scale times a zero point, and the sum exact for scales of up to 19 bits, as float16 and bfloat16
-are; in F8 codes are numbers in FP8 (e4m3). What a backend computes with weights that stay in their
-blocks is defined by this.
+are; in F8 codes are numbers in FP8 (e4m3), in NV4 scales are, times a float32. What a backend
+computes with weights that stay in their blocks is defined by this.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from loire.checkpoint.formats import (
     IQ3_S,
     IQ3_XXS,
     MXFP4,
+    NV4_128,
     P2,
     Q2_K,
     WeightFormat,
@@ -345,6 +346,12 @@ def _f8(b: Tensor) -> Unpacked:
     return Unpacked(b[..., 4:].contiguous().view(torch.float8_e4m3fn), _float(b[..., :4]), None)
 
 
+def _nv4(b: Tensor) -> Unpacked:
+    codes = _looked_up(MXFP4_VALUES, _nibbles(b[..., 12:].unflatten(-1, (4, 16))))
+    scales = _float(b[..., :4])[..., None] * b[..., 4:12].view(torch.float8_e4m3fn).float()
+    return Unpacked(_rows(codes, 16), scales.flatten(1), None)
+
+
 def pack_groups(fmt: WeightFormat, codes: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
     """Blocks uint8 [rows, bytes] of one of Loire's own formats.
 
@@ -357,12 +364,31 @@ def pack_groups(fmt: WeightFormat, codes: Tensor, scales: Tensor, zeros: Tensor 
         given = zeros if isinstance(zeros, Tensor) else torch.full_like(scales, zeros)
         parts.append(given.to(torch.uint8)[..., None])
     if fmt.name.startswith("W4"):
-        eights = codes.reshape(rows, -1, 2, 16).view(torch.int64)  # eight codes at a time
-        halves = eights[:, :, 0] | eights[:, :, 1] << 4
-        parts.append(halves.view(torch.uint8).reshape(rows, -1, size // 2))
+        parts.append(_halved(codes, size))
     else:
         parts.append(codes.reshape(rows, -1, size).contiguous().view(torch.uint8))
     return torch.cat(parts, dim=-1).flatten(1)
+
+
+def pack_nv4(codes: Tensor, scales: Tensor, number: Tensor) -> Tensor:
+    """Blocks uint8 [rows, bytes] of NV4_128.
+
+    codes: uint8 [rows, elements]; scales: float8_e4m3fn [rows, elements / 16]; number: one in
+    float32, which gives the codes' doubled values.
+    """
+    rows, size = len(codes), NV4_128.block_elements
+    blocks = codes.shape[1] // size
+    numbers = number.reshape(1, 1, 1).expand(rows, blocks, 1).contiguous().view(torch.uint8)
+    bytes_of_scales = scales.contiguous().view(torch.uint8).reshape(rows, blocks, -1)
+    return torch.cat([numbers, bytes_of_scales, _halved(codes, size)], dim=-1).flatten(1)
+
+
+def _halved(codes: Tensor, size: int) -> Tensor:
+    """uint8 [rows, blocks, size / 2] of codes of four bits [rows, elements], as _nibbles() reads
+    each 32 of them."""
+    eights = codes.reshape(len(codes), -1, 2, 16).view(torch.int64)  # eight codes at a time
+    halves = eights[:, :, 0] | eights[:, :, 1] << 4
+    return halves.view(torch.uint8).reshape(len(codes), -1, size // 2)
 
 
 PALETTES = {
@@ -398,7 +424,7 @@ UNPACK: dict[str, Callable[[Tensor], Unpacked]] = {
     "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q4_K": _q4_k,
     "Q5_K": _q5_k, "Q6_K": _q6_k, "Q3_K": _q3_k, "Q2_K": _q2_k, "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4, "W4_128": _w4, "W4Z_128": _w4z, "W4Z_32": _w4z,
-    "W8_128": _w8, "F8_128": _f8, "P2": _p2, "P3": _p3, "P4": _p4,
+    "W8_128": _w8, "F8_128": _f8, "NV4_128": _nv4, "P2": _p2, "P3": _p3, "P4": _p4,
     "IQ2_XXS": _iq2_xxs, "IQ2_XS": _iq2_xs, "IQ2_S": _iq2_s,
     "IQ3_XXS": _iq3_xxs, "IQ3_S": _iq3_s,
 }  # fmt: skip

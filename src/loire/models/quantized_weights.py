@@ -10,8 +10,8 @@ from torch import Tensor
 
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import QuantizedWeight, TensorInfo
-from loire.checkpoint.formats import F8_128, W4_128, W8_128, WeightFormat
-from loire.kernels.block_formats import MXFP4_VALUES, StoredTensor, pack_groups
+from loire.checkpoint.formats import F8_128, NV4_128, W4_128, W8_128, WeightFormat
+from loire.kernels.block_formats import MXFP4_VALUES, StoredTensor, pack_groups, pack_nv4
 
 Read = Callable[[TensorInfo], Tensor]
 """The elements of a stored tensor, in its shape."""
@@ -50,10 +50,7 @@ def read_grouped(info: TensorInfo, read: Read) -> GroupedWeight:
     if weight.factor is not None:  # (The values of FP4's codes are doubled.)
         factor = read(weight.factor).float()
         scales = 0.5 * (scales / factor if weight.divides else scales * factor)
-    if not bool(torch.isfinite(scales).all()):
-        raise CheckpointError(
-            f"{weight.scales.path}: tensor {weight.scales.name!r} holds scales that are not finite"
-        )
+    _check_finite(weight.scales, scales)
     is_signed = weight.layout in ("plain", "fp4")
     zeros: Tensor | float = 0.0 if is_signed else float(1 << (weight.bits - 1))
     if weight.middle is not None:
@@ -86,8 +83,11 @@ def read_grouped(info: TensorInfo, read: Read) -> GroupedWeight:
 def to_blocks(info: TensorInfo, read: Read) -> StoredTensor:
     """The weight in the block format that its TensorInfo names, the same numbers.
 
-    Raises CheckpointError as read_grouped(), and for numbers in FP8 that are none.
+    (NVFP4's, where they are divided, but for the last bit of float32.) Raises CheckpointError as
+    read_grouped(), and for numbers in FP8 that are none.
     """
+    if info.format is NV4_128:
+        return StoredTensor(info.format, _nv4_blocks(info, read))
     weight = read_grouped(info, read)
     order = None
     if info.quantized is not None and info.quantized.groups is not None:
@@ -97,6 +97,22 @@ def to_blocks(info: TensorInfo, read: Read) -> StoredTensor:
     if info.format is F8_128 and int((weight.codes.view(torch.uint8) & 127).max()) == 127:
         raise CheckpointError(f"{info.path}: tensor {info.name!r} holds numbers that are none")
     return StoredTensor(info.format, _blocks(weight, info.format), order)
+
+
+def _check_finite(info: TensorInfo, scales: Tensor) -> None:
+    if not bool(torch.isfinite(scales).all()):
+        raise CheckpointError(f"{info.path}: tensor {info.name!r} holds scales that are not finite")
+
+
+def _nv4_blocks(info: TensorInfo, read: Read) -> Tensor:
+    """Of codes, scales and the number for all of them, as they are."""
+    weight = info.quantized
+    assert weight is not None
+    assert weight.factor is not None
+    factor, scales = read(weight.factor).float(), read(weight.scales)
+    number = 0.5 / factor if weight.divides else 0.5 * factor  # (for doubled values of codes)
+    _check_finite(weight.scales, scales.float() * number)
+    return pack_nv4(_unpack(read(weight.codes), 4), scales, number)
 
 
 def _columns(codes: Tensor, order: Tensor) -> Tensor:
@@ -125,8 +141,7 @@ def _codes(weight: QuantizedWeight, stored: Tensor) -> Tensor:
     if weight.layout == "plain":
         return stored
     if weight.layout == "fp4":
-        two = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(1)
-        return torch.tensor(MXFP4_VALUES, dtype=torch.int8)[two.long()]
+        return torch.tensor(MXFP4_VALUES, dtype=torch.int8)[_unpack(stored, 4).long()]
     if weight.layout == "words":
         return _unpack(stored, weight.bits)
     if weight.layout == "awq":
@@ -152,7 +167,7 @@ def _zero_points(weight: QuantizedWeight, stored: Tensor, outputs: int) -> Tenso
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:
-    """Codes of words int32 [n, m], the lowest bits first: uint8 [n, m * 32 / bits]."""
+    """Codes of words int32 or bytes [n, m], the lowest bits first: uint8 [n, all of them]."""
     data = words.contiguous().view(torch.uint8)
     if bits == 8:
         return data

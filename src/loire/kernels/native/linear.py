@@ -48,7 +48,7 @@ BLOCKS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3
           "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18,
           "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22, "IQ4_XS": 23, "MXFP4": 39, "W4_128": 60,
           "W4Z_128": 61, "W4Z_32": 62, "W8_128": 63, "P2": 64, "P3": 65, "P4": 66,
-          "F8_128": 67}  # fmt: skip
+          "F8_128": 67, "NV4_128": 68}  # fmt: skip
 """Numbers of GGUF and of Loire's own, as in source/kernels/operations.h."""
 FIRST_BLOCKS = 100
 """What is added to those in a WeightFormat of source/runtime/packed_weight.h."""

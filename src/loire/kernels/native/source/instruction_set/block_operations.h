@@ -88,6 +88,7 @@ constexpr BlockOperations float_block_operations() {
     set_blocks<Element, W4Z_128>(result, BlockFormat::W4Z_128);
     set_blocks<Element, W4Z_32>(result, BlockFormat::W4Z_32);
     set_blocks<Element, W8_128>(result, BlockFormat::W8_128);
+    set_blocks<Element, NV4_128>(result, BlockFormat::NV4_128);
     set_float8<Element, F8_128>(result, BlockFormat::F8_128);
     set_blocks<Element, P2>(result, BlockFormat::P2);
     set_blocks<Element, P3>(result, BlockFormat::P3);

@@ -29,8 +29,9 @@ struct Block {
 };
 
 // What the scale of a group is: a number of its own, or a code times the block's number; or a float of
-// the block, by itself or times codes; or the block's number by itself, of two groups.
-enum class ScaleKind { HALF, BFLOAT16, CODE, FLOAT, FLOAT_CODE, BLOCK_HALF };
+// the block, by itself or times codes, whole numbers or some in FP8; or the block's number by itself, of
+// two groups.
+enum class ScaleKind { HALF, BFLOAT16, CODE, FLOAT, FLOAT_CODE, FLOAT_FLOAT8, BLOCK_HALF };
 
 // 32 codes of four bits: the lower halves of 16 bytes, then the upper.
 INLINE void nibbles(const uint8_t* source, uint8_t* codes) {
@@ -400,6 +401,19 @@ struct F8_128 : Layout<132, 128, 8, 0> {
     }
 };
 
+// NVFP4 of safetensors: codes of MXFP4, and for each 16 a scale in FP8, times a float.
+struct NV4_128 : Layout<76, 128, 4, 0> {
+    static constexpr int GROUPS = 2;
+    static constexpr bool HAS_TABLE = true;
+    static constexpr const int8_t (&TABLE)[16] = MXFP4_VALUES;
+    static constexpr ScaleKind SCALE = ScaleKind::FLOAT_FLOAT8;
+    INLINE static void read(const uint8_t* source, Block& block) {
+        block.number = float_at(source);
+        __builtin_memcpy(block.scale_codes, source + 4, ELEMENTS / SCALED);
+        for (int i = 0; i < 4; ++i) nibbles(source + 12 + i * 16, block.codes + i * 32);
+    }
+};
+
 // Loire's own for few bits: codes of a palette, and a scale for 64.
 alignas(16) constexpr int8_t PALETTE_2[16] = {-127, -38, 38, 127};
 alignas(16) constexpr int8_t PALETTE_3[16] = {-127, -79, -45, -14, 14, 45, 79, 127};
@@ -431,6 +445,19 @@ struct P2 : PaletteBlock<2> { static constexpr const int8_t (&TABLE)[16] = PALET
 struct P3 : PaletteBlock<3> { static constexpr const int8_t (&TABLE)[16] = PALETTE_3; };
 struct P4 : PaletteBlock<4> { static constexpr const int8_t (&TABLE)[16] = PALETTE_4; };
 
+// The numbers of codes in FP8, in the lowest byte of each lane. All of them are bfloat16, too.
+INLINE Vec16 float8_numbers(const Int16& codes) {
+    Vec16 result;
+    EACH_PART {
+        const Words code = (Words)codes.part[p], rest = code & 0x7f;
+        const Floats normal = (Floats)((rest << 20) + (120u << 23));
+        const Floats denormal = __builtin_convertvector((Ints)rest, Floats) * 0x1p-9f;
+        const Floats magnitude = rest < 8u ? denormal : normal;
+        result.part[p] = (Floats)((Words)magnitude | (code & 0x80) << 24);
+    }
+    return result;
+}
+
 template <ScaleKind KIND>
 INLINE float scale_number(uint16_t bits) {
     if constexpr (KIND != ScaleKind::BFLOAT16) return half_at(&bits);
@@ -446,6 +473,8 @@ INLINE float scale_of(const Block& block, int group) {
     if constexpr (Format::SCALE == ScaleKind::FLOAT) return block.number;
     if constexpr (Format::SCALE == ScaleKind::FLOAT_CODE)
         return block.number * float(block.scale_codes[group]);
+    if constexpr (Format::SCALE == ScaleKind::FLOAT_FLOAT8)
+        return block.number * float8_numbers(broadcast_int(block.scale_codes[group])).part[0][0];
     const float number = scale_number<Format::SCALE>(block.scale);
     return Format::SCALE == ScaleKind::CODE ? number * float(block.scale_codes[group]) : number;
 }
@@ -466,19 +495,6 @@ INLINE void values_of(const uint8_t* codes, int8_t (&values)[SCALED]) {
         if constexpr (Format::HAS_TABLE) values[i] = Format::TABLE[codes[i]];
         else values[i] = int8_t(codes[i] - Format::ZERO);
     }
-}
-
-// The numbers of codes in FP8, in the lowest byte of each lane. All of them are bfloat16, too.
-INLINE Vec16 float8_numbers(const Int16& codes) {
-    Vec16 result;
-    EACH_PART {
-        const Words code = (Words)codes.part[p], rest = code & 0x7f;
-        const Floats normal = (Floats)((rest << 20) + (120u << 23));
-        const Floats denormal = __builtin_convertvector((Ints)rest, Floats) * 0x1p-9f;
-        const Floats magnitude = rest < 8u ? denormal : normal;
-        result.part[p] = (Floats)((Words)magnitude | (code & 0x80) << 24);
-    }
-    return result;
 }
 
 // What 16 codes stand for, as floats.
@@ -524,6 +540,7 @@ INLINE auto with_format(BlockFormat format, Call call) {
         case BlockFormat::P3: return call(P3{});
         case BlockFormat::P4: return call(P4{});
         case BlockFormat::F8_128: return call(F8_128{});
+        case BlockFormat::NV4_128: return call(NV4_128{});
     }
     __builtin_unreachable();
 }

@@ -114,8 +114,9 @@ template <typename Format>
 struct PackedBlocks {
     using Codes = PackedCodes<Format::BITS>;
     static constexpr bool IS_FLOAT = Format::SCALE == ScaleKind::FLOAT;
-    static constexpr bool HAS_CODES =
-        Format::SCALE == ScaleKind::CODE || Format::SCALE == ScaleKind::FLOAT_CODE;
+    static constexpr bool HAS_FLOAT8 = Format::SCALE == ScaleKind::FLOAT_FLOAT8;
+    static constexpr bool HAS_CODES = Format::SCALE == ScaleKind::CODE ||
+                                      Format::SCALE == ScaleKind::FLOAT_CODE || HAS_FLOAT8;
     static constexpr bool IS_BLOCK_HALF = Format::SCALE == ScaleKind::BLOCK_HALF;
     // Numbers of two bytes at the head.
     static constexpr bool HAS_HALVES = Format::SCALE == ScaleKind::CODE || IS_BLOCK_HALF;
@@ -140,6 +141,11 @@ struct PackedBlocks {
     // Of scales, or (side 1) of minimums, and 16 outputs.
     static INLINE Vec16 codes(const char* found, int side) {
         const auto* bytes = reinterpret_cast<const int8_t*>(found);
+        if constexpr (HAS_FLOAT8) {
+            Int16 given;
+            EACH_PART given.part[p] = to_ints(bytes + p * LANES);
+            return float8_numbers(given);
+        }
         if constexpr (!Format::SHARES_BYTES) return load(bytes);
         Vec16 result;
         EACH_PART result.part[p] = __builtin_convertvector(

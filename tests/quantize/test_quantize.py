@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from loire import LLM, SamplingParams
-from loire.base.errors import CheckpointError, ConfigError, UnsupportedModelError
+from loire.adapt.texts import written_texts
+from loire.base.errors import CheckpointError, ConfigError, RequestError, UnsupportedModelError
 from loire.checkpoint.open import open_checkpoint
 from loire.cli.main import main
 from loire.kernels.block_formats import StoredTensor
@@ -181,6 +183,24 @@ def test_a_model_larger_than_memory_can_be_made_smaller(
     run(source, tmp_path / "out", text=TEXT[:100])
     layer = 4 * open_checkpoint(source).num_parameters / 6
     assert layer < most < 3 * layer
+
+
+def test_numbers_that_are_none_are_told(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(source, tmp_path / "model")
+    file, name = tmp_path / "model" / "model.safetensors", "model.layers.1.mlp.down_proj.weight"
+    tensors = safetensors.torch.load_file(file)
+    tensors[name][3, 5] = torch.inf
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=f"{name}' holds numbers that are not finite"):
+        run(tmp_path / "model", tmp_path / "out")
+    (tmp_path / "text").write_text(TEXT[:400])
+    arguments = ["eval", "perplexity", str(tmp_path / "model"), str(tmp_path / "text")]
+    assert main([*arguments, "--context", "32", "--num-threads", "1", "--json"]) == 1
+    assert "cannot be measured: the model gave" in capsys.readouterr().err
+    with pytest.raises(RequestError, match="model cannot write texts: the model gave logits"):
+        written_texts(tmp_path / "model", [[5, 6]], 8, lambda share: None)
 
 
 def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from loire.api import LLM
+from loire.base.errors import RequestError
 from loire.base.sampling import SamplingParams
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.quantize.calibration import cut, num_calibrated, read_text
@@ -72,7 +73,10 @@ def written_texts(
     length: int,
     progress: Callable[[float], None],
 ) -> list[list[int]]:
-    """Texts of length tokens each, by the model itself, begun by prompts (token ids)."""
+    """Texts of length tokens each, by the model itself, begun by prompts (token ids).
+
+    Raises RequestError if it cannot be computed, as its numbers are not finite.
+    """
     with LLM(str(model), max_model_len=length) as llm:
         found: list[list[int]] = []
         for first in range(0, len(prompts), TOGETHER):
@@ -92,7 +96,10 @@ def written_texts(
             ]
             outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in some], params)
             for prompt, output in zip(some, outputs, strict=True):
-                found.append([*prompt, *output.outputs[0].token_ids])
+                [written] = output.outputs
+                if written.error is not None:
+                    raise RequestError(f"{model} cannot write texts: {written.error}")
+                found.append([*prompt, *written.token_ids])
             progress(len(found) / len(prompts))
     return found
 

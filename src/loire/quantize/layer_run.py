@@ -1,12 +1,13 @@
 """One layer at a time over calibration text: what goes into its products, and what comes out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from loire.base.errors import UnsupportedModelError
+from loire.base.errors import CheckpointError, UnsupportedModelError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.description import LayerDescription, ModelDescription
 from loire.checkpoint.feed_forward import Activation, ParallelDescription
@@ -122,12 +123,16 @@ class CalibrationRun:
         self._stream_eps = self.description.norm_eps / unit**2
 
     def layer_tensors(self, index: int) -> Tensors:
-        """All of a layer's, in float32, by name."""
-        return self.reader.read(tuple(each(self.weights.layers[index])))
+        """All of a layer's, in float32, by name. Raises CheckpointError if one is not finite."""
+        found = self.reader.read(tuple(each(self.weights.layers[index])))
+        for name, tensor in found.items():
+            _check_finite(name, tensor)
+        return found
 
     def matrix(self, weight: Matrix) -> Tensor:
-        """A weight that is no layer's, float32 [outputs, inputs]."""
+        """A weight that is no layer's, float32 [outputs, inputs]. Raises as layer_tensors()."""
         found = self.reader.read([weight])[f"{weight.name}.weight"]
+        _check_finite(weight.name, found)
         assert isinstance(found, Tensor)
         return found
 
@@ -203,6 +208,14 @@ class CalibrationRun:
         if norms.after is not None:
             x = self.backend.pointwise.rms_norm(x, norms.after, self.description.norm_eps)
         return (stream + x) * norms.scale
+
+
+def _check_finite(name: str, tensor: Weight) -> None:
+    """Numbers that are none cannot be rounded."""
+    if isinstance(tensor, Tensor) and tensor.numel():
+        low, high = torch.aminmax(tensor)
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise CheckpointError(f"tensor {name!r} holds numbers that are not finite")
 
 
 def _check_kind(index: int, layer: LayerDescription) -> None:

@@ -76,7 +76,8 @@ def chunk_losses(
     log-probabilities of prompts. llm takes chunk_size() + 1 tokens at least.
 
     stride: 0 for chunks that do not overlap. lora_request: an adapter to measure with. progress is
-    told the share that is done. Raises RequestError if the text is shorter than one chunk.
+    told the share that is done. Raises RequestError if the text is shorter than one chunk, or a
+    chunk cannot be computed.
     """
     token_ids, begins = text_tokens(llm.frontend.tokenizer, text)
     chunks = cut(token_ids, context=context, stride=stride, begins=begins)[:most_chunks]
@@ -143,6 +144,9 @@ def _groups(chunks: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
 
 def _losses(chunk: Chunk, output: RequestOutput) -> Iterator[float]:
     """Of the tokens of a chunk that count."""
+    [completion] = output.outputs
+    if completion.error is not None:
+        raise RequestError(f"the text cannot be measured: {completion.error}")
     positions = output.prompt_logprobs
     assert positions is not None
     for token_id, position in zip(

@@ -9,7 +9,6 @@ how fast a model is does not depend on its numbers.
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ def main() -> None:
     model: Piece = {
         weight.name: torch.ones(weight.size) for weight in weights if isinstance(weight, Vector)
     }
-    samples: dict[tuple[Levels, int], torch.Tensor] = {}
+    samples: dict[tuple[Levels, int], StoredTensor] = {}
     formats: dict[str, str] = {}
     for weight in matrices:
         stored = random_blocks(weight, chosen[weight.name], samples)
@@ -72,17 +71,15 @@ def levels_of(sizes: dict[str, int], bits: float) -> dict[str, Levels]:
 
 
 def random_blocks(
-    weight: Matrix, levels: Levels, samples: dict[tuple[Levels, int], torch.Tensor]
+    weight: Matrix, levels: Levels, samples: dict[tuple[Levels, int], StoredTensor]
 ) -> dict[str, StoredTensor]:
     """A weight's tensors by their names in such files. samples: of each format and width, kept."""
     if (levels, weight.inputs) not in samples:
         values = torch.randn(ROWS, weight.inputs, generator=torch.Generator().manual_seed(0)) * 0.02
         samples[levels, weight.inputs] = round_to_nearest(values, torch.ones(weight.inputs), levels)
-    blocks = samples[levels, weight.inputs]
+    sample = samples[levels, weight.inputs]
     return {
-        f"{name}.weight": StoredTensor(
-            levels.format, blocks.repeat(math.ceil(count / ROWS), 1)[:count].contiguous()
-        )
+        f"{name}.weight": sample.rows(torch.arange(count) % ROWS)
         for name, count in matrices_of(weight)
     }
 

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from loire.base.config import WeightQuantization
 from loire.checkpoint.checkpoint import Checkpoint
+from loire.checkpoint.formats import LEVEL_ROWS
 from loire.checkpoint.open import open_checkpoint
 from loire.checkpoint.saved_description import MODEL_TYPE, VERSION, written
 from loire.checkpoint.store import resolve_model
@@ -61,7 +62,7 @@ COMPRESSED: dict[str, dict[str, Any]] = {
     "NV4_128": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
 }
 """By the format that Loire keeps them in."""
-PALETTES = {levels.format.name: levels for levels in LEVELS if levels.format.name.startswith("P")}
+PALETTES = {x.name: x for x in LEVELS if x.format.num_levels}
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"quantization": "none", "dtype": torch.float32},
     "bfloat16": {"quantization": "none", "dtype": torch.bfloat16},
@@ -297,11 +298,15 @@ def round_to_palette(path: Path, levels: Levels, importance: Numbers) -> None:
     for name, tensor in load_file(path / "model.safetensors").items():
         piece[name] = tensor
         if tensor.ndim == 2 and ".layers." in name:
-            blocks = round_to_nearest(tensor, torch.from_numpy(importance[name]), levels)
-            piece[name] = StoredTensor(levels.format, blocks)
+            piece[name] = round_to_nearest(tensor, torch.from_numpy(importance[name]), levels)
     write_piece(path / "model.safetensors", piece)
     formats = {name: levels.format.name for name, x in piece.items() if isinstance(x, StoredTensor)}
-    config = {"model_type": MODEL_TYPE, "version": VERSION, "formats": formats}
+    config = {
+        "model_type": MODEL_TYPE,
+        "version": VERSION,
+        "formats": formats,
+        "level_rows": dict.fromkeys(formats, LEVEL_ROWS) if levels.fitted else {},
+    }
     (path / "config.json").write_text(json.dumps({**config, "description": written(description)}))
 
 

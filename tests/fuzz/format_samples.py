@@ -10,7 +10,7 @@ import quantized_samples
 import samples
 
 GGUF = tuple(name for name, block in samples.BLOCKS.items() if block[1] > 1)
-SAFETENSORS = (*quantized_samples.WAYS, "mxfp4")
+SAFETENSORS = (*quantized_samples.WAYS, "mxfp4", *quantized_samples.PALETTES)
 FORMATS = (*GGUF, *SAFETENSORS)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import samples
 
+from loire.checkpoint.huggingface_config import describe
+from loire.checkpoint.saved_description import VERSION, written
+
 Parts = dict[str, tuple[str, tuple[int, ...]]]
 """What a matrix is made of: dtype and shape by ending."""
 _SIZES = {"I32": 4, "I64": 8, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -221,16 +224,65 @@ def mxfp4_files() -> dict[str, Any]:
     return contents
 
 
+PALETTES = {"P2": (18, 4), "P3": (26, 8), "P4": (34, 16)}
+"""What `loire quantize` writes: bytes of a block of 64, and levels."""
+_LEVEL_ROWS = 64
+
+
+def palette_header(name: str) -> tuple[dict[str, Any], bytes]:
+    """Matrices in blocks, each with levels of its own."""
+    plain, plain_body = samples.header(_WIDE)
+    (block, levels), found = PALETTES[name], _Body()
+    for tensor, entry in plain.items():
+        if tensor == "__metadata__":
+            continue
+        first, last = entry["data_offsets"]
+        if len(entry["shape"]) == 1:
+            found.add(tensor, "F32", tuple(entry["shape"]), plain_body[first:last])
+            continue
+        rows, columns = entry["shape"]
+        for ending, dtype, shape in (
+            ("", "U8", (rows, columns // 64 * block)),
+            ("_levels", "I8", (-(-rows // _LEVEL_ROWS), levels)),
+        ):
+            content = bytes((i * 37) % 45 for i in range(math.prod(shape)))
+            found.add(f"{tensor}{ending}", dtype, shape, content)
+    return found.head, found.data
+
+
+def palette_files(name: str) -> dict[str, Any]:
+    """Its directory."""
+    contents = samples.files(size=_WIDE)
+    matrices = [key for key, entry in samples.header(_WIDE)[0].items() if len(entry["shape"]) == 2]
+    contents["config.json"] = {
+        "model_type": "loire",
+        "version": VERSION,
+        "formats": dict.fromkeys(matrices, name),
+        "level_rows": dict.fromkeys(matrices, _LEVEL_ROWS),
+        "description": written(describe(contents["config.json"], "config.json")),
+    }
+    return contents
+
+
+def _of(name: str) -> tuple[dict[str, Any], tuple[dict[str, Any], bytes]]:
+    """A directory without weights, and those."""
+    if name == "mxfp4":
+        return mxfp4_files(), mxfp4_header()
+    if name in PALETTES:
+        return palette_files(name), palette_header(name)
+    return files(name), header(name)
+
+
 def changed(rng: random.Random, name: str, json_value: Any, data: Any) -> tuple[str, Any]:
     """What is changed, and a directory with one mistake. json_value, data: those of mutate.py."""
-    is_mxfp4 = name == "mxfp4"
-    contents = mxfp4_files() if is_mxfp4 else files(name)
-    head, body = mxfp4_header() if is_mxfp4 else header(name)
+    contents, (head, body) = _of(name)
     whole = None
     match rng.choice(("configuration", "bytes", "weights", "tensor", "header")):
         case "configuration":
             config = contents["config.json"]
-            config["quantization_config"] = json_value(rng, config["quantization_config"])
+            told = ("formats", "level_rows") if name in PALETTES else ("quantization_config",)
+            key = rng.choice(told)
+            config[key] = json_value(rng, config[key])
         case "bytes":
             whole = data(rng, samples.safetensors(head, body), 10**6)
         case "weights":

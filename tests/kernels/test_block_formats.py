@@ -7,7 +7,8 @@ import torch
 from gguf.constants import GGMLQuantizationType
 
 from loire.checkpoint.formats import BLOCK_FORMATS, FORMATS
-from loire.kernels.block_formats import UNPACK, StoredTensor, pack_groups, unpack
+from loire.kernels.block_formats import PALETTES, UNPACK, StoredTensor, pack_groups, unpack
+from support.blocks import FITTED, stored
 
 GGUF = [name for name, fmt in FORMATS.items() if fmt.block_elements > 1]
 
@@ -54,6 +55,24 @@ def test_every_format_of_blocks_can_be_taken_apart() -> None:
     assert set(UNPACK) == set(BLOCK_FORMATS)
     with pytest.raises(ValueError, match=r"35 bytes are not blocks of 34 bytes \(Q8_0\)"):
         StoredTensor(FORMATS["Q8_0"], torch.zeros(2, 35, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("fmt", ["P2", "P3", "P4"])
+def test_rows_may_have_levels_of_their_own(fmt: str) -> None:
+    usual = stored(fmt, (16, 128))
+    own = stored(f"{fmt}{FITTED}", (16, 128))
+    assert own.levels is not None
+    plain = unpack(usual.blocks, usual.format)
+    values = PALETTES[int(fmt[1])]
+    for row in range(16):
+        for block in range(2):
+            codes = [values.index(int(code)) for code in plain.codes[row, block]]
+            numbers = own.levels[row, codes].float() * plain.scales[row, block]
+            assert torch.equal(own.values()[row, block * 64 : block * 64 + 64], numbers)
+    assert torch.equal(own.in_eight_bits().values(), own.values())
+    assert torch.equal(own.with_rows_of(usual).values(), torch.cat([own.values(), usual.values()]))
+    with pytest.raises(ValueError, match=r"shape \(16, 5\), but should have \(16, "):
+        StoredTensor(own.format, own.blocks, levels=torch.zeros(16, 5, dtype=torch.int8))
 
 
 @pytest.mark.parametrize("fmt", [name for name in BLOCK_FORMATS if name.startswith("W")])

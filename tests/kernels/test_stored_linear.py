@@ -1,6 +1,7 @@
 """Weights that stay in the blocks of a file: computed from the very numbers stored there."""
 
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from native_cases import (
 )
 from torch import Tensor
 
-from loire.checkpoint.formats import BLOCK_FORMATS, held_as
+from loire.checkpoint.formats import BLOCK_FORMATS, kept_bytes
 from loire.kernels.block_formats import (
     UNPACK,
     StoredTensor,
@@ -27,9 +28,10 @@ from loire.kernels.block_formats import (
 from loire.kernels.interface import AdapterRows, Backend, LowRank, Weight
 from loire.kernels.quantization import quantize_activations
 from loire.kernels.reference import ReferenceBackend
-from support.blocks import stored
+from support.blocks import FITTED, stored
 
 FORMAT_NAMES = sorted(UNPACK)
+FORMAT_NAMES += [f"{name}{FITTED}" for name, fmt in BLOCK_FORMATS.items() if fmt.num_levels]
 
 
 def random(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -58,7 +60,7 @@ def test_equals_the_definition(dtype: torch.dtype, instruction_set: str, fmt: st
     inputs = 512
     parts = [stored(fmt, (size, inputs), seed) for seed, size in enumerate((50, 7, 33))]
     bias = random(90, dtype=dtype, seed=8)
-    whole = StoredTensor(BLOCK_FORMATS[fmt], torch.cat([part.blocks for part in parts]))
+    whole = reduce(StoredTensor.with_rows_of, parts)
     for tokens in (1, 5, 13, 40):
         x = random(tokens, inputs, dtype=dtype, seed=tokens)
         exact = exact_product(x, whole, bias)
@@ -176,7 +178,7 @@ def test_an_adapter_reaches_every_part(dtype: torch.dtype) -> None:
 
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fmt", ["Q4_K", "Q6_K", "Q8_0", "IQ4_NL"])
+@pytest.mark.parametrize("fmt", ["Q4_K", "Q6_K", "Q8_0", "IQ4_NL", "P3 fitted"])
 def test_gated_blocks_have_the_bits_of_the_product(dtype: torch.dtype, fmt: str) -> None:
     halves = [stored(fmt, (48, 256)), stored(fmt, (48, 256), 1)]
     x, kernels = random(9, 256, dtype=dtype), backend(2)
@@ -222,5 +224,6 @@ def test_what_is_not_finite_stays_in_its_row(instruction_set: str, bad: float) -
 @needs_library
 @pytest.mark.parametrize("fmt", FORMAT_NAMES)
 def test_what_is_read_is_what_is_planned(fmt: str) -> None:
-    linear = backend(1).linear.pack(stored(fmt, (64, 512)), dtype=torch.bfloat16)
-    assert linear.weight_bytes == held_as(BLOCK_FORMATS[fmt]).num_bytes(64 * 512)
+    weight = stored(fmt, (64, 512))
+    linear = backend(1).linear.pack(weight, dtype=torch.bfloat16)
+    assert linear.weight_bytes == kept_bytes(weight.format, 64, 64 * 512)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from loire import LLM, SamplingParams
 from loire.adapt.texts import written_texts
 from loire.base.errors import CheckpointError, ConfigError, RequestError, UnsupportedModelError
+from loire.checkpoint import saved_description
+from loire.checkpoint.checkpoint import TensorInfo
+from loire.checkpoint.formats import WeightFormat
 from loire.checkpoint.open import open_checkpoint
 from loire.cli.main import main
 from loire.kernels.block_formats import StoredTensor
@@ -53,7 +57,8 @@ def run(source: Path, out: Path, **changes: Any) -> Report:
 def stored(tensor: Tensor | StoredTensor) -> tuple[str, list[list[int]]]:
     """Format and bytes."""
     if isinstance(tensor, StoredTensor):
-        return tensor.format.name, tensor.blocks.tolist()
+        levels = [] if tensor.levels is None else tensor.levels.tolist()
+        return tensor.format.name, [*tensor.blocks.tolist(), *levels]
     return str(tensor.dtype), tensor.view(torch.uint8).tolist()
 
 
@@ -211,10 +216,12 @@ def test_nothing_is_overwritten(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
-        ({"version": 2}, UnsupportedModelError),
+        ({"version": 3}, UnsupportedModelError),
         ({"description": None}, CheckpointError),
         ({"formats": {}}, CheckpointError),
         ({"formats": None}, CheckpointError),
+        ({"level_rows": []}, CheckpointError),
+        ({"level_rows": {"model.norm.weight": 64}}, CheckpointError),
     ],
 )
 def test_a_damaged_config_is_one_sentence(
@@ -225,6 +232,38 @@ def test_a_damaged_config_is_one_sentence(
     (tmp_path / "config.json").write_text(json.dumps(config_of(made[0]) | damage))
     with pytest.raises(error):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "says"),
+    [
+        ({}, 64, None),
+        ({}, 12, "12 rows of 'w' share levels, but it must be a multiple of 8"),
+        ({}, True, "True rows"),
+        ({"shape": (3, 8)}, 64, r"has dtype I8 and the shape \(3, 8\), but should have I8 and"),
+        ({"shape": (2, 4)}, 64, r"the shape \(2, 4\), but should have I8 and \(2, 8\)"),
+        ({"format": WeightFormat("U8", 1, 1)}, 64, "has dtype U8"),
+        (None, 64, "'w_levels' is missing"),
+    ],
+)
+def test_levels_that_do_not_fit_are_refused(
+    changes: dict[str, Any] | None, rows: object, says: str | None
+) -> None:
+    place = {"path": Path("x"), "offset": 0}
+    levels = TensorInfo(
+        name="w_levels", shape=(2, 8), format=WeightFormat("I8", 1, 1), num_bytes=16, **place
+    )
+    blocks = WeightFormat("U8", 1, 1)
+    found = {"w": TensorInfo(name="w", shape=(70, 52), format=blocks, num_bytes=3640, **place)}
+    if changes is not None:
+        found["w_levels"] = replace(levels, **changes)
+    config = {"formats": {"w": "P3"}, "level_rows": {"w": rows}}
+    if says is None:
+        [made] = saved_description.tensors(found, config, "config.json").values()
+        assert (made.shape, made.levels, made.level_rows) == ((70, 128), levels, 64)
+        return
+    with pytest.raises(CheckpointError, match=says):
+        saved_description.tensors(found, config, "config.json")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from loire.kernels.block_formats import StoredTensor, unpack
-from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels, levels_for
+from loire.quantize.levels import FITTED_LEVELS, LEVELS, STANDARD_LEVELS, Levels, levels_for
 from loire.quantize.rounding import (
     best_scales,
     round_to_nearest,
@@ -16,7 +15,7 @@ from loire.quantize.rounding import (
 )
 
 ALL_LEVELS = tuple(dict.fromkeys((*LEVELS, *STANDARD_LEVELS)))
-ALL = pytest.mark.parametrize("levels", ALL_LEVELS, ids=lambda levels: levels.format.name)
+ALL = pytest.mark.parametrize("levels", ALL_LEVELS, ids=lambda levels: levels.name)
 
 
 def correlated_inputs(size: int, seed: int = 0) -> Tensor:
@@ -43,16 +42,20 @@ def test_packed_codes_are_read_back(levels: Levels, data: st.DataObject) -> None
     groups = 2 * levels.block // levels.group
     codes = torch.randint(0, len(levels.values), (3, groups, levels.group), generator=generator)
     scales = levels.held(torch.rand(3, groups, generator=generator))
-    found = unpack(levels.pack(codes, scales), levels.format)
-    expected = (levels.numbers(codes) * scales[..., None]).view(3, -1)
-    assert torch.equal(found.values().view(3, -1), expected)
+    own = None
+    if levels.fitted:
+        own = torch.randint(-127, 128, (3, len(levels.values)), generator=generator).float()
+    found = levels.pack(codes, scales, own)
+    expected = (levels.numbers(codes, own) * scales[..., None]).view(3, -1)
+    assert torch.equal(found.values(), expected)
 
 
 @ALL
 def test_the_nearest_level_is_taken(levels: Levels) -> None:
     numbers = torch.linspace(-140.0, 140.0, 561)
-    codes = levels.nearest(numbers)
-    distances = (numbers[:, None] - torch.tensor(levels.values)).abs()
+    values = torch.tensor(levels.values).float()
+    codes = levels.nearest(numbers, values.expand(561, -1) if levels.fitted else None)
+    distances = (numbers[:, None] - values).abs()
     best = distances.amin(dim=1)
     assert torch.equal(distances.gather(1, codes[:, None])[:, 0], best)
 
@@ -78,8 +81,8 @@ def test_feedback_helps_where_inputs_depend_on_one_another(levels: Levels) -> No
     size = max(128, levels.block)
     weight = torch.randn(48, size, generator=torch.Generator().manual_seed(2))
     moments = correlated_inputs(size)
-    alone = StoredTensor(levels.format, round_to_nearest(weight, moments.diagonal(), levels))
-    together = StoredTensor(levels.format, round_with_feedback(weight, moments, levels))
+    alone = round_to_nearest(weight, moments.diagonal(), levels)
+    together = round_with_feedback(weight, moments, levels)
     error = product_error(weight, alone.values(), moments)
     assert product_error(weight, together.values(), moments) < 0.8 * error
 
@@ -96,8 +99,30 @@ def test_more_bits_lose_less() -> None:
 def test_extreme_weights_give_finite_numbers(levels: Levels, value: float) -> None:
     size = max(128, levels.block)
     weight = torch.full((2, size), value)
-    blocks = round_with_feedback(weight, torch.zeros(size, size), levels)
-    assert StoredTensor(levels.format, blocks).values().isfinite().all()
+    rounded = round_with_feedback(weight, torch.zeros(size, size), levels)
+    assert rounded.values().isfinite().all()
+
+
+@pytest.mark.parametrize("fitted", FITTED_LEVELS, ids=lambda levels: levels.name)
+def test_fitted_levels_follow_the_numbers(fitted: Levels) -> None:
+    """Of each 64 rows: here some are far from normally distributed."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(100, 128, generator=generator)
+    weight[64:] = weight[64:] ** 3
+    importance = torch.rand(128, generator=generator) + 0.1
+    found = round_to_nearest(weight, importance, fitted)
+    assert found.levels is not None
+    for rows in (slice(0, 64), slice(64, 100)):
+        assert len(found.levels[rows].unique(dim=0)) == 1
+    [plain] = [x for x in LEVELS if x.format is fitted.format and not x.fitted]
+    usual = round_to_nearest(weight, importance, plain)
+
+    def error(rounded: Tensor, rows: slice) -> float:
+        return float((importance * (rounded - weight)[rows].square()).sum())
+
+    assert error(found.values(), slice(0, 64)) < 0.97 * error(usual.values(), slice(0, 64))
+    assert error(found.values(), slice(64, 100)) < 0.5 * error(usual.values(), slice(64, 100))
+    assert fitted.bits_of([100], 128) == fitted.bits + 16 * len(fitted.values) / 12800
 
 
 def test_rows_that_no_group_fills_have_fewer_formats() -> None:

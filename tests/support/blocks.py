@@ -8,6 +8,7 @@ import torch
 from loire.checkpoint.formats import BLOCK_FORMATS
 from loire.kernels.block_formats import StoredTensor
 
+FITTED = " fitted"
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
           "Q3_K": (108,), "Q2_K": (80, 82), "MXFP4": (), "W4_128": (), "W4Z_128": (),
           "W4Z_32": (), "W8_128": (),
@@ -48,6 +49,12 @@ def blocks_of(fmt: str, shape: tuple[int, ...], seed: int, std: float = 0.2) -> 
 
 @lru_cache(maxsize=64)
 def stored(fmt: str, shape: tuple[int, ...], seed: int = 0, std: float = 0.2) -> StoredTensor:
-    """The same as a weight, whose blocks nobody may change: several tests get the same one."""
-    blocks = torch.from_numpy(blocks_of(fmt, shape, seed, std))
-    return StoredTensor(BLOCK_FORMATS[fmt], blocks.view(shape[0], -1))
+    """The same as a weight, whose blocks nobody may change: several tests get the same one. fmt:
+    with FITTED behind its name each eight rows have levels of their own."""
+    known, rows = BLOCK_FORMATS[fmt.removesuffix(FITTED)], shape[0]
+    blocks = torch.from_numpy(blocks_of(known.name, shape, seed, std)).view(rows, -1)
+    if not fmt.endswith(FITTED):
+        return StoredTensor(known, blocks)
+    random = np.random.default_rng(seed).integers(-128, 128, (-(-rows // 8), known.num_levels))
+    levels = torch.from_numpy(random).to(torch.int8)[torch.arange(rows) // 8]
+    return StoredTensor(known, blocks, levels=levels)

@@ -45,6 +45,10 @@ class TensorInfo:
     the Llama family); the loader puts them back into halves."""
     exponents: "TensorInfo | None" = None
     """Those of codes in MXFP4, where they lie apart (loire.checkpoint.mxfp4)."""
+    levels: "TensorInfo | None" = None
+    """What codes of a format with levels stand for, int8 [tables, levels], where the file says."""
+    level_rows: int = 0
+    """Rows of the weight that share one of those tables."""
     inputs_first: bool = False
     """Whether numbers lie the other way round: [in_features, out_features]."""
     quantized: "QuantizedWeight | None" = None
@@ -66,7 +70,7 @@ class TensorInfo:
         """The tensors that hold it."""
         if self.quantized is not None:
             return self.quantized.parts
-        return (self,) if self.exponents is None else (self, self.exponents)
+        return (self, *(part for part in (self.exponents, self.levels) if part is not None))
 
     @property
     def stored_bytes(self) -> int:

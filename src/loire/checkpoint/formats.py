@@ -13,6 +13,8 @@ class WeightFormat:
     name: str
     block_elements: int
     block_bytes: int
+    num_levels: int = 0
+    """Where rows may have levels of their own, what codes stand for: so many of them, int8."""
 
     @property
     def bits_per_element(self) -> float:
@@ -50,10 +52,14 @@ IQ3_S = WeightFormat("IQ3_S", 256, 110)
 IQ4_NL = WeightFormat("IQ4_NL", 32, 18)
 IQ4_XS = WeightFormat("IQ4_XS", 256, 136)
 MXFP4 = WeightFormat("MXFP4", 32, 17)
-# Loire's own (loire quantize): codes of a fixed palette, and one scale for 64 of them.
-P2 = WeightFormat("P2", 64, 18)
-P3 = WeightFormat("P3", 64, 26)
-P4 = WeightFormat("P4", 64, 34)
+# Loire's own (loire quantize): codes of a palette, and one scale for 64 of them.
+P2 = WeightFormat("P2", 64, 18, num_levels=4)
+P3 = WeightFormat("P3", 64, 26, num_levels=8)
+P4 = WeightFormat("P4", 64, 34, num_levels=16)
+LEVEL_ROWS = 64
+"""Rows that share levels in what `loire quantize` writes."""
+LEAST_LEVEL_ROWS = 8
+"""Kernels look up the codes of so many rows in one table: whoever shares levels is a multiple."""
 
 W4_128 = WeightFormat("W4_128", 128, 68)
 W4Z_128 = WeightFormat("W4Z_128", 128, 69)
@@ -96,3 +102,10 @@ def held_as(fmt: WeightFormat) -> WeightFormat:
     if fmt.name.startswith(("IQ2_", "IQ3_")):
         return _CODES_OF_EIGHT_BITS
     return replace(fmt, block_bytes=_HELD_BYTES.get(fmt, fmt.block_bytes))
+
+
+def kept_bytes(fmt: WeightFormat, rows: int, num_elements: int) -> int:
+    """Bytes in memory of a matrix of so many rows that is kept in its blocks: levels have 16 for
+    each eight rows, whether they are the rows' own or not."""
+    levels = 16 * rows // LEAST_LEVEL_ROWS if fmt.num_levels else 0
+    return held_as(fmt).num_bytes(num_elements) + levels

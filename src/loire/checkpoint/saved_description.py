@@ -17,7 +17,7 @@ from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.description import LayerDescription, ModelDescription
 from loire.checkpoint.feed_forward import ExpertsDescription, GatedMLPDescription
 from loire.checkpoint.fields import MAX_POSITIONS
-from loire.checkpoint.formats import BLOCK_FORMATS
+from loire.checkpoint.formats import BLOCK_FORMATS, LEAST_LEVEL_ROWS
 from loire.checkpoint.latent_attention import LatentAttentionDescription
 from loire.checkpoint.mixers import AttentionDescription
 from loire.checkpoint.recurrent_mixers import (
@@ -27,11 +27,16 @@ from loire.checkpoint.recurrent_mixers import (
 )
 
 MODEL_TYPE = "loire"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)
+"""Those that are read: in the first no weight has levels of its own."""
+LEVELS_ENDING = "_levels"
+"""Of the name of a tensor of levels, behind that of the weight that they are for."""
 MOST = 2**28
 """Of any size or count."""
 MOST_EXPERTS = 2**14
 """Of a layer."""
+WITH_LEVELS = {name for name, fmt in BLOCK_FORMATS.items() if fmt.num_levels}
 _NO_COUNTS = ("cache_of",)
 _MAYBE_NONE = ("shared_size", "latent_size")
 """Sizes of parts that may not be there."""
@@ -78,9 +83,10 @@ def written(description: ModelDescription) -> dict[str, Any]:
 def read(config: Mapping[str, Any], source: str) -> ModelDescription:
     """From a parsed config.json. Raises UnsupportedModelError for another version, CheckpointError
     for what cannot be a model."""
-    if config.get("version") != VERSION:
+    if config.get("version") not in VERSIONS:
         raise UnsupportedModelError(
-            f"{source} has version {str(config.get('version'))[:20]}; this Loire reads {VERSION}"
+            f"{source} has version {str(config.get('version'))[:20]}; this Loire reads "
+            f"{' and '.join(map(str, VERSIONS))}"
         )
     given = config.get("description")
     layers = given.get("layers") if isinstance(given, Mapping) else None
@@ -106,8 +112,19 @@ def tensors(
     formats = config.get("formats")
     if not isinstance(formats, Mapping):
         raise CheckpointError(f"{source} does not say in which formats its weights are")
+    level_rows = config.get("level_rows", {})
+    if not isinstance(level_rows, Mapping):
+        raise CheckpointError(f"{source}: level_rows is no table of rows by names of weights")
+    for name in level_rows:
+        if str(formats.get(name)) not in WITH_LEVELS or name not in found:
+            raise CheckpointError(
+                f"{source} gives levels to {str(name)[:100]!r}, which is no weight with levels"
+            )
+    levels = {f"{name}{LEVELS_ENDING}" for name in level_rows}
     made = {}
     for name, info in found.items():
+        if name in levels:
+            continue
         if info.format.name != "U8":
             made[name] = info
             continue
@@ -120,7 +137,30 @@ def tensors(
         rows, num_bytes = info.shape
         elements = num_bytes // fmt.block_bytes * fmt.block_elements
         made[name] = replace(info, format=fmt, shape=(rows, elements))
+        if name in level_rows:
+            made[name] = _with_levels(made[name], found, level_rows[name], source)
     return made
+
+
+def _with_levels(
+    info: TensorInfo, found: Mapping[str, TensorInfo], level_rows: object, source: str
+) -> TensorInfo:
+    """With the tensor that holds what its codes stand for."""
+    if type(level_rows) is not int or level_rows <= 0 or level_rows % LEAST_LEVEL_ROWS:
+        raise CheckpointError(
+            f"{source}: {str(level_rows)[:20]} rows of {info.name!r} share levels, but it must be "
+            f"a multiple of {LEAST_LEVEL_ROWS}"
+        )
+    levels = found.get(f"{info.name}{LEVELS_ENDING}")
+    if levels is None:
+        raise CheckpointError(f"tensor '{info.name}{LEVELS_ENDING}' is missing")
+    wanted = (-(-info.shape[0] // level_rows), info.format.num_levels)
+    if levels.format.name != "I8" or levels.shape != wanted:
+        raise CheckpointError(
+            f"{levels.path}: tensor {levels.name!r} has dtype {levels.format.name} and the shape "
+            f"{levels.shape}, but should have I8 and {wanted}"
+        )
+    return replace(info, levels=levels, level_rows=level_rows)
 
 
 def _layer(given: Mapping[str, Any]) -> LayerDescription:

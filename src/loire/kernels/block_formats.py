@@ -10,7 +10,7 @@ computes with weights that stay in their blocks is defined by this.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -23,10 +23,12 @@ from loire.checkpoint.formats import (
     IQ2_XXS,
     IQ3_S,
     IQ3_XXS,
+    LEAST_LEVEL_ROWS,
     MXFP4,
     NV4_128,
     P2,
     Q2_K,
+    Q8_0,
     WeightFormat,
 )
 
@@ -41,12 +43,20 @@ class StoredTensor:
     order: Tensor | None = None
     """int64 [elements of a row]: which input each of a row's elements belongs to, where they do
     not lie in the order of the inputs (GPTQ's act order)."""
+    levels: Tensor | None = None
+    """int8 [rows, levels of the format]: what codes stand for; None for the usual (PALETTES)."""
 
     def __post_init__(self) -> None:
         fmt, num_bytes = self.format, self.blocks.shape[1]
         if num_bytes % fmt.block_bytes:
             raise ValueError(
                 f"{num_bytes} bytes are not blocks of {fmt.block_bytes} bytes ({fmt.name})"
+            )
+        wanted = len(self.blocks), fmt.num_levels
+        if self.levels is not None and tuple(self.levels.shape) != wanted:
+            raise ValueError(
+                f"levels have the shape {tuple(self.levels.shape)}, but should have {wanted} "
+                f"({fmt.name})"
             )
 
     @property
@@ -58,7 +68,20 @@ class StoredTensor:
     def to(self, device: torch.device) -> "StoredTensor":
         """The same on another device."""
         order = None if self.order is None else self.order.to(device)
-        return StoredTensor(self.format, self.blocks.to(device), order)
+        levels = None if self.levels is None else self.levels.to(device)
+        return StoredTensor(self.format, self.blocks.to(device), order, levels)
+
+    def rows(self, which: Tensor | slice) -> "StoredTensor":
+        """Some of its rows, in that order."""
+        levels = None if self.levels is None else self.levels[which]
+        return replace(self, blocks=self.blocks[which], levels=levels)
+
+    def with_rows_of(self, other: "StoredTensor") -> "StoredTensor":
+        """Its rows, and below them those of another that lies as it does."""
+        blocks = torch.cat([self.blocks, other.blocks])
+        if self.levels is None and other.levels is None:
+            return replace(self, blocks=blocks)
+        return replace(self, blocks=blocks, levels=torch.cat([_levels(self), _levels(other)]))
 
     def lies_as(self, other: "StoredTensor") -> bool:
         """Whether rows of the other could be its own."""
@@ -75,7 +98,15 @@ class StoredTensor:
 
     def values_as_stored(self) -> Tensor:
         """float32 [rows, elements], in the order in which they lie."""
-        return unpack(self.blocks, self.format).values().view(self.shape)
+        return unpack(self.blocks, self.format, self.levels).values().view(self.shape)
+
+    def in_eight_bits(self) -> "StoredTensor":
+        """The same numbers as codes of Q8_0, of a format with levels."""
+        taken = unpack(self.blocks, self.format, self.levels)
+        codes = taken.codes.unflatten(-1, (-1, Q8_0.block_elements)).flatten(1, 2)
+        scales = taken.scales.half().repeat_interleave(codes.shape[1] // taken.scales.shape[1], 1)
+        blocks = torch.cat([scales[..., None].view(torch.uint8), codes.view(torch.uint8)], dim=-1)
+        return replace(self, format=Q8_0, blocks=blocks.flatten(1), levels=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +126,39 @@ class Unpacked:
         return scaled if self.minimums is None else scaled + self.minimums[..., None]
 
 
-def unpack(blocks: Tensor, fmt: WeightFormat) -> Unpacked:
-    """Of blocks, uint8 [rows, bytes of a row]. Raises KeyError for a format of plain numbers."""
-    return UNPACK[fmt.name](blocks.view(len(blocks), -1, fmt.block_bytes))
+def unpack(blocks: Tensor, fmt: WeightFormat, levels: Tensor | None = None) -> Unpacked:
+    """Of blocks, uint8 [rows, bytes of a row]. levels: int8 [rows, levels of the format], or None
+    for the usual ones. Raises KeyError for a format of plain numbers."""
+    taken_apart = blocks.view(len(blocks), -1, fmt.block_bytes)
+    if levels is None:
+        return UNPACK[fmt.name](taken_apart)
+    return _with_levels(_PALETTE_CODES[fmt.name](taken_apart), taken_apart, levels)
+
+
+def share_levels(parts: Sequence[StoredTensor], halves: int) -> bool:
+    """Whether rows that kernels look up in one table have the same levels: of all rows, one part
+    below the other and cut into so many halves, each eight from a multiple of eight on."""
+    if all(part.levels is None for part in parts):
+        return True
+    for half in torch.cat([_levels(part) for part in parts]).chunk(halves):
+        rest = -len(half) % LEAST_LEVEL_ROWS
+        eights = torch.cat([half, half[-1:].expand(rest, -1)]).unflatten(0, (-1, LEAST_LEVEL_ROWS))
+        if not torch.equal(eights, eights[:, :1].expand_as(eights)):
+            return False
+    return True
+
+
+def _levels(stored: StoredTensor) -> Tensor:
+    """int8 [rows, levels], the usual ones where it has none of its own."""
+    if stored.levels is not None:
+        return stored.levels
+    return _usual_levels(stored.format.num_levels, stored.blocks)
+
+
+def _usual_levels(count: int, rows: Tensor) -> Tensor:
+    """int8 [rows, count]."""
+    [values] = [values for values in PALETTES.values() if len(values) == count]
+    return torch.tensor(values, dtype=torch.int8, device=rows.device).expand(len(rows), -1)
 
 
 def rounds_inputs(fmt: WeightFormat) -> bool:
@@ -396,28 +457,48 @@ PALETTES = {
     3: (-127, -79, -45, -14, 14, 45, 79, 127),
     4: (-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127),
 }
-"""What codes of P2, P3 and P4 stand for, by their bits: the levels with the least square error for
-normally distributed weights (Max 1960, "Quantizing for minimum distortion"), in whole numbers."""
+"""What codes of P2, P3 and P4 stand for where rows have no levels of their own, by their bits: the
+levels with the least square error for normally distributed weights (Max 1960, "Quantizing for
+minimum distortion"), in whole numbers."""
 
 
-def _palette(bits: int, codes: Tensor, b: Tensor) -> Unpacked:
-    """codes: uint8 [rows, blocks, 64]."""
-    scales = _half(b[..., :2])
-    return Unpacked(_rows(_looked_up(PALETTES[bits], codes), 64), scales.flatten(1), None)
+def _p2_codes(b: Tensor) -> Tensor:
+    return _planes(b[..., 2:18].unflatten(-1, (2, 8)), 2).flatten(-3)
+
+
+def _p3_codes(b: Tensor) -> Tensor:
+    third = _fifth_bits(b[..., 18:26].unflatten(-1, (2, 4))).flatten(-2) >> 2
+    return _p2_codes(b) | third
+
+
+def _p4_codes(b: Tensor) -> Tensor:
+    return _nibbles(b[..., 2:].unflatten(-1, (2, 16))).flatten(-2)
+
+
+_PALETTE_CODES: dict[str, Callable[[Tensor], Tensor]] = {
+    "P2": _p2_codes,
+    "P3": _p3_codes,
+    "P4": _p4_codes,
+}
+"""Of uint8 [rows, blocks, bytes of a block]: uint8 [rows, blocks, 64]."""
+
+
+def _with_levels(codes: Tensor, b: Tensor, levels: Tensor) -> Unpacked:
+    """codes: uint8 [rows, blocks, 64]; levels: int8 [rows, levels]."""
+    numbers = levels.gather(1, codes.flatten(1).long())
+    return Unpacked(numbers.unflatten(1, (-1, 64)), _half(b[..., :2]).flatten(1), None)
 
 
 def _p2(b: Tensor) -> Unpacked:
-    return _palette(2, _planes(b[..., 2:18].unflatten(-1, (2, 8)), 2).flatten(-3), b)
+    return _with_levels(_p2_codes(b), b, _usual_levels(4, b))
 
 
 def _p3(b: Tensor) -> Unpacked:
-    two = _planes(b[..., 2:18].unflatten(-1, (2, 8)), 2).flatten(-3)
-    third = _fifth_bits(b[..., 18:26].unflatten(-1, (2, 4))).flatten(-2) >> 2
-    return _palette(3, two | third, b)
+    return _with_levels(_p3_codes(b), b, _usual_levels(8, b))
 
 
 def _p4(b: Tensor) -> Unpacked:
-    return _palette(4, _nibbles(b[..., 2:].unflatten(-1, (2, 16))).flatten(-2), b)
+    return _with_levels(_p4_codes(b), b, _usual_levels(16, b))
 
 
 UNPACK: dict[str, Callable[[Tensor], Unpacked]] = {

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -187,7 +187,8 @@ class ReferenceStoredLinear(TorchLinear):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the blocks."""
-        return self.weight.blocks.numel()
+        levels = self.weight.levels
+        return self.weight.blocks.nbytes + (0 if levels is None else levels.nbytes)
 
     def multiply(self, x: Tensor, *, wide: bool) -> Tensor:
         """[T, in] to [T, out]."""
@@ -207,7 +208,7 @@ class ReferenceStoredLinear(TorchLinear):
 
     def rows(self, indices: Tensor) -> Tensor:
         """float32 [T, in] of int64 [T]: rows of the weight."""
-        return replace(self.weight, blocks=self.weight.blocks[indices]).values()
+        return self.weight.rows(indices).values()
 
 
 class StackedLinear(TorchLinear):
@@ -238,7 +239,7 @@ def merged(parts: Sequence[Weight]) -> list[Weight]:
         elif (
             isinstance(part, StoredTensor) and isinstance(last, StoredTensor) and part.lies_as(last)
         ):
-            found[-1] = replace(part, blocks=torch.cat([last.blocks, part.blocks]))
+            found[-1] = last.with_rows_of(part)
         else:
             found.append(part)
     return found

@@ -14,7 +14,6 @@ from loire.checkpoint.kept_blocks import stays_as_stored
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
-from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Backend, Linear, Meeting, Ranks, RotaryTable, Weight
 from loire.models.adaptable import Adaptable, in_order
 from loire.models.rotary import rotary_table
@@ -258,21 +257,21 @@ def columns_of(weight: Weight, first: int, end: int) -> Weight:
     per_input = weight.format.block_bytes / weight.format.block_elements
     bounds = int(first * per_input), int(end * per_input)
     assert weight.order is None, "inputs in another order are not cut"
-    return StoredTensor(weight.format, weight.blocks[:, bounds[0] : bounds[1]])
+    return replace(weight, blocks=weight.blocks[:, bounds[0] : bounds[1]])
 
 
 def rows_of(weight: Weight, first: int, end: int) -> Weight:
     """Some rows of a weight."""
     if isinstance(weight, Tensor):
         return weight[first:end]
-    return replace(weight, blocks=weight.blocks[first:end])
+    return weight.rows(slice(first, end))
 
 
 def reordered(weight: Weight, index: Tensor) -> Weight:
     """The rows of a weight in another order. index: int64 [rows]."""
     if isinstance(weight, Tensor):
         return weight[index]
-    return replace(weight, blocks=weight.blocks[index])
+    return weight.rows(index)
 
 
 def _reordered_parts(parts: Sequence[Weight], order: Tensor) -> list[Weight]:
@@ -293,7 +292,7 @@ def pairs_apart(rotary_dim: int) -> Tensor:
 def _together(weight: Weight, sizes: Sequence[int]) -> Weight:
     if isinstance(weight, Tensor):
         return _rows_together(weight, sizes)
-    return replace(weight, blocks=_rows_together(weight.blocks, sizes))
+    return weight.rows(_rows_together(torch.arange(weight.shape[0]), sizes)) if sizes else weight
 
 
 def _rows_together(rows: Tensor, sizes: Sequence[int]) -> Tensor:

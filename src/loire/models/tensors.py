@@ -13,7 +13,7 @@ from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.weights import Slice
 from loire.kernels.block_formats import StoredTensor
-from loire.kernels.dequantize import Dequantize, dequantize_by_library
+from loire.kernels.dequantize import CHUNK_ELEMENTS, Dequantize, dequantize_by_library
 from loire.models.quantized_weights import read_grouped, to_blocks
 
 _PLAIN = {
@@ -61,6 +61,8 @@ class TensorReader:
             whole = read_grouped(info, self._plain).values()
             return _part_of(whole, part).to(dtype)
         heads = info.interleaved_heads
+        if info.levels is not None:
+            return _expanded(self.read_blocks(name, may_share=True, part=part), dtype)
         if info.exponents is not None:
             tensor = _part_of(self._mxfp4(info).values(), part).to(dtype)
         elif info.format.name in _PLAIN:
@@ -104,7 +106,7 @@ class TensorReader:
             rows = _halves(rows, info.interleaved_heads * len(rows) // info.shape[0])
         elif not may_share:
             rows = rows.clone()
-        return StoredTensor(info.format, rows)
+        return StoredTensor(info.format, rows, levels=self._levels(info, part))
 
     def let_go(self, name: str) -> None:
         """Tell the system that a tensor has been read: its part of the file no longer counts as
@@ -120,6 +122,13 @@ class TensorReader:
         """uint8 [rows, bytes of a row] of blocks as they lie in the mapped file."""
         rows = torch.frombuffer(self._bytes(info), dtype=torch.uint8).view(info.shape[0], -1)
         return _blocks_of(rows, info, part)
+
+    def _levels(self, info: TensorInfo, part: Slice | None) -> Tensor | None:
+        """int8 [rows, levels], where the file says what codes stand for."""
+        if info.levels is None:
+            return None
+        of_rows = self._plain(info.levels)[torch.arange(info.shape[0]) // info.level_rows]
+        return of_rows if part is None else _rows_of(of_rows, part)
 
     def _mxfp4(self, info: TensorInfo) -> StoredTensor:
         """Codes and exponents that lie apart, in GGUF's blocks: an exponent, then codes of which
@@ -162,17 +171,31 @@ class TensorReader:
         return self._maps[path]
 
 
+def _expanded(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """[rows, inputs], some rows at a time: looking up takes many bytes for each number."""
+    rows, inputs = stored.shape
+    found, together = torch.empty(rows, inputs, dtype=dtype), max(1, CHUNK_ELEMENTS // inputs)
+    for first in range(0, rows, together):
+        some = slice(first, first + together)
+        found[some] = stored.rows(some).values()
+    return found
+
+
 def _part_of(tensor: Tensor, part: Slice | None, unit: tuple[int, int] = (1, 1)) -> Tensor:
     """Of a matrix, or of a vector of its outputs. unit: so many inputs lie in so many columns."""
     if part is None:
         return tensor
-    rows = [tensor[first:end] for first, end in part.rows]
-    tensor = rows[0] if len(rows) == 1 else torch.cat(rows)
+    tensor = _rows_of(tensor, part)
     if tensor.ndim == 1:
         return tensor
     inputs, columns = unit
     first, end = (edge // inputs * columns for edge in part.inputs)
     return tensor[:, first:end]
+
+
+def _rows_of(tensor: Tensor, part: Slice) -> Tensor:
+    rows = [tensor[first:end] for first, end in part.rows]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _blocks_of(rows: Tensor, info: TensorInfo, part: Slice | None) -> Tensor:

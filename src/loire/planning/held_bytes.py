@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import TensorInfo
-from loire.checkpoint.formats import BF16, F16, F32, FORMATS, WeightFormat, held_as
+from loire.checkpoint.formats import BF16, F16, F32, FORMATS, WeightFormat, kept_bytes
 from loire.checkpoint.kept_blocks import stays_as_stored
 from loire.checkpoint.weights import Matrix, Role, Vector, Weight
 
@@ -77,7 +77,7 @@ def _rounded_bytes(tensor: TensorInfo, dtype: str, rounding: str) -> int:
 def _bytes_as(tensor: TensorInfo, dtype: str, quantization: str | None, in_blocks: bool) -> int:
     num_elements = tensor.num_elements
     if in_blocks and tensor.format.block_elements > 1:
-        return held_as(tensor.format).num_bytes(num_elements)
+        return kept_bytes(tensor.format, tensor.shape[0], num_elements)
     if len(tensor.shape) != 2 or quantization in (None, EXPANDED):
         return DTYPES[dtype].num_bytes(num_elements)
     fmt = QUANTIZATIONS[quantization]

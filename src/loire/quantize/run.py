@@ -18,6 +18,7 @@ from loire import __version__
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import Checkpoint
 from loire.checkpoint.digest import model_digest
+from loire.checkpoint.formats import LEVEL_ROWS
 from loire.kernels.block_formats import StoredTensor
 from loire.quantize.allocation import Candidate, FormatCost, allocate
 from loire.quantize.calibration import cut, num_calibrated
@@ -25,7 +26,7 @@ from loire.quantize.gguf import check_source, write_gguf
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels
 from loire.quantize.rounding import round_with_feedback
-from loire.quantize.save import OWN, Piece, finish, read_piece, write_piece
+from loire.quantize.save import OWN, Piece, finish, read_piece, shared_levels, write_piece
 from loire.quantize.sensitivity import measure, units
 from loire.quantize.work import WorkFolder, write_whole, writing
 from loire.text.tokenizer import Tokenizer
@@ -34,9 +35,7 @@ MEASURED_TEXTS = 2
 MEASURED_TOKENS = 128
 """Of each: for every weight a model is computed."""
 LEAST_BITS, MOST_BITS = 2.25, 8.5
-BY_NAME: Mapping[str, Levels] = {
-    levels.format.name: levels for levels in (*LEVELS, *STANDARD_LEVELS)
-}
+BY_NAME: Mapping[str, Levels] = {levels.name: levels for levels in (*LEVELS, *STANDARD_LEVELS)}
 FileFormat = Literal["safetensors", "gguf"]
 Progress = Callable[[str, float], None]
 """Told a stage and the share of it that is done."""
@@ -49,19 +48,21 @@ class Report:
     Attributes:
         bits: per weight, on average.
         formats: of each weight, by name.
+        level_rows: of those with levels of their own, by name, how many rows share them.
         perplexity_before, perplexity_after: of texts that were not calibrated on.
     """
 
     bits: float
     num_bytes: int
     formats: Mapping[str, str]
+    level_rows: Mapping[str, int]
     perplexity_before: float
     perplexity_after: float
 
     def summary(self) -> dict[str, float]:
         """Without the weights one by one."""
         plain = asdict(self)
-        del plain["formats"]
+        del plain["formats"], plain["level_rows"]
         return plain
 
 
@@ -149,7 +150,7 @@ class _Work(WorkFolder):
     ) -> list[Candidate]:
         """What each weight costs in each of some formats, as it was found before or anew."""
         short = [text[:MEASURED_TOKENS] for text in texts[:MEASURED_TEXTS]]
-        names = [levels.format.name for levels in among]
+        names = [levels.name for levels in among]
         asked = json.dumps([__version__, model_digest(self._checkpoint), short, names])
         path = kept / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
         if not path.exists():
@@ -220,6 +221,7 @@ class _Rounding:
             bits=sizes.bits,
             num_bytes=sizes.num_bytes,
             formats=sizes.formats,
+            level_rows=sizes.level_rows,
             perplexity_before=self._perplexity(before, check.matrix(head)),
             perplexity_after=self._perplexity(after, now[f"{head.name}.weight"]),
         )
@@ -247,7 +249,7 @@ class _Rounding:
                 tensor = tensors[name]
                 assert isinstance(tensor, Tensor)
                 inputs = moments.mean(inputs_of, tensor.shape[1])
-                rounded[name] = _rounded(tensor, inputs, levels)
+                rounded[name] = round_with_feedback(tensor, inputs, levels)
         return rounded
 
     def _rounded_ends(self, table: Tensor, stream: Tensor) -> Piece:
@@ -259,11 +261,11 @@ class _Rounding:
         tied = weights.head is None
         # Rows that are only looked up are used by themselves: no input makes up for another.
         inputs = moments if tied else torch.eye(table.shape[1])
-        piece[f"{weights.embedding.name}.weight"] = _rounded(table, inputs, levels)
+        piece[f"{weights.embedding.name}.weight"] = round_with_feedback(table, inputs, levels)
         if weights.head is not None:
             levels = BY_NAME[self._chosen[weights.head.name].name]
             head = self._run.matrix(weights.head)
-            piece[f"{weights.head.name}.weight"] = _rounded(head, moments, levels)
+            piece[f"{weights.head.name}.weight"] = round_with_feedback(head, moments, levels)
         return piece | self._run.reader.read([weights.final_norm])
 
     @torch.inference_mode()
@@ -272,10 +274,6 @@ class _Rounding:
         logits = self._check.logits(stream, head).view(*ids.shape, -1)
         found = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, ids[:, 1:, None])
         return float(torch.exp(-found.mean()))
-
-
-def _rounded(weight: Tensor, inputs: Tensor, levels: Levels) -> StoredTensor:
-    return StoredTensor(levels.format, round_with_feedback(weight, inputs, levels))
 
 
 def _values(piece: Piece) -> dict[str, Tensor]:
@@ -292,13 +290,14 @@ class _Sizes:
     def __init__(self) -> None:
         self.num_bytes = 0
         self.formats: dict[str, str] = {}
-        self._block_bytes = 0
+        self.level_rows: dict[str, int] = {}
+        self._rounded_bytes = 0
         self._elements = 0
 
     @property
     def bits(self) -> float:
         """Per weight, of all that were rounded."""
-        return self._block_bytes * 8 / self._elements
+        return self._rounded_bytes * 8 / self._elements
 
     def add(self, piece: Piece) -> None:
         """Count one more."""
@@ -306,7 +305,11 @@ class _Sizes:
             if isinstance(tensor, Tensor):
                 self.num_bytes += tensor.nbytes
                 continue
-            self.num_bytes += tensor.blocks.nbytes
-            self._block_bytes += tensor.blocks.nbytes
+            levels = shared_levels(tensor)
+            num_bytes = tensor.blocks.nbytes + (0 if levels is None else levels.nbytes)
+            self.num_bytes += num_bytes
+            self._rounded_bytes += num_bytes
             self._elements += math.prod(tensor.shape)
             self.formats[name] = tensor.format.name
+            if levels is not None:
+                self.level_rows[name] = LEVEL_ROWS

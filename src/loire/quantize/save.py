@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from loire import __version__
 from loire.checkpoint.checkpoint import Checkpoint
-from loire.checkpoint.formats import BLOCK_FORMATS
+from loire.checkpoint.formats import BLOCK_FORMATS, LEVEL_ROWS
 from loire.checkpoint.hub_cache import name_of
 from loire.checkpoint.safetensors_header import read_file
-from loire.checkpoint.saved_description import VERSION, written
+from loire.checkpoint.saved_description import LEVELS_ENDING, VERSION, written
 from loire.kernels.block_formats import StoredTensor
 from loire.quantize.work import ASKED, write_tensors
 from loire.text.tokenizer import Tokenizer
@@ -24,8 +25,8 @@ Piece: TypeAlias = dict[str, "Tensor | StoredTensor"]
 
 
 def write_piece(path: Path, piece: Mapping[str, Tensor | StoredTensor]) -> None:
-    """A whole safetensors file, or none: blocks as bytes, numbers in float32. Raises ConfigError if
-    it cannot be written."""
+    """A whole safetensors file, or none: blocks as bytes, numbers in float32, levels of their own
+    once for the rows that share them. Raises ConfigError if it cannot be written."""
     tensors = {
         name: tensor.blocks.contiguous()
         if isinstance(tensor, StoredTensor)
@@ -37,6 +38,10 @@ def write_piece(path: Path, piece: Mapping[str, Tensor | StoredTensor]) -> None:
         for name, tensor in piece.items()
         if isinstance(tensor, StoredTensor)
     }
+    for name, tensor in piece.items():
+        levels = shared_levels(tensor) if isinstance(tensor, StoredTensor) else None
+        if levels is not None:
+            tensors[f"{name}{LEVELS_ENDING}"] = levels
     write_tensors(path, tensors, {"format": "pt", "formats": json.dumps(formats)})
 
 
@@ -47,12 +52,23 @@ def read_piece(path: Path) -> Piece:
     with safe_open(str(path), framework="pt") as file:
         formats = json.loads(file.metadata()["formats"])
         found: Piece = {}
-        for name in file.keys():  # noqa: SIM118  no dictionary
+        names = set(file.keys())
+        for name in names:
             tensor = file.get_tensor(name)
-            found[name] = (
-                StoredTensor(BLOCK_FORMATS[formats[name]], tensor) if name in formats else tensor
-            )
+            if name in formats:
+                levels = f"{name}{LEVELS_ENDING}"
+                of_rows = None
+                if levels in names:
+                    of_rows = file.get_tensor(levels)[torch.arange(len(tensor)) // LEVEL_ROWS]
+                found[name] = StoredTensor(BLOCK_FORMATS[formats[name]], tensor, levels=of_rows)
+            elif name.removesuffix(LEVELS_ENDING) not in formats:
+                found[name] = tensor
     return found
+
+
+def shared_levels(tensor: StoredTensor) -> Tensor | None:
+    """int8 [tables, levels] of what was rounded, each table of LEVEL_ROWS rows."""
+    return None if tensor.levels is None else tensor.levels[::LEVEL_ROWS].contiguous()
 
 
 def finish(
@@ -74,7 +90,8 @@ def finish(
         folder / "config.json",
         {
             "model_type": "loire",
-            "version": VERSION,
+            # (Whoever reads nothing newer can read what has no levels of its own.)
+            "version": VERSION if report["level_rows"] else 1,
             "made_by": f"loire {__version__}",
             "made_from": name_of(checkpoint.path),
             **report,

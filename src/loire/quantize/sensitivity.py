@@ -9,7 +9,6 @@ from torch import Tensor
 
 from loire.base.errors import UnsupportedModelError
 from loire.checkpoint.weights import matrices
-from loire.kernels.block_formats import StoredTensor
 from loire.kernels.interface import Weight
 from loire.quantize.allocation import Candidate, FormatCost
 from loire.quantize.layer_run import CalibrationRun, Moments
@@ -67,7 +66,8 @@ def measure(
     model with one rounded weight goes on through the layers that follow, beside the true one.
     """
     table = run.matrix(run.weights.embedding)
-    first, rounded = _Trial.of(run.weights.embedding.name, table, torch.ones(table.shape[1]), among)
+    uniform = torch.ones(table.shape[1])
+    first, rounded = _Trial.of(run.weights.embedding.name, [table], uniform, among)
     found, streams = [first], [run.embed(table), run.embed(rounded)]
     num_layers = run.description.num_layers
     for index in range(num_layers):
@@ -88,7 +88,7 @@ def measure(
     harms = [_divergence(truth, run.logits_of(x[::EVERY], head)) for x in states[1:]]
     candidates = [trial.candidate(harm) for trial, harm in zip(found, harms, strict=True)]
     name = (weights.embedding if weights.head is None else weights.head).name
-    last, rounded = _Trial.of(name, head, states[0].square().mean(dim=0), among)
+    last, rounded = _Trial.of(name, [head], states[0].square().mean(dim=0), among)
     harm = _divergence(truth, run.logits_of(states[0][::EVERY], rounded))
     if weights.head is None:
         candidates[0] = _added(candidates[0], last.candidate(harm))
@@ -105,28 +105,32 @@ class _Trial:
 
     name: str
     num_elements: int
+    bits: Mapping[Levels, float]
+    """What it takes in each format, per weight."""
     errors: Mapping[Levels, float]
     """What each format gets wrong of the product."""
     probe: Levels
 
     @classmethod
     def of(
-        cls, name: str, weight: Tensor, importance: Tensor, among: Sequence[Levels]
+        cls, name: str, parts: Sequence[Tensor], importance: Tensor, among: Sequence[Levels]
     ) -> tuple["_Trial", Tensor]:
-        """With the weight in the format whose harm is measured. importance: float32 [in], the mean
-        squares of its inputs."""
+        """With the weight, its parts one below the other, in the format whose harm is measured.
+        importance: float32 [in], the mean squares of its inputs."""
+        weight = parts[0] if len(parts) == 1 else torch.cat([*parts])
         formats = _formats(name, weight, among)
+        rows = [len(part) for part in parts]
+        bits = {x: x.bits_of(rows, weight.shape[1]) for x in formats}
         errors = {x: weighted_error(weight, importance, x) for x in formats}
         probe = next((x for x in formats if x.bits > PROBE_BITS), formats[-1])
-        blocks = round_to_nearest(weight, importance, probe)
-        rounded = StoredTensor(probe.format, blocks).values()
-        return cls(name, weight.numel(), errors, probe), rounded
+        rounded = round_to_nearest(weight, importance, probe).values()
+        return cls(name, weight.numel(), bits, errors, probe), rounded
 
     def candidate(self, harm: float) -> Candidate:
         """harm: of the format that was measured."""
         unit = max(harm, 0.0) / max(self.errors[self.probe], 1e-30)
         choices = [
-            FormatCost(levels.format.name, levels.bits, error * unit)
+            FormatCost(levels.name, self.bits[levels], error * unit)
             for levels, error in self.errors.items()
         ]
         return Candidate(self.name, self.num_elements, choices)
@@ -143,7 +147,7 @@ def _trial(
     if seen:
         total = sum(moments.counts[name] for name in seen)
         importance = torch.stack([moments.sums[name].diagonal() for name in seen]).sum(0) / total
-    trial, rounded = _Trial.of(unit.name, torch.cat(parts), importance, among)
+    trial, rounded = _Trial.of(unit.name, parts, importance, among)
     changed = rounded.split([len(part) for part in parts])
     return trial, {**tensors, **dict(zip(unit.tensors, changed, strict=True))}
 

@@ -22,6 +22,7 @@ class PackCall(CallStruct):
         ("parts", c_void_p),
         ("part_outputs", c_void_p),
         ("row_strides", c_void_p),
+        ("levels", c_void_p),
         ("bias", c_void_p),
         ("order", c_void_p),
         ("in_features", c_int64),

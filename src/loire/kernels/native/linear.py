@@ -8,13 +8,14 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from loire.base.config import Quantization
 from loire.base.errors import ConfigError, EngineError
 from loire.checkpoint.feed_forward import Activation, ClampedSwiGLU, Routing, is_gate
 from loire.checkpoint.formats import WeightFormat
-from loire.kernels.block_formats import StoredTensor
+from loire.kernels.block_formats import StoredTensor, share_levels
 from loire.kernels.interface import (
     Expert,
     ExpertChunks,
@@ -52,6 +53,8 @@ BLOCKS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3
 """Numbers of GGUF and of Loire's own, as in source/kernels/operations.h."""
 FIRST_BLOCKS = 100
 """What is added to those in a WeightFormat of source/runtime/packed_weight.h."""
+LEVELS = 16
+"""Of a row, as in source/kernels/operations.h."""
 MOST_PARTS = 3
 """Of a packed weight, as in source/kernels/operations.h."""
 GATES: dict[Activation | None, int] = {
@@ -109,10 +112,13 @@ class NativeLinear:
         strides = array_of(c_int64, [part.stride(0) for part in data])
         order = parts[0].order if isinstance(parts[0], StoredTensor) else None
         order = None if order is None else order.to(torch.int32)
+        levels = [_padded_levels(part) for part in parts]
+        levels_at = array_of(c_void_p, [None if x is None else x.data_ptr() for x in levels])
         call = PackCall(
             parts=addressof(rows_at),
             part_outputs=addressof(outputs),
             row_strides=addressof(strides),
+            levels=addressof(levels_at),
             bias=None if bias is None else bias.data_ptr(),
             order=None if order is None else order.data_ptr(),
             in_features=self.in_features,
@@ -201,6 +207,22 @@ class NativeLinear:
         self._adapters.pop(number, None)
         if adapter is not None:
             self._adapters[number] = adapter
+
+
+def _padded_levels(part: Weight) -> Tensor | None:
+    """int8 [rows, 16] of a part whose rows have levels of their own."""
+    if not isinstance(part, StoredTensor) or part.levels is None:
+        return None
+    return F.pad(part.levels, (0, LEVELS - part.format.num_levels)).contiguous()
+
+
+def _packable(parts: Sequence[Weight], halves: int) -> Sequence[Weight]:
+    """The same, in eight bits where rows that have levels of their own do not lie so that kernels
+    can look up eight of them in one table: the same numbers, and the same results."""
+    stored = [part for part in parts if isinstance(part, StoredTensor)]
+    if share_levels(stored, halves):
+        return parts
+    return [part.in_eight_bits() for part in stored]
 
 
 def _format_number(part: Weight, quantization: Quantization | None) -> int:
@@ -324,8 +346,9 @@ class NativeLinearKernels:
         biases: Sequence[Tensor | None] = [None] * len(groups)
         if bias is not None:
             biases = bias.split([sum(part.shape[0] for part in group) for group in groups])
+        halves = 2 if gate is not None and is_gate(gate) else 1
         linears = [
-            NativeLinear(self._context, group, own, dtype, quantization, gate)
+            NativeLinear(self._context, _packable(group, halves), own, dtype, quantization, gate)
             for group, own in zip(groups, biases, strict=True)
         ]
         return linears[0] if len(linears) == 1 else StackedNativeLinear(self._context, linears)

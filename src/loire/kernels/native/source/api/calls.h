@@ -24,6 +24,8 @@ struct PackCall {
     const void* const* parts;
     const int64_t* part_outputs;
     const int64_t* row_strides;
+    const int8_t* const* levels;  // of each part [outputs, LEVELS] or null; or null; rows that are packed
+                                  // together, eight from each multiple of eight on, have the same
     const void* bias;  // or null
     const int32_t* order;  // [in_features], of blocks: which input of x each input of a row is; or null
     int64_t in_features;

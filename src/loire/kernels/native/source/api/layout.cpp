@@ -29,6 +29,7 @@ std::string describe() {
     FIELD(PackCall, parts)
     FIELD(PackCall, part_outputs)
     FIELD(PackCall, row_strides)
+    FIELD(PackCall, levels)
     FIELD(PackCall, bias)
     FIELD(PackCall, order)
     FIELD(PackCall, in_features)

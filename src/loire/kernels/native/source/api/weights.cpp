@@ -34,7 +34,8 @@ LOIRE_EXPORT PackedWeight* loire_pack(Context* context, const PackCall* call) {
         std::vector<WeightPart> parts;
         int64_t outputs = 0;
         for (int32_t i = 0; i < given.num_parts; ++i) {
-            parts.push_back({given.parts[i], given.part_outputs[i], given.row_strides[i]});
+            parts.push_back({given.parts[i], given.part_outputs[i], given.row_strides[i],
+                             given.levels == nullptr ? nullptr : given.levels[i]});
             outputs += given.part_outputs[i];
         }
         check_range("gate", given.gate + 1, int64_t(Gate::SQUARED_RELU) + 2);

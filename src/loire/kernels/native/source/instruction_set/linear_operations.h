@@ -15,6 +15,7 @@ constexpr LinearOperations linear_operations(PieceFunction pack, PieceFunction p
             pack_activations,
             linear_piece<Format>,
             low_rank_piece<typename Format::Element>,
+            Format::Head::BYTES,
             STEP,
             Format::WEIGHT_BYTES,
             Format::ACTIVATIONS * int64_t(sizeof(typename Format::Activation)),

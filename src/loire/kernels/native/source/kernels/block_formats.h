@@ -68,6 +68,7 @@ struct Layout {
     static constexpr ScaleKind SCALE = ELEMENTS == 32 ? ScaleKind::HALF : ScaleKind::CODE;
     static constexpr int GROUPS = 1;         // scales of 32 codes
     static constexpr bool HAS_MINIMUM = false, HAS_TABLE = false;
+    static constexpr bool HAS_LEVELS = false;    // rows may have a table of their own
     static constexpr bool IS_FLOAT8 = false;     // codes are numbers, not whole ones
     static constexpr bool SHARES_BYTES = false;  // codes of scale and minimum have four bits each
     static constexpr bool HAS_POWERS = false;    // scales are powers of two
@@ -414,7 +415,8 @@ struct NV4_128 : Layout<76, 128, 4, 0> {
     }
 };
 
-// Loire's own for few bits: codes of a palette, and a scale for 64.
+// Loire's own for few bits: codes of a palette, and a scale for 64. These palettes are those of weights that
+// come without any.
 alignas(16) constexpr int8_t PALETTE_2[16] = {-127, -38, 38, 127};
 alignas(16) constexpr int8_t PALETTE_3[16] = {-127, -79, -45, -14, 14, 45, 79, 127};
 alignas(16) constexpr int8_t PALETTE_4[16] = {-127, -96, -75, -58, -44, -31, -18, -6,
@@ -422,7 +424,7 @@ alignas(16) constexpr int8_t PALETTE_4[16] = {-127, -96, -75, -58, -44, -31, -18
 
 template <int BITS>
 struct PaletteBlock : Layout<2 + 8 * BITS, 64, BITS, 0> {
-    static constexpr bool HAS_TABLE = true, HAS_FINE_INPUTS = BITS == 2;
+    static constexpr bool HAS_TABLE = true, HAS_LEVELS = true, HAS_FINE_INPUTS = BITS == 2;
     static constexpr ScaleKind SCALE = ScaleKind::BLOCK_HALF;
     INLINE static void read(const uint8_t* source, Block& block) {
         block.scale = two_bytes(source);

@@ -57,16 +57,24 @@ INLINE void fetch(const char* source) {
     asm volatile("" ::: "memory");
 }
 
+// What a panel begins with, and steps are given: nothing, unless a format says otherwise.
+struct NoHead {
+    static constexpr int64_t BYTES = 0;
+    // Of outputs from `column` on.
+    INLINE NoHead(const char*, int64_t) {}
+};
+
 // What formats of plain numbers share. Links: weight and activations of one word, as the links of a
 // chain.
 template <typename Links>
 struct DenseFormat {
+    using Head = NoHead;
     static constexpr int MOST_ROWS = DENSE_ROWS, VECTORS = DENSE_VECTORS;
     static constexpr bool IS_UNPACKED = false;
 
     // One step of ROWS tokens and of outputs [column, column + 16 * VECTORS); fetches a step ahead.
     template <int ROWS, bool ONCE, typename Activation>
-    static INLINE void step(const char* weight, int64_t column, const char* ahead,
+    static INLINE void step(const Head&, const char* weight, int64_t column, const char* ahead,
                             const Activation* activations, Vec16 (&chains)[ROWS][VECTORS]) {
 #pragma GCC unroll 16
         for (int word = 0; word < 16; ++word) {
@@ -166,20 +174,22 @@ struct BFloat16Format : DenseFormat<BFloat16Format> {
 };
 #endif
 
-// Takes the chains of ROWS tokens times 16 * VECTORS outputs, in sums [tokens][PANEL], some steps on.
-// Fetches what lies `distance` bytes ahead of each step; ONCE: the weights are read by nobody else.
+// Takes the chains of ROWS tokens times 16 * VECTORS outputs, in sums [tokens][PANEL], some steps of a panel
+// on. Fetches what lies `distance` bytes ahead of each step; ONCE: the weights are read by nobody else.
 template <typename Format, int ROWS, bool ONCE>
-void multiply(const char* weight, int64_t column, const void* untyped, int64_t steps,
-              int64_t distance, float* sums) {
+void multiply(const char* panel, const char* weight, int64_t column, const void* untyped,
+              int64_t steps, int64_t distance, float* sums) {
     constexpr int VECTORS = Format::VECTORS, UNROLLED = ONCE ? Format::STREAMED_STEPS : 1;
     const auto* activations = static_cast<const typename Format::Activation*>(untyped);
+    const typename Format::Head head(panel, column);
     Vec16 chains[ROWS][VECTORS];
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) chains[r][v] = load(sums + r * PANEL + v * 16);
     const auto one_step = [&]() __attribute__((always_inline)) {
-        Format::template step<ROWS, ONCE>(weight, column, weight + distance, activations, chains);
+        Format::template step<ROWS, ONCE>(head, weight, column, weight + distance, activations,
+                                          chains);
         weight += Format::WEIGHT_BYTES;
         activations += ROWS * Format::ACTIVATIONS;
     };
@@ -199,12 +209,13 @@ template <typename Format>
 void multiply_panel(const char* panel, const char* activations, int64_t tokens, int64_t block,
                     int64_t steps, float* sums, FetchedPanels& added) {
     const int64_t activation_bytes = Format::ACTIVATIONS * sizeof(typename Format::Activation);
+    const char* weight = panel + Format::Head::BYTES;
     if constexpr (16 * Format::VECTORS == PANEL)
         if (tokens <= block && tokens <= MOST_STREAMED) {
             added.rest();
             return for_count<MOST_STREAMED>(tokens, [&](auto rows) {
-                multiply<Format, rows.value, true>(panel, 0, activations, steps, PREFETCH_BYTES,
-                                                   sums);
+                multiply<Format, rows.value, true>(panel, weight, 0, activations, steps,
+                                                   PREFETCH_BYTES, sums);
             });
         }
     if constexpr (Format::IS_UNPACKED)
@@ -220,7 +231,7 @@ void multiply_panel(const char* panel, const char* activations, int64_t tokens, 
             for_count<Format::MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 for (int column = 0; column < PANEL; column += Format::VECTORS * 16)
                     multiply<Format, rows.value, false>(
-                        panel + step * Format::WEIGHT_BYTES, column,
+                        panel, weight + step * Format::WEIGHT_BYTES, column,
                         activations + (t * steps + rows.value * step) * activation_bytes, count,
                         chunk * Format::WEIGHT_BYTES, sums + t * PANEL + column);
             });
@@ -311,7 +322,7 @@ template <typename Format>
 void linear_piece(const void* untyped, int64_t piece, Scratch& scratch) {
     const auto& a = *static_cast<const LinearArguments*>(untyped);
     const auto [first_token, tokens, first_panel, last_panel] = linear_piece_at(a, piece);
-    const int64_t panel_bytes = a.steps * Format::WEIGHT_BYTES;
+    const int64_t panel_bytes = Format::Head::BYTES + a.steps * Format::WEIGHT_BYTES;
     const int64_t token_bytes =
         a.steps * Format::ACTIVATIONS * sizeof(typename Format::Activation);
     const char* activations =

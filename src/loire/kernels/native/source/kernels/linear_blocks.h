@@ -25,13 +25,15 @@ namespace loire {
 namespace {
 
 // What both ways of multiplying share.
-template <typename GivenElement, typename Stored, typename GivenActivation, int64_t PER_PART>
+template <typename GivenElement, typename Stored, typename GivenActivation, int64_t PER_PART,
+          int GIVEN_VECTORS>
 struct BlocksFormat {
     using Element = GivenElement;
     using Activation = GivenActivation;
     using Packed = PackedBlocks<Stored>;
     using Codes = typename Packed::Codes;
-    static constexpr int STREAMED_STEPS = 1;
+    using Head = Meanings<Stored, GIVEN_VECTORS>;
+    static constexpr int STREAMED_STEPS = 1, VECTORS = GIVEN_VECTORS;
     static constexpr int64_t WEIGHT_BYTES = Packed::BYTES, INPUTS = Stored::ELEMENTS;
     static constexpr int64_t ACTIVATIONS = PER_PART * Packed::PARTS_OF_STEP;
     static constexpr int GROUPS = Stored::GROUPS, WORDS = 8 / GROUPS;  // words of a group
@@ -42,28 +44,30 @@ using StepOf = BlockStep<Stored::GROUPS, Stored::HAS_MINIMUM, Stored::HAS_POWERS
                          Stored::HAS_FINE_INPUTS>;
 
 template <typename Element, typename Stored>
-struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1> {
+struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1, QUANTIZED_VECTORS> {
     using Step = StepOf<Stored>;
-    using Base = BlocksFormat<Element, Stored, Step, 1>;
+    using Base = BlocksFormat<Element, Stored, Step, 1, QUANTIZED_VECTORS>;
     static constexpr bool IS_UNPACKED = true, EXACT_SCALES = Stored::HAS_POWERS;
     static constexpr bool HAS_FINE_INPUTS = Stored::HAS_FINE_INPUTS;
     using Packed = typename Base::Packed;
-    static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
+    using Head = typename Base::Head;
+    static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = Base::VECTORS;
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const char* weight, int64_t column, const char* ahead, const Step* x,
-                            Vec16 (&chains)[ROWS][VECTORS]) {
+    static INLINE void step(const Head& head, const char* weight, int64_t column,
+                            const char* ahead, const Step* x, Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::HEAD_BYTES, ONCE>(ahead);
 #pragma GCC unroll 1
         for (int64_t part = 0; part < Packed::PARTS_OF_STEP; ++part)
-            one_part<ROWS, ONCE>(weight, Packed::part(weight, part), column,
+            one_part<ROWS, ONCE>(head, weight, Packed::part(weight, part), column,
                                  Packed::part(ahead, part), x + part * ROWS, chains);
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void one_part(const char* weight, const char* part, int64_t column,
-                                const char* ahead, const Step* x, Vec16 (&chains)[ROWS][VECTORS]) {
+    static INLINE void one_part(const Head& head, const char* weight, const char* part,
+                                int64_t column, const char* ahead, const Step* x,
+                                Vec16 (&chains)[ROWS][VECTORS]) {
         constexpr int64_t FETCHED = Packed::Codes::BYTES / 8;
         const char* lanes = part + column * LANE;
 #pragma GCC unroll 2
@@ -81,7 +85,7 @@ struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1> {
                 fetch<FETCHED, ONCE>(ahead + (group * WORDS + i) * FETCHED);
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v)
-                    codes[i][v] = dot_codes<Stored>(lanes + v * 64, word_at(i));
+                    codes[i][v] = head.vector[v].codes(lanes + v * 64, word_at(i));
                 add_word<ROWS>(codes[i], word_at(i), x, numbers);
             }
             if constexpr (HAS_FINE_INPUTS) {
@@ -132,16 +136,17 @@ struct Int4 : Layout<18, 32, 4, 8> {
 
 // Made for exactness; few rows and vectors keep the code small.
 template <typename Stored>
-struct ExactBlocks : BlocksFormat<float, Stored, float, STEP> {
-    using Base = BlocksFormat<float, Stored, float, STEP>;
+struct ExactBlocks : BlocksFormat<float, Stored, float, STEP, 1> {
+    using Base = BlocksFormat<float, Stored, float, STEP, 1>;
     using Packed = typename Base::Packed;
+    using Head = typename Base::Head;
     static constexpr bool IS_UNPACKED = false;
-    static constexpr int MOST_ROWS = 4, VECTORS = 1;
+    static constexpr int MOST_ROWS = 4, VECTORS = Base::VECTORS;
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const char* weight, int64_t column, const char* ahead, const float* x,
-                            Vec16 (&chains)[ROWS][VECTORS]) {
+    static INLINE void step(const Head& head, const char* weight, int64_t column,
+                            const char* ahead, const float* x, Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::BYTES, ONCE>(ahead);
 #pragma GCC unroll 1
         for (int64_t p = 0; p < Packed::PARTS_OF_STEP; ++p) {
@@ -150,7 +155,7 @@ struct ExactBlocks : BlocksFormat<float, Stored, float, STEP> {
             for (int word = 0; word < 8; ++word) {
                 const int group = word / WORDS;
                 const Vec16 scales = Packed::beside(weight, part, 0, group, column);
-                const Int16 codes = dot_codes<Stored>(part + column * LANE, word);
+                const Int16 codes = head.vector[0].codes(part + column * LANE, word);
 #pragma GCC unroll 4
                 for (int byte = 0; byte < 4; ++byte) {
                     Int16 value;

@@ -107,6 +107,7 @@ struct Float8Blocks {
     static constexpr bool IN_PAIRS = HAS_PAIRS && sizeof(Element) == 2;
     using Wide = WideWord<IN_PAIRS>;
     using Activation = Either<IN_PAIRS, uint32_t, float>;
+    using Head = NoHead;
     static constexpr int MOST_ROWS = DENSE_ROWS, VECTORS = DENSE_VECTORS, STREAMED_STEPS = 1;
     static constexpr bool IS_UNPACKED = true;
     static constexpr int64_t WEIGHT_BYTES = Packed::BYTES, INPUTS = Stored::ELEMENTS;
@@ -143,7 +144,7 @@ struct Float8Blocks {
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const char* weight, int64_t column, const char* ahead,
+    static INLINE void step(const Head&, const char* weight, int64_t column, const char* ahead,
                             const Activation* x, Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::HEAD_BYTES, ONCE>(ahead);
         const char* words = Packed::part(weight, 0) + column * LANE;
@@ -173,6 +174,7 @@ struct Float8Blocks {
 template <typename Narrow>
 struct WidenedFloat8 {
     using Activation = typename Narrow::Activation;
+    using Head = NoHead;
     using Packed = typename Narrow::Packed;
     static constexpr int VECTORS = Narrow::VECTORS, STREAMED_STEPS = 1, LINKS = Narrow::Wide::LINKS;
     static constexpr int64_t LINK_BYTES = PANEL * 4, ACTIVATIONS = Narrow::ACTIVATIONS;
@@ -197,7 +199,7 @@ struct WidenedFloat8 {
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const char* weight, int64_t column, const char*, const Activation* x,
+    static INLINE void step(const Head&, const char* weight, int64_t column, const char*, const Activation* x,
                             Vec16 (&chains)[ROWS][VECTORS]) {
         const char* links = weight + Packed::HEAD_BYTES + column * 4;
         const auto wide = [&](int64_t word, auto add) __attribute__((always_inline)) {
@@ -229,7 +231,7 @@ void Float8Blocks<Element, Stored>::multiply_many(const char* panel, const char*
             for_count<MOST_ROWS>(tokens - t < block ? tokens - t : block, [&](auto rows) {
                 for (int column = 0; column < PANEL; column += VECTORS * 16)
                     multiply<Widened, rows.value, false>(
-                        widened, column,
+                        widened, widened, column,
                         activations + (t * steps + rows.value * step) * ACTIVATION_BYTES, 1, 0,
                         sums + t * PANEL + column);
             });

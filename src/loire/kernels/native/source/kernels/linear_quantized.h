@@ -47,6 +47,7 @@ template <typename GivenElement>
 struct QuantizedFormat {
     using Element = GivenElement;
     using Activation = QuantizedStep;
+    using Head = NoHead;
     static constexpr int MOST_ROWS = QUANTIZED_ROWS, VECTORS = QUANTIZED_VECTORS;
     static constexpr int STREAMED_STEPS = 1;
     static constexpr bool IS_UNPACKED = false, EXACT_SCALES = false, HAS_FINE_INPUTS = false;
@@ -64,7 +65,7 @@ struct QuantizedFormat {
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const char* weight, int64_t column, const char* ahead,
+    static INLINE void step(const Head&, const char* weight, int64_t column, const char* ahead,
                             const Activation* x, Vec16 (&chains)[ROWS][VECTORS]) {
         Int16 numbers[ROWS][VECTORS];
 #pragma GCC unroll 8

@@ -350,9 +350,13 @@ struct LimitArguments {
 struct WeightPart {
     const void* rows;  // [outputs, in]
     int64_t outputs, stride;  // in elements, from row to row
+    const int8_t* levels = nullptr;  // [outputs, LEVELS], of formats that have such; null: the usual ones
 };
 
 constexpr int MOST_PARTS = 3;
+
+// What codes of four bits and fewer stand for, in formats where rows may have levels of their own.
+constexpr int64_t LEVELS = 16;
 
 // The row of a weight that is packed as the given one, or -1 for none. out_features: after the gate.
 constexpr int64_t source_row(int64_t packed, Gate gate, int64_t out_features) {
@@ -371,20 +375,40 @@ struct PackArguments {
 
     // The row that is packed as the given one, or null for none.
     const void* row(int64_t packed, int64_t element_bytes) const {
+        const Place place = place_of(packed);
+        if (place.part == nullptr) return nullptr;
+        return static_cast<const char*>(place.part->rows) +
+               place.row * place.part->stride * element_bytes;
+    }
+
+    // That row's levels, or null for the usual ones.
+    const int8_t* levels(int64_t packed) const {
+        const Place place = place_of(packed);
+        if (place.part == nullptr || place.part->levels == nullptr) return nullptr;
+        return place.part->levels + place.row * LEVELS;
+    }
+
+  private:
+    struct Place {
+        const WeightPart* part;  // or null
+        int64_t row;
+    };
+
+    Place place_of(int64_t packed) const {
         int64_t out = source_row(packed, gate, out_features);
-        if (out < 0) return nullptr;
+        if (out < 0) return {nullptr, 0};
         for (const WeightPart& part : parts) {
-            if (out < part.outputs)
-                return static_cast<const char*>(part.rows) + out * part.stride * element_bytes;
+            if (out < part.outputs) return {&part, out};
             out -= part.outputs;
         }
-        return nullptr;
+        return {nullptr, 0};
     }
 };
 
 // How to pack and to multiply with weights of one format.
 struct LinearOperations {
     PieceFunction pack, pack_activations, linear, low_rank;
+    int64_t head_bytes;               // of a panel, before its steps
     int64_t step_inputs, step_bytes;  // of a step of a panel
     int64_t packed_bytes_per_step;   // of one token's activations
     int64_t (*tokens_per_block)(int64_t tokens);  // of packed activations, for so many in all

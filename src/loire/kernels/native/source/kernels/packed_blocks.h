@@ -1,6 +1,7 @@
 // How weights in a block format are packed: their bits as they are, in another order.
 //
-// Panels of 32 outputs; in a panel, steps of as many inputs as a block has (32 to 256). A step is
+// Panels of 32 outputs; in a panel, where rows may have levels of their own, those of each eight outputs
+// (ALIKE), 16 bytes as dot() takes them; then steps of as many inputs as a block has (32 to 256). A step is
 //     where scales are codes: the blocks' scales, and then their minimums, of 32 outputs (halves)
 //     where they are floats: those of 32 outputs, and then their zero points, negated, in 64 bytes
 //     for each 32 inputs: the codes, then scales, then minimums of 32 outputs, for each of the format's
@@ -98,13 +99,55 @@ struct PackedCodes {
     }
 };
 
-// The codes of a word as dot() takes them, and which of those stands for zero.
+constexpr int64_t ALIKE = 8;  // outputs that have the same levels
+constexpr uint8_t LEVEL_BITS = SIGNED_CODES ? 0 : 128;  // that levels differ in from what dot() takes
+
+// What codes of 16 outputs stand for, as dot() takes it.
+template <typename Stored, bool HAS_LEVELS = Stored::HAS_LEVELS>
+struct Meaning {
+    static constexpr int64_t BYTES = 0;  // at the head of a panel
+    Meaning() = default;
+    // Of outputs of a panel from `output` on.
+    INLINE Meaning(const char*, int64_t) {}
+
+    INLINE Int16 codes(const char* lanes, int word) const {
+        const Int16 found = PackedCodes<Stored::BITS>::load(lanes, word);
+        if constexpr (Stored::HAS_TABLE) return look_up(Stored::TABLE, found);
+        return found;
+    }
+};
+
 template <typename Stored>
-INLINE Int16 dot_codes(const char* lanes, int word) {
-    const Int16 codes = PackedCodes<Stored::BITS>::load(lanes, word);
-    if constexpr (Stored::HAS_TABLE) return look_up(Stored::TABLE, codes);
-    return codes;
-}
+struct Meaning<Stored, true> {
+    static constexpr int64_t BYTES = PANEL / ALIKE * LEVELS;
+    Int16 tables;  // of each four outputs, whose codes are 16 bytes
+
+    Meaning() = default;
+    INLINE Meaning(const char* panel, int64_t output) {
+        alignas(64) char wide[64];
+        for (int i = 0; i < 4; ++i)
+            __builtin_memcpy(wide + i * LEVELS, panel + (output + i * 4) / ALIKE * LEVELS, LEVELS);
+        tables = load_ints(wide);
+    }
+
+    INLINE Int16 codes(const char* lanes, int word) const {
+        return look_up(tables, PackedCodes<Stored::BITS>::load(lanes, word));
+    }
+};
+
+// The head of a panel, of 16 * VECTORS outputs from `column` on.
+template <typename Stored, int VECTORS>
+struct Meanings {
+    static constexpr int64_t BYTES = Meaning<Stored>::BYTES;
+    Meaning<Stored> vector[VECTORS];
+
+    INLINE Meanings(const char* panel, int64_t column) {
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) vector[v] = Meaning<Stored>(panel, column + v * 16);
+    }
+};
+
+// Which of those stands for zero.
 template <typename Stored>
 constexpr int DOT_ZERO = Stored::HAS_TABLE ? (SIGNED_CODES ? 0 : 128)
                          : Stored::BITS == 8 && SIGNED_CODES ? 0
@@ -243,12 +286,35 @@ INLINE void to_dot_codes(uint8_t* codes) {
         for (int64_t i = 0; i < Format::ELEMENTS; ++i) codes[i] ^= 128;
 }
 
+// The levels of a panel's outputs, those of each eight the first one's.
+template <typename Format>
+INLINE void put_levels(const PackArguments& a, int64_t panel, char* packed) {
+    for (int64_t lane = 0; lane < PANEL; lane += ALIKE) {
+        const int8_t* levels = a.levels(panel * PANEL + lane);
+        if (levels == nullptr) levels = Format::TABLE;
+        for (int64_t i = 0; i < LEVELS; ++i)
+            packed[lane / ALIKE * LEVELS + i] = char(uint8_t(levels[i]) ^ LEVEL_BITS);
+    }
+}
+
+// What 16 codes of an output of a panel stand for, as floats.
+template <typename Format>
+INLINE Vec16 packed_numbers(const char* panel, int64_t output, const uint8_t* codes) {
+    if constexpr (!Format::HAS_LEVELS) return numbers_of<Format>(codes);
+    const char* levels = panel + output / ALIKE * LEVELS;
+    int8_t values[SCALED];
+    for (int i = 0; i < SCALED; ++i) values[i] = int8_t(uint8_t(levels[codes[i]]) ^ LEVEL_BITS);
+    return load(values);
+}
+
 template <typename Format>
 void pack_blocks_piece(const void* untyped, int64_t panel, Scratch&) {
     const auto& a = *static_cast<const PackArguments*>(untyped);
     using Packed = PackedBlocks<Format>;
     char* packed = a.packed + panel * a.panel_bytes;
     __builtin_memset(packed, 0, a.panel_bytes);
+    if constexpr (Format::HAS_LEVELS) put_levels<Format>(a, panel, packed);
+    packed += Meaning<Format>::BYTES;
     for (int64_t lane = 0; lane < PANEL; ++lane) {
         const auto* row = static_cast<const uint8_t*>(a.row(panel * PANEL + lane, 1));
         if (row == nullptr) continue;
@@ -267,7 +333,8 @@ void embed_blocks_piece(const void* untyped, int64_t piece, Scratch&) {
     const auto& a = *static_cast<const EmbedArguments*>(untyped);
     using Packed = PackedBlocks<Format>;
     const Vec16 table_scale = broadcast(a.table_scale);
-    const int64_t steps = a.size / Format::ELEMENTS, panel_bytes = steps * Packed::BYTES;
+    const int64_t steps = a.size / Format::ELEMENTS;
+    const int64_t panel_bytes = Meaning<Format>::BYTES + steps * Packed::BYTES;
     const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
     for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
         const int64_t found = a.token_ids[t];
@@ -275,11 +342,11 @@ void embed_blocks_piece(const void* untyped, int64_t piece, Scratch&) {
         float* row = a.residual + t * a.size;
         for (int64_t step = 0; step < steps; ++step) {
             Block block;
-            Packed::get(panel + step * Packed::BYTES, found % PANEL, block);
+            Packed::get(panel + Meaning<Format>::BYTES + step * Packed::BYTES, found % PANEL, block);
             to_dot_codes<Format>(block.codes);
             for (int i = 0; i < Format::ELEMENTS / SCALED; ++i) {
                 const Vec16 number =
-                    numbers_of<Format>(block.codes + i * SCALED) *
+                    packed_numbers<Format>(panel, found % PANEL, block.codes + i * SCALED) *
                         broadcast(scale_of<Format>(block, i)) +
                     broadcast(minimum_of<Format>(block, i));
                 store(row + step * Format::ELEMENTS + i * SCALED, number * table_scale);

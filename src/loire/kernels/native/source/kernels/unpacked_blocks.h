@@ -101,6 +101,7 @@ struct UnpackedKind {
 template <typename Stored>
 struct UnpackedChunk {
     using Packed = PackedBlocks<Stored>;
+    using Head = Meanings<Stored, PANEL / 16>;
     // Whether codes lie in the packed weight as they would lie here.
     static constexpr bool IN_PLACE =
         Stored::BITS == 8 && !Stored::HAS_TABLE && Packed::HEAD_BYTES == 0;
@@ -114,7 +115,7 @@ struct UnpackedChunk {
     alignas(64) char codes[IN_PLACE ? 64 : CHUNK_PARTS * UNPACKED_CODES];
 
     // The first `count` parts from a step on. Fetches what the passes will not of the next chunk.
-    INLINE void unpack(const char* packed, int64_t count) {
+    INLINE void unpack(const Head& head, const char* packed, int64_t count) {
         constexpr int64_t LEFT = PACKED_BYTES - CHUNK_PARTS * Kind::FETCHED_PER_PART;
         const char* rest = packed + 2 * PACKED_BYTES - LEFT;
         for (int64_t p = 0; p < count; ++p, rest += LEFT / CHUNK_PARTS) {
@@ -122,18 +123,18 @@ struct UnpackedChunk {
                 __builtin_prefetch(rest + line);
             const char* step = packed + p / Packed::PARTS_OF_STEP * Packed::BYTES;
             const char* part = Packed::part(step, p % Packed::PARTS_OF_STEP);
-            if constexpr (!IN_PLACE) unpack_codes(part, codes + p * UNPACKED_CODES);
+            if constexpr (!IN_PLACE) unpack_codes(head, part, codes + p * UNPACKED_CODES);
             unpack_beside(step, part, parts[p]);
         }
     }
 
-    static INLINE void unpack_codes(const char* part, char* target) {
+    static INLINE void unpack_codes(const Head& head, const char* part, char* target) {
 #pragma GCC unroll 2
         for (int64_t output = 0; output < PANEL; output += 16)
 #pragma GCC unroll 8
             for (int word = 0; word < 8; ++word)
                 store_ints(target + word * UNPACKED_WORD + output * LANE,
-                           dot_codes<Stored>(part + output * LANE, word));
+                           head.vector[output / 16].codes(part + output * LANE, word));
     }
 
     static INLINE void unpack_beside(const char* step, const char* part, Part& target) {
@@ -296,10 +297,12 @@ void multiply_panel_unpacked(const char* panel, const char* activations, int64_t
     using Chunk = UnpackedChunk<Stored>;
     const auto* x = reinterpret_cast<const typename Chunk::Kind::Step*>(activations);
     const int64_t parts = steps * Chunk::Packed::PARTS_OF_STEP;
+    const typename Chunk::Head head(panel, 0);
+    panel += Chunk::Head::BYTES;
     Chunk chunk;
     for (int64_t first = 0; first < parts; first += CHUNK_PARTS, panel += Chunk::PACKED_BYTES) {
         const int64_t count = parts - first < CHUNK_PARTS ? parts - first : CHUNK_PARTS;
-        chunk.unpack(panel, count);
+        chunk.unpack(head, panel, count);
         const UnpackedParts<typename Chunk::Kind> given{
             Chunk::IN_PLACE ? panel : chunk.codes,
             Chunk::IN_PLACE ? Chunk::Packed::PART_BYTES : UNPACKED_CODES, chunk.parts, count,

@@ -366,6 +366,27 @@ INLINE Int16 look_up(const int8_t (&table)[16], const Int16& indices) {
     return result;
 }
 
+// The bytes of tables of 16, one for each four lanes, at indices, each a byte.
+INLINE Int16 look_up(const Int16& tables, const Int16& indices) {
+    Int16 result;
+#if defined(LOIRE_AVX512)
+    result.part[0] = (Ints)_mm512_shuffle_epi8((__m512i)tables.part[0], (__m512i)indices.part[0]);
+#elif defined(LOIRE_AVX2)
+    EACH_PART result.part[p] =
+        (Ints)_mm256_shuffle_epi8((__m256i)tables.part[p], (__m256i)indices.part[p]);
+#elif defined(LOIRE_NEON)
+    EACH_PART result.part[p] =
+        (Ints)vqtbl1q_u8((uint8x16_t)tables.part[p], (uint8x16_t)indices.part[p]);
+#else
+    uint8_t table[64], found[64];
+    store_ints(table, tables);
+    store_ints(found, indices);
+    for (int i = 0; i < 64; ++i) found[i] = table[i / 16 * 16 + found[i]];
+    result = load_ints(found);
+#endif
+    return result;
+}
+
 // Each lane one bfloat16 pair: the float32 values of the upper and of the lower halves.
 INLINE Vec16 upper_halves(const Vec16& pairs) {
     Vec16 result;

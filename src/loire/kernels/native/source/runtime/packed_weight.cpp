@@ -31,7 +31,7 @@ PackedWeight::PackedWeight(Pool& pool, WeightMemory& memory, const LinearOperati
       order(std::move(order)),
       panels((out_features + PANEL - 1) / PANEL * panels_per_output(gate)),
       steps((in_features + operations.step_inputs - 1) / operations.step_inputs),
-      panel_bytes(steps * operations.step_bytes),
+      panel_bytes(operations.head_bytes + steps * operations.step_bytes),
       adapters(is_bfloat16, gate, out_features, in_features, panels) {
     const size_t rows = size_t(panels * PANEL), data_bytes = size_t(panels * panel_bytes);
     const bool has_scales = format == WeightFormat::INT8;

@@ -15,9 +15,9 @@ constexpr LinearOperations LOIRE_PART(dense_float32) =
 #if defined(LOIRE_AMX)
 constexpr LinearOperations LOIRE_PART(dense_bfloat16) = {
     pack_dense_piece<bfloat16, false>, pack_tiles_piece,     linear_tiles_piece,
-    low_rank_piece<bfloat16>,          STEP,                 PANEL * STEP * 2,
-    TOKEN_STEP_BYTES,                  tile_tokens,          4,
-    nullptr};
+    low_rank_piece<bfloat16>,          0,                    STEP,
+    PANEL * STEP * 2,                  TOKEN_STEP_BYTES,     tile_tokens,
+    4,                                 nullptr};
 #else
 constexpr LinearOperations LOIRE_PART(dense_bfloat16) = linear_operations<BFloat16Format>(
     pack_dense_piece<bfloat16>, pack_activations_piece<BFloat16Format>);

@@ -57,7 +57,8 @@ INLINE void fetch(const char* source) {
     asm volatile("" ::: "memory");
 }
 
-// What a panel begins with, and steps are given: nothing, unless a format says otherwise.
+// What a panel begins with, and steps are given: nothing, unless a format says otherwise. (By value: what
+// is in it then stays in registers.)
 struct NoHead {
     static constexpr int64_t BYTES = 0;
     // Of outputs from `column` on.
@@ -74,7 +75,7 @@ struct DenseFormat {
 
     // One step of ROWS tokens and of outputs [column, column + 16 * VECTORS); fetches a step ahead.
     template <int ROWS, bool ONCE, typename Activation>
-    static INLINE void step(const Head&, const char* weight, int64_t column, const char* ahead,
+    static INLINE void step(Head, const char* weight, int64_t column, const char* ahead,
                             const Activation* activations, Vec16 (&chains)[ROWS][VECTORS]) {
 #pragma GCC unroll 16
         for (int word = 0; word < 16; ++word) {

@@ -55,7 +55,7 @@ struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1, QUANTIZE
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const Head& head, const char* weight, int64_t column,
+    static INLINE void step(Head head, const char* weight, int64_t column,
                             const char* ahead, const Step* x, Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::HEAD_BYTES, ONCE>(ahead);
 #pragma GCC unroll 1
@@ -65,7 +65,7 @@ struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1, QUANTIZE
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void one_part(const Head& head, const char* weight, const char* part,
+    static INLINE void one_part(Head head, const char* weight, const char* part,
                                 int64_t column, const char* ahead, const Step* x,
                                 Vec16 (&chains)[ROWS][VECTORS]) {
         constexpr int64_t FETCHED = Packed::Codes::BYTES / 8;
@@ -85,7 +85,7 @@ struct RoundedBlocks : BlocksFormat<Element, Stored, StepOf<Stored>, 1, QUANTIZE
                 fetch<FETCHED, ONCE>(ahead + (group * WORDS + i) * FETCHED);
 #pragma GCC unroll 2
                 for (int v = 0; v < VECTORS; ++v)
-                    codes[i][v] = head.vector[v].codes(lanes + v * 64, word_at(i));
+                    codes[i][v] = head.codes(v, lanes + v * 64, word_at(i));
                 add_word<ROWS>(codes[i], word_at(i), x, numbers);
             }
             if constexpr (HAS_FINE_INPUTS) {
@@ -145,7 +145,7 @@ struct ExactBlocks : BlocksFormat<float, Stored, float, STEP, 1> {
     static constexpr int GROUPS = Base::GROUPS, WORDS = Base::WORDS;
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const Head& head, const char* weight, int64_t column,
+    static INLINE void step(Head head, const char* weight, int64_t column,
                             const char* ahead, const float* x, Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::BYTES, ONCE>(ahead);
 #pragma GCC unroll 1
@@ -155,7 +155,7 @@ struct ExactBlocks : BlocksFormat<float, Stored, float, STEP, 1> {
             for (int word = 0; word < 8; ++word) {
                 const int group = word / WORDS;
                 const Vec16 scales = Packed::beside(weight, part, 0, group, column);
-                const Int16 codes = head.vector[0].codes(part + column * LANE, word);
+                const Int16 codes = head.codes(0, part + column * LANE, word);
 #pragma GCC unroll 4
                 for (int byte = 0; byte < 4; ++byte) {
                     Int16 value;

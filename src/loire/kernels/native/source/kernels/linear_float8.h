@@ -144,7 +144,7 @@ struct Float8Blocks {
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const Head&, const char* weight, int64_t column, const char* ahead,
+    static INLINE void step(Head, const char* weight, int64_t column, const char* ahead,
                             const Activation* x, Vec16 (&chains)[ROWS][VECTORS]) {
         fetch<Packed::HEAD_BYTES, ONCE>(ahead);
         const char* words = Packed::part(weight, 0) + column * LANE;
@@ -199,7 +199,7 @@ struct WidenedFloat8 {
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const Head&, const char* weight, int64_t column, const char*, const Activation* x,
+    static INLINE void step(Head, const char* weight, int64_t column, const char*, const Activation* x,
                             Vec16 (&chains)[ROWS][VECTORS]) {
         const char* links = weight + Packed::HEAD_BYTES + column * 4;
         const auto wide = [&](int64_t word, auto add) __attribute__((always_inline)) {

@@ -65,7 +65,7 @@ struct QuantizedFormat {
     }
 
     template <int ROWS, bool ONCE>
-    static INLINE void step(const Head&, const char* weight, int64_t column, const char* ahead,
+    static INLINE void step(Head, const char* weight, int64_t column, const char* ahead,
                             const Activation* x, Vec16 (&chains)[ROWS][VECTORS]) {
         Int16 numbers[ROWS][VECTORS];
 #pragma GCC unroll 8

@@ -102,50 +102,39 @@ struct PackedCodes {
 constexpr int64_t ALIKE = 8;  // outputs that have the same levels
 constexpr uint8_t LEVEL_BITS = SIGNED_CODES ? 0 : 128;  // that levels differ in from what dot() takes
 
-// What codes of 16 outputs stand for, as dot() takes it.
-template <typename Stored, bool HAS_LEVELS = Stored::HAS_LEVELS>
-struct Meaning {
+// What the codes of 16 * VECTORS outputs of a panel stand for, as dot() takes it.
+template <typename Stored, int VECTORS, bool HAS_LEVELS = Stored::HAS_LEVELS>
+struct Meanings {
     static constexpr int64_t BYTES = 0;  // at the head of a panel
-    Meaning() = default;
-    // Of outputs of a panel from `output` on.
-    INLINE Meaning(const char*, int64_t) {}
+    // Of outputs from `column` on.
+    INLINE Meanings(const char*, int64_t) {}
 
-    INLINE Int16 codes(const char* lanes, int word) const {
+    // Of a vector's codes, whose lanes begin at `lanes`.
+    INLINE Int16 codes(int, const char* lanes, int word) const {
         const Int16 found = PackedCodes<Stored::BITS>::load(lanes, word);
         if constexpr (Stored::HAS_TABLE) return look_up(Stored::TABLE, found);
         return found;
     }
 };
 
-template <typename Stored>
-struct Meaning<Stored, true> {
-    static constexpr int64_t BYTES = PANEL / ALIKE * LEVELS;
-    Int16 tables;  // of each four outputs, whose codes are 16 bytes
-
-    Meaning() = default;
-    INLINE Meaning(const char* panel, int64_t output) {
-        alignas(64) char wide[64];
-        for (int i = 0; i < 4; ++i)
-            __builtin_memcpy(wide + i * LEVELS, panel + (output + i * 4) / ALIKE * LEVELS, LEVELS);
-        tables = load_ints(wide);
-    }
-
-    INLINE Int16 codes(const char* lanes, int word) const {
-        return look_up(tables, PackedCodes<Stored::BITS>::load(lanes, word));
-    }
-};
-
-// The head of a panel, of 16 * VECTORS outputs from `column` on.
 template <typename Stored, int VECTORS>
-struct Meanings {
-    static constexpr int64_t BYTES = Meaning<Stored>::BYTES;
-    Meaning<Stored> vector[VECTORS];
+struct Meanings<Stored, VECTORS, true> {
+    static constexpr int64_t BYTES = PANEL / ALIKE * LEVELS;
+    Int16 tables[VECTORS];  // of each four outputs, whose codes are 16 bytes
 
     INLINE Meanings(const char* panel, int64_t column) {
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) vector[v] = Meaning<Stored>(panel, column + v * 16);
+        for (int v = 0; v < VECTORS; ++v)
+            tables[v] = two_tables(panel + (column + v * 16) / ALIKE * LEVELS);
+    }
+
+    INLINE Int16 codes(int v, const char* lanes, int word) const {
+        return look_up(tables[v], PackedCodes<Stored::BITS>::load(lanes, word));
     }
 };
+
+template <typename Stored>
+constexpr int64_t LEVELS_BYTES = Meanings<Stored, 1>::BYTES;
 
 // Which of those stands for zero.
 template <typename Stored>
@@ -314,7 +303,7 @@ void pack_blocks_piece(const void* untyped, int64_t panel, Scratch&) {
     char* packed = a.packed + panel * a.panel_bytes;
     __builtin_memset(packed, 0, a.panel_bytes);
     if constexpr (Format::HAS_LEVELS) put_levels<Format>(a, panel, packed);
-    packed += Meaning<Format>::BYTES;
+    packed += LEVELS_BYTES<Format>;
     for (int64_t lane = 0; lane < PANEL; ++lane) {
         const auto* row = static_cast<const uint8_t*>(a.row(panel * PANEL + lane, 1));
         if (row == nullptr) continue;
@@ -334,7 +323,7 @@ void embed_blocks_piece(const void* untyped, int64_t piece, Scratch&) {
     using Packed = PackedBlocks<Format>;
     const Vec16 table_scale = broadcast(a.table_scale);
     const int64_t steps = a.size / Format::ELEMENTS;
-    const int64_t panel_bytes = Meaning<Format>::BYTES + steps * Packed::BYTES;
+    const int64_t panel_bytes = LEVELS_BYTES<Format> + steps * Packed::BYTES;
     const int64_t end = piece * ROWS_PER_PIECE + ROWS_PER_PIECE;
     for (int64_t t = piece * ROWS_PER_PIECE; t < end && t < a.tokens; ++t) {
         const int64_t found = a.token_ids[t];
@@ -342,7 +331,7 @@ void embed_blocks_piece(const void* untyped, int64_t piece, Scratch&) {
         float* row = a.residual + t * a.size;
         for (int64_t step = 0; step < steps; ++step) {
             Block block;
-            Packed::get(panel + Meaning<Format>::BYTES + step * Packed::BYTES, found % PANEL, block);
+            Packed::get(panel + LEVELS_BYTES<Format> + step * Packed::BYTES, found % PANEL, block);
             to_dot_codes<Format>(block.codes);
             for (int i = 0; i < Format::ELEMENTS / SCALED; ++i) {
                 const Vec16 number =

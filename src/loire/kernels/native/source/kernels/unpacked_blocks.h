@@ -115,7 +115,7 @@ struct UnpackedChunk {
     alignas(64) char codes[IN_PLACE ? 64 : CHUNK_PARTS * UNPACKED_CODES];
 
     // The first `count` parts from a step on. Fetches what the passes will not of the next chunk.
-    INLINE void unpack(const Head& head, const char* packed, int64_t count) {
+    INLINE void unpack(Head head, const char* packed, int64_t count) {
         constexpr int64_t LEFT = PACKED_BYTES - CHUNK_PARTS * Kind::FETCHED_PER_PART;
         const char* rest = packed + 2 * PACKED_BYTES - LEFT;
         for (int64_t p = 0; p < count; ++p, rest += LEFT / CHUNK_PARTS) {
@@ -128,13 +128,13 @@ struct UnpackedChunk {
         }
     }
 
-    static INLINE void unpack_codes(const Head& head, const char* part, char* target) {
+    static INLINE void unpack_codes(Head head, const char* part, char* target) {
 #pragma GCC unroll 2
         for (int64_t output = 0; output < PANEL; output += 16)
 #pragma GCC unroll 8
             for (int word = 0; word < 8; ++word)
                 store_ints(target + word * UNPACKED_WORD + output * LANE,
-                           head.vector[output / 16].codes(part + output * LANE, word));
+                           head.codes(int(output / 16), part + output * LANE, word));
     }
 
     static INLINE void unpack_beside(const char* step, const char* part, Part& target) {

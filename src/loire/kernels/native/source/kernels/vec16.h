@@ -366,6 +366,22 @@ INLINE Int16 look_up(const int8_t (&table)[16], const Int16& indices) {
     return result;
 }
 
+// Two tables of 16 bytes, each for eight lanes: of each four there is one.
+INLINE Int16 two_tables(const char* source) {
+    Int16 result;
+#if defined(LOIRE_AVX512)
+    const __m512i two = _mm512_castsi256_si512(
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+    result.part[0] = (Ints)_mm512_shuffle_i64x2(two, two, 0b01010000);
+#elif defined(LOIRE_AVX2)
+    EACH_PART result.part[p] = (Ints)_mm256_broadcastsi128_si256(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + p * 16)));
+#else
+    EACH_PART __builtin_memcpy(&result.part[p], source + p / 2 * 16, sizeof(Ints));
+#endif
+    return result;
+}
+
 // The bytes of tables of 16, one for each four lanes, at indices, each a byte.
 INLINE Int16 look_up(const Int16& tables, const Int16& indices) {
     Int16 result;

@@ -11,7 +11,7 @@ from loire.base.errors import ConfigError
 from loire.kernels.native import calls
 
 LIBRARY_PATH = Path(__file__).parent / "libloire_native.so"
-INTERFACE_VERSION = 34
+INTERFACE_VERSION = 35
 """Of what the C functions do, to the bit; a library left over from another build has another."""
 
 Function = Callable[..., Any]

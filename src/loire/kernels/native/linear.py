@@ -216,9 +216,16 @@ def _padded_levels(part: Weight) -> Tensor | None:
     return F.pad(part.levels, (0, LEVELS - part.format.num_levels)).contiguous()
 
 
+def _with_tables(parts: list[Weight]) -> list[list[Weight]]:
+    """Parts that are stored alike, each by itself where together their rows do not lie so that
+    kernels can look up eight of them in one table."""
+    stored = [part for part in parts if isinstance(part, StoredTensor)]
+    return [parts] if share_levels(stored, 1) else [[part] for part in parts]
+
+
 def _packable(parts: Sequence[Weight], halves: int) -> Sequence[Weight]:
-    """The same, in eight bits where rows that have levels of their own do not lie so that kernels
-    can look up eight of them in one table: the same numbers, and the same results."""
+    """The same, in eight bits where not even the rows of one part lie so, as of heads that are put
+    in another order: the same numbers, times inputs in eight bits."""
     stored = [part for part in parts if isinstance(part, StoredTensor)]
     if share_levels(stored, halves):
         return parts
@@ -341,6 +348,8 @@ class NativeLinearKernels:
                 raise ValueError("a weight in blocks does not say what dtype its inputs have")
             dtype = numbers[0]
         groups = stored_alike(parts)
+        if gate is None:
+            groups = [some for group in groups for some in _with_tables(group)]
         if gate is not None and len(groups) > 1:
             raise ValueError("the halves of a gated weight must be stored alike")
         biases: Sequence[Tensor | None] = [None] * len(groups)

@@ -14,7 +14,7 @@
 using namespace loire;
 
 // Of what the functions do; layout.cpp says what they are given.
-LOIRE_EXPORT int loire_interface_version() { return 34; }
+LOIRE_EXPORT int loire_interface_version() { return 35; }
 
 LOIRE_EXPORT const char* loire_message() { return message.c_str(); }
 

@@ -253,7 +253,8 @@ def palette_header(name: str) -> tuple[dict[str, Any], bytes]:
 def palette_files(name: str) -> dict[str, Any]:
     """Its directory."""
     contents = samples.files(size=_WIDE)
-    matrices = [key for key, entry in samples.header(_WIDE)[0].items() if len(entry["shape"]) == 2]
+    head, _ = palette_header(name)
+    matrices = [key for key, entry in head.items() if entry.get("dtype") == "U8"]
     contents["config.json"] = {
         "model_type": "loire",
         "version": VERSION,

@@ -21,9 +21,11 @@ from loire.checkpoint import saved_description
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.formats import WeightFormat
 from loire.checkpoint.open import open_checkpoint
+from loire.checkpoint.weights import Slice
 from loire.cli.main import main
 from loire.kernels.block_formats import StoredTensor
 from loire.models.layer_loader import Tensors
+from loire.models.tensors import TensorReader
 from loire.quantize import run as run_module
 from loire.quantize.calibration import read_text
 from loire.quantize.layer_run import CalibrationRun
@@ -76,6 +78,19 @@ def test_the_result_runs_like_the_rounded_weights(made: tuple[Path, Report]) -> 
             answers.append(llm.generate(["Once upon a time"], params)[0].outputs[0].token_ids)
     assert answers[0] == answers[1]
     assert 3.0 < report.bits <= 4.0
+
+
+def test_levels_are_those_of_the_rows_that_are_read(made: tuple[Path, Report]) -> None:
+    """As of a rank, which has some of them."""
+    reader = TensorReader(open_checkpoint(made[0]).tensors)
+    assert made[1].level_rows
+    for name in made[1].level_rows:
+        whole = reader.read_blocks(name)
+        rows, inputs = whole.shape
+        part = Slice(((8, rows // 2), (rows - 8, rows)), (0, inputs), whole.shape)
+        wanted = torch.cat([whole.values()[8 : rows // 2], whole.values()[rows - 8 :]])
+        assert torch.equal(reader.read_blocks(name, part=part).values(), wanted)
+        assert torch.equal(reader.read(name, torch.float32, part=part), wanted)
 
 
 def test_the_directory_says_what_it_is(source: Path, made: tuple[Path, Report]) -> None:

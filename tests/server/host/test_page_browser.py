@@ -20,6 +20,27 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 REPLY = "Bonjour! **Nantes** is `on` the Loire."
 SHOWN = "Bonjour! Nantes is on the Loire."
+SLOW_END = """() => {
+  const real = window.fetch;
+  window.fetch = async (path, options) => {
+    const response = await real(path, options);
+    if (!String(path).endsWith("chat/completions")) return response;
+    const text = await response.text();
+    const end = text.lastIndexOf("data:", text.lastIndexOf('"usage":'));
+    const parts = [text.slice(0, end), text.slice(end)];
+    const pieces = parts.map((part) => new TextEncoder().encode(part));
+    const body = new ReadableStream({
+      async start(stream) {
+        stream.enqueue(pieces[0]);
+        await new Promise((go) => setTimeout(go, 100));
+        for (let i = 0; i < 3; ++i) await new Promise(requestAnimationFrame);
+        stream.enqueue(pieces[1]);
+        stream.close();
+      },
+    });
+    return new Response(body, { status: response.status, headers: response.headers });
+  };
+}"""
 FOCUSED = "document.activeElement.id || document.activeElement.innerText"
 
 
@@ -83,6 +104,12 @@ def test_a_turn_of_chat(page: Page, engine: FakeEngine) -> None:
     expect(answers(page)).to_have_text([SHOWN, SHOWN])
     prompt = sent(engine)
     assert prompt.index("Hello") < prompt.index(REPLY) < prompt.index("And now?")
+
+
+def test_figures_may_come_some_frames_after_the_last_token(page: Page) -> None:
+    page.evaluate(SLOW_END)
+    say(page, "Hello")
+    expect(stats(page)).to_have_text(re.compile(r"\d+ tokens.*first after \d+ ms"))
 
 
 def test_regenerate_and_edit_replace_what_follows(page: Page, engine: FakeEngine) -> None:

@@ -32,6 +32,7 @@ export async function receive(message, body, signal, onNews) {
   let first = null;
   let last = null;
   let usage = null;
+  let finish = null;  // the message's own when its figures are there: it is drawn as ended once
   try {
     for await (const chunk of streamChat(body, signal)) {
       usage = chunk.usage ?? usage;
@@ -44,19 +45,20 @@ export async function receive(message, body, signal, onNews) {
       }
       message.content += content ?? "";
       if (reasoning) message.reasoning = (message.reasoning ?? "") + reasoning;
-      message.finish = choice.finish_reason ?? message.finish;
+      finish = choice.finish_reason ?? finish;
       onNews();
     }
-    if (!message.finish) throw new ServerError(0, "The answer broke off before its end.");
+    if (finish === null) throw new ServerError(0, "The answer broke off before its end.");
   } catch (error) {
     if (error.name === "AbortError") {
-      message.finish = "stopped";
+      finish = "stopped";
     } else if (error instanceof ServerError) {
       message.error = { status: error.status, text: error.explanation };
     } else {
       throw error;
     }
   } finally {
+    if (finish !== null) message.finish = finish;
     message.stats = measured(asked, first, last, usage);
   }
 }

@@ -99,6 +99,28 @@ def _common_name(name: str, family: GGUFFamily, path: str) -> tuple[str, str | N
     return match[2], f"model.layers.{match[1]}.{common}"
 
 
+def in_file(info: TensorInfo, description: ModelDescription) -> TensorInfo:
+    """A tensor by the name that it has in files of the description's architecture, and with the
+    order of rows there (interleaved_heads): what tensors() takes back.
+
+    Raises UnsupportedModelError where they have no place for it.
+    """
+    family = BY_ARCHITECTURE[description.architecture]
+    top = {common: name for name, common in {**TOP, **family.top_names}.items()}
+    parts = {common: part for part, common in {**PARTS, **family.names}.items()}
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", info.name)
+    part = None if match is None else parts.get(match[2])
+    if match is not None and part is not None:
+        name = f"blk.{match[1]}.{part}.{match[3]}"
+        return replace(family.adjusted(info, part, description), name=name)
+    if info.name not in top:
+        raise UnsupportedModelError(
+            f"{info.path}: GGUF files of {description.architecture} have no place for the tensor "
+            f"{info.name!r}"
+        )
+    return replace(info, name=top[info.name])
+
+
 def end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """Tokens that end an answer: those that the metadata says, and those of known names."""
     ids = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]

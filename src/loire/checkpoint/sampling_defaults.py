@@ -49,6 +49,15 @@ def from_gguf(metadata: Mapping[str, Any], path: Path) -> SamplingDefaults:
     return SamplingDefaults()
 
 
+def for_gguf(defaults: SamplingDefaults) -> dict[str, float]:
+    """Metadata that from_gguf() reads; float but for whole numbers of tokens, as GGUF has it."""
+    return {
+        _GGUF_KEYS[name]: int(value) if name == "top_k" else float(value)
+        for name, value in defaults.values.items()
+        if name in _GGUF_KEYS
+    }
+
+
 def _checked(fields: Fields, keys: Mapping[str, str]) -> dict[str, float]:
     numbers = {
         "temperature": fields.optional_number(keys["temperature"], low=0.0, high=100.0),

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("safetensors", "gguf"),
         help="gguf: a file of GGUF's standard types, which llama.cpp runs too; of models that came "
-        "as one [by --out]",
+        "as one, and of dense Llama, Qwen2, Qwen3 and Gemma 3 [by --out]",
     )
     parser.add_argument(
         "--calibration",

@@ -22,7 +22,7 @@ from loire.checkpoint.formats import LEVEL_ROWS
 from loire.kernels.block_formats import StoredTensor
 from loire.quantize.allocation import Candidate, FormatCost, allocate
 from loire.quantize.calibration import cut, num_calibrated
-from loire.quantize.gguf import check_source, write_gguf
+from loire.quantize.gguf import GGUFOutput
 from loire.quantize.layer_run import CalibrationRun, Moments
 from loire.quantize.levels import LEVELS, STANDARD_LEVELS, Levels
 from loire.quantize.rounding import round_with_feedback
@@ -34,6 +34,8 @@ from loire.text.tokenizer import Tokenizer
 MEASURED_TEXTS = 2
 MEASURED_TOKENS = 128
 """Of each: for every weight a model is computed."""
+TRIED_CHARACTERS = 20_000
+"""Of the text, on which the vocabulary of a GGUF file is tried."""
 LEAST_BITS, MOST_BITS = 2.25, 8.5
 BY_NAME: Mapping[str, Levels] = {levels.name: levels for levels in (*LEVELS, *STANDARD_LEVELS)}
 FileFormat = Literal["safetensors", "gguf"]
@@ -90,8 +92,9 @@ def quantize(
     Raises ConfigError if out exists, bits are out of range or something cannot be written,
     UnsupportedModelError for a model that it is not made for.
     """
+    as_gguf = None
     if file_format == "gguf":
-        check_source(checkpoint)
+        as_gguf = GGUFOutput.of(checkpoint, tokenizer, text[:TRIED_CHARACTERS])
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise ConfigError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, but are {bits}")
     given = cut(tokenizer, text, checkpoint.description.max_positions)
@@ -116,9 +119,9 @@ def quantize(
     rounding.run(lambda share: progress("rounding", share))
     report = rounding.report(lambda share: progress("checking", share))
     with writing(out):
-        if file_format == "gguf":
+        if as_gguf is not None:
             whole = work.path / "model.gguf"
-            write_gguf(rounding.pieces(), whole, checkpoint, report.summary())
+            as_gguf.write(rounding.pieces(), whole, report.summary())
             whole.replace(out)
             shutil.rmtree(work.path)
         else:

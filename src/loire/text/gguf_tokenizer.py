@@ -33,7 +33,7 @@ def build_from_gguf(metadata: Mapping[str, Any]) -> RustTokenizer:
         how = _pre_tokenizer(metadata)
         rust, begins = _byte_level_bpe(metadata, tokens, how), how.begins
     elif kind == "llama":
-        merges = _merges_from_scores(metadata, tokens)
+        merges = merges_from_scores(metadata, tokens)
         rust = _sentencepiece(metadata, tokens, merges, add_space=True)
     elif kind == "gemma4":
         rust = _sentencepiece(metadata, tokens, _given_merges(metadata), add_space=False)
@@ -129,9 +129,7 @@ def _sentencepiece(
     return rust
 
 
-def _merges_from_scores(
-    metadata: Mapping[str, Any], tokens: Sequence[str]
-) -> list[tuple[str, str]]:
+def merges_from_scores(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, the best-scored piece first.
 
     SentencePiece's BPE always merges the neighbours whose union scores highest.

@@ -7,7 +7,7 @@ where these are known, else llama.cpp's (llama-vocab.cpp). They are Oniguruma's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -224,3 +224,12 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     name: kind for names, kind in _KINDS for name in names.split()
 }
 """By tokenizer.ggml.pre."""
+
+
+def name_of(how: PreTokenizer) -> str | None:
+    """The first name of what goes about a text in that way, wherever it begins; None: there is
+    none."""
+    for name, kind in PRE_TOKENIZERS.items():
+        if replace(kind, begins=how.begins) == how:
+            return name
+    return None

@@ -121,11 +121,13 @@ def test_a_file_is_made_of_a_directory(family: str, tmp_path: Path) -> None:
         config: Any = LlamaConfig(**SETTINGS, rope_parameters=rope, tie_word_embeddings=False)
         LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
     elif family == "qwen3":
-        Qwen3ForCausalLM(Qwen3Config(**SETTINGS, head_dim=32)).save_pretrained(tmp_path / "source")
+        rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+        config = Qwen3Config(**SETTINGS, head_dim=32, rope_parameters=rope)
+        Qwen3ForCausalLM(config).save_pretrained(tmp_path / "source")
     else:
-        own = {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16,
-               "sliding_window": 8, "vocab_size": 320, "bos_token_id": 2, "eos_token_id": 1}  # fmt: skip
-        gemma = Gemma3ForCausalLM(Gemma3TextConfig(**{**SETTINGS, **own}))
+        sizes = {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16}
+        own = {"sliding_window": 8, "vocab_size": 320, "bos_token_id": 2, "eos_token_id": 1}
+        gemma = Gemma3ForCausalLM(Gemma3TextConfig(**{**SETTINGS, **sizes, **own}))
         for name, weight in gemma.named_parameters():
             if "norm" in name:
                 torch.nn.init.normal_(weight, std=0.2)
@@ -134,11 +136,14 @@ def test_a_file_is_made_of_a_directory(family: str, tmp_path: Path) -> None:
         save_piece_tokenizer(tmp_path / "source")
     else:
         save_merging_tokenizer(tmp_path / "source", begins=family == "llama")
+    recommended = {"temperature": 0.5, "top_k": 20}
+    (tmp_path / "source" / "generation_config.json").write_text(json.dumps(recommended))
     source = open_checkpoint(tmp_path / "source")
     tokenizer = checkpoint_tokenizer(source)
     as_file, as_directory = both(source, tokenizer, tmp_path)
     assert_same_weights(as_file, as_directory)
     assert as_file.chat_template == source.chat_template
+    assert as_file.sampling_defaults.values == recommended
     again = checkpoint_tokenizer(as_file)
     text = read_text(None)[3000:6000] + "<|im_end|>\n"
     assert again.encode(text) == tokenizer.encode(text)

@@ -63,7 +63,7 @@ class GGUFOutput:
         if checkpoint.path.is_file() and is_gguf(checkpoint.path):
             return cls(checkpoint, None, {})
         head = made_head(checkpoint)
-        return cls(checkpoint, head, made_vocabulary(checkpoint, tokenizer, [text]))
+        return cls(checkpoint, head, made_vocabulary(checkpoint, tokenizer, text))
 
     def write(
         self,

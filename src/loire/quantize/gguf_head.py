@@ -99,7 +99,7 @@ def _settings(description: ModelDescription) -> dict[str, Any]:
     assert isinstance(mlp, GatedMLPDescription)
     found = {
         "block_count": description.num_layers,
-        "context_length": description.usual_positions or description.max_positions,
+        "context_length": _context_length(description, attention.rope),
         "embedding_length": description.hidden_size,
         "feed_forward_length": mlp.intermediate_size,
         "vocab_size": description.vocab_size,
@@ -118,6 +118,12 @@ def _settings(description: ModelDescription) -> dict[str, Any]:
         found["attention.sliding_window"] = local.window
         found["rope.freq_base_swa"] = local.rope.theta
     return found
+
+
+def _context_length(description: ModelDescription, rope: RopeDescription) -> int:
+    """YaRN's window is told before stretching, a linear one after it (gguf_fields.common)."""
+    usual = description.usual_positions if rope.scaling == "yarn" else None
+    return usual or description.max_positions
 
 
 def _scaling(rope: RopeDescription) -> dict[str, Any]:
@@ -149,19 +155,22 @@ def _divisors(description: ModelDescription) -> tuple[float, ...]:
 def _as_read(
     description: ModelDescription, read: ModelDescription, has_divisors: bool
 ) -> ModelDescription:
-    """What the reader should find without the vocabulary, the tensor of divisors and the weights of
-    norms, to which what the model adds to them is added."""
+    """What the reader should find, without the vocabulary and the tensor of divisors. What the
+    model adds to the weights of norms is in them; which window is the usual one is nowhere."""
 
     def layer(given: LayerDescription) -> LayerDescription:
         mixer = given.mixer
-        if not has_divisors or not isinstance(mixer, AttentionDescription):
-            return given
-        return replace(given, mixer=replace(mixer, rope=plain_rope(mixer.rope)))
+        assert isinstance(mixer, AttentionDescription)
+        rope = plain_rope(mixer.rope) if has_divisors else mixer.rope
+        if rope.scaling == "linear":
+            rope = replace(rope, original_max_positions=0)
+        return replace(given, mixer=replace(mixer, rope=rope))
 
     return replace(
         description,
         layers=tuple(map(layer, description.layers)),
         norm_offset=0.0,
+        usual_positions=read.usual_positions,
         dtype=read.dtype,
         bos_token_id=read.bos_token_id,
         eos_token_ids=read.eos_token_ids,

@@ -31,10 +31,8 @@ _OTHER_IDS = {"unk_token": "unknown", "pad_token": "padding"}
 _END_KEYS = ("eos", "eot", "eom")
 
 
-def made_vocabulary(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, texts: Sequence[str]
-) -> dict[str, Any]:
-    """Keys and values. texts: what it is tried on.
+def made_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+    """Keys and values. text: what it is tried on.
 
     Raises UnsupportedModelError for a tokenizer that such a file cannot say.
     """
@@ -61,7 +59,7 @@ def made_vocabulary(
         **_ends(checkpoint, tokenizer),
         **_templates(checkpoint.chat_template),
     }
-    _try(checkpoint, tokenizer, found, (*_PROBES, *texts))
+    _try(checkpoint, tokenizer, found, (*_PROBES, text))
     return found
 
 
@@ -205,12 +203,10 @@ def _templates(given: str | Mapping[str, str] | None) -> dict[str, Any]:
         return {}
     if isinstance(given, str):
         return {"tokenizer.chat_template": given}
-    others = {name: text for name, text in given.items() if name != "default"}
-    return {
-        "tokenizer.chat_template": given["default"],
-        "tokenizer.chat_templates": [*others],
-        **{f"tokenizer.chat_template.{name}": text for name, text in others.items()},
-    }
+    others = [name for name in given if name != "default"]
+    keys = {"default": "tokenizer.chat_template"}
+    keys |= {name: f"tokenizer.chat_template.{name}" for name in others}
+    return {"tokenizer.chat_templates": others} | {keys[name]: x for name, x in given.items()}
 
 
 def _try(

@@ -91,15 +91,16 @@ def test_the_file_has_the_weights_in_standard_types(tmp_path: Path) -> None:
 def test_experts_are_put_together_again(tmp_path: Path) -> None:
     """And with eight bits for every weight the file has what a directory has."""
     rng = np.random.default_rng(1)
-    shapes = {gguf_name(name): tensor.shape for name, tensor in llama_tensors(CONFIG).items()}
-    for layer in range(CONFIG["num_hidden_layers"]):
-        shapes[f"blk.{layer}.ffn_gate_inp.weight"] = (4, 256)
+    config = CONFIG | {"hidden_size": 64, "intermediate_size": 96}
+    shapes = {gguf_name(name): tensor.shape for name, tensor in llama_tensors(config).items()}
+    for layer in range(config["num_hidden_layers"]):
+        shapes[f"blk.{layer}.ffn_gate_inp.weight"] = (4, 64)
         for part in ("gate", "up", "down"):
             shape = shapes.pop(f"blk.{layer}.ffn_{part}.weight")
             shapes[f"blk.{layer}.ffn_{part}_exps.weight"] = (4, *shape)
     tensors = {name: rng.normal(size=shape).astype("<f4") / 8 for name, shape in shapes.items()}
     keys = {"llama.expert_count": 4, "llama.expert_used_count": 2}
-    source = write_gguf(tmp_path / "in.gguf", config=CONFIG, tensors=tensors, extra=keys)
+    source = write_gguf(tmp_path / "in.gguf", config=config, tensors=tensors, extra=keys)
     save_tokenizer(tmp_path)
     tokenizer = load_tokenizer(TokenizerSource(tokenizer_json=tmp_path / "tokenizer.json"))
     as_file, as_directory = both(open_checkpoint(source), tokenizer, tmp_path)

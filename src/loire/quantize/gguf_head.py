@@ -49,7 +49,8 @@ def made_head(checkpoint: Checkpoint) -> Head:
     _check_kind(checkpoint)
     present = checkpoint.tensors
     names = [n for weight in each(description.weights()) for n in weight.stored_names(present)]
-    tensors = {name: in_file(present[name], description) for name in names}
+    # (What is missing is told when it is read.)
+    tensors = {name: in_file(present[name], description) for name in names if name in present}
     metadata = {
         "general.architecture": description.architecture,
         "general.name": name_of(checkpoint.path),

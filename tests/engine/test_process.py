@@ -147,10 +147,15 @@ def test_a_killed_engine_goes_on_with_the_same_text(tiny_llama: Path) -> None:
         async with engine(tiny_llama) as supervised:
             readers = [Reader(supervised, p, params) for p in PROMPTS[:4] for params in parameters]
             for _ in range(2):
-                await readers[0].begun.wait()
-                readers[0].begun.clear()
+                begun = asyncio.create_task(readers[0].begun.wait())
+                await asyncio.wait({begun, readers[0].task}, return_when="FIRST_COMPLETED")
+                begun.cancel()
                 kill(supervised)
                 while supervised.link.is_ready:
+                    await asyncio.sleep(0.01)
+                # What the dead one had sent may be read yet: the next to be killed is the new one.
+                readers[0].begun.clear()
+                while not supervised.link.is_ready:
                     await asyncio.sleep(0.01)
             await asyncio.gather(*(reader.task for reader in readers))
             assert supervised.link.num_restarts == 2

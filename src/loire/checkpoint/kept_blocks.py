@@ -1,10 +1,12 @@
-"""Which weights stay in the blocks of their files: loading and planning go by the same rule."""
+"""Which weights stay in the blocks of their files, and which are rounded: loading and planning go
+by the same rules."""
 
 from collections.abc import Callable, Collection, Sequence
 
+from loire.base.config import Quantization
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.formats import WeightFormat
-from loire.checkpoint.weights import Matrix
+from loire.checkpoint.weights import Matrix, Role
 
 
 def stays_as_stored(
@@ -21,6 +23,24 @@ def stays_as_stored(
     in_blocks = any(fmt.block_elements > 1 for fmt in formats)
     halves_alike = not weight.gated or len(set(formats)) == 1
     return in_blocks and halves_alike and _keeps_order(weight, stored) and keeps(formats)
+
+
+def rounded_to(
+    weight: Matrix,
+    stored: Sequence[TensorInfo],
+    quantization: Quantization,
+    role: Role | None = None,
+) -> Quantization | None:
+    """What a matrix is rounded to where quantization is asked for: nothing that is quantized is
+    rounded a second time, even where it is expanded, and nothing that rows are looked up in.
+
+    stored: its parts. role: other than its own.
+    """
+    role = role or weight.role
+    if role in ("router", "embedding") or any(info.is_quantized for info in stored):
+        return None
+    # The distribution over tokens is what quantization hurts most: 8 bits at least.
+    return "int8" if role == "head" else quantization
 
 
 def _keeps_order(weight: Matrix, stored: Sequence[TensorInfo]) -> bool:

@@ -24,7 +24,7 @@ def held_in_words(
     found: Counter[str] = Counter()
     for weight in matrices:
         kept = reader.stays_as_stored(weight)
-        rounding = None if weight.role == "embedding" else reader.rounding(weight)
+        rounding = reader.rounding(weight)
         for name in weight.stored_weights(tensors):
             found[_way(tensors[name], kept, rounding, dtype)] += tensors[name].num_elements
     total = max(found.total(), 1)

@@ -10,7 +10,7 @@ from loire.base.config import Quantization, WeightQuantization
 from loire.base.errors import CheckpointError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.feed_forward import Activation
-from loire.checkpoint.kept_blocks import stays_as_stored
+from loire.checkpoint.kept_blocks import rounded_to, stays_as_stored
 from loire.checkpoint.mixers import RopeDescription
 from loire.checkpoint.weights import Filters, Matrix, Role, Vector
 from loire.checkpoint.weights import Weight as WeightDescription
@@ -100,15 +100,11 @@ class WeightReader:
         return stays_as_stored(weight, stored, lambda formats: keeps(formats, self.dtype))
 
     def rounding(self, weight: Matrix, role: Role | None = None) -> Quantization | None:
-        """What a matrix is rounded to, or in another role: nothing that is quantized is rounded
-        a second time, even where it is expanded."""
-        role = role or weight.role
-        if self.quantization not in ("int8", "int4") or role == "router":
+        """What a matrix is rounded to, or in another role (rounded_to())."""
+        if self.quantization not in ("int8", "int4"):
             return None
-        if any(self._tensors[name].is_quantized for name in weight.stored_weights(self._tensors)):
-            return None
-        # The distribution over tokens is what quantization hurts most: 8 bits at least.
-        return "int8" if role == "head" else self.quantization
+        stored = [self._tensors[name] for name in weight.stored_weights(self._tensors)]
+        return rounded_to(weight, stored, self.quantization, role)
 
     def linear(
         self,

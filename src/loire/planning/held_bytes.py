@@ -3,11 +3,13 @@ the number of bits that is asked for, or rounded as the engine's `--quantization
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
+from loire.base.config import Quantization
 from loire.base.errors import ConfigError
 from loire.checkpoint.checkpoint import TensorInfo
 from loire.checkpoint.formats import BF16, F16, F32, FORMATS, WeightFormat, kept_bytes
-from loire.checkpoint.kept_blocks import stays_as_stored
+from loire.checkpoint.kept_blocks import rounded_to, stays_as_stored
 from loire.checkpoint.weights import Matrix, Role, Vector, Weight
 
 DTYPES: dict[str, WeightFormat] = {"bfloat16": BF16, "float16": F16, "float32": F32}
@@ -41,7 +43,9 @@ def held_bytes(
     if bits is not None:
         return sum(math.ceil(tensor.num_elements * bits / 8) for tensor in tensors)
     if quantization is not None and quantization in ROUNDED:
-        rounding = _rounding(weight, tensors, quantization, role)
+        asked, rounding = cast(Quantization, quantization), None
+        if isinstance(weight, Matrix):
+            rounding = rounded_to(weight, tensors, asked, role)
         if rounding is not None:
             return sum(_rounded_bytes(tensor, dtype, rounding) for tensor in tensors)
         quantization = None
@@ -50,18 +54,6 @@ def held_bytes(
         stored = [tensor for tensor in tensors if len(tensor.shape) > 1]  # without the bias
         in_blocks = stays_as_stored(weight, stored)
     return sum(_bytes_as(tensor, dtype, quantization, in_blocks) for tensor in tensors)
-
-
-def _rounding(
-    weight: Weight, tensors: Sequence[TensorInfo], quantization: str, role: Role | None
-) -> str | None:
-    """What a weight is rounded to, as WeightReader.rounding() decides."""
-    if not isinstance(weight, Matrix) or any(tensor.is_quantized for tensor in tensors):
-        return None
-    role = role or weight.role
-    if role in ("router", "embedding"):
-        return None
-    return "int8" if role == "head" else quantization
 
 
 def _rounded_bytes(tensor: TensorInfo, dtype: str, rounding: str) -> int:

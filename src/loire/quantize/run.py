@@ -92,11 +92,11 @@ def quantize(
     Raises ConfigError if out exists, bits are out of range or something cannot be written,
     UnsupportedModelError for a model that it is not made for.
     """
-    as_gguf = None
-    if file_format == "gguf":
-        as_gguf = GGUFOutput.of(checkpoint, tokenizer, text[:TRIED_CHARACTERS])
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise ConfigError(f"bits must be from {LEAST_BITS} to {MOST_BITS}, but are {bits}")
+    as_gguf = None
+    if file_format == "gguf":  # seconds, where a large vocabulary is made
+        as_gguf = GGUFOutput.of(checkpoint, tokenizer, text[:TRIED_CHARACTERS])
     given = cut(tokenizer, text, checkpoint.description.max_positions)
     known = num_calibrated(len(given))
     work = _Work(
